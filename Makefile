@@ -1,0 +1,32 @@
+# The commands of this repository. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+
+help:  ## list these commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+train: .venv/installed  ## train the default model, a few minutes on a CPU; ARGS="attention=strided seed=2" for another
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/installed  ## run the tests; ARGS="-k layout" for some of them
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed  ## check style, spelling and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	PYTHONPATH=. $(BIN)/lint-imports
+
+format: .venv/installed  ## fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Farsight needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
