@@ -1,0 +1,8 @@
+"""Sparse attention: pattern -> layout -> attention, on every backend. Knows nothing of models, data or training."""
+
+from kernels import patterns
+from kernels.attention import attention, merge
+from kernels.axis import Axis
+from kernels.layout import BlockLayout, build_layout
+
+__all__ = ["Axis", "BlockLayout", "attention", "build_layout", "merge", "patterns"]

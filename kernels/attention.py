@@ -1,0 +1,198 @@
+"""The two public operations: `attention()` under a layout, and `merge()` of attention over disjoint sets of keys.
+
+    layout = build_layout(patterns.Window(1024), Axis.tokens(length))
+    out = attention(q, k, v, layout)
+
+Under `attention()` lie two `torch.library` operators, forward and backward, whose arguments are flat tensors and
+scalars: to torch.compile, activation checkpointing and FSDP, attention is one opaque operation whatever the pattern or
+the backend.
+"""
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kernels.backends import reference
+from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
+from kernels.layout import BlockLayout
+
+BACKENDS = {"blocked": "kernels.backends.blocked"}
+"""Backend name -> the module that implements it (see kernels/backends/__init__.py). `reference` stands outside: it is
+dense."""
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    *,
+    scale: float | None = None,
+    sink_logits: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention over the pairs that `layout` makes visible; differentiable in every tensor argument.
+
+    q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
+    kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
+    multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` are one further score a head that takes
+    weight and gives no value (gpt-oss). `backend`: "auto", "reference" or one of BACKENDS.
+
+    Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
+    (the sink's included) `[batch, heads, queries]`, float32 (float64 for float64 inputs), through which gradients flow
+    too. A query that sees no key gets 0 and -inf. Raises ValueError, naming what is possible, where shapes, dtypes,
+    layout or backend don't fit.
+    """
+    _check_shapes(q, k, v, layout, sink_logits)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    chosen = choose_backend(q, k, v, layout, backend)
+    if chosen == "reference":
+        out, lse = reference.attention(q, k, v, layout, scale)
+    else:
+        sizes = (layout.queries, layout.keys, layout.block)
+        out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, chosen)
+    if sink_logits is not None:
+        total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[:, None])
+        out, lse = out * (lse - total).exp()[..., None].to(out.dtype), total
+    return (out, lse) if return_lse else out
+
+
+def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One softmax over the union of disjoint key sets, from the (out, lse) of each.
+
+    out `[..., head_dim]`, lse `[...]`; exact: with LSE = logsumexp(lse_i), out = sum of out_i * exp(lse_i - LSE) (the
+    combination step of FlashAttention, Dao et al. 2022). A part whose lse is -inf has no weight; where all are, the
+    result is 0 and -inf.
+    """
+    if not parts:
+        raise ValueError("merge() of nothing: it needs at least one (out, lse)")
+    lses = torch.stack([lse for _, lse in parts])
+    highest = lses.detach().amax(0)
+    highest = torch.where(highest == -torch.inf, 0.0, highest)
+    weights = (lses - highest).exp()
+    total = weights.sum(0)
+    seen = total > 0
+    total = torch.where(seen, total, 1.0)
+    out = sum(out * (weight / total)[..., None].to(out.dtype) for (out, _), weight in zip(parts, weights, strict=True))
+    return out, torch.where(seen, total.log() + highest, -torch.inf)
+
+
+def choose_backend(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> str:
+    """The backend that serves this call. A backend named outright is taken or refused (ValueError), never exchanged."""
+    if backend == "auto":
+        return "blocked"
+    if backend == "reference":
+        return backend
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: must be one of auto, reference, {', '.join(BACKENDS)}")
+    reason = _module(backend).unsupported(q, k, v, layout)
+    if reason:
+        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}")
+    return backend
+
+
+def _module(backend: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[backend])
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, sink_logits: Tensor | None) -> None:
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ValueError(message)
+
+    require(
+        q.dim() == k.dim() == v.dim() == 4, f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions: must be 4 each"
+    )
+    batch, heads, queries, head_dim = q.shape
+    kv_heads, keys = k.shape[1:3]
+    require(k.shape == v.shape, f"k {tuple(k.shape)} and v {tuple(v.shape)}: must have one shape")
+    require(k.shape[0] == batch, f"k has batch {k.shape[0]}: must be q's, {batch}")
+    require(k.shape[3] == head_dim, f"k has head_dim {k.shape[3]}: must be q's, {head_dim}")
+    require(heads % kv_heads == 0, f"q has {heads} heads: must be a multiple of the {kv_heads} KV heads")
+    require(q.dtype == k.dtype == v.dtype, f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: must have one dtype")
+    require(q.is_floating_point(), f"q is {q.dtype}: must be floating point")
+    require(q.device == layout.device, f"q is on {q.device}, the layout on {layout.device}: must be on one device")
+    require(layout.queries == queries, f"q has {queries} queries: the layout is for {layout.queries}")
+    require(layout.keys == keys, f"k has {keys} keys: the layout is for {layout.keys}")
+    require(layout.batch in (1, batch), f"the layout has batch {layout.batch}: must be 1 or q's, {batch}")
+    require(layout.heads in (1, kv_heads), f"the layout has {layout.heads} heads: must be 1 or k's, {kv_heads}")
+    if sink_logits is not None:
+        require(sink_logits.shape == (heads,), f"sink_logits {tuple(sink_logits.shape)}: must be [{heads}]")
+
+
+@torch.library.custom_op("farsight::attention", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: list[Tensor],
+    queries: int,
+    keys: int,
+    block: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block), scale)
+
+
+@_forward.register_fake
+def _(q, k, v, layout, queries, keys, block, scale, backend):
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=lse_dtype)
+
+
+@torch.library.custom_op("farsight::attention_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: list[Tensor],
+    queries: int,
+    keys: int,
+    block: int,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = BlockLayout.from_tensors(layout, queries, keys, block)
+    return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
+
+
+@_backward.register_fake
+def _(grad_out, grad_lse, q, k, v, out, lse, layout, queries, keys, block, scale, backend):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, layout, *ctx.scalars = inputs
+    ctx.save_for_backward(q, k, v, *output, *layout)
+
+
+def _autograd(ctx, grad_out: Tensor, grad_lse: Tensor):
+    q, k, v, out, lse, *layout = ctx.saved_tensors
+    grads = torch.ops.farsight.attention_backward(grad_out, grad_lse, q, k, v, out, lse, layout, *ctx.scalars)
+    return *grads, [None] * len(layout), *[None] * len(ctx.scalars)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.farsight.attention, get_raw=True)
+def _forward_flops(q, k, v, layout, *args, out_val=None, **kwargs) -> int:
+    pairs = layout[-1]
+    return (
+        FORWARD_FLOPS * q.shape[-1] * int(pairs.sum()) * (q.shape[0] // pairs.shape[0]) * (q.shape[1] // pairs.shape[1])
+    )
+
+
+@register_flop_formula(torch.ops.farsight.attention_backward, get_raw=True)
+def _backward_flops(grad_out, grad_lse, q, k, v, out, lse, layout, *args, out_val=None, **kwargs) -> int:
+    return _forward_flops(q, k, v, layout) * BACKWARD_FLOPS // FORWARD_FLOPS

@@ -1,0 +1,163 @@
+"""Sparse attention in plain PyTorch: gathers just the tiles that the layout names. This is what trains on a CPU.
+
+Rows (blocks of queries) with equally many tiles are stacked, so that a whole stack is one batched matrix product; the
+heads of a GQA group share their K/V and are stacked into one tall block of queries. Stacks are cut so that the scores
+of a piece stay in the processor's cache. Time and memory are O(tiles), forward and backward; gradients are
+deterministic on a CPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.layout import BlockLayout
+
+SCORES_AT_ONCE = 1 << 20
+"""Scores in one piece: 4 MB in float32, which a current CPU's cache holds."""
+
+
+def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
+    """Serves every device and floating dtype; computes in float32 (float64 for float64 inputs)."""
+    return None if q.is_floating_point() else f"dtype {q.dtype}: it takes floating-point tensors"
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> tuple[Tensor, Tensor]:
+    blocks = _Blocked(q, k, v, layout, scale)
+    out = torch.zeros_like(blocks.query)
+    lse = blocks.query.new_full(blocks.query.shape[:-1], -torch.inf)
+    for piece in blocks.pieces():
+        scores = blocks.scores(piece)
+        highest = scores.amax(-1, keepdim=True)
+        highest = torch.where(highest == -torch.inf, 0.0, highest)  # a row that sees nothing: exp(-inf - 0) = 0
+        weights = scores.sub_(highest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        out[piece.items] = torch.bmm(weights, blocks.gather(blocks.value, piece)).div_(
+            torch.where(total > 0, total, 1.0)
+        )
+        lse[piece.items] = (highest + total.log()).squeeze(-1)
+    return torch.empty_like(q).copy_(blocks.unstack(out)), blocks.unstack(lse[..., None])[..., 0].contiguous()
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: BlockLayout,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The usual recomputation (Dao et al. 2022): dS = P * (dO V^T - rowsum(dO * O) + dLSE)."""
+    blocks = _Blocked(q, k, v, layout, scale)
+    grad_out = grad_out.to(blocks.dtype)
+    delta = (grad_out * out).sum(-1, keepdim=True) - grad_lse[..., None]
+    delta, grad_out = blocks.stack(delta), blocks.stack(grad_out)
+    lse = blocks.stack(torch.where(lse == -torch.inf, 0.0, lse).to(blocks.dtype)[..., None])
+    grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (blocks.query, blocks.key, blocks.value))
+    for piece in blocks.pieces():
+        query, key, value = (
+            blocks.query[piece.items],
+            blocks.gather(blocks.key, piece),
+            blocks.gather(blocks.value, piece),
+        )
+        piece_grad = grad_out[piece.items]
+        weights = blocks.scores(piece).sub_(lse[piece.items]).exp_()
+        blocks.scatter(grad_value, piece, torch.bmm(weights.mT, piece_grad))
+        grad_scores = torch.bmm(piece_grad, value.mT).sub_(delta[piece.items]).mul_(weights)
+        grad_query[piece.items] = torch.bmm(grad_scores, key)
+        blocks.scatter(grad_key, piece, torch.bmm(grad_scores.mT, query))
+    grad_query = blocks.unstack(grad_query.mul_(scale))
+    return (
+        torch.empty_like(q).copy_(grad_query),
+        torch.empty_like(k).copy_(blocks.unblock(grad_key, k)),
+        torch.empty_like(v).copy_(blocks.unblock(grad_value, v)),
+    )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Items (a block of queries of one KV head each) with equally many tiles, the first `partial` of which have
+    masks."""
+
+    items: Tensor  # int64 [items]
+    key_blocks: Tensor  # int64 [items, tiles]: into the stacked key blocks
+    tiles: Tensor  # int64 [items, partial]: into the mask table
+    partial: int
+
+
+class _Blocked:
+    """q, k, v cut in the layout's blocks and stacked: `query [items, group * block, head_dim]`, already scaled, and
+    `key`, `value`
+    `[batch * kv_heads * key blocks, block, head_dim]`. Item = (batch, KV head, row of blocks), row fastest."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> None:
+        self.layout, self.block = layout, layout.block
+        self.dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        self.batch, self.heads, self.queries, _ = q.shape
+        self.kv_heads = k.shape[1]
+        self.group = self.heads // self.kv_heads
+        self.rows, self.columns = -(-self.queries // self.block), -(-k.shape[2] // self.block)
+        self.query = self.stack(q.to(self.dtype) * scale)
+        self.key, self.value = (
+            self._cut(k).reshape(-1, self.block, k.shape[-1]),
+            self._cut(v).reshape(-1, self.block, v.shape[-1]),
+        )
+        self.masks = ~layout.tile_masks()
+
+    def pieces(self) -> Iterator[_Piece]:
+        rows, lines = self.layout.rows, (self.batch, self.kv_heads, self.rows)
+        start, count, partial = (t.expand(lines).flatten().long() for t in (rows.start, rows.count, rows.partial))
+        base = (torch.arange(len(count), device=count.device) // self.rows) * self.columns
+        order = torch.argsort(count * (self.columns + 1) + partial, stable=True)
+        kinds, sizes = torch.unique_consecutive(torch.stack([count, partial])[:, order], dim=1, return_counts=True)
+        first = 0
+        for (tiles, masked), size in zip(kinds.T.tolist(), sizes.tolist(), strict=True):
+            stack, first = order[first : first + size], first + size
+            if tiles == 0:
+                continue
+            at_once = max(1, SCORES_AT_ONCE // (self.group * self.block**2 * tiles))
+            for items in stack.split(at_once):
+                entries = start[items][:, None] + torch.arange(tiles, device=items.device)
+                key_blocks = rows.blocks[entries] + base[items][:, None]
+                yield _Piece(items, key_blocks, rows.tiles[entries[:, :masked]].long(), masked)
+
+    def scores(self, piece: _Piece) -> Tensor:
+        """Scaled scores `[items, group * block, tiles * block]`, -inf where the layout hides the pair."""
+        scores = torch.bmm(self.query[piece.items], self.gather(self.key, piece).mT)
+        if piece.partial:
+            hidden = self.masks[piece.tiles].transpose(1, 2)  # [items, block, partial, block]
+            partial = scores.view(len(scores), self.group, self.block, -1, self.block)[..., : piece.partial, :]
+            partial.masked_fill_(hidden[:, None], -torch.inf)
+        return scores
+
+    def gather(self, blocks: Tensor, piece: _Piece) -> Tensor:
+        """The piece's key or value blocks, `[items, tiles * block, head_dim]`."""
+        return blocks[piece.key_blocks].flatten(1, 2)
+
+    def scatter(self, blocks: Tensor, piece: _Piece, values: Tensor) -> None:
+        """Adds `[items, tiles * block, head_dim]` to the blocks that they were gathered from."""
+        blocks.index_add_(0, piece.key_blocks.flatten(), values.view(-1, *blocks.shape[1:]))
+
+    def stack(self, x: Tensor) -> Tensor:
+        """`[batch, heads, queries, d]` -> `[items, group * block, d]`."""
+        x = self._cut(x).view(self.batch, self.kv_heads, self.group, self.rows, self.block, x.shape[-1])
+        return x.transpose(2, 3).reshape(-1, self.group * self.block, x.shape[-1])
+
+    def unstack(self, x: Tensor) -> Tensor:
+        """The inverse of `stack`, padding dropped."""
+        x = x.view(self.batch, self.kv_heads, self.rows, self.group, self.block, -1).transpose(2, 3)
+        return x.reshape(self.batch, self.heads, self.rows * self.block, -1)[:, :, : self.queries]
+
+    def unblock(self, blocks: Tensor, like: Tensor) -> Tensor:
+        """Stacked key or value blocks -> `[batch, kv_heads, keys, d]`."""
+        return blocks.view(self.batch, self.kv_heads, self.columns * self.block, -1)[:, :, : like.shape[2]]
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """`[batch, heads, length, d]` -> `[batch, heads, blocks, block, d]`, padded with zeros, in the computing
+        dtype."""
+        x = torch.nn.functional.pad(x.to(self.dtype), (0, 0, 0, -x.shape[2] % self.block))
+        return x.reshape(*x.shape[:2], -1, self.block, x.shape[-1])

@@ -1,0 +1,60 @@
+"""What a layout costs: visible pairs, executed tiles, FLOPs and bytes. All counts are exact, read off the layout
+itself."""
+
+from dataclasses import dataclass
+
+from kernels.layout import BlockLayout
+
+FORWARD_FLOPS = 4
+"""FLOPs a visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
+
+BACKWARD_FLOPS = 10
+"""FLOPs that a backward kernel executes: five products, the recomputed scores included (Dao 2023)."""
+
+TRAINING_FLOPS = 3 * FORWARD_FLOPS
+"""FLOPs that training needs, forward and backward, recomputation not counted (the convention of MFU, Chowdhery et al.
+2022)."""
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Counts of one attention call, or of several added up. A pair is one (query, key, query head, sequence)."""
+
+    visible_pairs: int
+    tile_pairs: int
+    """Pairs in all listed tiles: what a tile kernel computes. Visible pairs are what they had to."""
+    causal_pairs: int
+    """Pairs of dense causal attention on the same axes, documents ignored: what densities are relative to."""
+    flops: int
+    """Training FLOPs (forward and backward) over visible pairs."""
+
+    def __add__(self, other: "AttentionCost") -> "AttentionCost":
+        return AttentionCost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    @property
+    def density_pairs(self) -> float:
+        return self.visible_pairs / self.causal_pairs
+
+    @property
+    def density_tiles(self) -> float:
+        return self.tile_pairs / self.causal_pairs
+
+
+def attention_cost(layout: BlockLayout, batch: int, heads: int, head_dim: int) -> AttentionCost:
+    """The cost of `attention()` with `batch` sequences and `heads` query heads under `layout`."""
+    repeat = (batch // layout.batch) * (heads // layout.heads)
+    visible = int(layout.pairs.sum()) * repeat
+    tiles = int(layout.rows.count.sum()) * layout.block**2 * repeat
+    flops = TRAINING_FLOPS * head_dim * visible
+    return AttentionCost(visible, tiles, causal_pairs(layout.queries, layout.keys) * batch * heads, flops)
+
+
+def causal_pairs(queries: int, keys: int) -> int:
+    """Pairs where the last query sees every key and each earlier one sees one key less."""
+    seen_by_first = max(keys - queries + 1, 0)
+    return (seen_by_first + keys) * min(queries, keys) // 2 if keys >= queries else keys * (keys + 1) // 2
+
+
+def layout_bytes(layout: BlockLayout) -> int:
+    """Bytes of the layout's tensors: the metadata that a kernel reads beside q, k and v."""
+    return sum(t.numel() * t.element_size() for t in layout.tensors())

@@ -1,0 +1,9 @@
+"""The patterns: which keys a query may see. To add one: a class here (or anywhere) and a YAML in configs/attention."""
+
+from kernels.patterns.base import Pattern
+from kernels.patterns.block_sparse import BlockSparse
+from kernels.patterns.dense import Dense
+from kernels.patterns.strided import Fixed, Strided
+from kernels.patterns.window import Dilated, Window
+
+__all__ = ["BlockSparse", "Dense", "Dilated", "Fixed", "Pattern", "Strided", "Window"]

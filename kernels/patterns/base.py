@@ -1,0 +1,61 @@
+"""What every pattern is: a rule that says which keys a query may see.
+
+A pattern never speaks of tiles, devices or packed documents. It answers two questions in positions *within one
+document*, and the layout builder does the rest: it adds that a query sees only its own document and never the future.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Base class of all patterns. Subclasses are frozen dataclasses, so equal settings are equal (and cached) patterns.
+
+    `align` says from where a position-anchored pattern counts: "document" (its own document's first token) or
+    "sequence" (the packed sequence's first token: fuller tiles where documents are packed). It is a field only of
+    patterns for which it makes a difference; a pattern that looks at distances alone is the same either way.
+    """
+
+    @property
+    def anchor(self) -> str:
+        """ "document" or "sequence": the origin of the positions that `visible` and `candidates` receive."""
+        return getattr(self, "align", "document")
+
+    def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
+        """Whether `query` may see the key that stands for the tokens `[key_start, key_end)`.
+
+        Arguments are integer tensors that broadcast; a token's key is `[i, i + 1)`. Returns a boolean tensor. Only
+        tensor operators (no chained comparisons, no branches on values), so that the same line runs under `torch.vmap`
+        and as FlexAttention's `mask_mod`. The future need not be excluded: the layout builder does.
+        """
+        raise NotImplementedError
+
+    def candidates(self, query_start: Tensor, query_stop: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
+        """Key intervals that may hold a key visible to any query in `[query_start, query_stop)`.
+
+        Tensors are int64 of one shape `[...]`; every position is below `length`, and `query_stop - query_start <=
+        block`. Returns `(start, stop)`, each `[..., intervals]`: half-open, in any order; they may overlap, be empty
+        or reach past either end. They may be generous (a candidate tile without a visible pair is dropped) but never
+        miss a visible key. The number of intervals depends on the settings, `length` and `block` alone, never on
+        tensor values, so that a layout can be built on a GPU without asking it anything.
+        """
+        raise NotImplementedError
+
+
+def require(condition: bool, name: str, value: object, accepted: str) -> None:
+    """Raises the one-line ValueError of a setting that cannot be: its name, its value, and what would be accepted."""
+    if not condition:
+        raise ValueError(f"{name}={value!r}: must be {accepted}")
+
+
+def require_int(name: str, value: object, minimum: int) -> None:
+    """Raises ValueError unless `value` is an int of at least `minimum`."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    require(is_int and value >= minimum, name, value, f"an integer >= {minimum}")
+
+
+def require_align(value: object) -> None:
+    """Raises ValueError unless `value` is one of the two origins that positions may count from."""
+    require(value in ("document", "sequence"), "align", value, "'document' or 'sequence'")

@@ -1,0 +1,82 @@
+"""Strided and fixed access: the two factorized patterns of the Sparse Transformer (Child et al. 2019).
+
+Both give a query its near past and a few *columns*: keys at fixed positions that every later query may read, through
+which information travels any distance in two layers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.patterns.base import Pattern, require, require_align, require_int
+
+
+@dataclass(frozen=True)
+class Strided(Pattern):
+    """A local window of `window` tokens and the last `columns` tokens of every `stride`.
+
+    Positions are cut in strides of `stride` tokens; the last `columns` of each are seen by every later query. With
+    `stride` and `columns` multiples of the tile (128), the columns fill whole tiles and nothing is wasted.
+    """
+
+    window: int
+    stride: int
+    columns: int = 1
+    align: str = "document"
+
+    def __post_init__(self) -> None:
+        require_int("window", self.window, 1)
+        require_int("stride", self.stride, 1)
+        require_int("columns", self.columns, 1)
+        require(self.columns <= self.stride, "columns", self.columns, f"at most the stride ({self.stride})")
+        require_align(self.align)
+
+    def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
+        near = query - key_start < self.window
+        return near | _in_column(key_end, self.stride, self.columns)
+
+    def candidates(self, query_start: Tensor, query_stop: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
+        near = (query_start - (self.window - 1))[..., None], query_stop[..., None]
+        return _join(near, _column_intervals(query_stop, self.stride, self.columns, length))
+
+
+@dataclass(frozen=True)
+class Fixed(Pattern):
+    """Its own segment so far, and the last `summary` tokens of every earlier segment of `segment` tokens."""
+
+    segment: int
+    summary: int
+    align: str = "document"
+
+    def __post_init__(self) -> None:
+        require_int("segment", self.segment, 1)
+        require_int("summary", self.summary, 1)
+        require(self.summary <= self.segment, "summary", self.summary, f"at most the segment ({self.segment})")
+        require_align(self.align)
+
+    def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
+        own = query // self.segment == key_start // self.segment
+        return own | _in_column(key_end, self.segment, self.summary)
+
+    def candidates(self, query_start: Tensor, query_stop: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
+        own = (query_start // self.segment * self.segment)[..., None], query_stop[..., None]
+        return _join(own, _column_intervals(query_stop, self.segment, self.summary, length))
+
+
+def _in_column(key_end: Tensor, stride: int, columns: int) -> Tensor:
+    """Whether the key's last token is among the last `columns` of its stride."""
+    return (key_end - 1) % stride >= stride - columns
+
+
+def _column_intervals(query_stop: Tensor, stride: int, columns: int, length: int) -> tuple[Tensor, Tensor]:
+    """The columns before `query_stop` as intervals `[..., length // stride + 1]`; later ones come out empty."""
+    strides = torch.arange(length // stride + 1, device=query_stop.device, dtype=query_stop.dtype)
+    start = strides * stride + stride - columns
+    stop = torch.minimum(start + columns, query_stop[..., None])
+    return start.expand(stop.shape), stop
+
+
+def _join(*intervals: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    starts, stops = zip(*intervals, strict=True)
+    return torch.cat(starts, -1), torch.cat(stops, -1)
