@@ -1,0 +1,105 @@
+"""Documents to sequences of one length.
+
+    contiguous   the documents of a split, end to end in a seeded order, cut every `sequence_length` tokens
+    whole        one document a sequence; a longer one goes on in further sequences, a shorter one is padded
+
+A sequence never asks the model to predict over a document's end, and nothing is dropped: every token of the split is a
+target exactly once (bos never is: it opens a document, it says nothing). A sequence is
+
+    tokens, targets    int64 [sequence_length]; the target is the next token, -100 where there is none
+    document           int32 [sequence_length]; 0, 1, 2, ... for each document in the sequence; padding is its own
+    position           int32 [sequence_length]; 0, 1, 2, ... within what the sequence holds of the document
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .corpus import Split
+from .errors import CorpusError
+
+NO_TARGET = -100  # torch's cross_entropy ignores it by default
+
+
+class Contiguous(Dataset):
+    """A split as one stream of documents, cut every `sequence_length` tokens.
+
+    seed: shuffles the order of the documents; None keeps the split's own order.
+    """
+
+    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None):
+        self.split = split
+        self.sequence_length = sequence_length
+        self.bos = bos
+        self.order = np.arange(len(split))
+        if seed is not None:
+            np.random.default_rng(seed).shuffle(self.order)
+        self.starts = np.concatenate([[0], np.cumsum(split.lengths[self.order])])  # where each document starts
+
+    def __len__(self) -> int:
+        # The stream's last token is only a target; the last sequence may be short, and is padded.
+        return -(-(self.split.total_tokens - 1) // self.sequence_length)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return assemble(self._pieces(index), self.sequence_length, self.bos)
+
+    def _pieces(self, index: int) -> Iterator[np.ndarray]:
+        """What the documents give to the sequence: its tokens, and one more, the last one's target."""
+        start = index * self.sequence_length
+        stop = min(start + self.sequence_length + 1, self.split.total_tokens)
+        first = np.searchsorted(self.starts, start, side="right") - 1
+        last = np.searchsorted(self.starts, stop, side="left")
+        for place in range(first, last):
+            offset = self.starts[place]
+            yield self.split.tokens(self.order[place])[max(0, start - offset) : stop - offset]
+
+
+class Whole(Dataset):
+    """One document a sequence; what does not fit goes on in further sequences."""
+
+    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None):
+        self.split = split
+        self.sequence_length = sequence_length
+        self.bos = bos
+        counts = -(-(split.lengths - 1) // sequence_length)  # a document's last token is only a target
+        self.first = np.concatenate([[0], np.cumsum(counts)])  # the first sequence of each document
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        document = np.searchsorted(self.first, index, side="right") - 1
+        start = (index - self.first[document]) * self.sequence_length
+        piece = self.split.tokens(document)[start : start + self.sequence_length + 1]
+        return assemble([piece], self.sequence_length, self.bos)
+
+
+PACKINGS = {"contiguous": Contiguous, "whole": Whole}
+
+
+def assemble(pieces: Iterator[np.ndarray] | list[np.ndarray], length: int, pad: int) -> dict[str, torch.Tensor]:
+    """A sequence from pieces of documents with up to `length` + 1 tokens in all, the last one a target only."""
+    pieces = list(pieces)
+    sizes = [len(piece) for piece in pieces]
+    missing = length + 1 - sum(sizes)
+    if missing:
+        pieces.append(np.full(missing, pad))
+        sizes.append(missing)
+    tokens = np.concatenate(pieces).astype(np.int64)
+    document = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    position = (np.arange(length + 1) - first).astype(np.int32)
+    targets = np.where(document[1:] == document[:-1], tokens[1:], NO_TARGET)
+    if missing:
+        targets[document[:-1] == document[-1]] = NO_TARGET
+    sequence = {"tokens": tokens[:-1], "targets": targets, "document": document[:-1], "position": position[:-1]}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in sequence.items()}
+
+
+def pack(packing: str, split: Split, sequence_length: int, bos: int, seed: int | None = None) -> Contiguous | Whole:
+    """The map-style dataset of a split's sequences. Raises CorpusError for a packing that does not exist."""
+    if packing not in PACKINGS:
+        raise CorpusError(f"data.packing={packing}: unknown; accepted are {', '.join(PACKINGS)}")
+    return PACKINGS[packing](split, sequence_length, bos, seed)

@@ -1,0 +1,201 @@
+"""Documents to a tokenised corpus on disk, once.
+
+    source.load (datasets, Arrow) -> tokenizer.fit on train -> map(encode) -> one flat file of tokens a split
+
+The folder (corpus.py says what is in it) is written under another name, flushed to disk, and renamed when it is
+complete. So a crash leaves no corpus rather than half of one; a file that lost bytes since then is noticed by its size,
+and the corpus is made again.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import tokenizers
+from .corpus import Corpus, SplitMetadata
+from .errors import CorpusError
+from .sources import SPLITS, Source
+
+if TYPE_CHECKING:
+    import rich.table
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the same settings would now write something else
+PARALLEL_BYTES = 4_000_000  # text for which it is worth starting another process
+
+
+def prepare(
+    source: Source, path: str | None, tokenizer: tokenizers.Tokenizer, minimum_tokens: int, cache: Path
+) -> Corpus:
+    """The corpus of these settings: opened where it is in `cache`, made otherwise. Safe to call from many processes."""
+    from filelock import FileLock
+
+    source.check(path)
+    made_from = {
+        "format": FORMAT,
+        "source": source.identity(path),
+        "tokenizer": tokenizer.identity(),
+        "minimum_tokens": minimum_tokens,
+    }
+    fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+    folder = Path(cache) / fingerprint
+    if corpus := _open(folder):
+        return corpus
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # released by the system when its process dies
+        if corpus := _open(folder):  # another process made it while we waited
+            return corpus
+        for leftover in (folder, *folder.parent.glob(f"{fingerprint}.part*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part = folder.with_suffix(f".part{os.getpid()}")
+        part.mkdir()
+        try:
+            _write(part, fingerprint, made_from, source, path, tokenizer, minimum_tokens)
+            os.rename(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        _flush(folder.parent)
+    corpus = Corpus(folder)
+    _log_table(corpus.report())
+    return corpus
+
+
+def _open(folder: Path) -> Corpus | None:
+    if not folder.exists():
+        return None
+    try:
+        return Corpus(folder)
+    except CorpusError as error:
+        log.warning(f"{error}: the corpus is prepared again")
+        return None
+
+
+def _write(
+    folder: Path,
+    fingerprint: str,
+    made_from: dict,
+    source: Source,
+    path: str | None,
+    tokenizer: tokenizers.Tokenizer,
+    minimum_tokens: int,
+) -> None:
+    started = time.perf_counter()
+    arrow_cache = folder / "arrow"  # what `datasets` leaves on the way
+    log.info(f"preparing corpus {fingerprint[:12]}")
+    documents = source.load(path, arrow_cache)
+    documents = {split: rows for split, rows in documents.items() if len(rows)}
+    if not documents:
+        raise CorpusError(f"data.path={path}: an empty corpus, no document was found in it")
+    for split in SPLITS:
+        if split not in documents:
+            counts = ", ".join(f"{len(rows)} in {name}" for name, rows in documents.items())
+            raise CorpusError(
+                f"data.path={path}: no document falls into the {split} split ({counts}); give more documents,"
+                " or put them into folders train/, validation/ and test/"
+            )
+    tokenizer.fit(row["text"] for row in documents["train"])
+    log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
+    tokenizer.save(folder / "tokenizer.json")
+
+    dtype = "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"
+    splits = {}
+    for split, rows in documents.items():
+        splits[split] = asdict(_write_split(folder / split, split, rows, tokenizer, dtype, minimum_tokens, arrow_cache))
+    shutil.rmtree(arrow_cache, ignore_errors=True)
+
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    metadata = {
+        "fingerprint": fingerprint,
+        "made_from": made_from,
+        "dtype": dtype,
+        "splits": splits,
+        "sizes": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    for written in (*folder.rglob("*"), folder):
+        _flush(written)
+    log.info(f"corpus {fingerprint[:12]} prepared in {time.perf_counter() - started:.1f} s")
+
+
+def _write_split(
+    folder: Path,
+    split: str,
+    rows: "Dataset",
+    tokenizer: tokenizers.Tokenizer,
+    dtype: str,
+    minimum_tokens: int,
+    arrow_cache: Path,
+) -> SplitMetadata:
+    from datasets import Features, List, Value
+
+    folder.mkdir()
+    arrow_cache.mkdir(exist_ok=True)
+    processes = min(len(os.sched_getaffinity(0)), len(rows)) if rows.data.nbytes > PARALLEL_BYTES else 1
+    # Each process takes a run of rows; dealt out like cards, the long documents do not all fall to the first.
+    dealt = [row for process in range(processes) for row in range(process, len(rows), processes)]
+    encoded = rows.select(dealt)
+    encoded = encoded.map(
+        _encode,
+        batched=True,
+        batch_size=16,
+        fn_kwargs={"tokenizer": tokenizer, "alone": processes > 1},
+        features=Features(rows.features | {"bytes": Value("int64"), "tokens": List(Value(dtype))}),
+        num_proc=processes if processes > 1 else None,
+        cache_file_name=str(arrow_cache / f"{split}.arrow"),
+        desc=f"tokenize {split}",
+    )
+    encoded = encoded.select(np.argsort(dealt))
+    shortest = max(minimum_tokens, 2)  # bos and a token: an empty document would teach nothing
+    kept, lengths, digest = [], [], hashlib.sha256()
+    with open(folder / "tokens.bin", "wb") as file:
+        for index, row in enumerate(encoded.with_format("numpy", columns=["tokens"])):
+            tokens = row["tokens"].astype(dtype, copy=False)
+            if len(tokens) >= shortest:
+                file.write(tokens.tobytes())
+                digest.update(tokens.tobytes())
+                kept.append(index)
+                lengths.append(len(tokens))
+    dropped = len(rows) - len(kept)
+    if dropped:
+        log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")
+    if not kept:
+        raise CorpusError(f"data.minimum_tokens={minimum_tokens}: no document of the {split} split is that long")
+    sizes = np.array(encoded["bytes"], dtype=np.int64)[kept]
+    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    np.save(folder / "bytes.npy", sizes)
+    rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
+    return SplitMetadata(len(kept), sum(lengths), int(sizes.sum()), dropped, digest.hexdigest())
+
+
+def _encode(batch: dict, tokenizer: tokenizers.Tokenizer, alone: bool) -> dict:
+    if alone:  # one of many processes: the library's own threads would only be in their way
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in batch["text"]]
+    return {"bytes": [len(text.encode()) for text in batch["text"]], "tokens": tokens}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _log_table(table: "rich.table.Table") -> None:
+    from rich.console import Console
+
+    console = Console(width=140, file=io.StringIO())
+    console.print(table)
+    log.info("\n" + console.file.getvalue())

@@ -1,0 +1,66 @@
+"""Documents in memory under a tokenizer that exists already: what one evaluates a trained model on."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import CorpusError
+from .tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Texts:
+    """Like a Split of a prepared corpus, but nothing is cached: every document of `rows` (columns name and text),
+    tokenized."""
+
+    def __init__(self, rows: "Sequence[dict[str, str]] | Dataset", tokenizer: Tokenizer):
+        self.names = [row["name"] for row in rows]
+        self._texts = [row["text"] for row in rows]
+        self._tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in self._texts]
+        self.bytes = [len(text.encode()) for text in self._texts]
+
+    @classmethod
+    def load(cls, data: dict[str, Any], tokenizer: Tokenizer) -> "Texts":
+        """All documents that a composed `data` group names, whatever their split. Raises CorpusError where there are
+        none."""
+        import tempfile
+        from pathlib import Path
+
+        from datasets import concatenate_datasets
+        from hydra.utils import instantiate
+
+        source, path = instantiate(data["source"]), data["path"]
+        source.check(path)
+        with tempfile.TemporaryDirectory() as scratch:
+            splits = source.load(path, Path(scratch))
+            distinct = {id(rows): rows for rows in splits.values()}  # validation may serve as test
+            texts = cls([row for row in concatenate_datasets(list(distinct.values())) if row["text"]], tokenizer)
+        if not len(texts):
+            raise CorpusError(f"data.path={path}: no document with any text")
+        return texts
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def tokens(self, document: int) -> np.ndarray:
+        """Integers [tokens of the document], bos first."""
+        return self._tokens[document]
+
+    def text(self, document: int) -> str:
+        return self._texts[document]
+
+    @cached_property
+    def flat(self) -> np.ndarray:
+        return np.concatenate(self._tokens)
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(map(len, self._tokens))
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes)

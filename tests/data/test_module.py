@@ -1,0 +1,200 @@
+"""A stopped and resumed run reads what an uninterrupted one reads: mid-epoch, with workers, under accumulation."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from data import BPE, CorpusError, Files
+from data.packing import NO_TARGET
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+class Reader(LightningModule):
+    """Trains one number, and remembers every batch that it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.read: list[list[list[int]]] = []
+
+    def training_step(self, batch, _):
+        self.read.append(batch["tokens"].tolist())
+        self.trainer.datamodule.advance(len(batch["tokens"]))
+        return self.weight * batch["tokens"].float().mean()
+
+    def validation_step(self, batch, _):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(datamodule, folder, max_steps, resume=None, **trainer_settings):
+    """Batches read and the weight at the end; leaves step_1.ckpt, step_2.ckpt, ... in the folder."""
+    reader = Reader()
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    saver.CHECKPOINT_EQUALS_CHAR = "_"
+    trainer = Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[saver],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **trainer_settings,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(reader, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    assert trainer.global_step == max_steps
+    assert (
+        trainer.num_training_batches == max_steps * trainer.accumulate_grad_batches
+    )  # the whole run's, resumed or not
+    return reader.read, reader.weight.item()
+
+
+STEPS = 40  # more than one pass over the data
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("stopped", ["crashed", "finished"])
+def test_resume_reads_on_exactly(make, tmp_path, workers, accumulation, stopped):
+    """Resumed twice: from checkpoints in the middle of a run, or from the ends of runs of fewer steps."""
+    settings = dict(
+        accumulate_grad_batches=accumulation, val_check_interval=accumulation * 5, check_val_every_n_epoch=None
+    )
+    whole, weight = train(make(workers=workers), tmp_path / "whole", STEPS, **settings)
+    assert len(whole) == STEPS * accumulation
+
+    read, done, checkpoint = [], 0, None
+    for stop in (7, 23, STEPS):
+        folder = tmp_path / f"to_{stop}"
+        steps = STEPS if stopped == "crashed" else stop
+        more, resumed_weight = train(make(workers=workers), folder, steps, resume=checkpoint, **settings)
+        read += more[: (stop - done) * accumulation]
+        done, checkpoint = stop, folder / f"step_{stop}.ckpt"
+    assert read == whole
+    assert resumed_weight == weight
+
+
+def test_the_state_is_plain_integers(make, tmp_path):
+    train(make(), tmp_path, 9)
+    state = torch.load(tmp_path / "step_9.ckpt", weights_only=True)["DataModule"]
+    assert state["cursor"] == 18
+    assert all(type(value) is int for value in state.values())
+
+
+def test_workers_and_batch_size_do_not_change_the_order(make):
+    orders = []
+    for settings in (dict(workers=0), dict(workers=2), dict(batch_size=3), dict(batch_size=1)):
+        datamodule = make(**settings)
+        datamodule.train_batches = 12 // datamodule.batch_size
+        datamodule.setup()
+        loader = datamodule.train_dataloader()
+        assert len(loader) == datamodule.train_batches
+        rows = [row for batch, _ in zip(loader, range(len(loader)), strict=False) for row in batch["tokens"].tolist()]
+        orders.append(rows[:12])
+        assert datamodule.cursor == 0  # handing out, or prefetching, is not consuming
+    assert orders[0] == orders[1] == orders[2] == orders[3]
+
+
+def test_a_pass_holds_every_sequence_once(make):
+    datamodule = make(batch_size=1)
+    datamodule.setup()
+    loader = datamodule.train_dataloader()
+    scored = 0
+    for batch, _ in zip(loader, range(len(loader)), strict=False):
+        scored += int((batch["targets"] != NO_TARGET).sum())
+    split = datamodule.corpus.splits["train"]
+    assert scored == split.total_tokens - len(split)  # every token but bos
+
+
+def test_epochs_go_on_through_the_stream(make, tmp_path):
+    """Under max_epochs an epoch is about a pass; the next goes on where it ended."""
+    datamodule, reader = make(batch_size=3), Reader()
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accumulate_grad_batches=4,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(reader, datamodule=datamodule)
+    assert len(reader.read) == 4 * trainer.global_step
+    other = make(batch_size=3)
+    other.setup()
+    stream = [batch["tokens"].tolist() for batch, _ in zip(other.train_dataloader(), reader.read, strict=False)]
+    assert reader.read == stream
+
+
+def test_resuming_in_another_stream_is_refused(make, tmp_path):
+    train(make(), tmp_path, 3)
+    for change in (dict(sequence_length=32), dict(seed=8), dict(packing="whole"), dict(tokenizer=BPE(300))):
+        with pytest.raises(CorpusError, match="counts in another stream of data"):
+            train(make(**change), tmp_path / "other", 6, resume=tmp_path / "step_3.ckpt")
+
+
+def test_loaders_do_not_touch_the_models_random_numbers(make):
+    datamodule = make()
+    datamodule.setup()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(iter(datamodule.train_dataloader()))
+    next(iter(datamodule.val_dataloader()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("packing", ["contiguous", "whole"])
+def test_validation_and_test_score_every_token_in_order(make, packing):
+    datamodule = make(packing=packing, workers=2)
+    datamodule.setup()
+    split = datamodule.corpus.splits["validation"]
+    expected = [int(token) for document in range(len(split)) for token in split.tokens(document)[1:]]
+    for loader in (datamodule.val_dataloader(), datamodule.test_dataloader()):
+        scored = torch.cat([batch["targets"].flatten() for batch in loader])
+        scored = scored[scored != NO_TARGET]
+        assert scored.tolist() == expected
+        assert datamodule.token_bytes[scored].sum() == split.total_bytes
+    assert datamodule.token_bytes.dtype == torch.int64 and len(datamodule.token_bytes) == datamodule.vocabulary
+
+
+def test_validation_sequences_spread_over_the_split(make):
+    everything, some = make(batch_size=1), make(batch_size=1, validation_sequences=2)
+    everything.setup()
+    some.setup()
+    batches = [batch["tokens"].tolist() for batch in everything.val_dataloader()]
+    assert [batch["tokens"].tolist() for batch in some.val_dataloader()] == [batches[0], batches[len(batches) // 2]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(sequence_length=0), r"data\.sequence_length=0: accepted is a whole number of at least 1"),
+        (dict(batch_size=-1), r"data\.batch_size=-1"),
+        (dict(workers=-1), r"data\.workers=-1"),
+        (dict(validation_sequences=0), r"data\.validation_sequences=0"),
+        (dict(packing="loose"), r"data\.packing=loose: unknown; accepted are contiguous, whole"),
+        (dict(path="/nowhere"), r"data\.path=/nowhere: no such file or folder"),
+        (dict(source=Files("text"), path=None), r"data\.path is not set"),
+    ],
+)
+def test_impossible_settings_are_refused_at_once(make, change, message):
+    with pytest.raises(CorpusError, match=message) as error:
+        make(**change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_corpus_shorter_than_a_sequence(make):
+    datamodule = make(sequence_length=10_000)
+    with pytest.raises(CorpusError, match=r"data\.sequence_length=10000: the training split has only 4,482 tokens"):
+        datamodule.setup()

@@ -1,0 +1,109 @@
+"""Each token is a target once, no target crosses a document's end, nothing is dropped."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import CorpusError
+from data.packing import NO_TARGET, pack
+
+BOS = 0
+
+
+def split_of_lengths(lengths: list[int]) -> SimpleNamespace:
+    """A split whose documents are bos and then numbers that occur nowhere else: a token names its place."""
+    starts = np.cumsum([0, *lengths])
+    documents = [np.arange(start, start + length) + 1 for start, length in zip(starts, lengths, strict=False)]
+    for document in documents:
+        document[0] = BOS
+
+    class Documents(SimpleNamespace):
+        def __len__(self):
+            return len(lengths)
+
+    return Documents(
+        lengths=np.array(lengths), total_tokens=sum(lengths), tokens=documents.__getitem__, documents=documents
+    )
+
+
+cases = given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=12),
+    sequence_length=st.integers(1, 50),
+    packing=st.sampled_from(["contiguous", "whole"]),
+    seed=st.sampled_from([None, 0, 1]),
+)
+
+
+@cases
+def test_every_token_is_a_target_exactly_once_and_never_across_documents(lengths, sequence_length, packing, seed):
+    split = split_of_lengths(lengths)
+    sequences = pack(packing, split, sequence_length, BOS, seed)
+    targets = []
+    document_of = {int(token): n for n, document in enumerate(split.documents) for token in document[1:]}
+    for index in range(len(sequences)):
+        sequence = sequences[index]
+        for token, target in zip(sequence["tokens"].tolist(), sequence["targets"].tolist(), strict=True):
+            if target != NO_TARGET:
+                targets.append(target)
+                # the very next token of the same document; a document's first token follows bos
+                document = split.documents[document_of[target]]
+                assert target == (token + 1 if token != BOS else document[1])
+    expected = [token for document in split.documents for token in document[1:].tolist()]
+    assert sorted(targets) == expected
+
+
+@cases
+def test_document_and_position_count_from_zero_in_contiguous_runs(lengths, sequence_length, packing, seed):
+    split = split_of_lengths(lengths)
+    sequences = pack(packing, split, sequence_length, BOS, seed)
+    for index in range(len(sequences)):
+        sequence = {name: tensor.numpy() for name, tensor in sequences[index].items()}
+        assert {len(array) for array in sequence.values()} == {sequence_length}
+        assert [sequence[name].dtype.name for name in ("tokens", "targets", "document", "position")] == [
+            "int64",
+            "int64",
+            "int32",
+            "int32",
+        ]
+        document, position = sequence["document"], sequence["position"]
+        step = np.diff(document, prepend=0)
+        assert document[0] == 0 and set(step) <= {0, 1}
+        starts = np.flatnonzero(np.diff(document, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], sequence_length], strict=True):
+            assert position[start:stop].tolist() == list(range(stop - start))
+        # a new document begins with bos; so does a run of padding, which asks for nothing
+        assert all(sequence["tokens"][start] == BOS for start in starts[1:])
+
+
+def test_padding_is_its_own_document_without_targets():
+    sequence = pack("whole", split_of_lengths([4]), 6, BOS)[0]
+    assert sequence["tokens"].tolist() == [0, 2, 3, 4, 0, 0]
+    assert sequence["targets"].tolist() == [2, 3, 4, -100, -100, -100]
+    assert sequence["document"].tolist() == [0, 0, 0, 0, 1, 1]
+    assert sequence["position"].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_contiguous_by_hand():
+    sequences = pack("contiguous", split_of_lengths([3, 2, 4]), 4, BOS)
+    assert len(sequences) == 2
+    first, second = sequences[0], sequences[1]
+    assert first["tokens"].tolist() == [0, 2, 3, 0]
+    assert first["targets"].tolist() == [2, 3, -100, 5]
+    assert first["document"].tolist() == [0, 0, 0, 1]
+    assert second["tokens"].tolist() == [5, 0, 7, 8]
+    assert second["targets"].tolist() == [-100, 7, 8, 9]
+    assert second["position"].tolist() == [0, 0, 1, 2]
+
+
+def test_the_seed_orders_documents():
+    split = split_of_lengths([10] * 20)
+    streams = [[pack("contiguous", split, 199, BOS, seed)[0]["tokens"].tolist()] for seed in (None, 1, 1, 2)]
+    assert streams[1] == streams[2] != streams[3] != streams[0]
+
+
+def test_unknown_packing_names_what_exists():
+    with pytest.raises(CorpusError, match=r"data.packing=loose: unknown; accepted are contiguous, whole"):
+        pack("loose", split_of_lengths([3]), 4, BOS)
