@@ -1,0 +1,84 @@
+"""The shape of a model and the plan of its attention: what a checkpoint stores to rebuild it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kernels.patterns import Pattern
+
+ROPE_SCALINGS = ("none", "ntk", "yarn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of the decoder; configs/model/*.yaml hold the presets. Raises ValueError, naming the field, for what
+    cannot be."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    """Width of the SwiGLU's hidden layer."""
+    vocabulary: int
+    max_length: int
+    """Longest sequence the model accepts."""
+    rope_theta: float
+    rope_scaling: str
+    """"none", "ntk" (bloc97 2023) or "yarn" (Peng et al. 2023), by `rope_factor` beyond `rope_original_length`."""
+    rope_factor: float
+    rope_original_length: int
+    tie_embeddings: bool
+    sink_logits: bool
+    """A learned logit a head in every softmax that takes weight and gives no value (gpt-oss)."""
+    norm_epsilon: float
+    activation_checkpointing: bool
+    """Keep each layer's input alone and recompute the rest in the backward pass."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "kv_heads", "head_dim", "hidden", "vocabulary", "max_length"):
+            value = getattr(self, name)
+            self._require(isinstance(value, int) and value >= 1, name, "an integer >= 1")
+        self._require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")
+        self._require(self.head_dim % 2 == 0, "head_dim", "even (rotary embeddings turn pairs)")
+        self._require(self.rope_scaling in ROPE_SCALINGS, "rope_scaling", f"one of {', '.join(ROPE_SCALINGS)}")
+        self._require(self.rope_factor >= 1, "rope_factor", "at least 1")
+        self._require(self.rope_theta > 0, "rope_theta", "positive")
+
+    def _require(self, condition: bool, name: str, accepted: str) -> None:
+        if not condition:
+            raise ValueError(f"{name}={getattr(self, name)!r}: must be {accepted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """Which pattern each layer (or each KV head of a layer) attends with, and on which backend.
+
+    `patterns` names the patterns; `schedule` lists names, repeated over the depth: `[local, local, full]` is two local
+    layers to one full one. An entry that is itself a list gives one pattern a KV head. Raises ValueError for an
+    undefined name.
+    """
+
+    patterns: Mapping[str, Pattern]
+    schedule: Sequence[str | Sequence[str]]
+    block: int
+    backend: str
+
+    def __post_init__(self) -> None:
+        if not self.schedule:
+            raise ValueError(f"schedule={list(self.schedule)!r}: must name at least one of {', '.join(self.patterns)}")
+        for entry in self.schedule:
+            for name in [entry] if isinstance(entry, str) else entry:
+                if name not in self.patterns:
+                    raise ValueError(f"schedule names {name!r}: must be one of the patterns {', '.join(self.patterns)}")
+
+    def pattern(self, layer: int, kv_heads: int) -> Pattern | tuple[Pattern, ...]:
+        """The pattern of `layer`, or one for each of its `kv_heads`."""
+        entry = self.schedule[layer % len(self.schedule)]
+        if isinstance(entry, str):
+            return self.patterns[entry]
+        if len(entry) != kv_heads:
+            raise ValueError(
+                f"schedule entry {list(entry)!r} has {len(entry)} patterns: must have one a KV head ({kv_heads})"
+            )
+        return tuple(self.patterns[name] for name in entry)

@@ -1,0 +1,54 @@
+"""Rotary position embeddings (Su et al. 2021), with the two usual ways to reach beyond the trained length."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+
+
+class RotaryEmbedding(nn.Module):
+    """Turns positions into the cosines and sines by which queries and keys are rotated.
+
+    Angles are computed in float64: at position 10^6 a float32 angle is off by hundredths of a radian.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        frequencies, self.magnitude = _frequencies(config)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """position `[batch, length]` -> cos, sin, float32 `[batch, length, 1, head_dim / 2]`."""
+        angles = position.double()[..., None, None] * self.frequencies
+        return (angles.cos() * self.magnitude).float(), (angles.sin() * self.magnitude).float()
+
+    def _apply(self, fn, recurse=True):
+        # `.bfloat16()` or `.half()` on the model must not round the frequencies; moving to a device still may.
+        frequencies = self.frequencies
+        super()._apply(fn, recurse)
+        self.frequencies = frequencies.to(self.frequencies.device)
+        return self
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the pairs (i, i + head_dim / 2) of x `[batch, length, heads, head_dim]`, computing in float32."""
+    first, second = x.float().chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+def _frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+    """(float64 `[head_dim / 2]` radians a token, the factor on cosines and sines) under the config's scaling."""
+    half, factor, theta = config.head_dim // 2, config.rope_factor, config.rope_theta
+    exponents = torch.arange(half, dtype=torch.float64) / half
+    if config.rope_scaling == "ntk":
+        # NTK-aware: a larger base, so that the slowest frequency is stretched by the factor and the fastest is kept.
+        return (theta * factor ** (half / (half - 1))) ** -exponents, 1.0
+    base = theta**-exponents
+    if config.rope_scaling == "yarn":
+        # YaRN: keep what turns more than 32 times within the original length, stretch what turns less than once.
+        turns = config.rope_original_length * base / (2 * math.pi)
+        keep = ((turns - 1) / (32 - 1)).clamp(0, 1)
+        return base * keep + base / factor * (1 - keep), 0.1 * math.log(factor) + 1
+    return base, 1.0

@@ -1,0 +1,175 @@
+"""The decoder: pre-norm blocks of attention and SwiGLU, whose attention sees what each layer's layout lets it see.
+
+Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim. Attribute names and shapes are those of
+the Qwen3 family, so that weights can be carried over both ways.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from kernels import Axis, BlockLayout, attention, build_layout
+from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost
+from model.config import AttentionPlan, ModelConfig
+from model.loss import linear_cross_entropy
+from model.rope import RotaryEmbedding, rotate
+
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """`total`: nats over all scored tokens, differentiable. `per_token` `[batch, length]`: each one's, detached.
+    `count`: how many."""
+
+    total: Tensor
+    per_token: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one forward and backward pass over a batch costs; all FLOPs are training FLOPs, recomputation not
+    counted."""
+
+    attention: AttentionCost
+    flops: int
+    dense_flops: int
+    """What the same batch would cost under dense causal attention."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.backend = backend
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
+        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
+        self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
+
+    def forward(self, x_BTW: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
+        split = (*x_BTW.shape[:2], -1, self.head_dim)
+        q_BTHD = rotate(self.q_norm(self.q_proj(x_BTW).view(split)), *rotation)
+        k_BTKD = rotate(self.k_norm(self.k_proj(x_BTW).view(split)), *rotation)
+        v_BTKD = self.v_proj(x_BTW).view(split)
+        out_BHTD = attention(
+            q_BTHD.to(v_BTKD.dtype).transpose(1, 2),  # under autocast norms give float32
+            k_BTKD.to(v_BTKD.dtype).transpose(1, 2),
+            v_BTKD.transpose(1, 2),
+            layout,
+            sink_logits=self.sink_logits,
+            backend=self.backend,
+        )
+        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.self_attn = Attention(config, backend)
+        self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
+        h = x + self.self_attn(self.input_layernorm(x), rotation, layout)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model whose layers attend by `plan`."""
+
+    def __init__(self, config: ModelConfig, plan: AttentionPlan) -> None:
+        super().__init__()
+        self.config, self.plan = config, plan
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config, plan.backend) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.rotary = RotaryEmbedding(config)
+        self.initialize()
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """GPT-2's init: N(0, 0.02), and what writes to the residual stream smaller by sqrt(2 * layers).
+
+        Wide matrices get N(0, 1 / sqrt(width)) where that is smaller, so that depth and width leave the variance alone.
+        """
+        std = min(0.02, self.config.width**-0.5)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if residual else std)
+
+    def build_layouts(self, document: Tensor | None, length: int) -> list[BlockLayout]:
+        """Each layer's layout for a batch: document int `[batch, length]`, or None where every sequence is one
+        document.
+
+        Layers with the same pattern share one layout; without documents layouts are cached.
+        """
+        axis = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
+        patterns = [self.plan.pattern(layer, self.config.kv_heads) for layer in range(self.config.layers)]
+        layouts = {pattern: build_layout(pattern, axis, block=self.plan.block) for pattern in dict.fromkeys(patterns)}
+        return [layouts[pattern] for pattern in patterns]
+
+    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[BlockLayout]) -> Tensor:
+        """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
+        x = self.embed_tokens(tokens)
+        rotation = self.rotary(position)
+        for layer, layout in zip(self.layers, layouts, strict=True):
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(layer, x, rotation, layout, use_reentrant=False)
+            else:
+                x = layer(x, rotation, layout)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden `[..., width]` -> `[..., vocabulary]`."""
+        return self.lm_head(hidden)
+
+    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[BlockLayout]) -> LossOutput:
+        """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
+        hidden = self(tokens, position, layouts)
+        total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum())
+
+    def cost(self, layouts: Sequence[BlockLayout], batch: int = 1) -> ModelCost:
+        """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""
+        batch = max(batch, max(layout.batch for layout in layouts))
+        once = {
+            id(layout): attention_cost(layout, batch, self.config.heads, self.config.head_dim) for layout in layouts
+        }
+        total = sum((once[id(layout)] for layout in layouts), AttentionCost(0, 0, 0, 0))
+        tokens = batch * layouts[0].queries
+        matrices = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)
+        if self.config.tie_embeddings:
+            matrices += self.embed_tokens.weight.numel()
+        dense = TRAINING_FLOPS * self.config.head_dim * total.causal_pairs
+        return ModelCost(total, 6 * matrices * tokens + total.flops, 6 * matrices * tokens + dense)
+
+    def parameter_count(self) -> int:
+        """Trainable numbers; a tied matrix counts once."""
+        return sum(p.numel() for p in self.parameters())
