@@ -1,0 +1,214 @@
+"""What a run costs: speed, memory, how much attention was computed, and how well the device was used.
+
+Time is measured over windows between two logged steps: reading the loss at a logged step waits for the device, so a
+window's wall time is the device's time, and no step in between has to wait. The clock stops for validation and
+checkpoints; the first steps of a session (compilation, allocation) are left out.
+
+Cost is read from the layouts of the batch that ran in the logged step: the pairs that were really visible and the tiles
+that were really computed, and not a formula of the pattern.
+"""
+
+import re
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
+
+SKIPPED_STEPS = 3
+
+# Dense bf16 tensor-core peaks from NVIDIA's data sheets (without sparsity); the first that is in the device's name.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+AVERAGED = (
+    "data_wait_share",
+    "density_pairs",
+    "density_tiles",
+    "attention_flops_per_token",
+    "flops_per_token",
+    "mfu_exact",
+    "mfu_dense_equivalent",
+)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of one device in half precision; None where unknown: a made-up MFU is worse than none."""
+    if device.type != "cuda" or not precision.startswith(("bf16", "16")):
+        return None
+    name = torch.cuda.get_device_name(device)
+    if "MIG" in name:  # a slice of a device
+        return None
+    return next((flops for key, flops in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """CUDA: most bytes that PyTorch's allocator held for tensors. CPU: most resident bytes of this process since it
+    started (VmHWM), libraries and data included: compare such numbers only between processes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class FetchTimer(PassThroughProfiler):
+    """Adds up the seconds that the loop waits for its next training batch. (Lightning brackets the fetch for its
+    profiler, and nowhere else.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.started = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.seconds += time.perf_counter() - self.started
+
+
+class Efficiency(Callback):
+    """Measures; metrics.Recorder asks for the numbers of a logged step, fit() for those of the session."""
+
+    def __init__(self, fetch_timer: FetchTimer):
+        self.fetch_timer = fetch_timer
+        self.windows: list[dict[str, float]] = []
+        self.latest: dict[str, float] = {}
+        self.device = torch.device("cpu")  # where it trains; afterwards Lightning moves the module away
+        self.train_tokens = 0  # positions trained on, all ranks, all sessions
+        self.earlier_seconds = 0.0  # of earlier sessions
+        self.session_started = time.perf_counter()
+        self.session_steps = 0
+        self._new_window()
+
+    def _new_window(self) -> None:
+        self.seconds, self.running_since = 0.0, time.perf_counter()
+        self.fetched_before = self.fetch_timer.seconds
+        self.steps = self.tokens = 0
+
+    # The clock
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.session_started = time.perf_counter()
+        self.device = module.device
+        if module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(module.device)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.running_since is None:
+            self.running_since = time.perf_counter()
+            self.fetched_before += self.fetch_timer.seconds - self.fetched_at_pause
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        tokens = module.batch_tokens * trainer.world_size
+        self.train_tokens += tokens
+        self.tokens += tokens
+        if module.stepped:
+            self.steps += 1
+            self.session_steps += 1
+            if self.session_steps == SKIPPED_STEPS:
+                self._wait(module)
+                self._new_window()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._pause(module)
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._pause(module)
+
+    def _pause(self, module: LightningModule) -> None:
+        """Stops the clock until the next training batch."""
+        if self.running_since is not None:
+            self._wait(module)
+            self.seconds += time.perf_counter() - self.running_since
+            self.running_since = None
+            self.fetched_at_pause = self.fetch_timer.seconds
+
+    def _wait(self, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+
+    # The numbers
+
+    def measure(self, module: LightningModule) -> dict[str, float]:
+        """Ends the window at a logged step, after the device has been waited for."""
+        seconds = self.seconds + time.perf_counter() - self.running_since
+        values = self._cost(module)
+        if self.session_steps > SKIPPED_STEPS and self.steps:
+            rate = self.tokens / seconds
+            values |= {
+                "tokens_per_second": rate,
+                "step_seconds": seconds / self.steps,
+                "data_wait_share": (self.fetch_timer.seconds - self.fetched_before) / seconds,
+            }
+            peak = peak_flops(module.device, module.trainer.precision)
+            if peak is not None:
+                per_flop = rate / (peak * module.trainer.world_size)
+                values["mfu_exact"] = values["flops_per_token"] * per_flop
+                values["mfu_dense_equivalent"] = values["dense_flops_per_token"] * per_flop
+            self.windows.append(values | {"seconds": seconds, "tokens": self.tokens})
+        if self.session_steps >= SKIPPED_STEPS:
+            self._new_window()
+        self.latest = values
+        return values | {"peak_memory_bytes": peak_memory_bytes(module.device)}
+
+    def _cost(self, module: LightningModule) -> dict[str, float]:
+        cost, tokens = module.model.cost(module.layouts, module.batch_size), module.batch_tokens
+        return {
+            "density_pairs": cost.attention.density_pairs,
+            "density_tiles": cost.attention.density_tiles,
+            "attention_flops_per_token": cost.attention.flops / tokens,
+            "flops_per_token": cost.flops / tokens,
+            "dense_flops_per_token": cost.dense_flops / tokens,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json. Speeds are of this session; tokens and seconds of all sessions. A number that could not be
+        measured (a run of fewer steps than are skipped, a device of unknown peak) is None."""
+        seconds = sum(window["seconds"] for window in self.windows)
+
+        def mean(key: str) -> float | None:
+            """Over the measured time; of a run without any, the cost that was logged last."""
+            if not self.windows or key not in self.windows[-1]:
+                return self.latest.get(key)
+            return sum(window[key] * window["seconds"] for window in self.windows) / seconds
+
+        return {
+            "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
+            "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            **{key: mean(key) for key in AVERAGED},
+            "train_tokens": self.train_tokens,
+            "train_seconds": self._train_seconds(),
+        }
+
+    def _train_seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.session_started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train_tokens": self.train_tokens, "train_seconds": self._train_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.train_tokens, self.earlier_seconds = state_dict["train_tokens"], state_dict["train_seconds"]

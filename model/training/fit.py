@@ -1,0 +1,189 @@
+"""fit(): one training run around Lightning's loop, from a built model to a summary."""
+
+import logging
+import platform
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from model.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from model.training.efficiency import Efficiency, FetchTimer
+from model.training.interrupt import Interrupt, Interrupted
+from model.training.metrics import MetricsCSV, Recorder
+from model.training.module import LanguageModel
+from model.training.progress import Progress
+from model.training.run_folder import RunFolder, config_hash
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended."""
+
+    state: str  # "finished" or "interrupted" (and then resumable)
+    step: int  # optimizer steps done, over all sessions
+    summary: dict[str, Any]  # as in summary.json
+    best: Path | None  # the checkpoint of the lowest validation loss
+    last: Path | None
+
+
+def fit(
+    module: LanguageModel,
+    datamodule: LightningDataModule,
+    folder: RunFolder,
+    *,
+    max_steps: int,
+    accumulate: int,
+    gradient_clip: float | None,
+    validate_every: int | None,
+    save_every: int | None,
+    log_every: int,
+    precision: str,
+    accelerator: str,
+    devices: int | str,
+    strategy: str,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    resume: Path | None = None,
+) -> FitResult:
+    """Trains `module` until `max_steps`, or until SIGTERM or Ctrl-C; either way the run can be continued.
+
+    Args:
+        folder: where metrics.csv, summary.json and checkpoints/ go.
+        max_steps: optimizer steps of the whole run; schedules end here.
+        accumulate: micro-batches a step; their gradients are weighted by scored tokens (module.py).
+        gradient_clip: largest norm of the gradient; None leaves it alone.
+        validate_every: optimizer steps between validations (the last step always has one); None for none at all.
+        save_every: optimizer steps between saves of last.ckpt besides those after validations; None for none.
+        log_every: optimizer steps between rows of metrics.csv.
+        precision, accelerator, devices, strategy: as Lightning's Trainer takes them.
+        loggers, callbacks: further ones (wandb, ...).
+        resume: a checkpoint to continue from, exactly; its metrics.csv rows and best score go on in `folder`.
+
+    Raises:
+        CheckpointError: `resume` does not fit the model.
+        DivergedError: the loss became NaN or infinite; summary.json then says `failed`.
+    """
+    _check_settings(
+        max_steps=max_steps,
+        accumulate=accumulate,
+        log_every=log_every,
+        validate_every=validate_every,
+        save_every=save_every,
+    )
+    _quieten_lightning()
+    fetch_timer, interrupt, progress = FetchTimer(), Interrupt(), Progress()
+    efficiency = Efficiency(fetch_timer)
+    metrics = MetricsCSV(folder.metrics_file)
+    checkpoints = Checkpoints(folder.checkpoints, interrupt, validate_every, save_every)
+    trainer = Trainer(
+        max_steps=max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=gradient_clip,
+        val_check_interval=(validate_every or 1) * accumulate,  # Lightning counts micro-batches here
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if validate_every else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=log_every,  # for further callbacks; ours are logged by metrics.Recorder
+        precision=precision,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        # The order matters: a step is measured, then logged, then shown, and saved last, with all of that behind it.
+        callbacks=[
+            interrupt,
+            efficiency,
+            Recorder(log_every, metrics, efficiency, progress),
+            progress,
+            *callbacks,
+            checkpoints,
+        ],
+        logger=[metrics, *loggers],
+        plugins=[AtomicCheckpointIO()],
+        profiler=fetch_timer,
+        use_distributed_sampler=False,  # the DataModule gives each rank its share of one seeded stream
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder.path,
+    )
+
+    rank_zero = trainer.is_global_zero
+    if rank_zero:
+        folder.write_summary(state="running", **_facts(module, trainer))
+    state = "failed"
+    try:
+        with interrupt:
+            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True if resume else None)
+        state = "finished"
+        if validate_every and not module.validation_metrics:  # resumed after its last step: only the number is missing
+            trainer.validate(module, datamodule=datamodule, verbose=False)
+    except Interrupted as request:
+        state = "interrupted"
+        if rank_zero:
+            log.warning("interrupted by %s; continue with: python train.py resume=%s", request, folder.path)
+    except SystemExit as stop:  # Lightning's answer to KeyboardInterrupt, and the end of a Hydra sweep
+        raise KeyboardInterrupt from stop
+    finally:
+        measured = efficiency.summary() if efficiency.session_steps else {}  # else an earlier session's stays
+        summary = measured | _quality(module) | {"state": state, "step": trainer.global_step}
+        summary = folder.write_summary(**summary) if rank_zero else summary
+    return FitResult(
+        state=state,
+        step=trainer.global_step,
+        summary=summary,
+        best=checkpoints.best if checkpoints.best.exists() else None,
+        last=checkpoints.last if checkpoints.last.exists() else None,
+    )
+
+
+def _facts(module: LanguageModel, trainer: Trainer) -> dict[str, Any]:
+    device, config = trainer.strategy.root_device, dict(module.hparams)
+    return {
+        "seed": config.get("seed"),
+        "config_hash": config_hash(config),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "devices": trainer.world_size,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+    }
+
+
+def _quality(module: LanguageModel) -> dict[str, float]:
+    """The latest validation, under the names of summary.json."""
+    return {key.removeprefix("validation/"): value for key, value in module.validation_metrics.items()}
+
+
+def _check_settings(**settings: int | None) -> None:
+    optional = ("validate_every", "save_every")
+    for key, value in settings.items():
+        if value is None and key in optional:
+            continue
+        if not isinstance(value, int) or value < 1:
+            accepted = "a whole number of at least 1" + (", or null" if key in optional else "")
+            raise ValueError(f"trainer.{key}={value!r}: must be {accepted}")
+
+
+def _quieten_lightning() -> None:
+    """Its tips and hardware lists say nothing about this run; its warnings stay, except those that are wrong here."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # packed tokens are read from a memory map
+        ".*dataloader is not resumable.*",  # the DataModule is, by its cursor
+        ".*is smaller than the logging interval.*",  # the last step is always logged
+        ".*LeafSpec.* is deprecated.*",  # Lightning's own code
+    ):
+        warnings.filterwarnings("ignore", message)

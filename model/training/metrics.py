@@ -1,0 +1,111 @@
+"""metrics.csv, and when something is logged.
+
+Lightning's CSVLogger starts a new version folder on resume and deletes a metrics.csv that it finds; its column order
+depends on hashing. This one keeps a single file: a row an event (`step`, then one column a metric, in order of first
+appearance), appended as it happens. Each checkpoint remembers how many rows there were; resuming drops the rows after
+them, so that a stopped and resumed run leaves the same file as one that never stopped.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from model.training.efficiency import Efficiency
+from model.training.progress import Progress
+from model.training.run_folder import write_atomically
+
+
+class MetricsCSV(Logger):
+    """Writes every logged number to one CSV file."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.columns = ["step"]
+        self.rows = 0  # in the file
+        if path.exists():
+            self.columns, rows = read_rows(path)
+            self.rows = len(rows)
+
+    name = "metrics"
+    version = ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        new = [key for key in row if key not in self.columns]
+        if new or not self.path.exists():  # a new column: rewrite; it happens two or three times in a run
+            rows = read_rows(self.path)[1] if self.path.exists() else []
+            self.columns += new
+            self._rewrite([*rows, row])
+            return
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        self.rows += 1
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+    @rank_zero_only
+    def keep(self, rows: int) -> None:
+        """Drops all rows but the first `rows`."""
+        if self.rows > rows:
+            self._rewrite(read_rows(self.path)[1][:rows])
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, text.getvalue())
+        self.rows = len(rows)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a metrics.csv; a cell that was not logged is ''."""
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    return list(reader.fieldnames or ["step"]), rows
+
+
+class Recorder(Callback):
+    """Every `log_every` optimizer steps, and after each validation, gives the numbers to all loggers and the console.
+
+    It logs by itself and not through `self.log`, because Lightning writes those values after the callbacks of a step
+    have run: a checkpoint saved in a callback would be one row ahead of its metrics.
+    """
+
+    def __init__(self, log_every: int, metrics: MetricsCSV, efficiency: Efficiency, progress: Progress):
+        self.log_every = log_every
+        self.metrics = metrics
+        self.efficiency = efficiency
+        self.progress = progress
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if module.stepped and (step % self.log_every == 0 or step == trainer.max_steps):
+            values = module.train_metrics()
+            values |= self.efficiency.measure(module)
+            self._log(trainer, step, values)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._log(trainer, trainer.global_step, module.validation_metrics)
+
+    def _log(self, trainer: Trainer, step: int, values: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        self.progress.show(step, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.metrics.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metrics.keep(state_dict["rows"])

@@ -1,0 +1,188 @@
+"""LanguageModel: next-token training of a Transformer, as Lightning wants it.
+
+    batch --build_layouts--> one layout a layer --loss--> nats of every scored token --sums--> loss, bits per byte
+
+Units. `loss` is in nats per scored token; `bits_per_byte` = nats / ln 2 / bytes of text that the scored tokens stand
+for, which makes runs with different tokenizers comparable; `perplexity` = exp(loss). Sums are kept in float64 and
+divided once at the end, so a validation loss is exact over its tokens and no mean of batch means.
+
+Weights under accumulation. Micro-batches (and ranks) may hold different numbers of scored tokens, and a mean of their
+means would weigh a token more where it has fewer companions. Here each micro-batch back-propagates its *sum* of nats
+over a constant (the number of positions), and `configure_gradient_clipping` multiplies the accumulated gradient by
+positions / scored tokens of all micro-batches on all ranks. The gradient is then that of the mean over every scored
+token of the step, whatever the split: accumulate=3 equals one batch three times as long.
+"""
+
+import math
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from model.training.checkpoints import check_keys
+from model.training.optimizer import build_optimizer, build_schedule
+
+IGNORED = -100
+FIRST_TOKENS = 512
+
+
+class DivergedError(ArithmeticError):
+    """The loss or its gradient became infinite or not a number."""
+
+
+class LanguageModel(lightning.LightningModule):
+    """Trains `model` on the batches of data.DataModule.
+
+    Args:
+        model: a Transformer (build_layouts, loss, cost; see model/transformer.py). Its weights are saved as `model.*`.
+        optimizer: the mapping of configs/optimizer/*.yaml, as plain dicts.
+        token_bytes: int64 [vocabulary], bytes of text that a token stands for (0 for the beginning-of-document token).
+        config: the whole resolved config, as plain dicts. Saved in every checkpoint under `hyper_parameters`, so that
+            a checkpoint alone says how to rebuild its model.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: dict[str, Any], token_bytes: Tensor, config: dict[str, Any]):
+        super().__init__()
+        self.model = model
+        self.optimizer_settings = dict(optimizer)
+        self.register_buffer("token_bytes", token_bytes.long(), persistent=False)
+        self.save_hyperparameters(config)
+        self.stepped = True  # has the optimizer stepped since the last training_step?
+        self.layouts: list = []  # of the latest training batch, for the cost of what really ran
+        self.batch_size = self.batch_tokens = 0  # sequences and positions in it
+        self.learning_rate = 0.0
+        self.validation_metrics: dict[str, float] = {}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = dict(self.optimizer_settings)
+        schedule = settings.pop("schedule")
+        optimizer = build_optimizer(self.model, **settings)
+        scheduler = build_schedule(optimizer, self.trainer.max_steps, **schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        # Plain tensors and not buffers: Lightning's bf16-true precision would cast a float64 buffer.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step
+        self.gradient_norm = torch.zeros((), device=self.device)
+        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        if self.stepped:
+            self.sums.zero_()
+            self.stepped = False
+        # The cursor moves here and not in on_train_batch_end: callbacks run before that hook, and would save it late.
+        self.trainer.datamodule.advance(len(batch["tokens"]))
+
+        out, self.layouts = self._forward(batch)
+        self.batch_size, self.batch_tokens = len(batch["tokens"]), batch["tokens"].numel()
+        self.sums += self._totals(out.per_token, batch["targets"])
+        loss = out.total / self.batch_tokens
+        self._watch(loss)
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Weighs the accumulated gradient by scored tokens (see the top of the file), measures its norm, clips it."""
+        trainer = self.trainer
+        positions = self.batch_tokens * trainer.accumulate_grad_batches * trainer.world_size
+        scale = positions / self._over_ranks(self.sums)[1].clamp(min=1)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for gradient in gradients:
+            local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # an FSDP2 shard
+            local.mul_(scale.to(local.dtype))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self._watch(self.gradient_norm)
+        self.learning_rate = optimizer.param_groups[0]["lr"]  # of this step; the schedule moves on before logging
+        self.stepped = True
+
+    def train_metrics(self) -> dict[str, float]:
+        """The step that has just ended. Waits for the device, so it is called only where something is logged."""
+        self.check_finite()
+        return {
+            **_units("train", self._over_ranks(self.sums).tolist()),
+            "train/learning_rate": self.learning_rate,
+            "train/gradient_norm": self.gradient_norm.item(),
+        }
+
+    def check_finite(self) -> None:
+        """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step.
+
+        The answer is kept on the device and read here, when something is logged, validated or saved: asking at every
+        step would make the host wait for the device every time.
+        """
+        step = int(self.diverged_at)
+        if step >= 0:
+            raise DivergedError(
+                f"step {step}: the loss or its gradient is not finite. checkpoints/last.ckpt is from before that step. "
+                "Try a lower optimizer.learning_rate, a longer warm-up, a smaller trainer.gradient_clip, or bf16 or "
+                "32-bit trainer.precision."
+            )
+
+    def _watch(self, value: Tensor) -> None:
+        first_time = (self.diverged_at < 0) & ~value.detach().isfinite()
+        self.diverged_at = torch.where(first_time, self.trainer.global_step + 1, self.diverged_at)
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self.check_finite()
+        # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
+        self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        out, _ = self._forward(batch)
+        targets, position = batch["targets"], batch["position"]
+        parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * targets.shape[1] // 4)
+        for row, part in enumerate(parts):
+            self.validation_sums[row] += self._totals(out.per_token, targets.where(part, IGNORED))
+
+    def on_validation_epoch_end(self) -> None:
+        whole, first, last = self._over_ranks(self.validation_sums).tolist()
+        self.validation_metrics = _units("validation", whole)
+        for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
+            if tokens:  # no document may be that long
+                self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
+        # For callbacks that monitor something; metrics.py writes the float64 values out.
+        self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
+
+    # Shared
+
+    def _forward(self, batch: dict[str, Tensor]) -> tuple[Any, list]:
+        tokens = batch["tokens"]
+        layouts = self.model.build_layouts(batch["document"], tokens.shape[1])
+        return self.model.loss(tokens, batch["targets"], batch["position"], layouts), layouts
+
+    def _totals(self, per_token: Tensor, targets: Tensor) -> Tensor:
+        """float64 [3]: nats, scored tokens and bytes over the scored targets."""
+        scored = targets != IGNORED
+        nats = per_token.double().where(scored, 0.0).sum()
+        bytes_ = self.token_bytes[targets.where(scored, 0)].where(scored, 0).sum()
+        return torch.stack([nats, scored.sum().double(), bytes_.double()])
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_keys(self, checkpoint["state_dict"], "resume")
+
+
+def _units(stage: str, sums: list[float]) -> dict[str, float]:
+    nats, tokens, bytes_ = sums
+    loss = nats / tokens if tokens else math.nan
+    return {
+        f"{stage}/loss": loss,
+        f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan,
+        f"{stage}/perplexity": math.exp(loss) if not loss > 700 else math.inf,
+    }

@@ -1,0 +1,178 @@
+"""Optimizers and learning-rate schedules.
+
+Parameter groups follow GPT-3, OLMo 2 and their kin: weight decay pulls on matrices only. Norm gains, biases and sink
+logits have no scale for decay to control, and a token table is excluded because decay shrinks the rows of rare tokens
+step after step although no gradient reaches them, and smaller embeddings mean larger gradients in the first layers
+(OLMo 2, arXiv:2501.00656). A tied output head is that same table, so it is excluded with it.
+
+`muon` (Jordan et al. 2024; scaled as in Moonlight, arXiv:2502.16982) orthogonalizes the momentum of the hidden
+matrices; its update is given AdamW's root mean square, so both share one learning rate and one weight decay.
+
+Every setting comes from configs/optimizer/*.yaml; nothing here has a default.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    betas: Iterable[float],
+    epsilon: float,
+    momentum: float | None = None,
+) -> Optimizer:
+    """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest.
+
+    Args:
+        name: `adamw` or `muon`.
+        weight_decay: per step, times the learning rate (decoupled); on matrices only.
+        betas, epsilon: of AdamW.
+        momentum: of Muon; needed (and allowed) only with `muon`.
+
+    Raises:
+        ValueError: an unknown name, or a momentum that does not belong.
+    """
+    hidden, head, rest = split_parameters(model)
+    adamw = {"lr": learning_rate, "betas": tuple(betas), "eps": epsilon, "fused": _can_fuse(model)}
+    if name == "adamw":
+        if momentum is not None:
+            raise ValueError(f"optimizer.momentum={momentum} belongs to optimizer=muon; adamw has optimizer.betas")
+        return AdamW(_groups((hidden + head, weight_decay), (rest, 0.0)), **adamw)
+    if name == "muon":
+        if momentum is None:
+            raise ValueError("optimizer=muon needs optimizer.momentum, a number in [0, 1), for example 0.95")
+        if not hidden:
+            raise ValueError("optimizer=muon: the model has no hidden matrices; use optimizer=adamw")
+        muon = {"lr": learning_rate, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
+        return MuonWithAdamW(_groups((hidden, weight_decay)), muon, _groups((head, weight_decay), (rest, 0.0)), adamw)
+    raise ValueError(f"optimizer.name={name!r} is unknown; choose adamw or muon")
+
+
+def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Trainable parameters as (hidden matrices, untied output head, everything that is not decayed)."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    output = getattr(model, "lm_head", None)
+    heads = {id(output.weight)} if isinstance(output, nn.Linear) else set()
+    hidden, head, rest = [], [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2 or id(parameter) in tables:
+            rest.append(parameter)
+        elif id(parameter) in heads or parameter.ndim > 2:  # Muon is defined on matrices
+            head.append(parameter)
+        else:
+            hidden.append(parameter)
+    return hidden, head, rest
+
+
+def _groups(*pairs: tuple[list[Tensor], float]) -> list[dict[str, Any]]:
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+
+
+def _can_fuse(model: nn.Module) -> bool:
+    """One fused kernel for the whole update exists on CUDA and CPU, for floating-point parameters."""
+    return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in model.parameters())
+
+
+class MuonWithAdamW(Optimizer):
+    """Two optimizers behind one face, so that Lightning, LambdaLR and checkpoints see an ordinary one.
+
+    The parts own no state: groups and state live here and are shared with them by reference, so that PyTorch's own
+    `state_dict` and `load_state_dict` work on the whole.
+    """
+
+    def __init__(self, muon_groups: list, muon: dict, adamw_groups: list, adamw: dict):
+        self.muon = torch.optim.Muon(muon_groups, **muon)
+        self.adamw = AdamW(adamw_groups, **adamw)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], defaults={})
+        self._share()
+
+    def _share(self) -> None:
+        split = len(self.muon.param_groups)
+        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:split], self.param_groups[split:]
+        self.muon.state = self.adamw.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Runs the closure once, then both updates."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.step()
+        self.adamw.step()
+        return loss
+
+
+def build_schedule(optimizer: Optimizer, max_steps: int, *, name: str, **settings: float) -> LambdaLR:
+    """Multiplies every group's learning rate by a factor that depends on the step alone."""
+    if name not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule.name={name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+    for key, value in settings.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"optimizer.schedule.{key}={value} is a share, and must lie in [0, 1]")
+    factor = SCHEDULES[name]
+    return LambdaLR(optimizer, lambda step: factor(step, max_steps, **settings))
+
+
+def cosine(step: int, max_steps: int, *, warmup_fraction: float, final_fraction: float) -> float:
+    """Linear warm-up, then half a cosine down to `final_fraction` (SGDR, arXiv:1608.03983).
+
+    Args:
+        step: steps done so far; the factor is for the next one.
+        max_steps: steps of the whole run, at the end of which the factor is `final_fraction`.
+        warmup_fraction: share of `max_steps` spent warming up.
+        final_fraction: the last learning rate as a share of the highest.
+    """
+    warmup = round(warmup_fraction * max_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_stable_decay(
+    step: int, max_steps: int, *, warmup_fraction: float, decay_fraction: float, final_fraction: float
+) -> float:
+    """Linear warm-up, a plateau, and a linear decay over the last steps (MiniCPM, arXiv:2404.06395; linear decay as in
+    arXiv:2405.18392). On the plateau nothing depends on `max_steps`, so a run can be extended from there.
+
+    Args:
+        step, max_steps, warmup_fraction, final_fraction: as in `cosine`.
+        decay_fraction: share of `max_steps` spent decaying.
+    """
+    warmup = round(warmup_fraction * max_steps)
+    decay = round(decay_fraction * max_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    left = max(0, max_steps - step)
+    if left >= decay:
+        return 1.0
+    return final_fraction + (1 - final_fraction) * left / decay
+
+
+def constant(step: int, max_steps: int, *, warmup_fraction: float) -> float:
+    """Linear warm-up, then a plateau to the end."""
+    warmup = round(warmup_fraction * max_steps)
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "cosine": cosine,
+    "warmup_stable_decay": warmup_stable_decay,
+    "constant": constant,
+}

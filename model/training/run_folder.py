@@ -1,0 +1,165 @@
+"""The folder of one run: everything that it was asked, did and found.
+
+    outputs/<name>/<date_time_microseconds>/
+      config.yaml   the whole config, resolved      metrics.csv    every logged number (metrics.py)
+      summary.json  final quality and cost          checkpoints/   last.ckpt, best.ckpt (checkpoints.py)
+      train.log     what was said                   report/        pictures
+
+No file name holds a `=`, which Hydra's command line could not take back unquoted. JSON is written to a temporary file
+and renamed, so that a reader (a report, a sweep) never sees half of it.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+log = logging.getLogger(__name__)
+
+
+class RunFolderError(ValueError):
+    """A path that should be a run, or a checkpoint, and is not."""
+
+
+class RunFolder:
+    """Paths of one run, and the writing of its small files. Make one with `create` or `open`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self.config_file = self.path / "config.yaml"
+        self.summary_file = self.path / "summary.json"
+        self.metrics_file = self.path / "metrics.csv"
+        self.log_file = self.path / "train.log"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report"
+
+    @classmethod
+    def create(cls, path: str | Path, config: dict[str, Any]) -> "RunFolder":
+        """Makes the folder and writes config.yaml.
+
+        Args:
+            path: must not hold a run already; see `new_run_path`.
+            config: the whole resolved config, as plain dicts.
+        """
+        folder = cls(path)
+        if "=" in str(folder.path):
+            raise RunFolderError(f"run folder {str(folder.path)!r}: a path with '=' cannot be given to Hydra")
+        if folder.config_file.exists():
+            raise RunFolderError(f"{folder.path} already holds a run; continue it with resume={folder.path}")
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run.
+
+        Raises:
+            RunFolderError: there is no such folder, or it holds no run.
+        """
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise RunFolderError(f"no such run folder: {path}")
+        if not folder.config_file.is_file():
+            raise RunFolderError(f"{path} is not a run folder: it holds no config.yaml")
+        return folder
+
+    def read_config(self) -> dict[str, Any]:
+        return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.exists() else {}
+
+    def write_summary(self, **values: Any) -> dict[str, Any]:
+        """Adds these values to summary.json (what is there and not named stays) and returns the whole."""
+        summary = self.read_summary() | values
+        write_json(self.summary_file, summary)
+        return summary
+
+    @contextlib.contextmanager
+    def logging_to_file(self) -> Iterator[None]:
+        """While inside, Python logging of level INFO and above also goes to train.log (appended)."""
+        handler = logging.FileHandler(self.log_file, encoding="utf-8", delay=True)
+        handler.setLevel(logging.INFO)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger()
+        level = root.level
+        root.addHandler(handler)
+        root.setLevel(min(level, logging.INFO) if level else logging.INFO)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+            handler.close()
+
+
+def new_run_path(root: str | Path, name: str) -> Path:
+    """<root>/<name>/<date_time_microseconds>: jobs of a sweep may start within the same second."""
+    if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name) or ".." in name:
+        raise RunFolderError(f"name={name!r} becomes a folder: use letters, digits, '_', '-', '.', '+', '/' between")
+    return Path(root) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+
+
+def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
+    """The checkpoint file that a user means: a .ckpt file, a run folder, or `last` / `best` inside one.
+
+    Args:
+        path: RUN_DIR, RUN_DIR/last, RUN_DIR/best, or a file.
+        prefer: which one a bare run folder stands for; the other is taken where that one is missing.
+
+    Raises:
+        RunFolderError: nothing of the kind is there.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        folder = RunFolder.open(path)
+        for name in dict.fromkeys((prefer, "best", "last")):
+            if (folder.checkpoints / f"{name}.ckpt").is_file():
+                return folder.checkpoints / f"{name}.ckpt"
+        raise RunFolderError(f"{path} is a run folder without a checkpoint: it stopped before saving one")
+    if path.name in ("last", "best") and path.parent.is_dir():
+        file = RunFolder.open(path.parent).checkpoints / f"{path.name}.ckpt"
+        if file.is_file():
+            return file
+        raise RunFolderError(f"{path.parent} has no checkpoints/{path.name}.ckpt")
+    raise RunFolderError(f"no checkpoint at {path}: give a run folder, RUN_DIR/last, RUN_DIR/best or a .ckpt file")
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """12 hex digits that change with any setting, except those that only name the run."""
+    settings = {key: value for key, value in config.items() if key not in ("name", "resume")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic; numbers that JSON does not know (NaN, infinity) become null."""
+    write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

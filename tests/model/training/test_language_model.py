@@ -1,0 +1,104 @@
+"""Losses and gradients are exact sums over scored tokens, however these are cut into batches."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from stand_ins import OPTIMIZER, TOKEN_BYTES, TRAINER, Sequences, TinyData, TinyModel, new_module, run_folder, train
+from torch.utils.data import DataLoader
+
+from model.training.fit import fit
+from model.training.metrics import read_rows
+from model.training.module import DivergedError
+
+
+def test_accumulation_weighs_every_token_the_same(tmp_path):
+    """accumulate=3 with ragged padding is one batch three times as long: same weights, same logged loss."""
+    weights, rows = [], []
+    for name, batch_size, accumulate in (("one", 6, 1), ("three", 2, 3)):
+        torch.manual_seed(0)
+        module = new_module(model=TinyModel(dropout=0.0))
+        settings = TRAINER | dict(accumulate=accumulate, max_steps=5, gradient_clip=0.3)
+        fit(module, TinyData(batch_size), run_folder(tmp_path / name), **settings)
+        weights.append(torch.cat([p.flatten() for p in module.model.parameters()]))
+        rows.append([row for row in read_rows(tmp_path / name / "metrics.csv")[1] if row["train/loss"]])
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+    for one, three in zip(*rows, strict=True):
+        for key in ("train/loss", "train/bits_per_byte", "train/gradient_norm", "train/learning_rate"):
+            assert float(one[key]) == pytest.approx(float(three[key]), rel=1e-4)
+
+
+def test_gradient_is_that_of_the_mean_over_scored_tokens(tmp_path):
+    """The logged norm, unclipped, against plain PyTorch."""
+    module = new_module(model=TinyModel(dropout=0.0))
+    data = TinyData(batch_size=4)
+    data.trainer = SimpleNamespace(max_steps=1, accumulate_grad_batches=1)
+    batch = next(iter(data.train_dataloader()))
+    out = module.model.loss(batch["tokens"], batch["targets"], batch["position"], [16])
+    (out.total / out.count).backward()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in module.model.parameters()]).item()
+    module.zero_grad()
+    fit(module, TinyData(batch_size=4), run_folder(tmp_path), **TRAINER | dict(max_steps=1, gradient_clip=None))
+    row = read_rows(tmp_path / "metrics.csv")[1][0]
+    assert float(row["train/gradient_norm"]) == pytest.approx(expected, rel=1e-5)
+    assert float(row["train/loss"]) == pytest.approx((out.total / out.count).item(), rel=1e-6)
+
+
+def test_validation_sums_over_all_tokens(tmp_path):
+    """Batches of 2, 2 and 1 sequences with unequal padding; parts by position within the document."""
+    module = new_module()
+    result = fit(module, TinyData(), run_folder(tmp_path), **TRAINER | dict(max_steps=2))
+    batch = next(iter(DataLoader(Sequences(5, 2), 5)))
+    module.eval()
+    with torch.no_grad():
+        out = module.model.loss(batch["tokens"], batch["targets"], batch["position"], [16])
+    scored = batch["targets"] != -100
+    bytes_ = TOKEN_BYTES[batch["targets"][scored]].sum().item()
+    assert result.summary["loss"] == pytest.approx(out.total.item() / scored.sum().item(), rel=1e-6)
+    assert result.summary["bits_per_byte"] == pytest.approx(out.total.item() / math.log(2) / bytes_, rel=1e-6)
+    assert result.summary["perplexity"] == pytest.approx(math.exp(result.summary["loss"]))
+    assert result.summary["loss_first_512"] == pytest.approx(result.summary["loss"])
+    assert "loss_last_quarter" not in result.summary  # no document of this corpus reaches position 12
+
+
+def test_checkpoint_alone_says_how_to_rebuild_the_model(tmp_path):
+    result = train(tmp_path, max_steps=2)
+    checkpoint = torch.load(result.last, weights_only=True)
+    assert checkpoint["hyper_parameters"] == {
+        "name": "tiny",
+        "seed": 3,
+        "model": {"width": 8},
+        "betas": [0.9, 0.95],
+        "none": None,
+    }
+    assert type(checkpoint["hyper_parameters"]["model"]) is dict
+    assert "model.embed.weight" in checkpoint["state_dict"] and "token_bytes" not in checkpoint["state_dict"]
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, log_every):
+    class Exploding(TinyModel):
+        def loss(self, *arguments):
+            out = super().loss(*arguments)
+            self.calls = getattr(self, "calls", 0) + self.training
+            return out if self.calls < 6 else type(out)(**vars(out) | {"total": out.total * math.inf})
+
+    folder = run_folder(tmp_path)
+    settings = TRAINER | dict(max_steps=12, log_every=log_every, save_every=2, validate_every=None)
+    with pytest.raises(DivergedError, match=r"step 6: .*learning_rate"):
+        fit(new_module(model=Exploding()), TinyData(), folder, **settings)
+    assert folder.read_summary()["state"] == "failed"
+    saved = torch.load(folder.checkpoints / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4 and all(v.isfinite().all() for v in saved["state_dict"].values())
+
+
+def test_learns(tmp_path):
+    optimizer = OPTIMIZER | dict(learning_rate=0.05)
+    result = fit(
+        new_module(optimizer, TinyModel(0.0)),
+        TinyData(batch_size=4),
+        run_folder(tmp_path),
+        **TRAINER | dict(max_steps=60, validate_every=20),
+    )
+    assert result.summary["loss"] < 0.5 < math.log(11)

@@ -1,0 +1,150 @@
+import copy
+
+import pytest
+import torch
+from stand_ins import TinyModel
+from torch import nn
+
+from model.training.optimizer import SCHEDULES, build_optimizer, build_schedule, cosine, warmup_stable_decay
+
+ADAMW = dict(name="adamw", learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], epsilon=1e-8)
+MUON = ADAMW | dict(name="muon", momentum=0.95)
+
+
+def names(model, optimizer, decayed):
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {by_id[id(p)] for g in optimizer.param_groups if (g["weight_decay"] > 0) == decayed for p in g["params"]}
+
+
+@pytest.mark.parametrize("settings", [ADAMW, MUON])
+def test_decay_pulls_on_matrices_only(settings):
+    model = TinyModel()
+    optimizer = build_optimizer(model, **settings)
+    assert names(model, optimizer, True) == {"hidden.weight", "lm_head.weight"}
+    assert names(model, optimizer, False) == {"embed.weight", "norm.weight", "hidden.bias"}
+
+
+@pytest.mark.parametrize("settings", [ADAMW, MUON])
+def test_a_tied_head_is_the_token_table(settings):
+    model = TinyModel()
+    model.lm_head.weight = model.embed.weight
+    optimizer = build_optimizer(model, **settings)
+    assert names(model, optimizer, True) == {"hidden.weight"}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out():
+    model = TinyModel()
+    model.embed.weight.requires_grad = False
+    assert "embed.weight" not in names(model, build_optimizer(model, **ADAMW), False)
+
+
+def test_muon_is_torchs_muon_and_adamw_side_by_side():
+    model, twin = TinyModel(), TinyModel()
+    twin.load_state_dict(model.state_dict())
+    combined = build_optimizer(model, **MUON)
+    parts = (
+        torch.optim.Muon([twin.hidden.weight], 0.01, 0.1, 0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [
+                {"params": [twin.lm_head.weight], "weight_decay": 0.1},
+                {"params": [twin.embed.weight, twin.norm.weight, twin.hidden.bias], "weight_decay": 0.0},
+            ],
+            0.01,
+            (0.9, 0.95),
+            fused=True,
+        ),
+    )
+    for seed in range(4):
+        fill_gradients(model, seed)
+        fill_gradients(twin, seed)
+        combined.step()
+        for part in parts:
+            part.step()
+    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_muon_state_survives_saving(tmp_path):
+    model = TinyModel()
+    optimizer = build_optimizer(model, **MUON)
+    schedule = build_schedule(optimizer, 10, name="cosine", warmup_fraction=0.3, final_fraction=0.0)
+    steps(model, optimizer, schedule, range(3))
+    torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, tmp_path / "state.pt")
+    twin = copy.deepcopy(model)
+    steps(model, optimizer, schedule, range(3, 6))
+
+    other = build_optimizer(twin, **MUON)
+    other_schedule = build_schedule(other, 10, name="cosine", warmup_fraction=0.3, final_fraction=0.0)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(saved["optimizer"])
+    other_schedule.load_state_dict(saved["schedule"])
+    steps(twin, other, other_schedule, range(3, 6))
+    for own, resumed in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(own, resumed)
+    assert len({group["lr"] for group in other.param_groups}) == 1
+
+
+def fill_gradients(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def steps(model, optimizer, schedule, seeds):
+    for seed in seeds:
+        fill_gradients(model, seed)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(name="sgd"), "optimizer.name='sgd' is unknown; choose adamw or muon"),
+        (dict(momentum=0.9), "optimizer.momentum=0.9 belongs to optimizer=muon"),
+        (dict(name="muon"), "optimizer=muon needs optimizer.momentum"),
+    ],
+)
+def test_impossible_settings(change, message):
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(TinyModel(), **ADAMW | change)
+
+
+def test_cosine():
+    factors = [cosine(step, 100, warmup_fraction=0.1, final_fraction=0.2) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.6) and factors[100] == pytest.approx(0.2)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_warmup_stable_decay():
+    shares = dict(warmup_fraction=0.1, decay_fraction=0.2, final_fraction=0.0)
+    factors = [warmup_stable_decay(step, 100, **shares) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert set(factors[9:81]) == {1.0}
+    assert factors[90] == pytest.approx(0.5) and factors[100] == 0.0
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("max_steps", [1, 2, 7])
+def test_schedules_on_very_short_runs(name, max_steps):
+    settings = dict(warmup_fraction=0.0, decay_fraction=0.0, final_fraction=0.0)
+    keys = {"cosine": ("warmup_fraction", "final_fraction"), "constant": ("warmup_fraction",)}.get(name, settings)
+    for step in range(max_steps):
+        assert 0 < SCHEDULES[name](step, max_steps, **{key: settings[key] for key in keys}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(name="linear"), "optimizer.schedule.name='linear' is unknown; choose one of cosine, warmup_stable_decay"),
+        (
+            dict(name="cosine", warmup_fraction=1.5, final_fraction=0),
+            "optimizer.schedule.warmup_fraction=1.5 is a share",
+        ),
+    ],
+)
+def test_impossible_schedules(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_schedule(build_optimizer(TinyModel(), **ADAMW), 10, **settings)
