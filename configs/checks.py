@@ -1,0 +1,144 @@
+"""What a composed config must satisfy, checked before any work starts. Each failure is one line: key, value, what is
+accepted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol
+from kernels.attention import BACKENDS
+from kernels.layout import BLOCKS
+
+TRAINER_KEYS = (
+    *("max_steps", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
+    *("precision", "accelerator", "devices", "strategy"),
+)
+EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol")
+PRECISIONS = ("64-true", "32-true", "16-mixed", "bf16-mixed", "bf16-true")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError (or data.CorpusError) for the first setting of a composed training config that cannot be."""
+    check_keys(config)
+    check_attention(config)
+    check_data(config)
+    check_trainer(config["trainer"])
+    check_optimizer(config["optimizer"])
+    check_evaluation(config["evaluation"], config["data"]["sequence_length"])
+    check_runs(config)
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Keys that `+key=value` has added and nothing reads."""
+    groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
+    _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from", "experiment"))
+    _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))
+    _require_known("trainer.", config["trainer"], TRAINER_KEYS)
+    _require_known("evaluation.", config["evaluation"], EVALUATION_KEYS)
+
+
+def check_attention(config: Mapping[str, Any]) -> None:
+    """Patterns, schedule, tile size and backend; and the sizes of the model that uses them."""
+    attention, sizes = config["attention"], build_model_config(config["model"], tokenizer_vocabulary=1)
+    _require_in("attention.block", attention["block"], BLOCKS)
+    _require_in("attention.backend", attention["backend"], ("auto", "reference", *BACKENDS))
+    plan = build_plan(attention)
+    for layer in range(sizes.layers):
+        try:
+            plan.pattern(layer, sizes.kv_heads)
+        except ValueError as error:
+            raise ConfigError(f"attention.{error}") from None
+
+
+def check_data(config: Mapping[str, Any]) -> None:
+    """Lengths, and what the data module itself can check without reading documents."""
+    length, limit = config["data"]["sequence_length"], config["model"]["max_length"]
+    if not isinstance(length, int) or not 1 <= length <= limit:
+        raise ConfigError(
+            f"data.sequence_length={length}: must be between 1 and the model's limit, model.max_length={limit}"
+        )
+    build_data(config["data"])
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Step counts, and whether this machine's devices can do what is asked."""
+    for key, optional in (
+        ("max_steps", False),
+        ("accumulate", False),
+        ("log_every", False),
+        ("validate_every", True),
+        ("save_every", True),
+    ):
+        _require_count(f"trainer.{key}", trainer[key], optional)
+    clip = trainer["gradient_clip"]
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"trainer.gradient_clip={clip}: must be a positive number, or null")
+    check_device(trainer["accelerator"], trainer["precision"], "trainer")
+
+
+def check_device(accelerator: str, precision: str, group: str) -> None:
+    """Whether this machine has the device, and the device the precision. `group` is where the two keys stand."""
+    import torch
+
+    _require_in(f"{group}.precision", precision, PRECISIONS)
+    present = ("cpu", "auto", *(["cuda", "gpu"] if torch.cuda.is_available() else []))
+    if accelerator not in present:
+        raise ConfigError(f"{group}.accelerator={accelerator}: this machine has {', '.join(present)}")
+    on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+    if precision == "16-mixed" and not on_gpu:
+        raise ConfigError(
+            f"{group}.precision=16-mixed needs a GPU: accepted on a CPU are 32-true, 64-true, bf16-mixed and bf16-true"
+        )
+    if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name()
+        raise ConfigError(f"{group}.precision={precision}: {name} has no bfloat16; accepted are 16-mixed and 32-true")
+
+
+def check_optimizer(optimizer: Mapping[str, Any]) -> None:
+    """Names and ranges; the optimizer itself checks the rest."""
+    from model.training.optimizer import SCHEDULES
+
+    _require_in("optimizer.name", optimizer["name"], ("adamw", "muon"))
+    _require_in("optimizer.schedule.name", optimizer["schedule"]["name"], tuple(SCHEDULES))
+    if not optimizer["learning_rate"] > 0:
+        raise ConfigError(f"optimizer.learning_rate={optimizer['learning_rate']}: must be positive")
+
+
+def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> None:
+    """The protocol, and which split it is for."""
+    _require_in("evaluation.split", evaluation["split"], ("train", "validation", "test"))
+    _require_count("evaluation.tokens_at_once", evaluation["tokens_at_once"], optional=False)
+    build_protocol(evaluation["protocol"], sequence_length)
+
+
+def check_runs(config: Mapping[str, Any]) -> None:
+    """`init_from` and `resume`, and the run's name."""
+    from model.training.run_folder import RunFolder, find_checkpoint, new_run_path
+
+    if config["resume"] and config["init_from"]:
+        raise ConfigError(
+            f"init_from={config['init_from']}: a run that resumes has weights already; give resume or init_from"
+        )
+    if config["resume"]:
+        RunFolder.open(config["resume"])
+        find_checkpoint(config["resume"], prefer="last")
+    if config["init_from"]:
+        find_checkpoint(config["init_from"])
+    new_run_path(Path(config["outputs"]), config["name"])
+
+
+def _require_known(prefix: str, settings: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
+    for key, value in settings.items():
+        if key not in accepted:
+            raise ConfigError(f"{prefix}{key}={value}: no such key; accepted are {', '.join(sorted(accepted))}")
+
+
+def _require_in(key: str, value: object, accepted: tuple) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(map(str, accepted))}")
+
+
+def _require_count(key: str, value: object, optional: bool) -> None:
+    if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return
+    raise ConfigError(f"{key}={value}: must be an integer >= 1" + (", or null" if optional else ""))

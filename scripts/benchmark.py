@@ -1,0 +1,23 @@
+"""Measures speed, and writes what it measured: a JSON file with device, versions and shapes, and a Markdown table.
+
+python scripts/benchmark.py training --attention dense window --lengths 1024 2048 4096 8192 16384
+"""
+
+import argparse
+import importlib
+
+BENCHMARKS = {"training": "steps of a model at several lengths and patterns: time per token, tokens per second"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, summary in BENCHMARKS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        importlib.import_module(f"scripts.benchmarks.{name}").add_arguments(command)
+    arguments = parser.parse_args()
+    importlib.import_module(f"scripts.benchmarks.{arguments.command}").run(arguments)
+
+
+if __name__ == "__main__":
+    main()

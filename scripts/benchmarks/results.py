@@ -1,0 +1,47 @@
+"""What every benchmark writes: JSON with its surroundings, and the same numbers as a Markdown table."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+
+def surroundings() -> dict[str, Any]:
+    """Device, versions and date, without which a time means nothing."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name()
+        if on_gpu
+        else f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _version("triton")},
+        "date": datetime.now().date().isoformat(),
+    }
+
+
+def write(file: Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """`file` gets `{surroundings, settings, rows}`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**surroundings(), "settings": dict(settings), "rows": list(rows)}, indent=1) + "\n")
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table; their keys are the columns."""
+    columns = list(rows[0])
+    cell = lambda value: f"{value:,.4g}" if isinstance(value, float) else str(value)  # noqa: E731
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,168 @@
+"""What every command shares: how it speaks, and how it fails."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from model.training.run_folder import RunFolder
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's own switch: the user sets it to see whole tracebacks."""
+
+_full_error = bool(os.environ.get(FULL_ERROR))
+
+OURS = ("farsight", "configs", "data", "kernels", "model", "scripts")
+"""Loggers whose messages reach the screen from level INFO on; libraries speak from WARNING on."""
+
+
+def start_logging() -> None:
+    """Our messages, bare, to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a Hydra command. What Hydra itself refuses (an unknown key, an unknown choice) becomes one line, too."""
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+
+    if _full_error:
+        return main()
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises its exceptions instead of printing them
+    try:
+        main()
+    except MissingConfigException as error:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        options = [option for option in error.options or () if option != "base"]
+        sys.exit(_fail(f"{group}={choice}: no such choice; accepted are {', '.join(options)}"))
+    except (ConfigCompositionException, OverrideParseException) as error:
+        sys.exit(_fail(_explain(error)))
+    except HydraException as error:  # a job of a sweep failed, and has said why
+        sys.exit(_fail(str(error).splitlines()[0]))
+
+
+def _explain(error: Exception) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+        accepted = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
+        return f"{cause.full_key}: no such key; accepted are {accepted}"
+    return str(error).splitlines()[0]
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Errors that a user can mend become one line on standard error and exit status 2; HYDRA_FULL_ERROR=1 shows all of
+    it.
+
+    Under `-m` the line is printed and the job fails, and the sweep goes on with the next one.
+    """
+    start_logging()
+    try:
+        yield
+    except Exception as error:
+        if _full_error or not isinstance(error, _mendable()):
+            raise
+        line = (
+            f"{error.full_key}: must be set" if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0]
+        )
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            job = " ".join(HydraConfig.get().overrides.task)
+            _fail(f"{line}  (job {job}; the sweep goes on)")
+            raise HydraException(line) from None
+        sys.exit(_fail(line))
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """The errors that carry a line for the user. Imported late: most runs end without one."""
+    from configs.build import ConfigError
+    from data import CorpusError
+    from model.training.checkpoints import CheckpointError
+    from model.training.module import DivergedError
+    from model.training.run_folder import RunFolderError
+
+    return ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, OmegaConfBaseException
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The composed config as plain dicts, every interpolation resolved.
+
+    Under `resume`, the config is the run's own, except for what the command line sets: a run that goes on is the same
+    run. Other groups (another pattern, other data) are a ConfigError: that is what `init_from` is for.
+    """
+    from configs.build import ConfigError
+
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if not plain["resume"]:
+        return plain
+    from model.training.run_folder import RunFolder
+
+    saved = OmegaConf.create(RunFolder.open(plain["resume"]).read_config())
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.split(".")[0] in ("attention", "model", "data", "optimizer", "experiment", "seed"):
+            raise ConfigError(
+                f"{key}={value}: a resumed run keeps its own; to start anew from its weights, give init_from"
+            )
+        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    return OmegaConf.to_container(saved, resolve=True)
+
+
+def print_report(
+    console: "Console", row: dict[str, Any], summary: dict[str, Any] | None = None, folder: "RunFolder | None" = None
+) -> None:
+    """The table that an evaluation ends with, and, with its summary and folder, a run."""
+    from rich.table import Table
+
+    documents = f"{row['documents_from']}: {row['documents']} documents, {row['bytes']:,} bytes"
+    table = Table(title=f"{documents}, protocol {row['protocol']['name']}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in report_rows(row, summary or {}):
+        table.add_row(name, value)
+    console.print(table)
+    if folder:
+        console.print(f"run folder: {folder.path}", soft_wrap=True)
+
+
+def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of everything that the table says; what was not measured is left out."""
+    baselines = row.get("baselines", {})
+    cells = [
+        ("loss", row["loss"], "{:.4f} nats/token"),
+        ("bits per byte", row["bits_per_byte"], "{:.4f}"),
+        ("  gzip -9, per document", baselines.get("gzip_bits_per_byte"), "{:.4f}"),
+        ("  bigram model, same tokens", baselines.get("bigram_bits_per_byte"), "{:.4f}"),
+        ("perplexity", row["perplexity"], "{:.2f}"),
+        ("loss of a document's first 512 tokens", row["loss_first_512"], "{:.4f}"),
+        ("loss of its last quarter", row["loss_last_quarter"], "{:.4f}"),
+        ("training speed", summary.get("tokens_per_second"), "{:,.0f} tokens/s"),
+        ("attention density, pairs", summary.get("density_pairs"), "{:.1%}"),
+        ("attention density, tiles", summary.get("density_tiles"), "{:.1%}"),
+        ("peak memory", _gigabytes(summary.get("peak_memory_bytes")), "{:.2f} GB"),
+        ("parameters", summary.get("parameters"), "{:,}"),
+        ("trained on", summary.get("train_tokens"), "{:,} tokens"),
+        ("training time", summary.get("train_seconds"), "{:,.0f} s"),
+    ]
+    return [(name, form.format(value)) for name, value, form in cells if value is not None]
+
+
+def _gigabytes(size: int | None) -> float | None:
+    return None if size is None else size / 1e9

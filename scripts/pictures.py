@@ -1,0 +1,70 @@
+"""The pictures of a run: which pairs each pattern sees, and how the loss falls with position in the document."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap
+
+from kernels import Axis, build_layout
+from kernels.cost import attention_cost
+from kernels.patterns import Pattern
+
+SEEN = ListedColormap(["#f4f1ea", "#1f4e79"])
+
+
+def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128) -> None:
+    """A PNG with one panel a pattern: its mask over one document of `length` tokens, and its density.
+
+    Panels show at most 512 x 512 cells; where a cell stands for several pairs, it is dark if any of them is visible.
+    """
+    figure, panels = plt.subplots(1, len(patterns), figsize=(2.6 * len(patterns), 3.1), squeeze=False)
+    for panel, (name, pattern) in zip(panels[0], patterns.items(), strict=True):
+        layout = build_layout(pattern, Axis.tokens(length), block=block)
+        cost = attention_cost(layout, batch=1, heads=1, head_dim=1)
+        panel.imshow(
+            _shrink(layout.dense_mask()[0, 0].numpy(), 512), cmap=SEEN, interpolation="nearest", vmin=0, vmax=1
+        )
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel(f"{cost.density_pairs:.0%} of causal pairs", fontsize=8)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    panels[0][0].set_ylabel(f"query (of {length:,})", fontsize=8)
+    _save(figure, file)
+
+
+def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[str], file: Path) -> None:
+    """A PNG of loss against position in the document, one line a row of evaluation.json, with its confidence band."""
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for row, label in zip(rows, labels, strict=True):
+        buckets = row["by_position"]
+        middle = [(b["start"] + b["stop"]) / 2 for b in buckets]
+        (line,) = axes.plot(middle, [b["loss"] for b in buckets], marker="o", markersize=4, label=label)
+        axes.fill_between(
+            middle, [b["low"] for b in buckets], [b["high"] for b in buckets], color=line.get_color(), alpha=0.15
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("position in the document (tokens)")
+    axes.set_ylabel("loss (nats/token)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, file)
+
+
+def _shrink(mask: np.ndarray, cells: int) -> np.ndarray:
+    step = -(-len(mask) // cells)
+    padding = -len(mask) % step
+    mask = np.pad(mask, ((0, padding), (0, padding)))
+    return mask.reshape(len(mask) // step, step, -1, step).any((1, 3))
+
+
+def _save(figure: plt.Figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

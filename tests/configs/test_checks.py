@@ -1,0 +1,77 @@
+"""Impossible settings fail before any work starts, in one line that names the key, the value and what is accepted."""
+
+import pytest
+
+from configs.checks import check
+from data import CorpusError
+from tests.commands import compose
+
+WRONG = [
+    # overrides, and what the line must name
+    (["attention.patterns.local.width=0"], ["attention.patterns.local.width=0", ">= 1"]),
+    (["attention.patterns.local.sink_tokens=-1"], ["sink_tokens=-1", ">= 0"]),
+    (
+        ["attention.patterns.local._target_=kernels.patterns.Windw"],
+        ["kernels.patterns.Windw", "kernels.patterns.Window"],
+    ),
+    (["attention.patterns.local._target_=torch.nn.Linear"], ["torch.nn.Linear", "kernels.patterns.Pattern"]),
+    (["+attention.patterns.local.depth=3"], ["attention.patterns.local.depth=3", "width, sink_tokens"]),
+    (["attention.schedule=[local,nowhere]"], ["'nowhere'", "local"]),
+    (["attention.schedule=[]"], ["schedule=[]", "local"]),
+    (["attention.schedule=[[local,local]]"], ["2 patterns", "(4)"]),
+    (["attention.block=100"], ["attention.block=100", "128"]),
+    (["attention.backend=cuda"], ["attention.backend=cuda", "blocked"]),
+    (["attention=strided", "attention.patterns.strided.columns=4096"], ["columns=4096", "1024"]),
+    (["attention=fixed", "attention.patterns.fixed.align=page"], ["align='page'", "'document' or 'sequence'"]),
+    (["model.kv_heads=3"], ["model.kv_heads=3", "heads (4)"]),
+    (["model.width=-1"], ["model.width=-1", ">= 1"]),
+    (["model.rope_scaling=magic"], ["rope_scaling='magic'", "yarn"]),
+    (["data.sequence_length=0"], ["data.sequence_length=0", "between 1"]),
+    (["data.sequence_length=2000000"], ["data.sequence_length=2000000", "model.max_length=1048576"]),
+    (["data.packing=tetris"], ["data.packing=tetris", "contiguous"]),
+    (["data=files", "data.path=/no/such/folder"], ["data.path=/no/such/folder"]),
+    (["trainer.max_steps=0"], ["trainer.max_steps=0", ">= 1"]),
+    (["trainer.gradient_clip=-1"], ["trainer.gradient_clip=-1", "positive"]),
+    (["trainer.precision=8-bit"], ["trainer.precision=8-bit", "32-true"]),
+    (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "bf16-mixed"]),
+    (["trainer.accelerator=tpu"], ["trainer.accelerator=tpu", "cpu"]),
+    (["+trainer.max_epochs=3"], ["trainer.max_epochs=3", "max_steps"]),
+    (["optimizer.name=sgd"], ["optimizer.name=sgd", "adamw"]),
+    (["optimizer.learning_rate=0"], ["optimizer.learning_rate=0", "positive"]),
+    (["optimizer.schedule.name=step"], ["optimizer.schedule.name=step", "cosine"]),
+    (["evaluation.split=dev"], ["evaluation.split=dev", "validation"]),
+    (["evaluation.protocol.name=full"], ["protocol.name='full'", "sliding"]),
+    (["evaluation.protocol.stride=9999"], ["protocol.stride=9999", "4096"]),
+    (["init_from=/no/such/run"], ["/no/such/run", "run folder"]),
+    (["resume=/"], ["/", "not a run folder"]),
+    (["+sede=3"], ["sede=3", "seed"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), WRONG, ids=lambda value: " ".join(value))
+def test_a_wrong_setting_is_one_line_with_key_value_and_what_is_accepted(overrides, named):
+    with pytest.raises(ValueError) as error:
+        check(compose(*overrides))
+    line = str(error.value)
+    assert "\n" not in line
+    for words in named:
+        assert words in line
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
+    from configs.build import ConfigError, build_model_config
+
+    with pytest.raises(ConfigError, match=r"model\.vocabulary=100: the tokenizer has 257 tokens"):
+        build_model_config(compose("model.vocabulary=100")["model"], tokenizer_vocabulary=257)
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="no file matches"):
+        check(compose("data=files", f"data.path={tmp_path / 'empty'}"))
+
+
+def test_the_default_config_passes():
+    config = compose()
+    check(config)
+    assert config["data"]["sequence_length"] >= 4096

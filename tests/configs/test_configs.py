@@ -1,0 +1,87 @@
+"""Every shipped YAML: it says what it is for, how to run it, and it composes, passes the checks and builds."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+from configs.build import build_data, build_model, build_plan
+from configs.checks import EVALUATION_KEYS, TRAINER_KEYS, check
+from kernels import Axis, build_layout
+from tests.commands import ROOT, compose
+
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (ROOT / "configs" / group).glob("*.yaml") if file.stem != "base")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_a_yaml_opens_with_what_it_is_for_and_a_command(file):
+    text = file.read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    head = re.match(r"(#.*\n)+", text).group()
+    assert re.search(r"Try: python (train|scripts/\w+)\.py", head), head
+
+
+def test_the_commands_at_the_heads_of_the_yamls_compose():
+    for file in FILES:
+        command = re.search(r"Try: python train\.py ?(.*)", file.read_text())
+        if command:
+            overrides = re.findall(r"'[^']*'|[^\s']+", command.group(1).split("  ")[0])
+            overrides = [override.strip("'") for override in overrides if override != "-m"]
+            assert compose(*overrides)["name"], file
+
+
+@pytest.mark.parametrize("attention", options("attention"))
+def test_every_attention_passes_the_checks_and_builds_layouts(attention):
+    config = compose(f"attention={attention}")
+    check(config)
+    plan = build_plan(config["attention"])
+    assert config["attention"]["name"] == attention
+    for layer in range(config["model"]["layers"]):
+        layout = build_layout(plan.pattern(layer, config["model"]["kv_heads"]), Axis.tokens(300), block=plan.block)
+        assert layout.pairs.sum() > 0
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_builds(model):
+    with torch.device("meta"):
+        built = build_model(compose(f"model={model}"), tokenizer_vocabulary=1000)
+    assert built.config.vocabulary in (1024, 50304)
+
+
+@pytest.mark.parametrize("group", ["optimizer", "logger", "evaluation"])
+def test_every_choice_of_the_small_groups_passes_the_checks(group):
+    assert options(group)
+    for option in options(group):
+        config = compose(f"{group}={option}")
+        check(config)
+        assert config[group]
+
+
+def test_trainers_differ_in_values_alone():
+    for option in options("trainer"):
+        assert set(compose(f"trainer={option}")["trainer"]) == set(TRAINER_KEYS)
+
+
+def test_every_data_group_builds(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    for option in options("data"):
+        path = ["data.path=" + str(tmp_path)] if option != "stdlib" else []
+        data = build_data(compose(f"data={option}", *path)["data"])
+        assert data.sequence_length == 4096
+
+
+def test_every_experiment_passes_the_checks():
+    for experiment in options("experiment"):
+        overrides = [f"experiment={experiment}"]
+        text = (ROOT / "configs/experiment" / f"{experiment}.yaml").read_text()
+        if "override /data: files" in text:
+            overrides.append(f"data.path={ROOT / 'kernels'}")
+        if "override /trainer: gpu" in text and not torch.cuda.is_available():
+            overrides.append("trainer.accelerator=cpu")
+        check(compose(*overrides))
+        assert set(compose(*overrides)["evaluation"]) == set(EVALUATION_KEYS)

@@ -1,0 +1,163 @@
+"""The commands of the README, run as a user runs them: train, resume, start from a run, sweep, evaluate."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.commands import ROOT, run
+
+SMALL = ["experiment=smoke", "logger=csv", "data.workers=0", "trainer.max_steps=4", "trainer.validate_every=2"]
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def smoke(outputs) -> tuple[Path, str, float]:
+    """The folder, the screen and the seconds of `python train.py experiment=smoke`."""
+    started = time.perf_counter()
+    result = run("train.py", "experiment=smoke", f"outputs={outputs}")
+    folders = list((outputs / "smoke").iterdir())
+    assert len(folders) == 1
+    return folders[0], result.stdout + result.stderr, time.perf_counter() - started
+
+
+def test_the_smoke_run_leaves_a_whole_run_folder(smoke):
+    folder, screen, _ = smoke
+    for name in ("config.yaml", "summary.json", "metrics.csv", "train.log", "evaluation.json", "tokenizer.json"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("last", "best"):
+        assert torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+    assert "=" not in "".join(str(file.relative_to(folder)) for file in folder.rglob("*") if "wandb" not in str(file))
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["sequence_length"] == 256
+    assert list((folder / "wandb").glob("offline-run-*")), "the wandb logger writes offline"
+    assert str(folder) in screen
+
+
+def test_the_smoke_run_prints_the_table(smoke):
+    _, screen, _ = smoke
+    for row in ("bits per byte", "gzip -9", "bigram", "perplexity", "tokens/s", "attention density", "peak memory"):
+        assert row in screen
+
+
+def test_the_summary_holds_quality_and_cost(smoke):
+    summary = json.loads((smoke[0] / "summary.json").read_text())
+    assert summary["state"] == "finished" and summary["step"] == 12
+    assert 0 < summary["density_pairs"] < summary["density_tiles"]
+    for key in (
+        "loss",
+        "bits_per_byte",
+        "perplexity",
+        "peak_memory_bytes",
+        "parameters",
+        "train_tokens",
+        "flops_per_token",
+    ):
+        assert summary[key] > 0, key
+
+
+def test_the_loss_falls_in_the_smoke_run(smoke):
+    with open(smoke[0] / "metrics.csv") as file:
+        losses = [float(row["validation/loss"]) for row in csv.DictReader(file) if row["validation/loss"]]
+    assert losses[-1] < losses[0]
+
+
+def test_the_smoke_run_takes_less_than_a_minute(smoke):
+    assert smoke[2] < 60 or torch.get_num_threads() < 2, f"{smoke[2]:.0f} s"
+
+
+def test_evaluate_reproduces_the_runs_own_evaluation(smoke, tmp_path):
+    folder = smoke[0]
+    own = json.loads((folder / "evaluation.json").read_text())["rows"][0]
+    output = tmp_path / "evaluation.json"
+    result = run("scripts/evaluate.py", f"checkpoint={folder}", "evaluation=chunked", f"output={output}",
+                 "evaluation.long_document=1024", "accelerator=cpu")  # fmt: skip
+    row = json.loads(output.read_text())["rows"][0]
+    assert row["nll_nats"] == pytest.approx(own["nll_nats"], rel=1e-6)
+    assert row["tokens_scored"] == own["tokens_scored"] == sum(b["tokens"] for b in row["by_position"])
+    assert row["protocol"] == {"name": "chunked", "window": 256, "stride": None, "min_context": 0, "bos": True}
+    assert "bits per byte" in result.stdout
+
+
+def test_evaluate_takes_ones_own_documents(smoke, tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/one.txt").write_text("It was a dark and stormy night; the rain fell in torrents. " * 20)
+    (tmp_path / "documents/two.md").write_text("short")
+    output = tmp_path / "evaluation.json"
+    run("scripts/evaluate.py", f"checkpoint={smoke[0]}/best", "data=files", f"data.path={tmp_path / 'documents'}",
+        f"output={output}", "accelerator=cpu")  # fmt: skip
+    row = json.loads(output.read_text())["rows"][0]
+    assert row["documents"] == 2
+    assert row["bytes"] == sum(file.stat().st_size for file in (tmp_path / "documents").iterdir())
+
+
+def test_a_run_resumes_in_place(outputs):
+    run("train.py", *SMALL, f"outputs={outputs}", "name=resumed")
+    (folder,) = (outputs / "resumed").iterdir()
+    run("train.py", f"resume={folder}", "trainer.max_steps=6")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["step"]) == ("finished", 6)
+    refused = run("train.py", f"resume={folder}", "attention=dense", check=False)
+    assert refused.returncode == 2 and "init_from" in refused.stderr
+
+
+def test_a_run_starts_from_anothers_weights_under_another_pattern(smoke, outputs):
+    run("train.py", *SMALL, f"outputs={outputs}", "name=again", f"init_from={smoke[0]}", "attention.schedule=[full]")
+    (folder,) = (outputs / "again").iterdir()
+    with open(folder / "metrics.csv") as file:
+        first = next(float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"])
+    with open(smoke[0] / "metrics.csv") as file:
+        untrained = next(float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"])
+    assert first < untrained
+    refused = run("train.py", *SMALL, f"outputs={outputs}", f"init_from={smoke[0]}", "model.layers=2", check=False)
+    assert refused.returncode == 2 and "layers.2." in refused.stderr
+
+
+def test_a_sweep_goes_on_after_a_job_that_cannot_run(outputs):
+    result = run("train.py", "-m", *SMALL, f"outputs={outputs}", "name=sweep", "trainer.max_steps=2",
+                 "data.sequence_length=0,128,256", check=False)  # fmt: skip
+    assert result.returncode != 0
+    assert "data.sequence_length=0" in result.stderr
+    lengths = [yaml.safe_load((folder / "config.yaml").read_text())["data"]["sequence_length"]
+               for folder in sorted((outputs / "sweep").iterdir())]  # fmt: skip
+    assert lengths == [128, 256]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train.py", "sede=3"], ["sede", "seed"]),
+        (["train.py", "attention=windw"], ["attention=windw", "window"]),
+        (["train.py", "data=files"], ["data.path"]),
+        (["scripts/evaluate.py"], ["checkpoint"]),
+        (["scripts/evaluate.py", "checkpoint=nowhere"], ["nowhere", "run folder"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, named):
+    result = run(*arguments, check=False)
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
+    assert all(word in lines[0] for word in named)
+
+
+def test_help_is_quick_and_lists_the_groups():
+    started = time.perf_counter()
+    result = run("train.py", "--help")
+    assert time.perf_counter() - started < 3
+    assert "attention: " in result.stdout and "block_sparse" in result.stdout
+
+
+def test_the_readme_names_only_what_exists():
+    import re
+
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,74 @@
+"""Trains a language model on long documents with sparse attention, and says what it cost and what it bought.
+
+python train.py                                                   the default: a small model, windows, the standard
+library python train.py attention=strided data.sequence_length=8192       other choices: see configs/, or --help
+python train.py -m attention=dense,window,strided                 one run after another
+python train.py resume=outputs/window/2026-01-31_12-00-00_000000  go on where a run stopped
+"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+log = logging.getLogger("farsight")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> None:
+    from scripts.console import user_errors
+
+    with user_errors():
+        train(config)
+
+
+def train(config: DictConfig) -> dict:
+    """Composed config -> run folder -> checked, built, trained, evaluated. Returns the run's summary."""
+    from lightning import seed_everything
+    from rich.console import Console
+
+    from configs.build import build_data, build_loggers, build_model
+    from configs.checks import check
+    from model.training.checkpoints import load_weights
+    from model.training.fit import fit
+    from model.training.module import LanguageModel
+    from model.training.run_folder import RunFolder, find_checkpoint, new_run_path
+    from scripts.console import print_report, resolve
+    from scripts.evaluate import evaluate_last
+    from scripts.pictures import draw_loss_by_position, draw_patterns
+
+    config = resolve(config)
+    check(config)
+    if config["resume"]:
+        folder = RunFolder.open(config["resume"])
+    else:
+        folder = RunFolder.create(new_run_path(config["outputs"], config["name"]), config)
+    with folder.logging_to_file():
+        log.info("run folder: %s", folder.path)
+        seed_everything(config["seed"], verbose=False)
+        data = build_data(config["data"])
+        data.setup()
+        data.tokenizer.save(folder.path / "tokenizer.json")
+        model = build_model(config, data.vocabulary)
+        if config["init_from"]:
+            load_weights(model, find_checkpoint(config["init_from"]))
+        module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
+        loggers = build_loggers(config["logger"], config, folder)
+        checkpoint = find_checkpoint(config["resume"], prefer="last") if config["resume"] else None
+        result = fit(module, data, folder, **config["trainer"], loggers=loggers, resume=checkpoint)
+        if result.state != "finished":
+            return result.summary
+        row = evaluate_last(model, data, folder, config)
+        summary = folder.write_summary(**{key: row[key] for key in ("loss", "bits_per_byte", "perplexity")})
+        draw_patterns(
+            model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block
+        )
+        draw_loss_by_position([row], [config["name"]], folder.report / "loss_by_position.png")
+        print_report(Console(), row, summary, folder)
+        return summary
+
+
+if __name__ == "__main__":
+    from scripts.console import run
+
+    run(main)
