@@ -73,25 +73,25 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     clip = trainer["gradient_clip"]
     if clip is not None and not clip > 0:
         raise ConfigError(f"trainer.gradient_clip={clip}: must be a positive number, or null")
-    check_device(trainer["accelerator"], trainer["precision"], "trainer")
+    check_device(trainer["accelerator"], trainer["precision"], "trainer.")
 
 
-def check_device(accelerator: str, precision: str, group: str) -> None:
-    """Whether this machine has the device, and the device the precision. `group` is where the two keys stand."""
+def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
+    """Whether this machine has the device, and the device the precision. `prefix` is where the two keys stand."""
     import torch
 
-    _require_in(f"{group}.precision", precision, PRECISIONS)
+    _require_in(f"{prefix}precision", precision, PRECISIONS)
     present = ("cpu", "auto", *(["cuda", "gpu"] if torch.cuda.is_available() else []))
     if accelerator not in present:
-        raise ConfigError(f"{group}.accelerator={accelerator}: this machine has {', '.join(present)}")
+        raise ConfigError(f"{prefix}accelerator={accelerator}: this machine has {', '.join(present)}")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "16-mixed" and not on_gpu:
         raise ConfigError(
-            f"{group}.precision=16-mixed needs a GPU: accepted on a CPU are 32-true, 64-true, bf16-mixed and bf16-true"
+            f"{prefix}precision=16-mixed needs a GPU: accepted on a CPU are 32-true, 64-true, bf16-mixed and bf16-true"
         )
     if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name()
-        raise ConfigError(f"{group}.precision={precision}: {name} has no bfloat16; accepted are 16-mixed and 32-true")
+        raise ConfigError(f"{prefix}precision={precision}: {name} has no bfloat16; accepted are 16-mixed and 32-true")
 
 
 def check_optimizer(optimizer: Mapping[str, Any]) -> None:

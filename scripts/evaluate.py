@@ -46,15 +46,15 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     from model.training.run_folder import find_checkpoint
     from scripts.console import print_report
 
-    check_evaluation(config["evaluation"])
-    check_device(config["accelerator"], config["precision"], group="evaluate")
+    check_device(config["accelerator"], config["precision"])
     checkpoint = find_checkpoint(config["checkpoint"], prefer="last")
     run = read_checkpoint(checkpoint)["hyper_parameters"]
+    check_evaluation(config["evaluation"], run["data"]["sequence_length"])
     data = build_data(run["data"])
     data.setup()
     model = build_model(run, data.vocabulary)
     load_weights(model, checkpoint)
-    if config["data"]:
+    if config.get("data"):
         documents, name = Texts.load(config["data"], data.tokenizer), str(config["data"]["path"])
     else:
         name = config["evaluation"]["split"]

@@ -9,32 +9,37 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 
 from kernels import Axis, build_layout
 from kernels.cost import attention_cost
 from kernels.patterns import Pattern
 
-SEEN = ListedColormap(["#f4f1ea", "#1f4e79"])
+SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
+COLUMNS = 3
 
 
 def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128) -> None:
     """A PNG with one panel a pattern: its mask over one document of `length` tokens, and its density.
 
-    Panels show at most 512 x 512 cells; where a cell stands for several pairs, it is dark if any of them is visible.
+    Panels show at most 512 x 512 cells; where a cell stands for several pairs, its shade is the share of visible ones.
     """
-    figure, panels = plt.subplots(1, len(patterns), figsize=(2.6 * len(patterns), 3.1), squeeze=False)
-    for panel, (name, pattern) in zip(panels[0], patterns.items(), strict=True):
+    columns = min(COLUMNS, len(patterns))
+    rows = -(-len(patterns) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False)
+    for panel in panels.flat[len(patterns) :]:
+        panel.axis("off")
+    for panel, (name, pattern) in zip(panels.flat, patterns.items(), strict=False):
         layout = build_layout(pattern, Axis.tokens(length), block=block)
         cost = attention_cost(layout, batch=1, heads=1, head_dim=1)
         panel.imshow(
-            _shrink(layout.dense_mask()[0, 0].numpy(), 512), cmap=SEEN, interpolation="nearest", vmin=0, vmax=1
+            _shrink(layout.dense_mask()[0, 0].numpy(), 512), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1
         )
         panel.set_title(name, fontsize=10)
-        panel.set_xlabel(f"{cost.density_pairs:.0%} of causal pairs", fontsize=8)
+        panel.set_xlabel(f"{cost.density_pairs:.0%} of the pairs of {length:,} tokens", fontsize=8)
         panel.set_xticks([])
         panel.set_yticks([])
-    panels[0][0].set_ylabel(f"query (of {length:,})", fontsize=8)
+    panels[0][0].set_ylabel("queries", fontsize=8)
     _save(figure, file)
 
 
@@ -60,7 +65,7 @@ def _shrink(mask: np.ndarray, cells: int) -> np.ndarray:
     step = -(-len(mask) // cells)
     padding = -len(mask) % step
     mask = np.pad(mask, ((0, padding), (0, padding)))
-    return mask.reshape(len(mask) // step, step, -1, step).any((1, 3))
+    return mask.reshape(len(mask) // step, step, -1, step).mean((1, 3))
 
 
 def _save(figure: plt.Figure, file: Path) -> None:

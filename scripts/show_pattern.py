@@ -5,9 +5,13 @@ python scripts/show_pattern.py attention=window attention.patterns.local.width=1
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from kernels.patterns import Pattern
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="show_pattern")
@@ -28,20 +32,29 @@ def show(config: dict) -> None:
     from kernels.cost import attention_cost
     from scripts.pictures import draw_patterns
 
-    plan, length = build_plan(config["attention"]), config["length"]
+    length, block = config["length"], config["attention"]["block"]
+    patterns = _all_patterns() if config["all"] else build_plan(config["attention"]).patterns
     table = Table(
         "pattern", "visible pairs", "computed in tiles", title=f"{length:,} tokens, of dense causal attention's pairs"
     )
-    for name, pattern in plan.patterns.items():
-        cost = attention_cost(
-            build_layout(pattern, Axis.tokens(length), block=plan.block), batch=1, heads=1, head_dim=1
-        )
+    for name, pattern in patterns.items():
+        cost = attention_cost(build_layout(pattern, Axis.tokens(length), block=block), batch=1, heads=1, head_dim=1)
         table.add_row(name, f"{cost.density_pairs:.2%}", f"{cost.density_tiles:.2%}")
     console = Console()
     console.print(table)
     output = Path(config["output"])
-    draw_patterns(plan.patterns, length, output, plan.block)
+    draw_patterns(patterns, length, output, block)
     console.print(f"drawn in {output}")
+
+
+def _all_patterns() -> "dict[str, Pattern]":
+    """The pattern of each choice that has a single one, by the name of the choice."""
+    from configs.build import build_plan
+
+    files = sorted((Path(__file__).parent.parent / "configs" / "attention").glob("*.yaml"))
+    plans = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files if file.stem != "base"}
+    built = {name: build_plan(plan | {"block": 128, "backend": "auto"}).patterns for name, plan in plans.items()}
+    return {name: next(iter(patterns.values())) for name, patterns in built.items() if len(patterns) == 1}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import ROOT, run
+from tests.commands import run
 
 SMALL = ["experiment=smoke", "logger=csv", "data.workers=0", "trainer.max_steps=4", "trainer.validate_every=2"]
 
@@ -153,11 +153,3 @@ def test_help_is_quick_and_lists_the_groups():
     result = run("train.py", "--help")
     assert time.perf_counter() - started < 3
     assert "attention: " in result.stdout and "block_sparse" in result.stdout
-
-
-def test_the_readme_names_only_what_exists():
-    import re
-
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", text):
-        assert (ROOT / path).exists(), path

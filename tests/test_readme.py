@@ -1,0 +1,46 @@
+"""The README holds: its commands compose, its code runs, its links and pictures lead somewhere."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.commands import ROOT, compose
+
+TEXT = (ROOT / "README.md").read_text()
+BASH = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+]
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+CONFIGS = {"train.py": "train", "scripts/evaluate.py": "evaluate", "scripts/show_pattern.py": "show_pattern"}
+
+
+@pytest.mark.parametrize("command", [line for line in BASH if line.split()[1] in CONFIGS])
+def test_a_command_composes(command):
+    _, script, *overrides = shlex.split(command)
+    overrides = [re.sub(r"=([\w,]+),\w+$", lambda m: "=" + m.group(1).split(",")[0], o) for o in overrides if o != "-m"]
+    assert compose(*overrides, config_name=CONFIGS[script])
+
+
+def test_there_is_a_command_for_each_use():
+    for words in ("train.py -m", "resume=", "init_from=", "scripts/evaluate.py checkpoint="):
+        assert any(words in line for line in BASH), words
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_the_code_runs(code):
+    names: dict = {}
+    exec(code, names)
+    assert names["out"].shape == names["q"].shape
+
+
+def test_make_has_the_targets():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"make ([a-z]+)", TEXT)) <= set(targets)
+
+
+def test_links_and_pictures_lead_somewhere():
+    for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", TEXT):
+        assert (ROOT / path).exists(), path
