@@ -55,7 +55,10 @@ def train(config: DictConfig) -> dict:
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         checkpoint = find_checkpoint(config["resume"], prefer="last") if config["resume"] else None
-        result = fit(module, data, folder, **config["trainer"], loggers=loggers, resume=checkpoint)
+        trainer = dict(config["trainer"])
+        if trainer.pop("compile"):
+            model.compile_around_attention()
+        result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
         if result.state != "finished":
             return result.summary
         row = evaluate_last(model, data, folder, config)

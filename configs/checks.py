@@ -11,7 +11,7 @@ from kernels.layout import BLOCKS
 
 TRAINER_KEYS = (
     *("max_steps", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
-    *("precision", "accelerator", "devices", "strategy"),
+    *("precision", "accelerator", "devices", "strategy", "compile"),
 )
 EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol")
 PRECISIONS = ("64-true", "32-true", "16-mixed", "bf16-mixed", "bf16-true")
@@ -23,6 +23,7 @@ def check(config: Mapping[str, Any]) -> None:
     check_attention(config)
     check_data(config)
     check_trainer(config["trainer"])
+    check_backend(config)
     check_optimizer(config["optimizer"])
     check_evaluation(config["evaluation"], config["data"]["sequence_length"])
     check_runs(config)
@@ -74,6 +75,8 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     if clip is not None and not clip > 0:
         raise ConfigError(f"trainer.gradient_clip={clip}: must be a positive number, or null")
     check_device(trainer["accelerator"], trainer["precision"], "trainer.")
+    if not isinstance(trainer["compile"], bool):
+        raise ConfigError(f"trainer.compile={trainer['compile']}: must be true or false")
 
 
 def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
@@ -92,6 +95,15 @@ def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
     if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name()
         raise ConfigError(f"{prefix}precision={precision}: {name} has no bfloat16; accepted are 16-mixed and 32-true")
+
+
+def check_backend(config: Mapping[str, Any]) -> None:
+    """Whether the attention backend that is named outright can run on the device that is asked for."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
+    if config["attention"]["backend"] == "triton" and not on_gpu:
+        raise ConfigError("attention.backend=triton needs a GPU: accepted on a CPU are auto, reference and blocked")
 
 
 def check_optimizer(optimizer: Mapping[str, Any]) -> None:

@@ -8,7 +8,10 @@ scalars: to torch.compile, activation checkpointing and FSDP, attention is one o
 the backend.
 """
 
+import functools
 import importlib
+import importlib.util
+import logging
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -20,7 +23,9 @@ from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout import BlockLayout
 
-BACKENDS = {"blocked": "kernels.backends.blocked"}
+log = logging.getLogger(__name__)
+
+BACKENDS = {"blocked": "kernels.backends.blocked", "triton": "kernels.backends.triton"}
 """Backend name -> the module that implements it (see kernels/backends/__init__.py). `reference` stands outside: it is
 dense."""
 
@@ -85,15 +90,31 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def choose_backend(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> str:
     """The backend that serves this call. A backend named outright is taken or refused (ValueError), never exchanged."""
     if backend == "auto":
-        return "blocked"
+        return _fastest(q, k, v, layout)
     if backend == "reference":
         return backend
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: must be one of auto, reference, {', '.join(BACKENDS)}")
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        raise ValueError("backend='triton': the package triton is not installed; possible are auto, reference, blocked")
     reason = _module(backend).unsupported(q, k, v, layout)
     if reason:
         raise ValueError(f"backend={backend!r} cannot serve this call: {reason}")
     return backend
+
+
+def _fastest(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str:
+    """The fastest backend that is proven for this call: Triton's kernels on a GPU, tiles in plain PyTorch elsewhere."""
+    reason = _module("triton").unsupported(q, k, v, layout) if q.is_cuda else "no GPU"
+    chosen = "blocked" if reason else "triton"
+    if not torch.compiler.is_compiling():
+        _say_once(chosen, reason or "the fastest backend here that is proven for this dtype and head_dim")
+    return chosen
+
+
+@functools.cache
+def _say_once(chosen: str, reason: str) -> None:
+    log.info("attention backend %s: %s", chosen, reason)
 
 
 def _module(backend: str) -> ModuleType:

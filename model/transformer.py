@@ -56,19 +56,18 @@ class Attention(nn.Module):
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
 
     def forward(self, x_BTW: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
+        q_BHTD, k_BKTD, v_BKTD = self.project(x_BTW, rotation)
+        out_BHTD = attention(q_BHTD, k_BKTD, v_BKTD, layout, sink_logits=self.sink_logits, backend=self.backend)
+        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2))
+
+    def project(self, x_BTW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalized and rotated, and values, as attention() takes them."""
         split = (*x_BTW.shape[:2], -1, self.head_dim)
         q_BTHD = rotate(self.q_norm(self.q_proj(x_BTW).view(split)), *rotation)
         k_BTKD = rotate(self.k_norm(self.k_proj(x_BTW).view(split)), *rotation)
         v_BTKD = self.v_proj(x_BTW).view(split)
-        out_BHTD = attention(
-            q_BTHD.to(v_BTKD.dtype).transpose(1, 2),  # under autocast norms give float32
-            k_BTKD.to(v_BTKD.dtype).transpose(1, 2),
-            v_BTKD.transpose(1, 2),
-            layout,
-            sink_logits=self.sink_logits,
-            backend=self.backend,
-        )
-        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2))
+        dtype = v_BTKD.dtype  # under autocast norms give float32
+        return q_BTHD.to(dtype).transpose(1, 2), k_BTKD.to(dtype).transpose(1, 2), v_BTKD.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -145,6 +144,17 @@ class Transformer(nn.Module):
             else:
                 x = layer(x, rotation, layout)
         return self.norm(x)
+
+    def compile_around_attention(self) -> None:
+        """Compiles what lies around attention in every layer: norms, projections, rotation, SwiGLU.
+
+        Attention stays outside, and with it the layouts, whose sizes change with every batch of packed documents.
+        """
+        for layer in self.layers:
+            layer.self_attn.project = torch.compile(layer.self_attn.project, dynamic=False)
+            layer.mlp.compile(dynamic=False)
+            layer.input_layernorm.compile(dynamic=False)
+            layer.post_attention_layernorm.compile(dynamic=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden `[..., width]` -> `[..., vocabulary]`."""
