@@ -39,36 +39,40 @@ def train(config: DictConfig) -> dict:
 
     config = resolve(config)
     check(config)
+    seed_everything(config["seed"], verbose=False)
+    data = build_data(config["data"])
+    data.setup()
+    model = build_model(config, data.vocabulary)
+    if config["init_from"]:
+        load_weights(model, find_checkpoint(config["init_from"]))
+    if config["trainer"]["compile"]:
+        model.compile_around_attention()
+
+    # Only now, when nothing in the config can be wrong any more, does the run leave a trace.
     if config["resume"]:
-        folder = RunFolder.open(config["resume"])
+        folder, checkpoint = RunFolder.open(config["resume"]), find_checkpoint(config["resume"], prefer="last")
     else:
-        folder = RunFolder.create(new_run_path(config["outputs"], config["name"]), config)
+        folder, checkpoint = RunFolder.create(new_run_path(config["outputs"], config["name"]), config), None
+    data.tokenizer.save(folder.path / "tokenizer.json")
     with folder.logging_to_file():
         log.info("run folder: %s", folder.path)
-        seed_everything(config["seed"], verbose=False)
-        data = build_data(config["data"])
-        data.setup()
-        data.tokenizer.save(folder.path / "tokenizer.json")
-        model = build_model(config, data.vocabulary)
-        if config["init_from"]:
-            load_weights(model, find_checkpoint(config["init_from"]))
+        log.info(
+            "corpus %s, %s tokens to train on", data.corpus.fingerprint, f"{data.corpus.splits['train'].total_tokens:,}"
+        )
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
-        checkpoint = find_checkpoint(config["resume"], prefer="last") if config["resume"] else None
-        trainer = dict(config["trainer"])
-        if trainer.pop("compile"):
-            model.compile_around_attention()
+        trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
         result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
         if result.state != "finished":
             return result.summary
         row = evaluate_last(model, data, folder, config)
-        summary = folder.write_summary(**{key: row[key] for key in ("loss", "bits_per_byte", "perplexity")})
-        draw_patterns(
-            model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block
-        )
-        draw_loss_by_position([row], [config["name"]], folder.report / "loss_by_position.png")
-        print_report(Console(), row, summary, folder)
-        return summary
+    summary = folder.write_summary(**{key: row[key] for key in ("loss", "bits_per_byte", "perplexity")})
+    draw_patterns(
+        model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block
+    )
+    draw_loss_by_position([row], [config["name"]], folder.report / "loss_by_position.png")
+    print_report(Console(), row, summary, folder)
+    return summary
 
 
 if __name__ == "__main__":

@@ -98,13 +98,25 @@ def test_evaluate_takes_ones_own_documents(smoke, tmp_path):
     assert row["bytes"] == sum(file.stat().st_size for file in (tmp_path / "documents").iterdir())
 
 
-def test_a_run_resumes_in_place(outputs):
-    run("train.py", *SMALL, f"outputs={outputs}", "name=resumed")
-    (folder,) = (outputs / "resumed").iterdir()
-    run("train.py", f"resume={folder}", "trainer.max_steps=6")
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["state"], summary["step"]) == ("finished", 6)
-    refused = run("train.py", f"resume={folder}", "attention=dense", check=False)
+def test_a_resumed_run_ends_with_the_same_bits(outputs):
+    constant = ["optimizer=adamw", "optimizer.schedule.name=constant", "~optimizer.schedule.final_fraction"]
+    small = [*SMALL, *constant, f"outputs={outputs}", "trainer.accumulate=3"]
+    run("train.py", *small, "name=straight", "trainer.max_steps=6")
+    run("train.py", *small, "name=resumed", "trainer.max_steps=4")
+    (straight,), (resumed,) = (outputs / "straight").iterdir(), (outputs / "resumed").iterdir()
+    run("train.py", f"resume={resumed}", "trainer.max_steps=6")
+    assert json.loads((resumed / "summary.json").read_text())["step"] == 6
+    weights = [torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (straight, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    losses = []
+    for folder in (straight, resumed):
+        with open(folder / "metrics.csv") as file:
+            losses.append([(row["step"], row["train/loss"], row["validation/loss"]) for row in csv.DictReader(file)])
+    assert losses[0] == losses[1] and len(losses[0]) > 3
+
+
+def test_resume_refuses_to_become_another_run(smoke):
+    refused = run("train.py", f"resume={smoke[0]}", "attention=dense", check=False)
     assert refused.returncode == 2 and "init_from" in refused.stderr
 
 
@@ -153,3 +165,7 @@ def test_help_is_quick_and_lists_the_groups():
     result = run("train.py", "--help")
     assert time.perf_counter() - started < 3
     assert "attention: " in result.stdout and "block_sparse" in result.stdout
+
+
+def test_wandb_is_imported_only_where_it_is_chosen():
+    run("-c", "import train, configs.checks, model.training.fit, data.module, sys; assert 'wandb' not in sys.modules")
