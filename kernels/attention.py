@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import selfcheck
 from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout import BlockLayout
@@ -56,8 +57,11 @@ def attention(
     _check_shapes(q, k, v, layout, sink_logits)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     chosen = choose_backend(q, k, v, layout, backend)
+    if chosen == "triton" and q.is_cuda and not torch.compiler.is_compiling():
+        selfcheck.check(_module(chosen), q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block)
     if chosen == "reference":
-        out, lse = reference.attention(q, k, v, layout, scale)
+        with _own_precision(q):
+            out, lse = reference.attention(q, k, v, layout, scale)
     else:
         sizes = (layout.queries, layout.keys, layout.block)
         out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, chosen)
@@ -121,6 +125,11 @@ def _module(backend: str) -> ModuleType:
     return importlib.import_module(BACKENDS[backend])
 
 
+def _own_precision(q: Tensor) -> torch.autocast:
+    """A backend chooses the precision of its products itself: the caller's autocast must not round its scores."""
+    return torch.autocast(q.device.type, enabled=False)
+
+
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, sink_logits: Tensor | None) -> None:
     def require(condition: bool, message: str) -> None:
         if not condition:
@@ -158,7 +167,8 @@ def _forward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block), scale)
+    with _own_precision(q):
+        return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block), scale)
 
 
 @_forward.register_fake
@@ -184,7 +194,8 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = BlockLayout.from_tensors(layout, queries, keys, block)
-    return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
+    with _own_precision(q):
+        return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
 
 
 @_backward.register_fake

@@ -247,7 +247,8 @@ def _visible(pattern: Pattern, queries: _Blocks, keys: _Blocks, batch: Tensor, r
 
 def _candidate_tiles(pattern: Pattern, queries: _Blocks, keys: _Blocks) -> tuple[Tensor, Tensor, Tensor]:
     """(batch, row, column), int64 `[tiles]` each and without repeats, of every tile that may hold a visible pair."""
-    length = max(queries.axis.length, keys.axis.length, int(queries.axis.end.max()))
+    # Beyond every position of either axis, from whichever origin it is counted.
+    length = int(torch.stack([(axis.end + axis.origin).max() for axis in (queries.axis, keys.axis)]).max())
     find = _KeyIndex(keys.axis, length)
 
     # A row's first document may reach back beyond the row: the pattern says where to.

@@ -42,6 +42,7 @@ class ModelConfig:
         self._require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")
         self._require(self.head_dim % 2 == 0, "head_dim", "even (rotary embeddings turn pairs)")
         self._require(self.rope_scaling in ROPE_SCALINGS, "rope_scaling", f"one of {', '.join(ROPE_SCALINGS)}")
+        self._require(self.rope_scaling != "ntk" or self.head_dim > 2, "head_dim", "at least 4 for rope_scaling=ntk")
         self._require(self.rope_factor >= 1, "rope_factor", "at least 1")
         self._require(self.rope_theta > 0, "rope_theta", "positive")
 

@@ -16,6 +16,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tup
     token's loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and
     sums in float32.
     """
+    if not torch.is_grad_enabled():  # an autograd.Function is asked for gradients even under no_grad
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 

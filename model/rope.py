@@ -16,6 +16,7 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         frequencies, self.magnitude = _frequencies(config)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
@@ -28,7 +29,11 @@ class RotaryEmbedding(nn.Module):
         # `.bfloat16()` or `.half()` on the model must not round the frequencies; moving to a device still may.
         frequencies = self.frequencies
         super()._apply(fn, recurse)
-        self.frequencies = frequencies.to(self.frequencies.device)
+        device = self.frequencies.device
+        if frequencies.is_meta and device.type != "meta":  # built without memory, which `to_empty` now gives
+            with torch.device("cpu"):
+                frequencies, _ = _frequencies(self.config)
+        self.frequencies = frequencies.to(device)
         return self
 
 

@@ -1,0 +1,66 @@
+"""Before a compiled kernel serves for the first time, it solves a small problem that the oracle solves, too.
+
+Compilers err: the assembler bundled with Triton 3.6 (ptxas 12.8) miscompiled a kernel of ours that ptxas 13.0 gets
+right. A wrong kernel trains a wrong model without a word, so each (backend, device, dtype, head_dim, group, block) is
+checked once a process, forward and backward, in some milliseconds beside its compilation. FARSIGHT_SELF_CHECK=0
+switches it off.
+"""
+
+import functools
+import os
+from types import ModuleType
+
+import torch
+
+from kernels.axis import Axis
+from kernels.backends import reference
+from kernels.layout import build_layout
+from kernels.patterns import Window
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Largest relative error (norm of the difference over norm of the truth) that rounding explains."""
+
+
+class SelfCheckError(RuntimeError):
+    """A kernel disagrees with the oracle on this machine."""
+
+
+@functools.cache
+def check(backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block: int) -> None:
+    """Raises SelfCheckError where `backend` and the oracle differ by more than rounding."""
+    if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
+        return
+    for name, error in errors(backend, device, dtype, head_dim, group, block).items():
+        if not error <= TOLERANCE[dtype]:  # NaN is no pass
+            raise SelfCheckError(
+                f"backend {backend.__name__} computes a wrong {name} on {device} ({dtype}, head_dim={head_dim}: "
+                f"relative error {error:.1e}). Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or "
+                "attention.backend=blocked."
+            )
+
+
+def errors(
+    backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block: int
+) -> dict[str, float]:
+    """Relative error of each result of `backend` on packed documents of ragged length under a window with sinks."""
+    length, kv_heads = 4 * block - 5, 2
+    generator = torch.Generator().manual_seed(0)
+    document = (torch.arange(length) >= 3 * block // 2).int()[None].to(device)
+    layout = build_layout(Window(block + 7, sink_tokens=3), Axis.tokens(length, document), block=block)
+
+    def draw(heads: int) -> torch.Tensor:
+        return torch.randn(1, heads, length, head_dim, generator=generator).to(device, dtype)
+
+    q, k, v, grad_out = draw(kv_heads * group), draw(kv_heads), draw(kv_heads), draw(kv_heads * group)
+    grad_lse = torch.randn(q.shape[:3], generator=generator).to(device)
+    scale = head_dim**-0.5
+
+    truth_in = [t.double().requires_grad_() for t in (q, k, v)]
+    truth_out, truth_lse = reference.masked_attention(*truth_in, layout.dense_mask(), scale)
+    truth_grads = torch.autograd.grad((truth_out, truth_lse), truth_in, (grad_out.double(), grad_lse.double()))
+
+    out, lse = backend.forward(q, k, v, layout, scale)
+    grads = backend.backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
+    names = ("output", "log-sum-exp", "gradient of q", "gradient of k", "gradient of v")
+    pairs = zip(names, (out, lse, *grads), (truth_out, truth_lse, *truth_grads), strict=True)
+    return {name: float((ours.double() - truth).detach().norm() / truth.detach().norm()) for name, ours, truth in pairs}

@@ -1,0 +1,48 @@
+"""The self-check passes a right backend, and stops a wrong one with advice."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from kernels import selfcheck
+from kernels.backends import blocked
+
+PROBLEM = (torch.device("cpu"), torch.float32, 16, 2, 32)
+
+
+def broken(forward=blocked.forward, backward=blocked.backward) -> ModuleType:
+    module = ModuleType("broken")
+    module.forward, module.backward = forward, backward
+    return module
+
+
+def test_a_right_backend_is_exact_up_to_rounding():
+    assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
+    selfcheck.check(blocked, *PROBLEM)
+
+
+@pytest.mark.parametrize(("index", "name"), [(0, "gradient of q"), (1, "gradient of k"), (2, "gradient of v")])
+def test_a_wrong_gradient_is_named(index, name):
+    def backward(*args):
+        grads = list(blocked.backward(*args))
+        grads[index] = grads[index] * 1.01
+        return grads
+
+    with pytest.raises(selfcheck.SelfCheckError, match=f"wrong {name}.*TRITON_PTXAS_PATH"):
+        selfcheck.check(broken(backward=backward), *PROBLEM)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1.5])
+def test_a_wrong_output_is_named(wrong):
+    def forward(*args):
+        out, lse = blocked.forward(*args)
+        return out * wrong, lse
+
+    with pytest.raises(selfcheck.SelfCheckError, match="wrong output"):
+        selfcheck.check(broken(forward=forward), *PROBLEM)
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("FARSIGHT_SELF_CHECK", "0")
+    selfcheck.check(broken(forward=None), *PROBLEM)

@@ -1,0 +1,61 @@
+"""Small transformers for tests: the real classes, sizes that take milliseconds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels.patterns import Dense, Pattern
+from model import AttentionPlan, ModelConfig, Transformer
+
+SIZES: dict[str, Any] = dict(
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    hidden=32,
+    vocabulary=64,
+    max_length=256,
+    rope_theta=10000.0,
+    rope_scaling="none",
+    rope_factor=1.0,
+    rope_original_length=64,
+    tie_embeddings=True,
+    sink_logits=False,
+    norm_epsilon=1e-6,
+    activation_checkpointing=False,
+)
+
+
+def config(**changes: Any) -> ModelConfig:
+    return ModelConfig(**(SIZES | changes))
+
+
+def plan(
+    patterns: Pattern | Mapping[str, Pattern] | None = None,
+    schedule: Sequence | None = None,
+    backend: str = "auto",
+    block: int = 16,
+) -> AttentionPlan:
+    """One pattern in every layer, or a schedule of named ones; dense by default."""
+    patterns = Dense() if patterns is None else patterns
+    patterns = {"only": patterns} if isinstance(patterns, Pattern) else patterns
+    return AttentionPlan(patterns=patterns, schedule=schedule or list(patterns), block=block, backend=backend)
+
+
+def lively(model: Transformer, seed: int = 0) -> Transformer:
+    """Weights so large that every layer, head and sink makes a difference that no test can overlook."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+        elif "sink_logits" in name:
+            nn.init.normal_(parameter, std=1.0, generator=generator)
+    return model
+
+
+def positions_of(document: torch.Tensor) -> torch.Tensor:
+    """Each token's index within its document."""
+    return torch.tensor([[row[:i].count(d) for i, d in enumerate(row)] for row in document.tolist()])

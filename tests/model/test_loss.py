@@ -1,0 +1,113 @@
+"""The chunked cross-entropy against PyTorch's, values and gradients."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model import loss
+from model.loss import IGNORE, linear_cross_entropy
+
+TOKENS, WIDTH, VOCABULARY = 23, 6, 11
+
+
+def inputs(dtype=torch.float64, ignored=()):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    targets[list(ignored)] = IGNORE
+    return hidden, weight, targets
+
+
+def chunks_of(size: int):
+    return lambda tokens, *_: [slice(first, first + size) for first in range(0, tokens, size)]
+
+
+@pytest.mark.parametrize("ignored", [(), (0, 5, 6, 7, 22), range(TOKENS)], ids=["none", "some", "all"])
+@pytest.mark.parametrize("size", [1, 2, 7, 22, 23, 24])
+def test_equals_pytorchs_cross_entropy_whatever_the_chunks(size, ignored, monkeypatch):
+    monkeypatch.setattr(loss, "_chunks", chunks_of(size))
+    hidden, weight, targets = inputs(ignored=ignored)
+    total, per_token = linear_cross_entropy(hidden, weight, targets)
+    gradients = torch.autograd.grad(2.5 * total, (hidden, weight))
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="none", ignore_index=IGNORE)
+    wanted_gradients = torch.autograd.grad(2.5 * wanted.sum(), (hidden, weight))
+    torch.testing.assert_close(per_token, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(total, wanted.sum(), rtol=0, atol=1e-12)
+    for actual, expected in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    assert (per_token[targets == IGNORE] == 0).all() and (per_token[targets != IGNORE] > 0).all()
+    assert not per_token.requires_grad
+    assert not gradients[0][targets == IGNORE].any()
+
+
+def test_gradcheck():
+    hidden, weight, targets = inputs(ignored=(3,))
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets)[0], (hidden, weight))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_frozen_side_gets_no_gradient(which):
+    leaves = inputs()
+    leaves[which].requires_grad_(False)
+    linear_cross_entropy(*leaves)[0].backward()
+    expected = inputs()
+    linear_cross_entropy(*expected)[0].backward()
+    assert leaves[which].grad is None
+    assert torch.equal(leaves[1 - which].grad, expected[1 - which].grad)
+
+
+def test_float32_accumulates_in_float32_and_is_close():
+    exact = linear_cross_entropy(*inputs())[1]
+    total, per_token = linear_cross_entropy(*inputs(torch.float32))
+    assert total.dtype == per_token.dtype == torch.float32
+    torch.testing.assert_close(per_token.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_under_bfloat16_autocast_it_is_close_and_gradients_keep_their_dtype():
+    hidden, weight, targets = inputs(torch.float32, ignored=(4,))
+    with torch.autocast("cpu", torch.bfloat16):
+        total, per_token = linear_cross_entropy(hidden, weight, targets)
+    total.backward()
+    assert total.dtype == per_token.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+    exact_hidden, exact_weight, _ = inputs()
+    exact, exact_per_token = linear_cross_entropy(exact_hidden, exact_weight, targets)
+    exact.backward()
+    step = 2.0**-8  # bfloat16's rounding; logits reach about 8
+    assert (per_token - exact_per_token).abs().max() < 8 * step
+    for leaf, wanted in ((hidden, exact_hidden), (weight, exact_weight)):
+        assert (leaf.grad - wanted.grad).norm() < 4 * step * wanted.grad.norm()
+
+
+def test_bfloat16_inputs_give_a_float32_loss():
+    hidden, weight, targets = inputs(torch.bfloat16)
+    total, _ = linear_cross_entropy(hidden, weight, targets)
+    total.backward()
+    assert total.dtype == torch.float32 and hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+    exact = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
+    assert abs(total.double() - exact) < 2.0**-8 * exact
+
+
+def test_without_gradients_none_are_computed(monkeypatch):
+    """Evaluation pays for the logits alone."""
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda *_: pytest.fail("a gradient was computed"))
+    hidden, weight, targets = inputs()
+    with torch.no_grad():
+        total, _ = linear_cross_entropy(hidden, weight, targets)
+    assert not total.requires_grad
+
+
+@pytest.mark.parametrize("vocabulary, device, size", [(1 << 20, "cpu", 4), (50304, "cuda", 1334), (1 << 30, "cpu", 1)])
+def test_chunks_hold_a_fixed_number_of_logits_and_cover_all_tokens(vocabulary, device, size):
+    chunks = loss._chunks(3000, vocabulary, device)
+    assert [i for part in chunks for i in range(3000)[part]] == list(range(3000))
+    assert all(part.stop - part.start == size for part in chunks)
+
+
+def test_logits_of_all_tokens_are_never_there_at_once(monkeypatch):
+    shapes = []
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda x, *a, **k: shapes.append(x.shape) or cross_entropy(x, *a, **k))
+    monkeypatch.setattr(loss, "_chunks", chunks_of(5))
+    linear_cross_entropy(*inputs())
+    assert shapes == [(5, VOCABULARY)] * 4 + [(3, VOCABULARY)]
