@@ -1,5 +1,6 @@
 """The README holds: its commands compose, its code runs, its links and pictures lead somewhere."""
 
+import json
 import re
 import shlex
 
@@ -44,3 +45,13 @@ def test_make_has_the_targets():
 def test_links_and_pictures_lead_somewhere():
     for path in re.findall(r"\]\(((?!https?:)[^)#]+)\)", TEXT):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_tables_are_those_of_the_result_files(page):
+    from scripts.benchmarks.results import markdown
+
+    text = page.read_text()
+    for file in re.findall(r"<!-- table: (\S+) -->", text):
+        rows = json.loads((ROOT / "docs" / file).read_text())["rows"]
+        assert f"<!-- table: {file} -->\n{markdown(rows)}\n" in text
