@@ -1,2 +1,1 @@
-"""The settings of every command: YAML groups that Hydra composes, the checks on what it composed, and what it
-builds."""
+"""The settings of every command: YAML groups that Hydra composes, checks on the result, and what it builds."""

@@ -1,5 +1,4 @@
-"""From a composed config to the objects that it describes. What cannot be built is a ConfigError with the key to
-change."""
+"""From a composed config to the objects that it describes. What cannot be built is a ConfigError with its key."""
 
 import importlib
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
-"""What a composed config must satisfy, checked before any work starts. Each failure is one line: key, value, what is
-accepted."""
+"""What a composed config must satisfy before any work starts. A failure is one line: key, value, what is accepted."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 
 class Texts:
-    """Like a Split of a prepared corpus, but nothing is cached: every document of `rows` (columns name and text),
-    tokenized."""
+    """Like a Split of a prepared corpus, but in memory: every document of `rows` (columns name and text), tokenized."""
 
     def __init__(self, rows: "Sequence[dict[str, str]] | Dataset", tokenizer: Tokenizer):
         self.names = [row["name"] for row in rows]
@@ -25,8 +24,7 @@ class Texts:
 
     @classmethod
     def load(cls, data: dict[str, Any], tokenizer: Tokenizer) -> "Texts":
-        """All documents that a composed `data` group names, whatever their split. Raises CorpusError where there are
-        none."""
+        """All documents that a composed `data` group names, whatever their split. CorpusError: there are none."""
         import tempfile
         from pathlib import Path
 

@@ -3,6 +3,7 @@
 from kernels import patterns
 from kernels.attention import attention, merge
 from kernels.axis import Axis
-from kernels.layout import BlockLayout, build_layout
+from kernels.builder import build_layout
+from kernels.layout import BlockLayout
 
 __all__ = ["Axis", "BlockLayout", "attention", "build_layout", "merge", "patterns"]

@@ -4,8 +4,7 @@
     out = attention(q, k, v, layout)
 
 Under `attention()` lie two `torch.library` operators, forward and backward, whose arguments are flat tensors and
-scalars: to torch.compile, activation checkpointing and FSDP, attention is one opaque operation whatever the pattern or
-the backend.
+scalars: to torch.compile, activation checkpointing and FSDP, attention is one opaque operation, whatever the pattern.
 """
 
 import functools
@@ -27,8 +26,7 @@ from kernels.layout import BlockLayout
 log = logging.getLogger(__name__)
 
 BACKENDS = {"blocked": "kernels.backends.blocked", "triton": "kernels.backends.triton"}
-"""Backend name -> the module that implements it (see kernels/backends/__init__.py). `reference` stands outside: it is
-dense."""
+"""Backend name -> the module that implements it (see kernels/backends/__init__.py); `reference` is another matter."""
 
 
 def attention(

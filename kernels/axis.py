@@ -34,8 +34,7 @@ class Axis:
 
         `documents`: integer `[batch, length]`; a document is a run of equal numbers, and its positions start at 0 with
         the run. None: every sequence is one document, and the axis (of batch 1) serves any batch. `offset`: the first
-        token's position, for queries that continue behind `offset` cached keys. Raises ValueError where shapes
-        disagree.
+        token's position, for queries that continue behind `offset` cached keys. ValueError: shapes disagree.
         """
         if length < 1:
             raise ValueError(f"length={length}: must be at least 1")

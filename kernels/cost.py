@@ -1,5 +1,4 @@
-"""What a layout costs: visible pairs, executed tiles, FLOPs and bytes. All counts are exact, read off the layout
-itself."""
+"""What a layout costs: visible pairs, executed tiles, FLOPs and bytes, all counted exactly on the layout itself."""
 
 from dataclasses import dataclass
 

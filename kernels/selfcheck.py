@@ -14,7 +14,7 @@ import torch
 
 from kernels.axis import Axis
 from kernels.backends import reference
-from kernels.layout import build_layout
+from kernels.builder import build_layout
 from kernels.patterns import Window
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

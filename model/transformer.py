@@ -33,13 +33,19 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one forward and backward pass over a batch costs; all FLOPs are training FLOPs, recomputation not
-    counted."""
+    """What one forward and backward pass over a batch costs; in training FLOPs, recomputation not counted."""
 
     attention: AttentionCost
     flops: int
     dense_flops: int
     """What the same batch would cost under dense causal attention."""
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019) in the dtype of its input, so that autocast's bf16 meets the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -51,8 +57,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
-        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_epsilon)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
 
     def forward(self, x_BTW: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
@@ -66,8 +72,7 @@ class Attention(nn.Module):
         q_BTHD = rotate(self.q_norm(self.q_proj(x_BTW).view(split)), *rotation)
         k_BTKD = rotate(self.k_norm(self.k_proj(x_BTW).view(split)), *rotation)
         v_BTKD = self.v_proj(x_BTW).view(split)
-        dtype = v_BTKD.dtype  # under autocast norms give float32
-        return q_BTHD.to(dtype).transpose(1, 2), k_BTKD.to(dtype).transpose(1, 2), v_BTKD.transpose(1, 2)
+        return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -86,9 +91,9 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, backend: str) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.self_attn = Attention(config, backend)
-        self.post_attention_layernorm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
@@ -104,7 +109,7 @@ class Transformer(nn.Module):
         self.config, self.plan = config, plan
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config, plan.backend) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, config.norm_epsilon)
+        self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.rotary = RotaryEmbedding(config)
         self.initialize()

@@ -2,11 +2,9 @@
 
     python scripts/evaluate.py checkpoint=outputs/window/2026-01-31_12-00-00_000000          a run: its own test split
     python scripts/evaluate.py checkpoint=RUN_DIR/last evaluation.protocol.stride=512
-    python scripts/evaluate.py checkpoint=RUN_DIR data=files data.path=books/                one's own documents, all
-    of them
+    python scripts/evaluate.py checkpoint=RUN_DIR data=files data.path=books/                one's own documents
 
-The result goes to the screen and into the run's evaluation.json, one row for each checkpoint, protocol and set of
-documents.
+The result goes to the screen and into the run's evaluation.json, one row a checkpoint, protocol and documents.
 """
 
 import json
@@ -71,8 +69,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 def evaluate_last(
     model: "Transformer", data: "DataModule", folder: "RunFolder", config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Scores the model that a run has just ended with, as its config says, and writes evaluation.json into the run's
-    folder."""
+    """Scores the model that a run has just ended with, as its config says, and writes evaluation.json there."""
     split, trainer = config["evaluation"]["split"], config["trainer"]
     row = {"checkpoint": str(folder.checkpoints / "last.ckpt"), "documents_from": split}
     row |= score(

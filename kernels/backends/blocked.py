@@ -80,8 +80,7 @@ def backward(
 
 @dataclass(frozen=True)
 class _Piece:
-    """Items (a block of queries of one KV head each) with equally many tiles, the first `partial` of which have
-    masks."""
+    """Items (a block of queries of a KV head each) with equally many tiles, of which the first `partial` have masks."""
 
     items: Tensor  # int64 [items]
     key_blocks: Tensor  # int64 [items, tiles]: into the stacked key blocks
@@ -90,9 +89,11 @@ class _Piece:
 
 
 class _Blocked:
-    """q, k, v cut in the layout's blocks and stacked: `query [items, group * block, head_dim]`, already scaled, and
-    `key`, `value`
-    `[batch * kv_heads * key blocks, block, head_dim]`. Item = (batch, KV head, row of blocks), row fastest."""
+    """q, k, v cut in the layout's blocks and stacked.
+
+    `query` `[items, group * block, head_dim]`, already scaled; an item is (batch, KV head, row of blocks), row fastest.
+    `key` and `value` `[batch * kv_heads * key blocks, block, head_dim]`.
+    """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> None:
         self.layout, self.block = layout, layout.block

@@ -20,7 +20,7 @@ class Pattern:
 
     @property
     def anchor(self) -> str:
-        """ "document" or "sequence": the origin of the positions that `visible` and `candidates` receive."""
+        """The origin of the positions that `visible` and `candidates` receive: "document" or "sequence"."""
         return getattr(self, "align", "document")
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ class BlockSparse(Pattern):
     - the last `window_blocks` blocks, its own included;
     - the first `global_blocks` blocks of the document;
     - `random_blocks` earlier blocks, drawn once by a hash of (`seed`, the query's block, the draw): the same ones in
-      every run, on
-      every device and at every length. Draws may repeat or fall on blocks that are seen anyway.
+      every run, on every device and at every length. Draws may repeat or fall on blocks that are seen anyway.
     """
 
     block_size: int

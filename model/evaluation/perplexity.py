@@ -53,8 +53,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of evaluation.json. `first_512` and `last_quarter` are over the same documents: those of at least
-    `window` tokens."""
+    """One row of evaluation.json. `loss_first_512` and `loss_last_quarter` are over the long documents alone."""
 
     protocol: dict[str, object]
     documents: int
