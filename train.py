@@ -19,7 +19,9 @@ def main(config: DictConfig) -> None:
     from scripts.console import user_errors
 
     with user_errors():
-        train(config)
+        summary = train(config)
+        if summary["state"] == "interrupted":
+            raise KeyboardInterrupt  # the run is saved; a sweep must not go on with its next job
 
 
 def train(config: DictConfig) -> dict:

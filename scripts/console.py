@@ -50,6 +50,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"{group}={choice}: no such choice; accepted are {', '.join(options)}"))
     except (ConfigCompositionException, OverrideParseException) as error:
         sys.exit(_fail(_explain(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says it
     except HydraException as error:  # a job of a sweep failed, and has said why
         sys.exit(_fail(str(error).splitlines()[0]))
 

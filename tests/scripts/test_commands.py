@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import run
+from tests.commands import ROOT, run
 
 SMALL = ["experiment=smoke", "logger=csv", "data.workers=0", "trainer.max_steps=4", "trainer.validate_every=2"]
 
@@ -169,3 +172,27 @@ def test_help_is_quick_and_lists_the_groups():
 
 def test_wandb_is_imported_only_where_it_is_chosen():
     run("-c", "import train, configs.checks, model.training.fit, data.module, sys; assert 'wandb' not in sys.modules")
+
+
+def test_ctrl_c_saves_the_run_and_stops_a_sweep(outputs):
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        *SMALL,
+        "trainer.max_steps=100000",
+        "trainer.log_every=1",
+        "name=stopped",
+    ]
+    command += [f"outputs={outputs}", "seed=1,2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "step 2/" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    (folder,) = (outputs / "stopped").iterdir()
+    assert f"python train.py resume={folder}" in rest
+    assert json.loads((folder / "summary.json").read_text())["state"] == "interrupted"
+    assert (folder / "checkpoints/last.ckpt").is_file()
