@@ -243,7 +243,7 @@ def _pack(visible: Tensor) -> Tensor:
         packed = np.packbits(visible.numpy(), axis=-1, bitorder="little")
         return torch.from_numpy(packed.view(np.int32).reshape(tiles, block, -(-block // 32)))
     shifts = torch.arange(32, dtype=torch.int32, device=visible.device)
-    return (visible.view(tiles, block, -1, 32).int() << shifts).sum(-1, dtype=torch.int32)
+    return (visible.view(tiles, block, -(-block // 32), 32).int() << shifts).sum(-1, dtype=torch.int32)
 
 
 def _unique_masks(masks: Tensor) -> tuple[Tensor, Tensor]:

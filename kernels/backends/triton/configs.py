@@ -1,0 +1,60 @@
+"""Which part of a tile a program computes at a time, with how many warps and stages: one choice per dtype and head_dim.
+
+Chosen by measurement (docs/kernels.md), not by tuning at run time: a run never depends on what a tuner happened to see.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Config:
+    """queries and keys: the part of a tile that one step computes, at most the block. registers: a thread's limit."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+    def within(self, block: int) -> "Config":
+        """This choice for tiles of `block`."""
+        queries, keys = min(self.queries, block), min(self.keys, block)
+        if (queries, keys) == (self.queries, self.keys):
+            return self
+        warps = min(self.warps, 4, max(1, queries * keys // 1024))
+        return Config(queries, keys, warps, self.stages, self.registers)
+
+
+# (kernel, bytes an element, padded head_dim) -> choice
+_TABLE = {
+    ("forward", 2, 64): Config(128, 64, 4, 3),
+    ("forward", 2, 128): Config(128, 64, 4, 2),
+    ("forward", 2, 256): Config(128, 64, 8, 2),
+    ("queries", 2, 64): Config(128, 64, 4, 2),
+    ("queries", 2, 128): Config(128, 64, 8, 3),
+    ("queries", 2, 256): Config(128, 64, 8, 1),
+    ("keys", 2, 64): Config(64, 64, 4, 3),
+    ("keys", 2, 128): Config(64, 64, 4, 2),
+    ("keys", 2, 256): Config(64, 64, 8, 1),
+    # float32 without tf32 runs on the ordinary units, and its products are unrolled: small tiles.
+    ("forward", 4, 64): Config(32, 32, 8, 1),
+    ("forward", 4, 128): Config(32, 32, 8, 1),
+    ("forward", 4, 256): Config(16, 16, 8, 1),
+    ("queries", 4, 64): Config(16, 32, 4, 1),
+    ("queries", 4, 128): Config(16, 16, 8, 1),
+    ("queries", 4, 256): Config(16, 16, 8, 1),
+    ("keys", 4, 64): Config(16, 32, 8, 1),
+    ("keys", 4, 128): Config(16, 16, 8, 1),
+    ("keys", 4, 256): Config(16, 16, 16, 1),
+}
+
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def choose(kernel: str, dtype: torch.dtype, head_dim: int, block: int) -> Config:
+    """The choice for `kernel`: "forward", "queries" (dQ) or "keys" (dK and dV)."""
+    padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+    return _TABLE[kernel, dtype.itemsize, padded].within(block)
