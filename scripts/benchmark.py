@@ -1,12 +1,16 @@
 """Measures speed, and writes what it measured: a JSON file with device, versions and shapes, and a Markdown table.
 
 python scripts/benchmark.py training --attention dense window --lengths 1024 2048 4096 8192 16384
+    python scripts/benchmark.py kernels --patterns window_1024 bigbird --lengths 32768 131072
 """
 
 import argparse
 import importlib
 
-BENCHMARKS = {"training": "steps of a model at several lengths and patterns: time per token, tokens per second"}
+BENCHMARKS = {
+    "training": "steps of a model at several lengths and patterns: time per token, tokens per second",
+    "kernels": "attention alone on a GPU, forward and backward, every backend beside FlexAttention",
+}
 
 
 def main() -> None:

@@ -57,9 +57,12 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     else:
         name = config["evaluation"]["split"]
         documents = data.corpus.splits[name]
-    row = {"checkpoint": str(checkpoint), "documents_from": name}
+    run_folder = _run_folder(checkpoint)
+    output = Path(config["output"]) if config["output"] else run_folder / "evaluation.json"
+    # Within the run's own file a checkpoint is named as seen from there, so that the folder may move.
+    named = checkpoint.absolute() if config["output"] else checkpoint.relative_to(run_folder)
+    row = {"checkpoint": str(named), "documents_from": name}
     row |= score(model, documents, data, config["evaluation"], config["accelerator"], config["precision"])
-    output = Path(config["output"]) if config["output"] else _run_folder(checkpoint) / "evaluation.json"
     add_row(output, row)
     print_report(Console(), row)
     log.info("written to %s", output)
@@ -71,7 +74,7 @@ def evaluate_last(
 ) -> dict[str, Any]:
     """Scores the model that a run has just ended with, as its config says, and writes evaluation.json there."""
     split, trainer = config["evaluation"]["split"], config["trainer"]
-    row = {"checkpoint": str(folder.checkpoints / "last.ckpt"), "documents_from": split}
+    row = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split}
     row |= score(
         model, data.corpus.splits[split], data, config["evaluation"], trainer["accelerator"], trainer["precision"]
     )

@@ -102,11 +102,13 @@ def evaluate(
     counted = [np.zeros(len(loss), dtype=np.int64) for loss in losses]
     training = model.training
     model.eval()
-    for batch in _batches(documents, protocol, tokens_at_once):
-        for document, segment, nats in _score(model, documents, batch):
-            losses[document][segment.scored - 1 : segment.stop] = nats
-            counted[document][segment.scored - 1 : segment.stop] += 1
-        progress(sum(segment.stop - segment.scored + 1 for _, segment in batch))
+    # Batches differ in length: a compiled model would be compiled anew for each.
+    with torch.compiler.set_stance("force_eager"):
+        for batch in _batches(documents, protocol, tokens_at_once):
+            for document, segment, nats in _score(model, documents, batch):
+                losses[document][segment.scored - 1 : segment.stop] = nats
+                counted[document][segment.scored - 1 : segment.stop] += 1
+            progress(sum(segment.stop - segment.scored + 1 for _, segment in batch))
     model.train(training)
     assert all((count == 1).all() for count in counted), "a token was not scored exactly once"
     return summarize(losses, [int(n) for n in documents.bytes], protocol, long_document)

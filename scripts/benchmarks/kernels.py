@@ -1,0 +1,248 @@
+"""Forward and backward time of every attention backend on a GPU, beside FlexAttention, by pattern and length.
+
+Each (pattern, length) is a process of its own: they compile side by side, wait for one another, and are then timed one
+after the other, each backend in turn, round after round. TFLOP/s are over visible pairs (4 D FLOP a pair and head
+forward, 10 D backward), so that masked work in partial tiles counts as waste. Before it is timed, each backend is held
+against float64 arithmetic on sampled queries and keys.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+PATTERNS = {
+    "causal": ("Dense", {}),
+    "window_1024": ("Window", {"width": 1024}),
+    "window_4096": ("Window", {"width": 4096}),
+    "strided": ("Strided", {"window": 1024, "stride": 2048, "columns": 128}),
+    "bigbird": ("BlockSparse", {"block_size": 128, "window_blocks": 3, "global_blocks": 1, "random_blocks": 3}),
+}
+SAMPLES = 32
+"""Queries, and keys, of one KV head that are held against float64 arithmetic."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS), choices=list(PATTERNS))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[32768, 131072], help="tokens a sequence")
+    parser.add_argument("--tokens", type=int, default=131072, help="tokens a batch")
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--kv-heads", type=int, default=4)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each backend; the median counts")
+    parser.add_argument("--backends", nargs="+", default=["triton", "flex"], choices=["triton", "flex", "blocked"])
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/kernels.json"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the table, writes JSON and a plot."""
+    import multiprocessing
+
+    import torch
+
+    from scripts.benchmarks.results import markdown, write
+
+    if not torch.cuda.is_available():
+        raise SystemExit("error: the kernel benchmark needs a CUDA device")
+    context = multiprocessing.get_context("spawn")
+    tasks = [(pattern, length) for length in arguments.lengths for pattern in arguments.patterns]
+    ready, turn, results = context.Barrier(len(tasks)), context.Lock(), context.Queue()
+    workers = [context.Process(target=_work, args=(task, arguments, ready, turn, results)) for task in tasks]
+    for worker in workers:
+        worker.start()
+    found = [results.get() for _ in tasks]
+    for worker in workers:
+        worker.join()
+    failures = [result for result in found if isinstance(result, str)]
+    rows = sorted(
+        (row for result in found if not isinstance(result, str) for row in result),
+        key=lambda r: tasks.index((r["pattern"], r["length"])),
+    )
+    if rows:
+        write(arguments.output, {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}, rows)
+        print(markdown(rows))
+        _plot(rows, arguments.output.with_suffix(".png"))
+    for failure in failures:
+        print(failure)
+    if failures:
+        raise SystemExit(f"error: {len(failures)} of {len(tasks)} measurements failed")
+
+
+def _work(task: tuple[str, int], arguments: argparse.Namespace, ready: Any, turn: Any, results: Any) -> None:
+    import traceback
+
+    try:
+        measurement = _Measurement(*task, arguments)
+    except Exception:
+        ready.abort()
+        results.put(f"{task}: {traceback.format_exc()[-1500:]}")
+        return
+    try:
+        ready.wait(timeout=400)
+        with turn:
+            results.put(measurement.rows())
+    except Exception:
+        results.put(f"{task}: {traceback.format_exc()[-1500:]}")
+
+
+class _Measurement:
+    """All backends on one pattern and length, compiled and checked when the constructor returns."""
+
+    def __init__(self, name: str, length: int, arguments: argparse.Namespace) -> None:
+        import torch
+
+        from kernels import Axis, attention, build_layout, patterns
+
+        self.name, self.length, self.arguments = name, length, arguments
+        class_name, settings = PATTERNS[name]
+        self.pattern = getattr(patterns, class_name)(**settings)
+        self.batch = max(1, arguments.tokens // length)
+        torch.manual_seed(0)
+        shape = (self.batch, length, arguments.head_dim)
+        self.q, self.k, self.v = (
+            torch.randn(shape[0], heads, *shape[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            for heads in (arguments.heads, arguments.kv_heads, arguments.kv_heads)
+        )
+        self.grad = torch.randn_like(self.q)
+        self.layout = build_layout(self.pattern, Axis.tokens(length, device="cuda"))
+        self.calls = {}
+        for backend in arguments.backends:
+            if backend == "flex":
+                self.calls[backend] = _flex(self.pattern, self.layout, length)
+            else:
+                self.calls[backend] = lambda q, k, v, b=backend: attention(q, k, v, self.layout, backend=b)
+        self.errors = {backend: self._check(call) for backend, call in self.calls.items()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        import torch
+
+        forward, backward = {b: [] for b in self.calls}, {b: [] for b in self.calls}
+        for _ in range(self.arguments.rounds):
+            for backend, call in self.calls.items():
+                marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+                marks[0].record()
+                out = call(self.q, self.k, self.v)
+                marks[1].record()
+                torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
+                marks[2].record()
+                torch.cuda.synchronize()
+                forward[backend].append(marks[0].elapsed_time(marks[1]))
+                backward[backend].append(marks[1].elapsed_time(marks[2]))
+        flops = int(self.layout.pairs.sum()) * self.batch * self.arguments.heads * self.arguments.head_dim
+        medians = {b: (statistics.median(forward[b]), statistics.median(backward[b])) for b in self.calls}
+        return [
+            {
+                "pattern": self.name,
+                "length": self.length,
+                "batch": self.batch,
+                "backend": backend,
+                "forward_ms": round(ms[0], 3),
+                "backward_ms": round(ms[1], 3),
+                "forward_tflops": round(4 * flops / ms[0] / 1e9),
+                "backward_tflops": round(10 * flops / ms[1] / 1e9),
+                "speedup_over_flex": round(sum(medians["flex"]) / sum(ms), 3) if "flex" in medians else None,
+                "relative_error": float(f"{self.errors[backend]:.1e}"),
+            }
+            for backend, ms in medians.items()
+        ]
+
+    def _check(self, call: Any) -> float:
+        """Largest relative error of out, dq (sampled queries), dk and dv (sampled keys) against float64 arithmetic."""
+        import torch
+
+        out = call(self.q, self.k, self.v)
+        grads = torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
+        generator = torch.Generator().manual_seed(1)
+        picked = torch.randint(self.length, (SAMPLES,), generator=generator).sort().values.cuda()
+        group = self.arguments.heads // self.arguments.kv_heads
+        everything = torch.arange(self.length, device="cuda")
+        q, grad = (t[0, :group].detach().double() for t in (self.q, self.grad))  # [group, length, head_dim]
+        k, v = (t[0, 0].detach().double() for t in (self.k, self.v))
+        scale = self.arguments.head_dim**-0.5
+
+        def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return (key <= query) & self.pattern.visible(query, key, key + 1)
+
+        def scores(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+            raw = q[:, queries] @ k[keys].T * scale
+            return raw.masked_fill(~visible(queries[:, None], keys[None]), -torch.inf)
+
+        def close(ours: torch.Tensor, truth: torch.Tensor) -> float:
+            return float((ours.detach().double() - truth).norm() / truth.norm())
+
+        weights = scores(picked, everything).softmax(-1)
+        truth = weights @ v
+        delta = (grad[:, picked] * truth).sum(-1, keepdim=True)
+        dq = (weights * (grad[:, picked] @ v.T - delta)) @ k * scale
+        errors = [close(out[0, :group, picked], truth), close(grads[0][0, :group, picked], dq)]
+        # A key's gradient sums over all queries, whose softmax is normalized over all their keys: in pieces of queries.
+        dk, dv = torch.zeros_like(k[picked]), torch.zeros_like(v[picked])
+        for piece in everything.split(512):
+            if not visible(piece[:, None], picked[None]).any():
+                continue
+            full = scores(piece, everything)
+            weights = (scores(piece, picked) - full.logsumexp(-1, keepdim=True)).exp()
+            delta = (grad[:, piece] * (full.softmax(-1) @ v)).sum(-1, keepdim=True)
+            dv += torch.einsum("gqk,gqd->kd", weights, grad[:, piece])
+            ds = weights * (grad[:, piece] @ v[picked].T - delta)
+            dk += torch.einsum("gqk,gqd->kd", ds, q[:, piece]) * scale
+        errors += [close(grads[1][0, 0, picked], dk), close(grads[2][0, 0, picked], dv)]
+        worst = max(errors)
+        if not worst < 2e-2:
+            raise AssertionError(f"{self.name}, {self.length}: relative error {worst:.1e}")
+        return worst
+
+
+def _flex(pattern: Any, layout: Any, length: int) -> Any:
+    """Compiled FlexAttention on the same tiles, with the pattern itself as its mask."""
+    import torch
+    from torch._functorch import config
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    config.donated_buffer = False  # its backward is timed apart from its forward
+    blocks = -(-length // layout.block)
+    rows, device = layout.rows, layout.device
+    start, count, partial = (t[0, 0].long() for t in (rows.start, rows.count, rows.partial))
+    row = torch.repeat_interleave(torch.arange(blocks, device=device), count)
+    place = torch.arange(len(row), device=device) - start[row]
+    full = place >= partial[row]
+    lists = torch.zeros(2, blocks, blocks, dtype=torch.int32, device=device)
+    lists[full.long(), row, torch.where(full, place - partial[row], place)] = rows.blocks
+    mask = BlockMask.from_kv_blocks(
+        partial.int()[None, None],
+        lists[0][None, None],
+        (count - partial).int()[None, None],
+        lists[1][None, None],
+        BLOCK_SIZE=layout.block,
+        mask_mod=lambda b, h, q, k: (k <= q) & pattern.visible(q, k, k + 1),
+    )
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+
+def _plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Forward + backward time by pattern, a bar a backend, a panel a length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    figure, panels = plt.subplots(1, len(lengths), figsize=(5 * len(lengths), 3.4), squeeze=False)
+    for panel, length in zip(panels[0], lengths, strict=True):
+        chosen = [row for row in rows if row["length"] == length]
+        names, backends = (list(dict.fromkeys(row[key] for row in chosen)) for key in ("pattern", "backend"))
+        for index, backend in enumerate(backends):
+            speeds = [
+                next(r["speedup_over_flex"] or 0 for r in chosen if (r["pattern"], r["backend"]) == (n, backend))
+                for n in names
+            ]
+            panel.bar(
+                [i + 0.8 * index / len(backends) for i in range(len(names))], speeds, 0.8 / len(backends), label=backend
+            )
+        panel.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
+        panel.set_title(f"{length:,} tokens", fontsize=10)
+        panel.set_ylabel("speed, forward + backward (FlexAttention = 1)", fontsize=8)
+        panel.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
