@@ -55,3 +55,25 @@ def test_tables_are_those_of_the_result_files(page):
     for file in re.findall(r"<!-- table: (\S+) -->", text):
         rows = json.loads((ROOT / "docs" / file).read_text())["rows"]
         assert f"<!-- table: {file} -->\n{markdown(rows)}\n" in text
+
+
+def test_the_numbers_are_those_of_the_result_files():
+    def result(name):
+        return json.loads((ROOT / "docs/results" / name).read_text())
+
+    cpu, row = result("default_cpu/summary.json"), result("default_cpu/evaluation.json")["rows"][0]
+    speed = {(r["attention"], r["length"]): f"{r['tokens_per_second']:,}" for r in result("training_cpu.json")["rows"]}
+    ratios = [r["speedup_over_flex"] for r in result("kernels_h200.json")["rows"] if r["backend"] == "triton"]
+    gpu = result("gpu_32k/summary.json")
+    baselines = row["baselines"]
+    for number in (
+        f"{cpu['train_seconds']:.0f} s of training",
+        f"{row['bits_per_byte']:.3f} bits per byte held out",
+        f"gzip -9: {baselines['gzip_bits_per_byte']:.3f}, bigram model: {baselines['bigram_bits_per_byte']:.3f}",
+        f"attending to {cpu['density_pairs']:.0%} of the pairs",
+        f"windows {speed['window', 2048]} and {speed['window', 16384]}",
+        f"dense {speed['dense', 2048]} and {speed['dense', 16384]}",
+        f"{min(ratios):.2f} to {max(ratios):.2f} times as fast",
+        f"{gpu['tokens_per_second']:,.0f} tokens/s, {gpu['bits_per_byte']:.3f} bits per byte",
+    ):
+        assert number in TEXT, number
