@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         key=lambda r: tasks.index((r["pattern"], r["length"])),
     )
     if rows:
-        write(arguments.output, {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}, rows)
+        write(arguments, rows)
         print(markdown(rows))
         _plot(rows, arguments.output.with_suffix(".png"))
     for failure in failures:

@@ -1,11 +1,11 @@
 """What every benchmark writes: JSON with its surroundings, and the same numbers as a Markdown table."""
 
+import argparse
 import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 
@@ -23,10 +23,13 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def write(file: Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """`file` gets `{surroundings, settings, rows}`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**surroundings(), "settings": dict(settings), "rows": list(rows)}, indent=1) + "\n")
+def write(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The file `arguments.output` gets its surroundings, the other arguments as settings, and the rows."""
+    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(
+        json.dumps({**surroundings(), "settings": settings, "rows": list(rows)}, indent=1) + "\n"
+    )
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "microseconds_per_token": round(1e6 * median / tokens, 1),
             }
         )
-    write(arguments.output, {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}, rows)
+    write(arguments, rows)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
 
