@@ -17,13 +17,16 @@ from kernels.patterns import Pattern
 
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
 COLUMNS = 3
+LONGEST = 8192
+"""Tokens of the longest document that is drawn: a picture holds its pairs one by one, and shows no more of a longer one."""
 
 
 def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128) -> None:
-    """A PNG with one panel a pattern: its mask over one document of `length` tokens, and its density.
+    """A PNG with one panel a pattern: its mask over one document of `length` tokens (at most LONGEST).
 
     Panels show at most 512 x 512 cells; where a cell stands for several pairs, its shade is the share of visible ones.
     """
+    length = min(length, LONGEST)
     columns = min(COLUMNS, len(patterns))
     rows = -(-len(patterns) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False)
