@@ -18,7 +18,7 @@ from kernels.patterns import Pattern
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
 COLUMNS = 3
 LONGEST = 8192
-"""Tokens of the longest document that is drawn: a picture holds its pairs one by one, and shows no more of a longer one."""
+"""Tokens of the longest document that is drawn: its pairs are held one by one, and a picture shows no more anyway."""
 
 
 def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128) -> None:
