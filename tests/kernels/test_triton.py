@@ -6,15 +6,9 @@ On a CPU they run in Triton's interpreter (which multiplies bfloat16 wrongly: fl
 
 import gc
 import itertools
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # read when a kernel is decorated: before the backend is first imported
 
 triton = pytest.importorskip("triton")
 
