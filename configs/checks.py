@@ -31,7 +31,7 @@ def check(config: Mapping[str, Any]) -> None:
 def check_keys(config: Mapping[str, Any]) -> None:
     """Keys that `+key=value` has added and nothing reads."""
     groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
-    _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from", "experiment"))
+    _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from"))
     _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))
     _require_known("trainer.", config["trainer"], TRAINER_KEYS)
     _require_known("evaluation.", config["evaluation"], EVALUATION_KEYS)

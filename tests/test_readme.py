@@ -77,3 +77,16 @@ def test_the_numbers_are_those_of_the_result_files():
         f"{gpu['tokens_per_second']:,.0f} tokens/s, {gpu['bits_per_byte']:.3f} bits per byte",
     ):
         assert number in TEXT, number
+
+
+def test_the_numbers_of_the_gpu_run_are_those_of_its_files():
+    folder, text = ROOT / "docs/results/gpu_32k", (ROOT / "docs/performance.md").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    row = json.loads((folder / "evaluation.json").read_text())["rows"][0]
+    for number in (
+        f"{summary['train_seconds']:.0f} s of training",
+        f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{row['bits_per_byte']:.3f} bits per byte held out (gzip -9: {row['baselines']['gzip_bits_per_byte']:.3f}",
+        f"{row['baselines']['bigram_bits_per_byte']:.3f})",
+    ):
+        assert number in text, number

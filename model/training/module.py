@@ -20,10 +20,10 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from model.loss import IGNORE
 from model.training.checkpoints import check_keys
 from model.training.optimizer import build_optimizer, build_schedule
 
-IGNORED = -100
 FIRST_TOKENS = 512
 
 
@@ -146,7 +146,7 @@ class LanguageModel(lightning.LightningModule):
         targets, position = batch["targets"], batch["position"]
         parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * targets.shape[1] // 4)
         for row, part in enumerate(parts):
-            self.validation_sums[row] += self._totals(out.per_token, targets.where(part, IGNORED))
+            self.validation_sums[row] += self._totals(out.per_token, targets.where(part, IGNORE))
 
     def on_validation_epoch_end(self) -> None:
         whole, first, last = self._over_ranks(self.validation_sums).tolist()
@@ -166,7 +166,7 @@ class LanguageModel(lightning.LightningModule):
 
     def _totals(self, per_token: Tensor, targets: Tensor) -> Tensor:
         """float64 [3]: nats, scored tokens and bytes over the scored targets."""
-        scored = targets != IGNORED
+        scored = targets != IGNORE
         nats = per_token.double().where(scored, 0.0).sum()
         bytes_ = self.token_bytes[targets.where(scored, 0)].where(scored, 0).sum()
         return torch.stack([nats, scored.sum().double(), bytes_.double()])
