@@ -12,7 +12,7 @@ TRAINER_KEYS = (
     *("max_steps", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
     *("precision", "accelerator", "devices", "strategy", "compile"),
 )
-EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol")
+EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol", "by_context", "key_tokens")
 PRECISIONS = ("64-true", "32-true", "16-mixed", "bf16-mixed", "bf16-true")
 
 
@@ -116,10 +116,27 @@ def check_optimizer(optimizer: Mapping[str, Any]) -> None:
 
 
 def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> None:
-    """The protocol, and which split it is for."""
+    """The protocol, which split it is for, and what is measured beside the loss."""
+    from model.training.run_folder import find_checkpoint
+
     _require_in("evaluation.split", evaluation["split"], ("train", "validation", "test"))
     _require_count("evaluation.tokens_at_once", evaluation["tokens_at_once"], optional=False)
     build_protocol(evaluation["protocol"], sequence_length)
+
+    by_context, key_tokens = evaluation["by_context"], evaluation["key_tokens"]
+    _require_known("evaluation.by_context.", by_context, ("contexts", "targets"))
+    _require_count("evaluation.by_context.targets", by_context["targets"], optional=False)
+    for context in by_context["contexts"]:
+        if context != "whole" and not _is_count(context):
+            raise ConfigError(f"evaluation.by_context.contexts holds {context!r}: must be integers >= 1, or whole")
+    _require_known("evaluation.key_tokens.", key_tokens, ("evaluator", "short_context", "gain", "confidence"))
+    _require_count("evaluation.key_tokens.short_context", key_tokens["short_context"], optional=False)
+    if not key_tokens["gain"] > 0:
+        raise ConfigError(f"evaluation.key_tokens.gain={key_tokens['gain']}: must be positive, in nats")
+    if not key_tokens["confidence"] <= 0:
+        raise ConfigError(f"evaluation.key_tokens.confidence={key_tokens['confidence']}: must be a log-likelihood <= 0")
+    if key_tokens["evaluator"]:
+        find_checkpoint(key_tokens["evaluator"])
 
 
 def check_runs(config: Mapping[str, Any]) -> None:
@@ -150,6 +167,10 @@ def _require_in(key: str, value: object, accepted: tuple) -> None:
 
 
 def _require_count(key: str, value: object, optional: bool) -> None:
-    if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if (value is None and optional) or _is_count(value):
         return
     raise ConfigError(f"{key}={value}: must be an integer >= 1" + (", or null" if optional else ""))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -1,0 +1,154 @@
+"""Each token's loss. Segments of many documents are packed into one sequence, where the layout keeps them apart.
+
+Every token of a document's text is scored once: a document is [bos] + tokens, and bos itself is never predicted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+
+from model.evaluation.protocol import Protocol, Segment
+from model.transformer import Transformer
+
+Work = tuple[int, Segment]
+"""A document's number, and a segment of it."""
+
+Progress = Callable[[int], None]
+"""Is told how many tokens more were scored."""
+
+
+class Documents(Interface):
+    """What can be evaluated: data.corpus.Split and data.texts.Texts are."""
+
+    bytes: Sequence[int]
+    """Of each document's text in UTF-8."""
+    words: Sequence[int]
+    """Of each document's text, separated by white space."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, document: int) -> np.ndarray: ...
+
+
+class LossStore:
+    """Token losses of finished documents, a file each, so that a run that was killed does not score them again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, name: str) -> np.ndarray | None:
+        file = self.folder / f"{name}.npy"
+        return np.load(file) if file.exists() else None
+
+    def save(self, name: str, losses: np.ndarray) -> None:
+        """All or nothing: a file that is there is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{name}.partial"
+        with open(partial, "wb") as file:
+            np.save(file, losses)
+        partial.replace(self.folder / f"{name}.npy")
+
+
+def token_losses(
+    model: Transformer,
+    documents: Documents,
+    protocol: Protocol,
+    *,
+    tokens_at_once: int,
+    store: LossStore | None = None,
+    progress: Progress = lambda tokens: None,
+) -> list[np.ndarray]:
+    """Nats of every token of every document but its first, float64 `[tokens of the document - 1]` each.
+
+    `tokens_at_once`: segments are packed into sequences of at most so many tokens (a longer segment goes alone).
+    `store`: documents that it holds are not scored, and documents that get finished are saved there. Raises ValueError
+    where the model cannot take the protocol's window, or nothing can be scored.
+    """
+    lengths = [len(documents.tokens(document)) for document in range(len(documents))]
+    segments = [list(protocol.segments(length)) for length in lengths]
+    longest = max((s.stop - s.start for parts in segments for s in parts), default=0)
+    if longest > model.config.max_length:
+        raise ValueError(
+            f"protocol.name={protocol.name} needs sequences of {longest} tokens: the model takes "
+            f"{model.config.max_length}; try protocol.name=sliding"
+        )
+    if not longest:
+        raise ValueError("no document has a token to score")
+    losses = [np.full(max(length - 1, 0), np.nan) for length in lengths]
+    missing = [len(loss) for loss in losses]
+    for document in range(len(documents)):
+        kept = store.load(f"{document:06d}") if store else None
+        if kept is not None:
+            losses[document][:] = kept
+            missing[document] = 0
+            progress(len(kept))
+    work = [(document, segment) for document, parts in enumerate(segments) if missing[document] for segment in parts]
+    for document, segment, nats in score_segments(model, documents, work, tokens_at_once):
+        scored = losses[document][segment.scored - 1 : segment.stop]
+        assert np.isnan(scored).all() and len(scored) == len(nats), "a token was not scored exactly once"
+        scored[:] = nats
+        missing[document] -= len(nats)
+        if store and not missing[document]:
+            store.save(f"{document:06d}", losses[document])
+        progress(len(nats))
+    assert not any(missing), "a token was not scored"
+    return losses
+
+
+@torch.no_grad()
+def score_segments(
+    model: Transformer, documents: Documents, work: Iterable[Work], tokens_at_once: int
+) -> Iterator[tuple[int, Segment, np.ndarray]]:
+    """(document, segment, nats of the segment's scored tokens), in the order of `work`."""
+    for batch in _batches(work, tokens_at_once):
+        with _evaluating(model):
+            scored = list(_score(model, documents, batch))
+        yield from scored
+
+
+@contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    """Evaluation mode, and no compilation: batches differ in length, and each would be compiled anew."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(training)
+
+
+def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
+    """Segments in order, as many at once as fit."""
+    batch: list[Work] = []
+    size = 0
+    for document, segment in work:
+        length = segment.stop - segment.start
+        if batch and size + length > tokens_at_once:
+            yield batch
+            batch, size = [], 0
+        batch.append((document, segment))
+        size += length
+    if batch:
+        yield batch
+
+
+def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Iterator[tuple[int, Segment, np.ndarray]]:
+    """One packed sequence."""
+    device = model.embed_tokens.weight.device
+    pieces = [documents.tokens(document)[s.start : s.stop + 1].astype(np.int64) for document, s in batch]
+    sizes = [len(piece) - 1 for piece in pieces]
+    tokens, targets = (np.concatenate(part) for part in ([p[:-1] for p in pieces], [p[1:] for p in pieces]))
+    position = np.concatenate([np.arange(size) for size in sizes])
+    document = np.repeat(np.arange(len(sizes)), sizes)
+    tokens, targets, position, document = (
+        torch.from_numpy(x)[None].to(device) for x in (tokens, targets, position, document)
+    )
+    layouts = model.build_layouts(document if len(sizes) > 1 else None, tokens.shape[1])
+    per_token = model.loss(tokens, targets, position, layouts).per_token[0].double().cpu().numpy()
+    for (index, segment), nats in zip(batch, np.split(per_token, np.cumsum(sizes)[:-1]), strict=True):
+        yield index, segment, nats[segment.scored - 1 - segment.start :]
