@@ -1,5 +1,6 @@
 """What a composed config must satisfy before any work starts. A failure is one line: key, value, what is accepted."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,31 @@ def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> Non
         raise ConfigError(f"evaluation.key_tokens.confidence={key_tokens['confidence']}: must be a log-likelihood <= 0")
     if key_tokens["evaluator"]:
         find_checkpoint(key_tokens["evaluator"])
+
+
+def check_recall(recall: Mapping[str, Any]) -> None:
+    """Counts, lengths, depths and tasks of the recall suite."""
+    _require_known("recall.", recall, ("lengths", "samples", "tokens_at_once", "depths", "distances", "tasks"))
+    for key in ("samples", "tokens_at_once"):
+        _require_count(f"recall.{key}", recall[key], optional=False)
+    for key in ("lengths", "distances"):
+        values = recall[key]
+        if values is not None and not (values and all(map(_is_count, values))):
+            raise ConfigError(f"recall.{key}={values}: must be a list of integers >= 1, or null")
+    if not recall["depths"] or not all(0 <= depth <= 1 for depth in recall["depths"]):
+        raise ConfigError(f"recall.depths={recall['depths']}: must be a list of numbers between 0 and 1")
+    for name, entry in recall["tasks"].items():
+        module, _, function = str((entry or {}).get("_target_", "")).rpartition(".")
+        try:
+            found = entry is None or callable(getattr(importlib.import_module(module), function))
+        except (ImportError, AttributeError, ValueError):
+            found = False
+        if not found:
+            raise ConfigError(
+                f"recall.tasks.{name}={entry}: its _target_ must be a function like data.recall.text.needles"
+            )
+    if not any(recall["tasks"].values()):
+        raise ConfigError(f"recall.tasks={recall['tasks']}: must hold at least one task")
 
 
 def check_runs(config: Mapping[str, Any]) -> None:

@@ -127,6 +127,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(saved, resolve=True)
 
 
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error that goes when it is done; call what it gives with how much more was done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
 def print_report(
     console: "Console", row: dict[str, Any], summary: dict[str, Any] | None = None, folder: "RunFolder | None" = None
 ) -> None:

@@ -1,9 +1,10 @@
-"""Held-out perplexity and bits per byte of trained models.
+"""Held-out perplexity and bits per byte of trained models, and what they recall.
 
     python scripts/evaluate.py checkpoint=outputs/window/2026-01-31_12-00-00_000000          a run: its own test split
     python scripts/evaluate.py checkpoint=RUN_DIR/last evaluation.protocol.stride=512
     python scripts/evaluate.py checkpoint=RUN_DIR data=files data.path=books/                one's own documents
     python scripts/evaluate.py 'checkpoint=[RUN_A,RUN_B]'                                    runs on the same tokens
+    python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
 
 The result goes to the screen and into the run's evaluation.json, one row a checkpoint, protocol and documents; a
 comparison goes into a folder of its own. A command that was killed goes on where it was when it is given again.
@@ -28,11 +29,18 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
+    from configs.build import ConfigError
     from scripts.console import user_errors
 
     with user_errors():
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        if isinstance(plain["checkpoint"], list):
+        if plain["suite"] not in ("perplexity", "recall"):
+            raise ConfigError(f"suite={plain['suite']}: must be perplexity or recall")
+        if plain["suite"] == "recall":
+            from scripts.recall import evaluate_recall
+
+            evaluate_recall(plain)
+        elif isinstance(plain["checkpoint"], list):
             from scripts.comparison import compare_checkpoints
 
             compare_checkpoints(plain)

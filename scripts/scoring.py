@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from configs.build import ConfigError
 from model import Transformer
@@ -23,6 +21,7 @@ from model.evaluation import (
     token_losses,
 )
 from model.evaluation.context import context_work
+from scripts.console import progress_bar
 from scripts.loading import autocast, folder_of
 
 FOLDER = "evaluation.partial"
@@ -41,7 +40,7 @@ class Scoring:
     ) -> list[np.ndarray]:
         """model.evaluation.token_losses; `checkpoint` is where the weights are from, null if they are nowhere yet."""
         total = sum(max(len(documents.tokens(document)) - 1, 0) for document in range(len(documents)))
-        with self._progress(f"{label}, {protocol.name}", total) as progress, autocast(model, self.precision):
+        with _errors(), progress_bar(f"{label}, {protocol.name}", total) as progress, autocast(model, self.precision):
             return token_losses(
                 model,
                 documents,
@@ -62,7 +61,7 @@ class Scoring:
         """model.evaluation.losses_by_context of a config's `evaluation.by_context`."""
         contexts, targets = settings["contexts"], settings["targets"]
         total = len(context_work(documents, contexts, targets)) * targets
-        with self._progress(f"{label}, by context", total) as progress, autocast(model, self.precision):
+        with _errors(), progress_bar(f"{label}, by context", total) as progress, autocast(model, self.precision):
             return losses_by_context(
                 model,
                 documents,
@@ -93,12 +92,10 @@ class Scoring:
         self._stores.append(LossStore(folder_of(checkpoint) / FOLDER / digest.hexdigest()[:16]))
         return self._stores[-1]
 
-    @contextmanager
-    def _progress(self, label: str, total: int) -> Iterator:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"evaluating {label}", total=total)
-            try:
-                yield lambda tokens: bar.advance(task, tokens)
-            except ValueError as error:
-                raise ConfigError(f"evaluation: {error}") from None
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # names the key within the group
+        raise ConfigError(f"evaluation: {error}") from None

@@ -14,9 +14,11 @@ from model.evaluation.context import ContextLoss, losses_by_context
 from model.evaluation.key_tokens import KeyTokens, find_key_tokens, short_protocol, summarize_key_tokens
 from model.evaluation.perplexity import Evaluation, summarize
 from model.evaluation.protocol import Protocol
+from model.evaluation.recall import Answer, answer, effective_length
 from model.evaluation.scoring import Documents, LossStore, token_losses
 
 __all__ = [
+    "Answer",
     "ContextLoss",
     "Difference",
     "Documents",
@@ -24,7 +26,9 @@ __all__ = [
     "KeyTokens",
     "LossStore",
     "Protocol",
+    "answer",
     "compare",
+    "effective_length",
     "find_key_tokens",
     "losses_by_context",
     "short_protocol",

@@ -105,13 +105,13 @@ def score_segments(
 ) -> Iterator[tuple[int, Segment, np.ndarray]]:
     """(document, segment, nats of the segment's scored tokens), in the order of `work`."""
     for batch in _batches(work, tokens_at_once):
-        with _evaluating(model):
+        with evaluating(model):
             scored = list(_score(model, documents, batch))
         yield from scored
 
 
 @contextmanager
-def _evaluating(model: Transformer) -> Iterator[None]:
+def evaluating(model: Transformer) -> Iterator[None]:
     """Evaluation mode, and no compilation: batches differ in length, and each would be compiled anew."""
     training = model.training
     model.eval()
