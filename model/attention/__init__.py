@@ -3,6 +3,7 @@
     layer.py       Attention: queries, keys, values and output, norms, rotation, sinks   (one class for every pattern)
     base.py        Inputs, Attend: what lies between projections and output; View: what it needs of a batch
     plain.py       masks over the tokens: one call of kernels.attention
+    hierarchical.py, pooling.py    tokens and pooled summaries in one call
     families.py    which Attend serves which pattern
 
 To add a family: a pattern with `is_mask = False`, an Attend of its own, and a line in families.py.

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from kernels import Axis
-from kernels.patterns import Pattern
+from kernels.patterns import Hierarchical, Pattern
 from model.attention.base import Attend, View
+from model.attention.hierarchical import HierarchicalAttend
 from model.attention.plain import PlainAttend
 
-FAMILIES: dict[type[Pattern], type[Attend]] = {}
+FAMILIES: dict[type[Pattern], type[Attend]] = {Hierarchical: HierarchicalAttend}
 """Patterns that are more than a mask over the tokens (`is_mask = False`) -> what attends by them."""
 
 
