@@ -87,11 +87,11 @@ class Hierarchical(Pattern):
         require_int("window", self.window, 1)
         steps = zip((1, *self.spans), self.spans, strict=False)
         rising = all(span > finer and span % finer == 0 for finer, span in steps)
-        require(len(self.spans) > 0 and rising, "spans", self.spans, "from 2, each a multiple of the one before")
+        require(len(self.spans) > 0 and rising, "spans", list(self.spans), "from 2, each a multiple of the one before")
         fewer = len(self.spans) - 1
-        require(len(self.reaches) == fewer, "reaches", self.reaches, f"one fewer than spans ({fewer})")
+        require(len(self.reaches) == fewer, "reaches", list(self.reaches), f"one fewer than spans ({fewer})")
         rising = all(reach > nearer for nearer, reach in zip((self.window, *self.reaches), self.reaches, strict=False))
-        require(rising, "reaches", self.reaches, f"rising, and beyond the window ({self.window})")
+        require(rising, "reaches", list(self.reaches), f"rising, and beyond the window ({self.window})")
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
 
     @property

@@ -158,13 +158,13 @@ def test_hierarchies_without_documents_are_built_once_and_serve_training_after_v
     "settings, message",
     [
         ({"window": 0}, "window=0: must be an integer >= 1"),
-        ({"spans": ()}, r"spans=\(\): must be from 2, each a multiple of the one before"),
-        ({"spans": (1, 4)}, r"spans=\(1, 4\): must be from 2"),
-        ({"spans": (4, 6)}, r"spans=\(4, 6\): must be from 2, each a multiple"),
+        ({"spans": ()}, r"spans=\[\]: must be from 2, each a multiple of the one before"),
+        ({"spans": (1, 4)}, r"spans=\[1, 4\]: must be from 2"),
+        ({"spans": (4, 6)}, r"spans=\[4, 6\]: must be from 2, each a multiple"),
         ({"spans": 4}, "spans=4: must be a list of whole numbers"),
         ({"spans": (4, 8.0)}, "must be a list of whole numbers"),
-        ({"reaches": ()}, r"reaches=\(\): must be one fewer than spans \(1\)"),
-        ({"reaches": (10,)}, r"reaches=\(10,\): must be rising, and beyond the window \(10\)"),
+        ({"reaches": ()}, r"reaches=\[\]: must be one fewer than spans \(1\)"),
+        ({"reaches": (10,)}, r"reaches=\[10\]: must be rising, and beyond the window \(10\)"),
         ({"pooling": "max"}, "pooling='max': must be one of mean, learned"),
     ],
 )
