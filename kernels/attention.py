@@ -64,9 +64,18 @@ def attention(
         sizes = (layout.queries, layout.keys, layout.block)
         out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, chosen)
     if sink_logits is not None:
-        total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[:, None])
-        out, lse = out * (lse - total).exp()[..., None].to(out.dtype), total
+        out, lse = add_sinks(out, lse, sink_logits)
     return (out, lse) if return_lse else out
+
+
+def add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds to a softmax one score a head, `sink_logits` `[heads]`, that takes weight and gives no value (gpt-oss).
+
+    out `[batch, heads, queries, head_dim]` and lse `[batch, heads, queries]` are attention()'s, or merge()'s where the
+    softmax is made of several parts: sinks belong to the whole, once.
+    """
+    total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[:, None])
+    return out * (lse - total).exp()[..., None].to(out.dtype), total
 
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,74 @@
+"""What the families of patterns share: what they are given, what they give back, and what they need of a batch.
+
+Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from kernels import Axis, BlockLayout
+from kernels.cost import AttentionCost, attention_cost
+from kernels.patterns import Pattern
+from model.config import ModelConfig
+
+Rotation = tuple[Tensor, Tensor]
+"""cos, sin: float32 `[batch or 1, length, 1, head_dim / 2]`, of every token (model/rope.py)."""
+
+
+class FamilyView(Protocol):
+    """What a layer's attention needs of a batch, where its pattern is more than a mask over the tokens."""
+
+    @property
+    def batch(self) -> int:
+        """1 where all sequences share the view."""
+
+    @property
+    def queries(self) -> int: ...
+
+    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+        """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
+
+
+View = BlockLayout | FamilyView
+"""Built once a batch, and shared by the layers of one pattern."""
+
+
+class Inputs(NamedTuple):
+    """What a layer gives its attention. All but `x` as kernels.attention takes it."""
+
+    x_BTW: Tensor
+    """The layer's normalized input."""
+    q_BHTD: Tensor
+    k_BKTD: Tensor
+    v_BKTD: Tensor
+    unrotated_k_BTKD: Tensor | None
+    """Keys before the rotation, where `Attend.wants_unrotated_keys`."""
+    rotation: Rotation
+
+
+class Attend(nn.Module):
+    """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
+
+    wants_unrotated_keys = False
+
+    def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        self.pattern, self.backend = pattern, backend
+
+    @classmethod
+    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int) -> View:
+        """What `forward` needs of a batch of these tokens."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor]:
+        """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks."""
+        raise NotImplementedError
+
+
+def cost_of(view: View, batch: int, heads: int, head_dim: int) -> AttentionCost:
+    """What attention of `batch` sequences and `heads` query heads costs under a view of any family."""
+    if isinstance(view, BlockLayout):
+        return attention_cost(view, batch, heads, head_dim)
+    return view.cost(batch, heads, head_dim)
