@@ -4,7 +4,7 @@ Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -31,7 +31,16 @@ class FamilyView(Protocol):
         """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
 
 
-View = BlockLayout | FamilyView
+@runtime_checkable
+class Cached(Protocol):
+    """In a view's place: the keys and values of the tokens before the batch's, which a layer also attends to, and to
+    which it adds its own (model/decoding)."""
+
+    def attend(self, inputs: "Inputs", family: "Attend") -> tuple[Tensor, Tensor]:
+        """As Attend.forward, for `family`'s pattern."""
+
+
+View = BlockLayout | FamilyView | Cached
 """Built once a batch, and shared by the layers of one pattern."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.attention import add_sinks
 from kernels.patterns import Pattern
-from model.attention.base import Inputs, Rotation, View
+from model.attention.base import Cached, Inputs, Rotation, View
 from model.attention.families import attend_class
 from model.config import ModelConfig
 from model.norm import RMSNorm
@@ -33,7 +33,9 @@ class Attention(nn.Module):
         self.attend = attend_class(pattern)(pattern, config, backend)
 
     def forward(self, x_BTW: Tensor, rotation: Rotation, view: View) -> Tensor:
-        out_BHTD, lse_BHT = self.attend(Inputs(x_BTW, *self.project(x_BTW, rotation), rotation), view)
+        inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
+        cached = isinstance(view, Cached)
+        out_BHTD, lse_BHT = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
         if self.sink_logits is not None:
             out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)
         return self.o_proj(out_BHTD.transpose(1, 2).flatten(2))

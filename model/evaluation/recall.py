@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.evaluation.scoring import evaluating
+from model.inference import evaluating
 from model.loss import IGNORE
 from model.transformer import Transformer
 

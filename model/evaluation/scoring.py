@@ -4,7 +4,6 @@ Every token of a document's text is scored once: a document is [bos] + tokens, a
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol as Interface
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from model.evaluation.protocol import Protocol, Segment
+from model.inference import evaluating
 from model.transformer import Transformer
 
 Work = tuple[int, Segment]
@@ -108,18 +108,6 @@ def score_segments(
         with evaluating(model):
             scored = list(_score(model, documents, batch))
         yield from scored
-
-
-@contextmanager
-def evaluating(model: Transformer) -> Iterator[None]:
-    """Evaluation mode, and no compilation: batches differ in length, and each would be compiled anew."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        model.train(training)
 
 
 def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
