@@ -81,11 +81,10 @@ def losses_by_context(
             progress(targets)
     for context in contexts:
         left = [(document, segment) for c, document, segment in work if c == context and (c, document) not in found]
-        for document, _, nats in score_segments(model, documents, left, tokens_at_once):
+        for document, _, nats in score_segments(model, documents, left, tokens_at_once, progress):
             found[context, document] = nats
             if store:
                 store.save(f"context_{context}_{targets}_{document:06d}", nats)
-            progress(targets)
     chosen = context_documents(documents, contexts, targets)
     if not chosen:
         return []

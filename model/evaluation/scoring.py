@@ -10,8 +10,10 @@ from typing import Protocol as Interface
 import numpy as np
 import torch
 
+from model.decoding.cache import Cache
 from model.evaluation.protocol import Protocol, Segment
 from model.inference import evaluating
+from model.loss import linear_cross_entropy
 from model.transformer import Transformer
 
 Work = tuple[int, Segment]
@@ -64,7 +66,8 @@ def token_losses(
 ) -> list[np.ndarray]:
     """Nats of every token of every document but its first, float64 `[tokens of the document - 1]` each.
 
-    `tokens_at_once`: segments are packed into sequences of at most so many tokens (a longer segment goes alone).
+    `tokens_at_once`: segments are packed into sequences of at most so many tokens, and a longer segment is read in
+    chunks of so many.
     `store`: documents that it holds are not scored, and documents that get finished are saved there. Raises ValueError
     where the model cannot take the protocol's window, or nothing can be scored.
     """
@@ -87,26 +90,33 @@ def token_losses(
             missing[document] = 0
             progress(len(kept))
     work = [(document, segment) for document, parts in enumerate(segments) if missing[document] for segment in parts]
-    for document, segment, nats in score_segments(model, documents, work, tokens_at_once):
+    for document, segment, nats in score_segments(model, documents, work, tokens_at_once, progress):
         scored = losses[document][segment.scored - 1 : segment.stop]
         assert np.isnan(scored).all() and len(scored) == len(nats), "a token was not scored exactly once"
         scored[:] = nats
         missing[document] -= len(nats)
         if store and not missing[document]:
             store.save(f"{document:06d}", losses[document])
-        progress(len(nats))
     assert not any(missing), "a token was not scored"
     return losses
 
 
 @torch.no_grad()
 def score_segments(
-    model: Transformer, documents: Documents, work: Iterable[Work], tokens_at_once: int
+    model: Transformer, documents: Documents, work: Iterable[Work], tokens_at_once: int, progress: Progress
 ) -> Iterator[tuple[int, Segment, np.ndarray]]:
-    """(document, segment, nats of the segment's scored tokens), in the order of `work`."""
+    """(document, segment, nats of the segment's scored tokens), in the order of `work`.
+
+    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory.
+    """
     for batch in _batches(work, tokens_at_once):
+        document, segment = batch[0]
         with evaluating(model):
-            scored = list(_score(model, documents, batch))
+            if segment.stop - segment.start > tokens_at_once:
+                scored = [(document, segment, _score_in_chunks(model, documents, batch[0], tokens_at_once, progress))]
+            else:
+                scored = list(_score(model, documents, batch))
+                progress(sum(len(nats) for *_, nats in scored))
         yield from scored
 
 
@@ -140,3 +150,23 @@ def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Itera
     per_token = model.loss(tokens, targets, position, layouts).per_token[0].double().cpu().numpy()
     for (index, segment), nats in zip(batch, np.split(per_token, np.cumsum(sizes)[:-1]), strict=True):
         yield index, segment, nats[segment.scored - 1 - segment.start :]
+
+
+def _score_in_chunks(
+    model: Transformer, documents: Documents, work: Work, chunk: int, progress: Progress
+) -> np.ndarray:
+    """Nats of the scored tokens of one segment."""
+    document, segment = work
+    device = model.embed_tokens.weight.device
+    piece = torch.from_numpy(documents.tokens(document)[segment.start : segment.stop + 1].astype(np.int64))
+    cache, nats = Cache(model, batch=1), []
+    for start in range(0, len(piece) - 1, chunk):
+        stop = min(start + chunk, len(piece) - 1)
+        hidden = cache.extend(piece[None, start:stop].to(device))[0]
+        first = max(segment.scored - 1 - segment.start, start)
+        if first < stop:
+            targets = piece[first + 1 : stop + 1].to(device)
+            _, per_token = linear_cross_entropy(hidden[first - start :], model.lm_head.weight, targets)
+            nats.append(per_token.double().cpu().numpy())
+            progress(stop - first)
+    return np.concatenate(nats)

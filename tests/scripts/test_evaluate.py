@@ -158,7 +158,7 @@ def test_after_a_kill_finished_documents_are_not_scored_again(window, tmp_path, 
     output = tmp_path / "evaluation.json"
     arguments = [f"checkpoint={window}", f"output={output}", "evaluation.protocol.stride=1"]
     arguments.append("evaluation.baselines=false")
-    command = [sys.executable, "scripts/evaluate.py", *arguments, "accelerator=cpu", "evaluation.tokens_at_once=1"]
+    command = [sys.executable, "scripts/evaluate.py", *arguments, "accelerator=cpu", "evaluation.tokens_at_once=64"]
     partial = window / "evaluation.partial"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120

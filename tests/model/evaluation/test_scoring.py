@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.patterns import Dense, Fixed, Window
+from kernels.patterns import BlockSparse, Dense, Fixed, Window
 from model.evaluation import LossStore, Protocol, token_losses
 from tests.model.evaluation.documents import PROTOCOLS, Documents, build, naive, run
 
@@ -82,6 +82,23 @@ def test_progress_adds_up_to_the_tokens_scored():
     told = []
     row = run(build(), Documents(31, 1, 13, 24), PROTOCOLS["sliding"], tokens_at_once=20, progress=told.append)
     assert len(told) > 3 and sum(told) == row.tokens_scored
+
+
+@pytest.mark.parametrize("pattern", [Window(9, 2), Dense(), Fixed(8, 2), BlockSparse(6, 1, 1, 1)], ids=repr)
+def test_a_document_longer_than_what_is_read_at_once_is_read_in_chunks(pattern, monkeypatch):
+    network, documents = build(pattern, max_length=500), Documents(301, 13, 40)
+    sizes = []
+    forward = network.forward
+    monkeypatch.setattr(
+        network, "forward", lambda tokens, *rest: sizes.append(tokens.numel()) or forward(tokens, *rest)
+    )
+    told = []
+    whole = token_losses(network, documents, PROTOCOLS["whole"], tokens_at_once=400)
+    assert sizes == [300 + 12 + 39]
+    chunked = token_losses(network, documents, PROTOCOLS["whole"], tokens_at_once=24, progress=told.append)
+    assert max(sizes[1:]) == 24 and told[:13] == [24] * 12 + [12] and sum(told) == 300 + 12 + 39
+    for actual, wanted in zip(chunked, whole, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-9)
 
 
 # Usual bugs, each by name
@@ -162,14 +179,12 @@ def test_finished_documents_are_not_scored_again(tmp_path, monkeypatch):
         token_losses(network, documents, PROTOCOLS["sliding"], progress=interrupt_after(50), **arguments)
     assert sorted(file.name for file in store.folder.iterdir()) == ["000000.npy", "000001.npy"]
 
-    scored = []
-    score = network.loss
-    monkeypatch.setattr(network, "loss", lambda tokens, *rest: scored.append(tokens.numel()) or score(tokens, *rest))
-    told = []
+    read, told = [], []
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda tokens, *rest: read.append(tokens.numel()) or forward(tokens, *rest))
     found = token_losses(network, documents, PROTOCOLS["sliding"], progress=told.append, **arguments)
     assert sum(told) == 30 + 12 + 23 + 1 + 39
-    again = [s.stop - s.start for length in (24, 2, 40) for s in PROTOCOLS["sliding"].segments(length)]
-    assert scored == again
+    assert sum(read) == sum(s.stop - s.start for n in (24, 2, 40) for s in PROTOCOLS["sliding"].segments(n))
     for actual, wanted in zip(found, expected, strict=True):
         assert np.array_equal(actual, wanted)
 
