@@ -7,6 +7,7 @@ import torch
 
 from kernels.layout import BlockLayout
 from kernels.patterns.base import Pattern
+from kernels.patterns.hierarchical import Hierarchical
 
 FORWARD_FLOPS = 4
 """FLOPs a visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
@@ -65,15 +66,23 @@ def decode_cost(pattern: Pattern | Sequence[Pattern], context: int) -> DecodeCos
     """What the token behind `context` others costs, under a pattern or one pattern a KV head (which share a cache).
 
     Stored: what lies within the pattern's horizon, and what lasts (Pattern.lasting; twice, where it is both). Read:
-    what any of the patterns lets the query see; to read no more than that is up to the cache.
+    what any of the patterns lets the query see; to read no more than that is up to the cache. Under Hierarchical, the
+    summaries of every level are keys.
     """
-    patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
+    if isinstance(pattern, Hierarchical):
+        levels = [_decode_cost((level,), context, level.span) for level in pattern.levels]
+        return DecodeCost(sum(each.stored for each in levels), sum(each.read for each in levels))
+    return _decode_cost((pattern,) if isinstance(pattern, Pattern) else tuple(pattern), context, span=1)
+
+
+def _decode_cost(patterns: tuple[Pattern, ...], context: int, span: int) -> DecodeCost:
     horizons = [each.horizon for each in patterns]
-    key = torch.arange(context)
+    key = torch.arange(context // span) * span
     lasting = torch.stack([each.lasting(key) for each in patterns]).any(0)
-    recent = 0 if None in horizons else min(max(horizons) - 1, context)
-    seen = torch.stack([each.visible(torch.tensor(context), key, key + 1).expand(context) for each in patterns]).any(0)
-    return DecodeCost(context if None in horizons else recent + int(lasting.sum()), int(seen.sum()))
+    recent = 0 if None in horizons else min((max(horizons) - 1) // span, len(key))
+    query = torch.tensor(context)
+    seen = torch.stack([each.visible(query, key, key + span).expand(len(key)) for each in patterns]).any(0)
+    return DecodeCost(len(key) if None in horizons else recent + int(lasting.sum()), int(seen.sum()))
 
 
 def causal_pairs(queries: int, keys: int) -> int:

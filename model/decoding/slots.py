@@ -81,16 +81,17 @@ class Slots:
         seen = [pattern.visible(query, start, end).expand(*query.shape[:2], unit.shape[1]) for pattern in self.patterns]
         return torch.stack(seen, 1) & (end <= query + 1)[:, None]
 
-    def write(self, units: int, new: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    def write(self, units: int, before: Sequence[int], new: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Counts the next units as kept, and says where: (slots in the ring, slots of lasting keys), int64 `[batch,
         units]` each, -1 for nowhere.
 
-        `new` int64 `[batch]`: of `units` at most, the first `new` are real. `longest`: of the new counts, on the host.
+        Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real.
         """
-        offset = torch.arange(units, device=self.device)
-        unit, real = self.count[:, None] + offset, offset < new[:, None]
-        self.count, self.longest = self.count + new, longest
-        self._sift(longest)
+        offset, real = torch.arange(units, device=self.device), torch.tensor(new, device=self.device)
+        unit, real = self.count[:, None] + offset, offset < real[:, None]
+        after = [kept + more for kept, more in zip(before, new, strict=True)]
+        self.count, self.longest = torch.tensor(after, device=self.device), max(after)
+        self._sift(self.longest)
         # Of more new units than the ring holds, the last ones stay.
         in_ring = real & (unit >= self.count[:, None] - self.ring)
         ring = torch.where(in_ring, unit % max(self.ring, 1), -1)

@@ -1,12 +1,14 @@
 """Held-out loss of whole documents, under protocols that say exactly what was scored.
 
-protocol.py    how a document is cut for scoring
-scoring.py     each token's loss, document by document, stoppable at any moment
-perplexity.py  from token losses to the row of evaluation.json
-context.py     the loss of the same tokens under shorter and longer context
-key_tokens.py  the tokens that long context helps, and the loss on them alone
-comparison.py  runs on the same documents, paired
-statistics.py  confidence intervals over documents
+    protocol.py    how a document is cut for scoring
+    scoring.py     each token's loss, document by document, stoppable at any moment
+    perplexity.py  from token losses to the row of evaluation.json
+    context.py     the loss of the same tokens under shorter and longer context
+    key_tokens.py  the tokens that long context helps, and the loss on them alone
+    comparison.py  runs on the same documents, paired
+    statistics.py  confidence intervals over documents
+
+Everything but scoring.py, context.py and recall.py is arithmetic on token losses.
 """
 
 from model.evaluation.comparison import Difference, compare

@@ -107,12 +107,13 @@ def score_segments(
 ) -> Iterator[tuple[int, Segment, np.ndarray]]:
     """(document, segment, nats of the segment's scored tokens), in the order of `work`.
 
-    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory.
+    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory; where the
+    model's attention has no cache (Cache.serves), in one pass.
     """
     for batch in _batches(work, tokens_at_once):
         document, segment = batch[0]
         with evaluating(model):
-            if segment.stop - segment.start > tokens_at_once:
+            if segment.stop - segment.start > tokens_at_once and Cache.serves(model):
                 scored = [(document, segment, _score_in_chunks(model, documents, batch[0], tokens_at_once, progress))]
             else:
                 scored = list(_score(model, documents, batch))

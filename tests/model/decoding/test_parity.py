@@ -7,7 +7,7 @@ prompts, and for chunks of one token, of a few, and around the size of a tile.
 import pytest
 import torch
 
-from kernels.patterns import BlockSparse, Dense, Pattern, Strided, Window
+from kernels.patterns import BlockSparse, Dense, Hierarchical, Pattern, Strided, Window
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import expected_bytes
 from tests.kernels.oracle import PATTERNS, Chosen
@@ -19,6 +19,14 @@ MIXED = {"local": Window(9, 2), "far": Strided(3, 8, 2), "full": Dense(), "block
 PLANS = {name: plan(pattern, block=BLOCK) for name, pattern in PATTERNS.items()} | {
     "blocks_without_random_ones": plan(BlockSparse(8, 2, 1, 0), block=BLOCK),
     "of_ones_own": plan(Chosen(3), block=BLOCK),
+    "hierarchical": plan(Hierarchical(window=5, spans=(2, 6), reaches=(11,), pooling="learned"), block=BLOCK),
+    "hierarchical_mean": plan(Hierarchical(window=3, spans=(4, 8, 16), reaches=(9, 20), pooling="mean"), block=BLOCK),
+    "hierarchical_of_one_level": plan(Hierarchical(window=20, spans=(16,), reaches=(), pooling="mean"), block=BLOCK),
+    "windows_below_summaries": plan(
+        {"local": Window(9), "far": Hierarchical(window=9, spans=(4,), reaches=(), pooling="learned")},
+        ["local", "far", "far"],
+        block=BLOCK,
+    ),
     "mixed_by_head_and_depth": plan(MIXED, ["local", ["far", "full"], ["blocks", "local"]], block=BLOCK),
     "five_windows_to_one": plan({"local": Window(11), "full": Dense()}, ["local", "local", "full"], block=BLOCK),
 }
@@ -77,8 +85,9 @@ def test_chunks_of_changing_sizes_give_the_same(name):
 
 @every_plan
 def test_the_edges_of_pages_of_groups_of_queries_and_of_pieces_of_scores_are_not_seen(name, monkeypatch):
-    monkeypatch.setattr("model.decoding.cache.PAGE", 4)
-    monkeypatch.setattr("model.decoding.slots.QUERIES_AT_ONCE", 9)
+    monkeypatch.setattr("model.decoding.store.PAGE", 4)
+    for module in ("slots", "step"):
+        monkeypatch.setattr(f"model.decoding.{module}.QUERIES_AT_ONCE", 9)
     monkeypatch.setattr("model.decoding.direct.SCORES_AT_ONCE", 500)
     model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
@@ -128,17 +137,20 @@ def test_greedy_generation_is_what_full_passes_choose(name):
             tokens.append(token)
 
 
-@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockSparse(8, 2, 1, 0)], ids=repr)
+LEVELS = [level for name in ("hierarchical", "hierarchical_mean") for level in PLANS[name].patterns["only"].levels]
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockSparse(8, 2, 1, 0), *LEVELS], ids=repr)
 def test_what_is_neither_within_the_horizon_nor_lasting_is_never_seen(pattern: Pattern):
     """The claim by which keys are forgotten, pair by pair."""
-    index = torch.arange(150)
-    query, key = index[:, None], index[None]
-    seen = pattern.visible(query, key, key + 1).expand(150, 150) & (key <= query)
+    span = getattr(pattern, "span", 1)
+    query, key = torch.arange(150)[:, None], torch.arange(0, 150, span)[None]
+    seen = pattern.visible(query, key, key + span).expand(150, key.shape[1]) & (key + span <= query + 1)
     horizon = 150 if pattern.horizon is None else pattern.horizon
     kept = (query - key < horizon) | pattern.lasting(key)
     assert not (seen & ~kept).any()
     if pattern.horizon is not None and pattern.horizon > 1:  # and no later than need be
-        assert (seen & (query - key == pattern.horizon - 1) & ~pattern.lasting(key)).any()
+        assert (seen & (query - key >= pattern.horizon - span) & ~pattern.lasting(key)).any()
 
 
 def test_a_windows_cache_does_not_grow_with_the_text():
@@ -152,7 +164,7 @@ def test_a_windows_cache_does_not_grow_with_the_text():
 
 
 @pytest.mark.parametrize("context", [1, 17, 479])
-@pytest.mark.parametrize("name", [*PATTERNS, "mixed_by_head_and_depth"])
+@every_plan
 def test_bytes_stored_and_read_are_those_expected(name, context):
     """No key is kept that the plan does not count, and no more is read than twice what is seen."""
     model = lively(Transformer(config(layers=3, max_length=4096), PLANS[name])).eval()
