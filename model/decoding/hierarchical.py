@@ -68,9 +68,8 @@ class Filled:
         piece = (unit[..., None] * self.ratio + torch.arange(self.ratio, device=step.device)).flatten(1)
         behind = self.ratio + piece - before[:, None]
         self.source = torch.where(piece < before[:, None], piece % self.ratio, behind)
-        self.source = self.source.clamp(
-            max=self.ratio + self.pieces - 1
-        )  # a unit that is not filled ends in the future
+        # Any piece will do for a unit that is not filled: it ends in the future, where nobody sees it.
+        self.source = self.source.clamp(max=self.ratio + self.pieces - 1)
         self.mask = level.visible(step.position, unit)
         self.cos, self.sin = step.rotary(unit * level.span + level.span // 2)
 

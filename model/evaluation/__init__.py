@@ -6,6 +6,7 @@
     context.py     the loss of the same tokens under shorter and longer context
     key_tokens.py  the tokens that long context helps, and the loss on them alone
     comparison.py  runs on the same documents, paired
+    recall.py      whether questions are answered, and the longest length at which they are
     statistics.py  confidence intervals over documents
 
 Everything but scoring.py, context.py and recall.py is arithmetic on token losses.
