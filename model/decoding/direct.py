@@ -36,10 +36,11 @@ def _attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Ten
     kv_heads = parts[0].k.shape[1]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     with torch.autocast(q.device.type, enabled=False):
-        grouped = q.reshape(batch, kv_heads, -1, head_dim)  # the query heads of a KV head are its rows
+        grouped = q.reshape(batch * kv_heads, -1, head_dim)  # the query heads of a KV head are its rows
         scores = []
         for part in parts:
-            score = (grouped @ part.k.mT).to(dtype).mul_(scale).view(batch, kv_heads, -1, queries, part.k.shape[2])
+            score = _product(grouped, part.k.flatten(0, 1).mT, dtype).mul_(scale)
+            score = score.view(batch, kv_heads, -1, queries, part.k.shape[2])
             scores.append(score.masked_fill_(~part.mask[:, :, None], -torch.inf))
         score = torch.cat(scores, -1) if len(scores) > 1 else scores[0]
         highest = score.amax(-1, keepdim=True)
@@ -51,3 +52,11 @@ def _attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Ten
         split = weights.flatten(2, 3).split([part.k.shape[2] for part in parts], -1)
         out = sum(weight.to(part.v.dtype) @ part.v for weight, part in zip(split, parts, strict=True))
         return out.view(batch, heads, queries, head_dim).to(q.dtype), lse
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """The batched product of a and b, summed and given in `dtype`: scores rounded to bfloat16 would be off by percents
+    after the exponential."""
+    if a.is_cuda and a.dtype != dtype:
+        return torch.bmm(a, b, out_dtype=dtype)
+    return torch.bmm(a.to(dtype), b.to(dtype))

@@ -40,7 +40,8 @@ every_plan = pytest.mark.parametrize("name", PLANS)
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> Transformer:
     """Weights are a little smaller than elsewhere: with larger ones, a pass in float32 is itself off by 1e-5."""
-    model = lively(Transformer(config(layers=3, sink_logits=name.startswith("mixed")), PLANS[name])).eval()
+    layers = max(2, len(PLANS[name].schedule))
+    model = lively(Transformer(config(layers=layers, sink_logits=name.startswith("mixed")), PLANS[name])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2 / 3 if parameter.dim() == 2 else 1)
@@ -181,3 +182,14 @@ def test_a_text_longer_than_the_model_takes_is_refused():
     cache.extend(random_tokens(1, 15))
     with pytest.raises(ValueError, match=r"a sequence of 21 tokens: the model takes 20"):
         cache.extend(random_tokens(1, 6))
+
+
+@every_plan
+def test_bfloat16_is_as_near_to_float32_with_a_cache_as_without(name):
+    """What rounding costs is the model's, not the cache's."""
+    model, tokens = build(name, torch.float32), random_tokens(2, LENGTH)
+    exact = full_logits(model, tokens)
+    rounded = model.to(torch.bfloat16)
+    one_pass = (full_logits(rounded, tokens).float() - exact).square().mean().sqrt()
+    cached = (cached_logits(rounded, tokens, 7).float() - exact).square().mean().sqrt()
+    assert cached <= 1.2 * one_pass
