@@ -12,11 +12,15 @@ SCORES_AT_ONCE = 1 << 26
 
 class Part(NamedTuple):
     """k and v `[batch, kv_heads, keys, head_dim]`, and which of them each query sees: booleans `[batch or 1, kv_heads
-    or 1, queries, keys]`."""
+    or 1, queries or 1, keys]`."""
 
     k: Tensor
     v: Tensor
     mask: Tensor
+
+    def of(self, queries: slice) -> "Part":
+        """For some of the queries."""
+        return self if self.mask.shape[2] == 1 else Part(self.k, self.v, self.mask[:, :, queries])
 
 
 def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tensor]:
@@ -26,7 +30,7 @@ def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tens
     pieces = []
     for first in range(0, q.shape[2], at_once):
         rows = slice(first, first + at_once)
-        cut = [Part(part.k, part.v, part.mask[:, :, rows]) for part in parts]
+        cut = [part.of(rows) for part in parts]
         pieces.append(_attend(q[:, :, rows], cut, scale))
     return torch.cat([out for out, _ in pieces], 2), torch.cat([lse for _, lse in pieces], 2)
 

@@ -9,7 +9,7 @@ Keys are numbered units: tokens, or the summaries of `span` tokens each. What is
 the pattern, whatever its keys and values: bookkeeping is done once a step, and layers only move numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +21,17 @@ from kernels.patterns import Pattern
 QUERIES_AT_ONCE = 128
 """Queries that share one selection of keys: the fewer, the fewer keys are read that only others of them see."""
 
+PAIRS_AT_ONCE = 1 << 22
+"""Pairs of a query and a key whose visibility is found out at once."""
+
+ONE_MASK = 1 << 20
+"""Pairs up to which a group's mask is kept whole."""
+
 
 @dataclass(frozen=True, eq=False)
 class Read:
     """What the queries `[first, stop)` of a step read. `slots`: int64 `[batch, keys]`, or how many of the first slots,
-    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first, keys]`."""
+    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first or 1, keys]`."""
 
     first: int
     stop: int
@@ -68,9 +74,8 @@ class Slots:
         that their pattern lets them see, and nothing that it hides is unmasked."""
         reads = []
         for first in range(0, query.shape[1], QUERIES_AT_ONCE):
-            found = self._select(query[:, first : first + QUERIES_AT_ONCE]) if self.longest else None
-            if found is not None:
-                reads.append(Read(first, min(first + QUERIES_AT_ONCE, query.shape[1]), *found))
+            if self.longest:
+                reads += self._select(first, query[:, first : first + QUERIES_AT_ONCE])
         return reads
 
     def visible(self, query: Tensor, unit: Tensor) -> Tensor:
@@ -114,18 +119,31 @@ class Slots:
         lasts = torch.stack([pattern.lasting(unit * self.span) for pattern in self.patterns]).any(0)
         self._lasting, self._sifted = torch.cat([self._lasting, unit[lasts]]), longest
 
-    def _select(self, query: Tensor) -> tuple[Tensor | int, Tensor] | None:
+    def _select(self, first: int, query: Tensor) -> Iterator[Read]:
+        """What one group of queries reads; `first` is its first query's place in the step."""
         slots, unit = self._candidates(query)
-        mask = self.visible(query, unit) & (unit >= 0)[:, None, None]
-        wanted = mask.any((1, 2))
-        most = int(wanted.sum(1).max())
-        if not most:
-            return None
-        if 2 * most >= unit.shape[1]:
-            return slots, mask
-        order = wanted.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-        slots = order if isinstance(slots, int) else slots.gather(1, order)
-        return slots, mask.gather(3, order[:, None, None].expand(*mask.shape[:3], -1))
+        stop, pairs = first + query.shape[1], len(self.patterns) * query.numel()
+        if pairs * unit.shape[1] <= ONE_MASK:
+            mask = self._live(query, unit)
+            index = _pick(mask.any((1, 2)))
+            if index is not None:
+                yield Read(first, stop, _slots(slots, index), _take(mask, index[:, None, None]))
+            return
+        # Most keys are seen by all queries of the group or by none, as most tiles of a layout are full or empty. Of the
+        # others alone a mask is kept.
+        parts = [self._live(query, part) for part in unit.split(max(1, PAIRS_AT_ONCE // pairs), 1)]
+        every = torch.cat([part.all(1).all(1) for part in parts], 1)
+        some = torch.cat([part.any(1).any(1) for part in parts], 1) & ~every
+        for wanted in (every, some):
+            index = _pick(wanted)
+            if index is not None:
+                mask = _take(wanted, index)[:, None, None]
+                if wanted is some:
+                    mask = mask & self._live(query, _take(unit, index))
+                yield Read(first, stop, _slots(slots, index), mask)
+
+    def _live(self, query: Tensor, unit: Tensor) -> Tensor:
+        return self.visible(query, unit) & (unit >= 0)[:, None, None]
 
     def _candidates(self, query: Tensor) -> tuple[Tensor | int, Tensor]:
         """(slots as in Read, the unit in each or -1, int64 `[batch, keys]`): all that the queries may see, and more."""
@@ -163,3 +181,23 @@ class Slots:
         unit = low.gather(1, run) + entry - (ends - size).gather(1, run)
         live = entry < ends[:, -1:]
         return torch.where(live, unit, 0), torch.where(live, unit, -1)
+
+
+def _pick(wanted: Tensor) -> Tensor | None:
+    """Which of the candidates to read, where booleans `[batch, keys]` say which are wanted: int64 `[batch, keys]`, of
+    no keys where that means all of them because half are wanted. None: none is."""
+    most = int(wanted.sum(1).max())
+    if not most:
+        return None
+    return wanted.int().argsort(dim=1, descending=True, stable=True)[:, : most if 2 * most < wanted.shape[1] else 0]
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """`x` `[..., keys]` at an index of `_pick`, expanded to x's dimensions."""
+    return x.gather(-1, index.expand(*x.shape[:-1], -1)) if index.shape[-1] else x
+
+
+def _slots(slots: Tensor | int, index: Tensor) -> Tensor | int:
+    if not index.shape[1]:
+        return slots
+    return index if isinstance(slots, int) else slots.gather(1, index)

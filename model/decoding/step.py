@@ -61,7 +61,7 @@ def attend_to_all(
     for first in range(0, q.shape[2], QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)
         parts = [part for read, part in past if read.first == first]
-        parts += [Part(part.k, part.v, part.mask[:, :, rows]) for part in fresh]
+        parts += [part.of(rows) for part in fresh]
         if not tiles:
             return attend(q, [*parts, own], scale)
         if parts:
