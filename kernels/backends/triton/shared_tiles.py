@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import LN_2, LOG2_E
+from kernels.backends.triton.common import LN_2, LOG2_E, describe
 from kernels.backends.triton.selected_configs import choose
 from kernels.routing import Selection
 
@@ -26,14 +26,15 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float,
     group = heads // selectors
     config = config or choose("tiles", q.dtype, head_dim)
     neighbours = queries_a_tile(group, config.rows)
+    columns = triton.next_power_of_2(head_dim)
     rows = max(16, triton.next_power_of_2(neighbours * group))
     blocks, bits, counts = unions(selection, neighbours)
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     _forward[(counts.shape[1], batch * selectors)](
         q,
-        k,
-        v,
+        describe(k, selection.block, columns),
+        describe(v, selection.block, columns),
         out,
         lse,
         blocks,
@@ -41,12 +42,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float,
         counts,
         selection.first_key,
         *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
         *out.stride()[:3],
         scale * LOG2_E,
         queries,
-        k.shape[2],
         selectors,
         selectors // k.shape[1],
         heads,
@@ -55,7 +53,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float,
         GROUP=group,
         BLOCK=selection.block,
         HEAD_DIM=head_dim,
-        D=triton.next_power_of_2(head_dim),
+        D=columns,
         M=rows,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.warps,
@@ -104,11 +102,11 @@ def unions(selection: Selection, neighbours: int) -> tuple[Tensor, Tensor, Tenso
     )
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "selectors", "selectors_a_kv_head", "heads"])
+@triton.jit(do_not_specialize=["queries", "selectors", "selectors_a_kv_head", "heads"])
 def _forward(
     q,
-    k,
-    v,
+    k_desc,
+    v_desc,
     out,
     lse,
     blocks,
@@ -118,18 +116,11 @@ def _forward(
     q_batch,
     q_head,
     q_step,
-    k_batch,
-    k_head,
-    k_step,
-    v_batch,
-    v_head,
-    v_step,
     out_batch,
     out_head,
     out_step,
     log2_scale,
     queries,
-    keys,
     selectors,
     selectors_a_kv_head,
     heads,
@@ -143,9 +134,10 @@ def _forward(
     PRECISION: tl.constexpr,
 ):
     line = tl.program_id(1)
-    batch = (line // selectors).to(tl.int64)
+    sequence = line // selectors
+    batch = sequence.to(tl.int64)
     selector = line % selectors
-    kv_head = (selector // selectors_a_kv_head).to(tl.int64)
+    kv_head = selector // selectors_a_kv_head
     tile = line.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     count = tl.load(counts + tile)
 
@@ -165,21 +157,24 @@ def _forward(
     )
     first = tl.load(first_key + batch * queries + query, live, 0)
     latest_first = tl.max(first, 0)
-    k_base = k + batch * k_batch + kv_head * k_head + column[None, :]
-    v_base = v + batch * v_batch + kv_head * v_head + column[None, :]
     m = tl.full([M], float("-inf"), tl.float32)
     l = tl.zeros([M], tl.float32)  # noqa: E741
     acc = tl.zeros([M, D], tl.float32)
+    # The next block's index is read one step early: TMA cannot start before it is known.
+    next_block = tl.load(blocks + tile * WIDTH)
+    next_chose = tl.load(bits + tile * WIDTH)
     for step in tl.range(0, count):
-        block = tl.load(blocks + tile * WIDTH + step)
-        chose = tl.load(bits + tile * WIDTH + step)
-        key = block * BLOCK + tl.arange(0, BLOCK)
-        inside = (key < keys)[:, None] & within
-        kb = tl.load(k_base + key.to(tl.int64)[:, None] * k_step, inside, 0.0)
+        block = next_block
+        chose = next_chose
+        ahead = tile * WIDTH + tl.minimum(step + 1, count - 1)
+        next_block = tl.load(blocks + ahead)
+        next_chose = tl.load(bits + ahead)
+        kb = k_desc.load([sequence, kv_head, block * BLOCK, 0]).reshape(BLOCK, D)
         s = tl.dot(qb, kb.T, input_precision=PRECISION)
         sees = ((chose >> place) & 1) != 0
         s = tl.where(sees[:, None], s, float("-inf"))
         if latest_first > block * BLOCK:
+            key = block * BLOCK + tl.arange(0, BLOCK)
             s = tl.where(key[None, :] >= first[:, None], s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, 1) * log2_scale)
         finite = tl.where(highest == float("-inf"), 0.0, highest)
@@ -187,7 +182,7 @@ def _forward(
         alpha = tl.exp2(m - finite)
         l = l * alpha + tl.sum(p, 1)  # noqa: E741
         acc = acc * alpha[:, None]
-        vb = tl.load(v_base + key.to(tl.int64)[:, None] * v_step, inside, 0.0)
+        vb = v_desc.load([sequence, kv_head, block * BLOCK, 0]).reshape(BLOCK, D)
         acc = tl.dot(p.to(vb.dtype), vb, acc, input_precision=PRECISION)
         m = highest
 
