@@ -57,7 +57,9 @@ def attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if isinstance(layout, Selection):
-        out, lse = _add_sinks(*selected_attention(q, k, v, layout, scale, backend), sink_logits)
+        out, lse = selected_attention(q, k, v, layout, scale, backend)
+        if sink_logits is not None:
+            out, lse = add_sinks(out, lse, sink_logits)
         return (out, lse) if return_lse else out
     _check_shapes(q, k, v, layout)
     chosen = choose_backend(q, k, v, layout, backend)
@@ -69,14 +71,17 @@ def attention(
     else:
         sizes = (layout.queries, layout.keys, layout.block)
         out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, chosen)
-    out, lse = _add_sinks(out, lse, sink_logits)
+    if sink_logits is not None:
+        out, lse = add_sinks(out, lse, sink_logits)
     return (out, lse) if return_lse else out
 
 
-def _add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The softmax with one further score a head."""
-    if sink_logits is None:
-        return out, lse
+def add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds to a softmax one score a head, `sink_logits` `[heads]`, that takes weight and gives no value (gpt-oss).
+
+    out `[batch, heads, queries, head_dim]` and lse `[batch, heads, queries]` are attention()'s, or merge()'s where the
+    softmax is made of several parts: sinks belong to the whole, once. ValueError: sink_logits of another shape.
+    """
     if sink_logits.shape != out.shape[1:2]:
         raise ValueError(f"sink_logits {tuple(sink_logits.shape)}: must be [{out.shape[1]}]")
     total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[:, None])
