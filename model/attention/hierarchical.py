@@ -21,6 +21,9 @@ class HierarchicalAttend(Attend):
     def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int) -> Hierarchy:
         return build_hierarchy(pattern, tokens, block)
 
+    def compile_around_attention(self) -> None:
+        self.pool.compile(dynamic=False)
+
     def forward(self, inputs: Inputs, view: Hierarchy) -> tuple[Tensor, Tensor]:
         v_BTKD = inputs.v_BKTD.transpose(1, 2)
         summaries = self.pool(inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation, view.levels[1:])
