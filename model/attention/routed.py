@@ -97,7 +97,15 @@ class RoutedAttend(Attend):
 
     def window_and_routed(self, inputs: Inputs, view: RoutedView) -> tuple[Part, Part, Routing]:
         """Attention to the window, attention to the chosen blocks, and how they were chosen."""
-        pattern, tensors = self.pattern, (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
+        tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
+        routing = self.choose(inputs, view)
+        window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
+        routed = attention(*tensors, routing[0], return_lse=True, backend=self.backend)
+        return window, routed, routing
+
+    def choose(self, inputs: Inputs, view: RoutedView) -> Routing:
+        """The selection, and the router's queries and summaries that it was made by."""
+        pattern = self.pattern
         view.selectors = self.selectors
         first_key = view.first_key.expand(len(inputs.q_BHTD), -1)
         queries, summaries = self.route(inputs, first_key)
@@ -111,9 +119,7 @@ class RoutedAttend(Attend):
             first_block=pattern.first_block,
             strategy=pattern.strategy,
         )
-        window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
-        routed = attention(*tensors, selection, return_lse=True, backend=self.backend)
-        return window, routed, (selection, queries, summaries)
+        return selection, queries, summaries
 
     def route(self, inputs: Inputs, first_key: Tensor) -> tuple[Tensor, Tensor]:
         """The router's queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, blocks, dim]`."""

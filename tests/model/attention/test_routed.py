@@ -47,9 +47,7 @@ PATTERNS: dict[str, Pattern] = {
     "indexer_with_gradient": routed(router="indexer", top_k=2, indexer_gradient=True),
     "indexer_in_warm_up": routed(router="indexer", top_k=2, indexer_warmup=3),
     "native_sparse": native_sparse(),
-    "native_sparse_gated": native_sparse(
-        combine="gates", router="indexer", top_k=2, pooling="mean", first_block=True
-    ),
+    "native_sparse_gated": native_sparse(combine="gates", router="indexer", top_k=2, pooling="mean", first_block=True),
 }
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 DOCUMENTS = packing([37, 6, 52], [80, 15, 0])
