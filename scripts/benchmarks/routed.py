@@ -21,6 +21,12 @@ from typing import Any
 
 BANDWIDTH, PEAK = 4.3e12, 700e12
 SAMPLES = 32
+SWEPT = {
+    "forward": [(64, 4, 1, 128), (64, 4, 2, 128), (64, 4, 1, 168), (64, 4, 2, 168), (128, 4, 2, None)],
+    "backward": [(32, 4, 2, None), (32, 4, 3, None), (32, 4, 1, None), (64, 4, 1, None), (64, 4, 2, None)],
+    "tiles": [(128, 4, 2, None), (64, 4, 2, None), (64, 4, 3, None), (64, 4, 2, 128), (64, 4, 3, 128)],
+}
+"""Rows, warps, stages and register limit of each kernel that `--sweep` times."""
 SIDES = ("by_block", "shared_tiles", "fla", "flex", "dense")
 
 
@@ -231,41 +237,52 @@ class _Measurement:
         return worst
 
     def sweep(self) -> list[dict[str, Any]]:
-        """Time of each of our kernels by rows, warps and stages."""
+        """Time of each of our kernels by rows, warps, stages and registers, and by the memory for partial results."""
         from dataclasses import replace
 
-        from kernels.backends.triton import selected_backward, selected_forward, shared_tiles
+        import torch
+
+        from kernels.backends.triton import selected_backward, selected_forward, selected_plan, shared_tiles
         from kernels.backends.triton.backward import prepare
-        from kernels.backends.triton.selected_configs import SelectedConfig
-        from kernels.backends.triton.selected_plan import make_plan
+        from kernels.backends.triton.selected_configs import SelectedConfig, choose
 
         q, k, v = (t.detach() for t in (self.q, self.k, self.v))
-        plan = make_plan(self.selection, self.group, self.group * self.head_dim * 2)
+        partial_bytes = self.group * self.head_dim * 2
+        plan = selected_plan.make_plan(self.selection, self.group, partial_bytes)
         out, lse = selected_forward.forward(q, k, v, self.selection, plan, self.scale)
         rows_of = prepare(self.grad, None, out, lse, 64)
         tiled = replace(self.selection, strategy="shared_tiles")
-        kernels = {
-            "forward": lambda c: selected_forward.forward(q, k, v, self.selection, plan, self.scale, c),
-            "backward": lambda c: selected_backward.backward(
-                self.grad, q, k, v, rows_of, self.selection, plan, self.scale, c
-            ),
-            "tiles": lambda c: shared_tiles.forward(q, k, v, tiled, self.scale, c),
-        }
-        shapes = {
-            "forward": [(64, 4, 1), (64, 4, 2), (64, 4, 3), (128, 4, 2), (128, 8, 2), (128, 8, 3)],
-            "backward": [(64, 8, 1), (64, 8, 2), (64, 8, 3), (32, 4, 1), (32, 4, 2), (32, 8, 2), (64, 4, 2)],
-            "tiles": [(128, 4, 2), (128, 4, 3), (128, 8, 2), (128, 8, 3), (64, 4, 2), (64, 4, 3)],
-        }
+
+        def forward(config: Any, plan: Any = plan) -> None:
+            selected_forward.forward(q, k, v, self.selection, plan, self.scale, config)
+
+        def backward(config: Any, plan: Any = plan) -> None:
+            selected_backward.backward(self.grad, q, k, v, rows_of, self.selection, plan, self.scale, config)
+
+        def tiles(config: Any) -> None:
+            shared_tiles.forward(q, k, v, tiled, self.scale, config)
+
         found = []
-        for kernel, call in kernels.items():
-            for shape in shapes[kernel]:
-                row = self._facts(kernel) | {"note": "rows {} warps {} stages {}".format(*shape)}
-                try:
-                    ms = _time(functools.partial(call, SelectedConfig(*shape)), 3)
-                    row["backward_ms" if kernel == "backward" else "forward_ms"] = round(ms, 2)
-                except Exception as reason:  # a shape that does not fit the device is a result, too
-                    row["note"] += f": {type(reason).__name__}"
-                found.append(row)
+
+        def measure(kernel: str, note: str, step: Callable) -> None:
+            row = self._facts(kernel) | {"note": note}
+            try:
+                row["backward_ms" if kernel == "backward" else "forward_ms"] = round(_time(step, 3), 2)
+            except Exception as reason:  # a shape that does not fit the device is a result, too
+                row["note"] += f": {type(reason).__name__}"
+            found.append(row)
+            torch.cuda.empty_cache()
+
+        for kernel, step in (("forward", forward), ("backward", backward), ("tiles", tiles)):
+            for shape in SWEPT[kernel]:
+                note = "rows {} warps {} stages {} registers {}".format(*shape)
+                measure(kernel, note, functools.partial(step, SelectedConfig(*shape)))
+        for kernel, step in (("forward", forward), ("backward", backward)):
+            for outputs in (1, 2, 4, 8, 16):
+                piece = max(1, self.length * outputs // self.selection.slots)
+                other = selected_plan.make_plan(self.selection, self.group, partial_bytes, piece)
+                note = f"partial results: {outputs} times the output's memory"
+                measure(kernel, note, functools.partial(step, choose(kernel, q.dtype, self.head_dim), other))
         return found
 
 

@@ -92,7 +92,8 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     selection = Selection.from_chosen(chosen.to(DEVICE), 80, 16, first_keys(documents).to(DEVICE))
     whole = check(selection, documents, inputs)
     monkeypatch.setattr(selected_plan, "ROWS_AN_ITEM", 8)
-    monkeypatch.setattr(selected_plan, "PARTIAL_BYTES", 25 * 2 * 2 * 2 * (2 * 32 * 4))
+    monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 25 * 2 * 2 * 2 * (2 * 32 * 4))
+    monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
     plan = selected_plan.make_plan(selection, 2, 2 * 32 * 4)
     assert (plan.piece, plan.pieces) == (25, 4) and (plan.cuts[..., 1] > 1).sum() > 3
     assert int(plan.cuts[..., 1].sum(1).max()) <= plan.slots
@@ -257,7 +258,8 @@ def test_pieces_of_queries_on_the_gpu(monkeypatch):
     q, k, v, grad, selection = routed(16384, 1, 16, 4, 128, 64, 16)
     whole, lse = backend.forward(q, k, v, selection, 0.1)
     grads = backend.backward(grad, None, q, k, v, whole, lse, selection, 0.1)
-    monkeypatch.setattr(selected_plan, "PARTIAL_BYTES", 64 << 20)
+    monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 64 << 20)
+    monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
     out, _ = backend.forward(q, k, v, selection, 0.1)
     assert torch.equal(out, whole)
     for got, want in zip(backend.backward(grad, None, q, k, v, out, lse, selection, 0.1), grads, strict=True):

@@ -73,6 +73,7 @@ def backward(
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=config.warps,
             num_stages=config.stages,
+            maxnreg=config.registers,
         )
         if plan.slots:
             lines_at_once = min(16, block)
@@ -296,7 +297,7 @@ def _add_slots(
     column = tl.arange(0, D)
     within = (column < HEAD_DIM)[None, :]
     acc = tl.zeros([M, D], tl.float32)
-    for i in tl.range(0, SLOTS):
+    for i in tl.range(0, SLOTS, loop_unroll_factor=4):
         taken = live & (tl.load(choice + i, live, -1) >= 0)
         part = tl.load(
             partial_dq + (from_row + i * GROUP)[:, None] * HEAD_DIM + column[None, :], taken[:, None] & within, 0.0

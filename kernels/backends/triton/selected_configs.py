@@ -7,26 +7,28 @@ import torch
 
 @dataclass(frozen=True)
 class SelectedConfig:
-    """rows: (query, head) pairs that a step computes."""
+    """rows: (query, head) pairs that a step computes. registers: a thread's limit."""
 
     rows: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 # (kernel, bytes an element, padded head_dim) -> choice
 _TABLE = {
     ("forward", 2, 64): SelectedConfig(128, 4, 2),
-    ("forward", 2, 128): SelectedConfig(64, 4, 2),
+    ("forward", 2, 128): SelectedConfig(64, 4, 1, 128),
     ("forward", 2, 256): SelectedConfig(64, 4, 2),
     ("mass", 2, 64): SelectedConfig(128, 4, 2),
     ("mass", 2, 128): SelectedConfig(128, 4, 2),
     ("mass", 2, 256): SelectedConfig(64, 4, 2),
     ("tiles", 2, 64): SelectedConfig(128, 4, 3),
     ("tiles", 2, 128): SelectedConfig(128, 4, 2),
+    ("small_group_tiles", 2, 128): SelectedConfig(64, 4, 3),
     ("tiles", 2, 256): SelectedConfig(128, 8, 2),
     ("backward", 2, 64): SelectedConfig(64, 4, 2),
-    ("backward", 2, 128): SelectedConfig(64, 8, 2),
+    ("backward", 2, 128): SelectedConfig(32, 4, 2),
     ("backward", 2, 256): SelectedConfig(32, 8, 1),
     # float32 without tf32 runs on the ordinary units, and its products are unrolled: few rows.
     ("forward", 4, 64): SelectedConfig(32, 8, 1),
@@ -44,7 +46,14 @@ _TABLE = {
 }
 
 
-def choose(kernel: str, dtype: torch.dtype, head_dim: int) -> SelectedConfig:
-    """The choice for `kernel`: "forward", "backward" (by key block), "tiles" (shared_tiles.py) or "mass"."""
+def choose(kernel: str, dtype: torch.dtype, head_dim: int, group: int = 16) -> SelectedConfig:
+    """The choice for `kernel`: "forward", "backward" (by key block), "tiles" (shared_tiles.py) or "mass".
+
+    With few heads a group (query heads a selector) a tile of as many rows holds more queries, whose blocks' union is
+    longer: fewer rows serve it better.
+    """
     padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+    fewer = ("small_group_tiles", dtype.itemsize, padded)
+    if kernel == "tiles" and group < 16 and fewer in _TABLE:
+        return _TABLE[fewer]
     return _TABLE[kernel, dtype.itemsize, padded]

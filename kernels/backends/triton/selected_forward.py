@@ -56,6 +56,7 @@ def forward(
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=config.warps,
             num_stages=config.stages,
+            maxnreg=config.registers,
         )
         combined = max(16, 32 // max(1, columns // 64))
         _combine[(triton.cdiv(min(plan.piece, queries - first_query) * group, combined), lines)](
@@ -118,6 +119,7 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: Se
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=config.warps,
             num_stages=config.stages,
+            maxnreg=config.registers,
         )
     return mass
 
@@ -250,7 +252,7 @@ def _combine(
     total = tl.where(seen, finite + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
     column = tl.arange(0, D)
     acc = tl.zeros([M, D], tl.float32)
-    for i in tl.range(0, SLOTS):
+    for i in tl.range(0, SLOTS, loop_unroll_factor=4):
         taken = live & (tl.load(choice + i, live, -1) >= 0)
         weight = tl.exp2(tl.load(partial_lse + from_row + i * GROUP, taken, float("-inf")) - total)
         part = tl.load(

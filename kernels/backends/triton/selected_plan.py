@@ -13,8 +13,9 @@ from torch import Tensor
 
 from kernels.routing import Selection
 
-PARTIAL_BYTES = 2 << 30
-"""Memory for the partial results of one piece of queries: one output a (query head, slot)."""
+PARTIAL_OUTPUTS, LEAST_PARTIAL_BYTES = 4, 1 << 29
+"""Memory for the partial results of one piece of queries (one output a query head and slot): at most so many times the
+memory of the whole output, or 512 MB."""
 
 ROWS_AN_ITEM = 2048
 """Rows (a query and a head each) that a program serves at most: it loads K and V of its block once for them."""
@@ -39,15 +40,19 @@ class SelectedPlan:
 
 
 def queries_at_once(selection: Selection, bytes_a_slot: int) -> int:
-    """Queries whose partial results, `bytes_a_slot` for each of a query's slots, fit PARTIAL_BYTES."""
-    a_query = selection.batch * selection.selectors * selection.slots * bytes_a_slot
-    return min(selection.queries, max(1, PARTIAL_BYTES // a_query))
+    """Queries whose partial results, `bytes_a_slot` for each of a query's slots, fit that memory."""
+    an_output = selection.batch * selection.selectors * bytes_a_slot
+    budget = max(LEAST_PARTIAL_BYTES, PARTIAL_OUTPUTS * an_output * selection.queries)
+    return min(selection.queries, max(1, budget // (an_output * selection.slots)))
 
 
-def make_plan(selection: Selection, group: int, bytes_a_slot: int) -> SelectedPlan:
-    """The plan for `group` query heads a selector whose partial result of a slot takes `bytes_a_slot`."""
+def make_plan(selection: Selection, group: int, bytes_a_slot: int, piece: int | None = None) -> SelectedPlan:
+    """The plan for `group` query heads a selector whose partial result of a slot takes `bytes_a_slot`.
+
+    piece: queries at once, for benchmarks.
+    """
     lines, blocks = selection.batch * selection.selectors, selection.offsets.shape[2] - 1
-    piece = queries_at_once(selection, bytes_a_slot)
+    piece = min(piece or queries_at_once(selection, bytes_a_slot), selection.queries)
     pieces = triton.cdiv(selection.queries, piece)
     longest = max(1, ROWS_AN_ITEM // group)
     bounds = torch.empty(lines * blocks, pieces + 1, dtype=torch.int32, device=selection.device)
