@@ -22,6 +22,11 @@ class Axis:
     origin: Tensor
     key: tuple | None = field(default=None)
     """Identifies axes that are equal whatever the batch holds, so that their layouts are cached. None: not cached."""
+    limit: int | None = field(default=None)
+    """A number that no position reaches, from whichever origin it is counted, known without asking the device. None:
+    the builder asks."""
+    span: int = field(default=1)
+    """Tokens that each index stands for at least: so many fewer indices meet an interval of positions."""
 
     @staticmethod
     def tokens(
@@ -41,7 +46,7 @@ class Axis:
         if documents is None:
             index = torch.arange(offset, offset + length, dtype=torch.int32, device=device)[None]
             zero = torch.zeros_like(index)
-            return Axis(index, index + 1, zero, zero, key=("tokens", length, offset))
+            return Axis(index, index + 1, zero, zero, key=("tokens", length, offset), limit=length + offset)
         if offset:
             raise ValueError(f"offset={offset}: packed documents start at 0")
         if documents.shape[-1] != length or documents.dim() != 2:
@@ -52,7 +57,7 @@ class Axis:
         changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
         origin = torch.where(changes, index, 0).cummax(-1).values.int()
         start = index - origin
-        return Axis(start, start + 1, changes.cumsum(-1, dtype=torch.int32), origin)
+        return Axis(start, start + 1, changes.cumsum(-1, dtype=torch.int32), origin, limit=length)
 
     @property
     def batch(self) -> int:

@@ -50,6 +50,8 @@ class BlockLayout:
     """int32 `[tiles, block, ceil(block / 32)]`, tiles >= 1; bit j of word w of line i: query i sees key 32 w + j."""
     pairs: Tensor
     """int64 `[batch, heads]`: visible (query, key) pairs."""
+    overflow: Tensor | None = None
+    """bool `[]`, where sizes are fixed: whether they were too small and the layout is wrong. None: they suffice."""
 
     @property
     def batch(self) -> int:

@@ -132,12 +132,23 @@ class Transformer(nn.Module):
         """Each layer's layout for a batch: document int `[batch, length]`, or None where every sequence is one
         document.
 
-        Layers with the same pattern share one layout; without documents layouts are cached.
+        Layers with the same pattern share one layout; without documents layouts are cached. Training on a GPU, they are of
+        fixed sizes, so that no step waits for the device: see `BlockLayout.overflow`.
         """
+        fixed = self.training and self.embed_tokens.weight.is_cuda
         axis = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
         patterns = [self.plan.pattern(layer, self.config.kv_heads) for layer in range(self.config.layers)]
-        layouts = {pattern: build_layout(pattern, axis, block=self.plan.block) for pattern in dict.fromkeys(patterns)}
+        layouts = {
+            pattern: build_layout(pattern, axis, block=self.plan.block, fixed=fixed)
+            for pattern in dict.fromkeys(patterns)
+        }
         return [layouts[pattern] for pattern in patterns]
+
+    @staticmethod
+    def overflow(layouts: Sequence[BlockLayout]) -> Tensor | None:
+        """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
+        flags = [layout.overflow for layout in dict.fromkeys(layouts) if layout.overflow is not None]
+        return torch.stack(flags).any() if flags else None
 
     def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[BlockLayout]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
