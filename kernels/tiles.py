@@ -49,10 +49,12 @@ def find_tiles(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tiles:
     block = queries.block
     tile = torch.full_like(batch, FULL)
     pairs = torch.zeros(_batch(queries, keys), dtype=torch.int64, device=batch.device)
-    kept, masks = torch.zeros_like(batch, dtype=torch.bool), []
+    kept = torch.zeros_like(batch, dtype=torch.bool)
+    # One table that grows: small tensors kept from every chunk would lie between the large ones that are freed, and hold
+    # on to hundreds of megabytes.
+    masks, used = torch.empty(64, block, -(-block // 32), dtype=torch.int32, device=batch.device), 0
     # Chunks that stay in a CPU's cache, or that fill a GPU.
     chunk = max(1, (1 << 19 if batch.device.type == "cpu" else 1 << 26) // block**2)
-    partial_tiles = 0
     for first in range(0, len(batch), chunk):
         part = slice(first, first + chunk)
         visible = _visible(pattern, *_sides(queries, keys, batch[part], row[part], column[part]))
@@ -61,13 +63,12 @@ def find_tiles(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tiles:
         partial = (count > 0) & (count < block**2)
         kept[part] = count > 0
         packed, index = unique_masks(_pack(visible[partial]))
-        tile[part][partial] = index + partial_tiles
-        partial_tiles += len(packed)
-        masks.append(packed)
-    masks = (
-        torch.cat(masks) if masks else torch.zeros(0, block, -(-block // 32), dtype=torch.int32, device=batch.device)
-    )
-    return Tiles(batch[kept], row[kept], column[kept], tile[kept], masks, pairs)
+        tile[part][partial] = index + used
+        if used + len(packed) > len(masks):
+            masks = torch.cat([masks[:used], torch.empty_like(masks), torch.empty_like(packed)])
+        masks[used : used + len(packed)] = packed
+        used += len(packed)
+    return Tiles(batch[kept], row[kept], column[kept], tile[kept], masks[:used], pairs)
 
 
 def find_tiles_within(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tiles:
