@@ -21,7 +21,7 @@ from torch import Tensor
 from kernels.axis import Axis
 from kernels.cache import RecentlyUsed
 from kernels.candidates import Blocks
-from kernels.layout import BLOCKS, FULL, BlockLayout, TileList
+from kernels.layout import BLOCKS, FULL, BlockLayout, Source, TileList
 from kernels.patterns.base import Pattern
 from kernels.tiles import find_tiles, find_tiles_within, unique_masks
 
@@ -83,6 +83,7 @@ def _build(patterns: tuple[Pattern, ...], queries: Axis, keys: Axis, block: int,
 
     head_of = [distinct.index(p) for p in patterns] if len(distinct) > 1 else [0]
     shape = (max(queries.batch, keys.batch), len(distinct))
+    source = Source(patterns, queries, keys)
     group = batch * len(distinct) + head
     return BlockLayout(
         queries=queries.length,
@@ -93,6 +94,8 @@ def _build(patterns: tuple[Pattern, ...], queries: Axis, keys: Axis, block: int,
         masks=masks,
         pairs=torch.stack([found[index].pairs for index in head_of], 1),
         overflow=torch.stack([t.overflow for t in found]).any() if fixed else None,
+        window=source.window,
+        source=source,
     )
 
 

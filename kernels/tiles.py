@@ -50,8 +50,8 @@ def find_tiles(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tiles:
     tile = torch.full_like(batch, FULL)
     pairs = torch.zeros(_batch(queries, keys), dtype=torch.int64, device=batch.device)
     kept = torch.zeros_like(batch, dtype=torch.bool)
-    # One table that grows: small tensors kept from every chunk would lie between the large ones that are freed, and hold
-    # on to hundreds of megabytes.
+    # One table that grows: small tensors kept from every chunk would lie between the large ones that are freed, and
+    # hold on to hundreds of megabytes.
     masks, used = torch.empty(64, block, -(-block // 32), dtype=torch.int32, device=batch.device), 0
     # Chunks that stay in a CPU's cache, or that fill a GPU.
     chunk = max(1, (1 << 19 if batch.device.type == "cpu" else 1 << 26) // block**2)

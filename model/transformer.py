@@ -132,8 +132,8 @@ class Transformer(nn.Module):
         """Each layer's layout for a batch: document int `[batch, length]`, or None where every sequence is one
         document.
 
-        Layers with the same pattern share one layout; without documents layouts are cached. When training on a GPU, they
-        are of fixed sizes, so that no step waits for the device: see `BlockLayout.overflow`.
+        Layers with the same pattern share one layout; without documents layouts are cached. When training on a GPU,
+        they are of fixed sizes, so that no step waits for the device: see `BlockLayout.overflow`.
         """
         fixed = self.training and self.embed_tokens.weight.is_cuda
         axis = Axis.tokens(length, document, device=self.embed_tokens.weight.device)

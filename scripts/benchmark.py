@@ -9,7 +9,8 @@ import importlib
 
 BENCHMARKS = {
     "training": "steps of a model at several lengths and patterns: time per token, tokens per second",
-    "kernels": "attention alone on a GPU, forward and backward, every backend beside FlexAttention",
+    "kernels": "attention alone on a GPU, forward and backward, every backend beside its peers",
+    "layouts": "rebuilding a layout of packed documents on a GPU, beside the attention that it serves",
 }
 
 

@@ -6,6 +6,11 @@ from torch import Tensor
 from kernels.layout import BlockLayout
 
 
+def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
+    """It serves whatever `attention()` accepts, as far as memory reaches."""
+    return None
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention where `mask` allows.
 
