@@ -104,6 +104,11 @@ def check_backend(config: Mapping[str, Any]) -> None:
     backend = config["attention"]["backend"]
     if backend in GPU_BACKENDS and not on_gpu:
         raise ConfigError(f"attention.backend={backend} needs a GPU: accepted on a CPU are auto, reference and blocked")
+    if backend == "flex_flash" and config["model"]["sink_logits"]:
+        raise ConfigError(
+            "attention.backend=flex_flash gives no gradient to sinks: with model.sink_logits=true accepted are auto, "
+            "triton, flex, reference and blocked"
+        )
     if backend == "flash":
         raise ConfigError(
             "attention.backend=flash knows no packed documents, and training packs them: accepted are auto and "

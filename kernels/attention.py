@@ -67,7 +67,8 @@ def attention(
             selfcheck.check(_module(name), *problem, plain=name == "flash")
     if passes[0] in WHOLE:
         with _own_precision(q):
-            out, lse = _module(passes[0]).attention(q, k, v, layout, scale)
+            with_lse = return_lse or sink_logits is not None
+            out, lse = _module(passes[0]).attention(q, k, v, layout, scale, with_lse)
     else:
         sizes = (layout.queries, layout.keys, layout.block, layout.window)
         out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, *passes)

@@ -7,7 +7,7 @@ and either the two passes, or the whole, differentiable by autograd:
     forward(q, k, v, layout, scale) -> (out, lse)
     backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale) -> (grad_q, grad_k, grad_v)
 
-    attention(q, k, v, layout, scale) -> (out, lse)
+    attention(q, k, v, layout, scale, with_lse) -> (out, lse, or None where it is not wanted)
 
 Shapes: q, out `[batch, heads, queries, head_dim]`; k, v `[batch, kv_heads, keys, head_dim]`; lse `[batch, heads,
 queries]`. Passes share q, k, v, out and lse: a backward pass may come from another backend than its forward pass.

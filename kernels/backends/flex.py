@@ -16,9 +16,6 @@ DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128)
 """What is offered is what the GPU tests have proven."""
 
-KERNELS = "TRITON"
-"""Which of FlexAttention's kernels: see flex_flash.py for the others."""
-
 GRAPHS = 1024
 """Patterns and shapes that a process may compile; PyTorch's own limit is 8, behind which it silently runs dense."""
 
@@ -31,17 +28,18 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | N
         return f"dtype {q.dtype}: must be one of {', '.join(map(str, DTYPES))}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"head_dim {q.shape[-1]}: must be one of {', '.join(map(str, HEAD_DIMS))}"
-    if layout.block < 64:
-        return f"block {layout.block}: must be 64 or 128"
+    if layout.block != 128:  # its own tiles must divide ours
+        return f"block {layout.block}: must be 128"
     if layout.source is None:
         return "a layout without its pattern: must come from build_layout()"
     return None
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, kernels: str = KERNELS
-) -> tuple[Tensor, Tensor]:
-    """(out, lse), as `kernels.attention()` describes them, differentiable."""
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, with_lse: bool, kernels: str = "TRITON"
+) -> tuple[Tensor, Tensor | None]:
+    """(out, lse), as `kernels.attention()` describes them, differentiable; lse only `with_lse`. `kernels`: "TRITON" or
+    "FLASH" (see flex_flash.py)."""
     mask = block_mask(layout, q.shape[1] // k.shape[1])
     # The limit is raised, and hitting it is an error: beyond it FlexAttention would run as unfused dense attention.
     limits = dict(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True)
@@ -51,7 +49,7 @@ def attention(
             block_mask=mask,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
-            return_aux=AuxRequest(lse=True),
+            return_aux=AuxRequest(lse=with_lse),
             kernel_options={"BACKEND": kernels},
         )
     return out, aux.lse
