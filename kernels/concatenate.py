@@ -35,6 +35,7 @@ def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
     blocks = [-(-each.keys // each.block) for each in layouts]
     column_offset = [sum(blocks[:i]) for i in range(len(layouts))]
     mask_offset = [sum(len(each.masks) for each in layouts[:i]) for i in range(len(layouts))]
+    overflows = [each.overflow for each in layouts if each.overflow is not None]
     return BlockLayout(
         queries=first.queries,
         keys=sum(blocks) * first.block,
@@ -43,6 +44,7 @@ def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
         columns=_append_lines([each.columns for each in layouts], mask_offset, batch, heads),
         masks=torch.cat([each.masks for each in layouts]),
         pairs=sum(each.pairs.expand(batch, heads) for each in layouts),
+        overflow=torch.stack(overflows).any() if overflows else None,
     )
 
 

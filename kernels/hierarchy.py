@@ -45,6 +45,10 @@ class Hierarchy:
     def queries(self) -> int:
         return self.layout.queries
 
+    @property
+    def overflow(self) -> Tensor | None:
+        return self.layout.overflow
+
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The keys (or values) of all levels, `[batch, kv_heads, keys, head_dim]` each, as `layout` wants them."""
         return concatenate_keys(parts, self.layout.block)
@@ -76,10 +80,13 @@ class Hierarchy:
         return painted
 
 
-def build_hierarchy(pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128) -> Hierarchy:
+def build_hierarchy(
+    pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128, *, fixed: bool = False
+) -> Hierarchy:
     """The hierarchy of `pattern`, or of any disjoint levels from fine to coarse, for queries that are `tokens`.
 
-    Without packed documents it is cached by its settings. With them, every size follows from the length alone.
+    Without packed documents it is cached by its settings. With them, the numbers of keys follow from the length alone;
+    `fixed`: so does every other size (see build_layout).
     ValueError: no level has a key in so short a sequence, or queries that don't start at 0.
     """
     levels = pattern.levels if isinstance(pattern, Hierarchical) else tuple(pattern)
@@ -88,22 +95,22 @@ def build_hierarchy(pattern: Hierarchical | Sequence[Summaries], tokens: Axis, b
     if tokens.key not in (None, ("tokens", tokens.length, 0)):
         raise ValueError(f"tokens={tokens.key}: summaries are made of tokens from position 0 on")
     if tokens.key is None:
-        return _build(levels, tokens, block)
+        return _build(levels, tokens, block, fixed)
     return _cached(levels, tokens.length, block, tokens.device)
 
 
 @functools.lru_cache(maxsize=32)
 def _cached(levels: tuple[Summaries, ...], length: int, block: int, device: torch.device) -> Hierarchy:
     with torch.inference_mode(False):  # what validation builds must serve training, too
-        return _build(levels, Axis.tokens(length, device=device), block)
+        return _build(levels, Axis.tokens(length, device=device), block, fixed=False)
 
 
-def _build(levels: tuple[Summaries, ...], tokens: Axis, block: int) -> Hierarchy:
+def _build(levels: tuple[Summaries, ...], tokens: Axis, block: int, fixed: bool) -> Hierarchy:
     built, layouts = [], []
     for level in levels:
         if level.span > tokens.length:
             continue
         axis = tokens if level.span == 1 else Axis.summaries(tokens, level.span)
-        layouts.append(build_layout(level, tokens, axis, block=block))
+        layouts.append(build_layout(level, tokens, axis, block, fixed=fixed))
         built.append(Level(level.span, axis, layouts[-1].pairs))
     return Hierarchy(tuple(built), concatenate(layouts))

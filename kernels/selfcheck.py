@@ -26,11 +26,19 @@ class SelfCheckError(RuntimeError):
 
 
 @functools.cache
-def check(backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block: int) -> None:
+def check(
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    plain: bool = False,
+) -> None:
     """Raises SelfCheckError where `backend` and the oracle differ by more than rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
         return
-    for name, error in errors(backend, device, dtype, head_dim, group, block).items():
+    for name, error in errors(backend, device, dtype, head_dim, group, block, plain).items():
         if not error <= TOLERANCE[dtype]:  # NaN is no pass
             raise SelfCheckError(
                 f"backend {backend.__name__} computes a wrong {name} on {device} ({dtype}, head_dim={head_dim}: "
@@ -40,13 +48,21 @@ def check(backend: ModuleType, device: torch.device, dtype: torch.dtype, head_di
 
 
 def errors(
-    backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block: int
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    plain: bool = False,
 ) -> dict[str, float]:
-    """Relative error of each result of `backend` on packed documents of ragged length under a window with sinks."""
+    """Relative error of each result of `backend` on packed documents of ragged length under a window with sinks;
+    `plain`: on one document under a window without."""
     length, kv_heads = 4 * block - 5, 2
     generator = torch.Generator().manual_seed(0)
     document = (torch.arange(length) >= 3 * block // 2).int()[None].to(device)
-    layout = build_layout(Window(block + 7, sink_tokens=3), Axis.tokens(length, document), block=block)
+    axis = Axis.tokens(length, device=device) if plain else Axis.tokens(length, document)
+    layout = build_layout(Window(block + 7, sink_tokens=0 if plain else 3), axis, block=block)
 
     def draw(heads: int) -> torch.Tensor:
         return torch.randn(1, heads, length, head_dim, generator=generator).to(device, dtype)

@@ -99,11 +99,21 @@ class Transformer(nn.Module):
         """Each layer's view of a batch: document int `[batch, length]`, or None where every sequence is one document.
 
         Layers with the same pattern share one view (a BlockLayout, where the pattern is a mask over the tokens);
-        without documents views are cached.
+        without documents views are cached. When training on a GPU, their sizes are fixed, so that no step waits for the
+        device: see `BlockLayout.overflow`.
         """
+        fixed = self.training and self.embed_tokens.weight.is_cuda
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        views = {pattern: build_view(pattern, tokens, self.plan.block) for pattern in dict.fromkeys(self.patterns)}
+        views = {
+            pattern: build_view(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)
+        }
         return [views[pattern] for pattern in self.patterns]
+
+    @staticmethod
+    def overflow(layouts: Sequence[View]) -> Tensor | None:
+        """bool `[]` on the device: whether a view of fixed sizes is wrong for want of room; None: none is fixed."""
+        flags = [view.overflow for view in dict.fromkeys(layouts) if view.overflow is not None]
+        return torch.stack(flags).any() if flags else None
 
     def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""

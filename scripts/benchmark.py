@@ -10,7 +10,8 @@ import importlib
 
 BENCHMARKS = {
     "training": "steps of a model at several lengths and patterns: time per token, tokens per second",
-    "kernels": "attention alone on a GPU, forward and backward, every backend beside FlexAttention",
+    "kernels": "attention alone on a GPU, forward and backward, every backend beside its peers",
+    "layouts": "rebuilding a layout of packed documents on a GPU, beside the attention that it serves",
     "hierarchy": "hierarchical attention with its pooling, beside a window of as many tiles",
 }
 
