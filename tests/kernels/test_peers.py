@@ -7,7 +7,8 @@ import torch
 
 from kernels import Axis, attention, build_layout
 from kernels.backends import flash, flex, flex_flash, reference
-from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Strided, Window
+from kernels.hierarchy import build_hierarchy
+from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, Strided, Window
 from tests.kernels.oracle import PATTERNS, Chosen, brute_force_mask, packing
 
 gpu = pytest.mark.gpu
@@ -46,6 +47,13 @@ def test_flex_is_told_of_each_kv_head():
     mask = flex.block_mask(layout, 2)
     assert mask.kv_num_blocks.shape[:2] == (1, 6)
     assert torch.equal(mask.kv_num_blocks + mask.full_kv_num_blocks, layout.rows.count.repeat_interleave(2, 1))
+
+
+@pytest.mark.parametrize("packed", [None, packing([30, 11, 19], [60, 0, 0])], ids=["one_document", "packed"])
+def test_flex_is_told_of_tokens_and_summaries(packed):
+    pattern = Hierarchical(window=5, spans=(4, 8), reaches=(13,), pooling="mean")
+    layout = build_hierarchy(pattern, Axis.tokens(60, packed), 16).layout
+    assert torch.equal(says(layout, 2, 2), layout.dense_mask().expand(-1, 2, -1, -1))
 
 
 def test_flex_is_told_of_queries_behind_cached_keys():
