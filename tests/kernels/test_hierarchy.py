@@ -113,6 +113,8 @@ def test_levels_are_what_the_pattern_says_pair_by_pair(documents):
         expected = brute_force_mask(TWO, tokens, level.axis)[:, 0]
         assert torch.equal(mask, expected)
         assert torch.equal(level.pairs[:, 0], expected.sum((1, 2)))
+        if level.span > 1:  # the whole pattern on these keys alone: its candidates miss nothing either
+            assert torch.equal(build_layout(TWO, tokens, level.axis, BLOCK).dense_mask()[:, 0], expected)
     assert list(hierarchy.parts()) == ["tokens", "summaries of 4", "summaries of 16"]
     assert sum(hierarchy.parts().values()) == int(hierarchy.layout.pairs.sum())
 

@@ -117,6 +117,40 @@ def test_compiled_around_attention_it_gives_the_same_loss_and_gradients():
         assert_close(observe(model, documents), wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("pattern", [LEARNED, MEAN], ids=["learned", "mean"])
+def test_a_training_step_on_the_gpu_waits_for_nothing_and_equals_the_cpu(pattern):
+    """bf16 autocast, packed documents: the second step in a mode in which waiting for the device is an error."""
+    sizes = config(width=64, heads=4, kv_heads=2, head_dim=32)
+    model = lively(Transformer(sizes, plan(pattern)), seed=1)
+    exact = observe(model)
+    model = model.cuda().train()
+    tokens = torch.randint(64, DOCUMENTS.shape, generator=torch.Generator().manual_seed(0)).cuda()
+    targets, position = tokens.roll(-1, 1), positions_of(DOCUMENTS).cuda()
+
+    def step(documents: torch.Tensor):
+        views = model.build_layouts(documents, LENGTH)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model.loss(tokens, targets, position, views)
+        loss.total.backward()
+        return loss, views
+
+    step(packing([95, 0, 0], [20, 30, 45]).cuda())
+    model.zero_grad()
+    documents = DOCUMENTS.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, views = step(documents)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not model.overflow(views)
+    torch.testing.assert_close(loss.per_token.sum().cpu(), exact["loss"].sum(), rtol=0.02, atol=0)
+    pool = [(p.grad.cpu(), exact[name]) for name, p in model.named_parameters() if ".pool." in name]
+    for got, wanted in pool:
+        assert (got - wanted).norm() < 0.1 * wanted.norm()
+
+
 # Weights
 
 
