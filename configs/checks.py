@@ -7,6 +7,7 @@ from typing import Any
 from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol
 from kernels.attention import BACKENDS, GPU_BACKENDS
 from kernels.layout import BLOCKS
+from model.attention import attend_class
 
 TRAINER_KEYS = (
     *("max_steps", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
@@ -45,7 +46,7 @@ def check_attention(config: Mapping[str, Any]) -> None:
     plan = build_plan(attention)
     for layer in range(sizes.layers):
         try:
-            plan.pattern(layer, sizes.kv_heads)
+            attend_class(plan.pattern(layer, sizes.kv_heads))
         except ValueError as error:
             raise ConfigError(f"attention.{error}") from None
 

@@ -8,6 +8,7 @@
     packing.py      documents -> sequences of one length
     stream.py       the endless order of training samples, resumable at a cursor
     module.py       all of it as a LightningDataModule
+    recall/         sequences that can be answered only from far back
     baselines.py    gzip and a bigram model on the same documents: what any model must beat
 
 Nothing here knows about attention or models: a batch is plain tensors (packing.py says which).

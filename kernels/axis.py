@@ -1,4 +1,4 @@
-"""What the queries, or the keys, of one attention call are: tokens (later also summaries) of packed documents."""
+"""What the queries, or the keys, of one attention call are: tokens, or summaries of tokens, of packed documents."""
 
 from dataclasses import dataclass, field
 
@@ -58,6 +58,33 @@ class Axis:
         origin = torch.where(changes, index, 0).cummax(-1).values.int()
         start = index - origin
         return Axis(start, start + 1, changes.cumsum(-1, dtype=torch.int32), origin, limit=length)
+
+    @staticmethod
+    def summaries(tokens: "Axis", span: int) -> "Axis":
+        """The whole spans of `span` tokens that the documents of `tokens` (of Axis.tokens, offset 0) are made of.
+
+        Spans count from their document's start and end within it; a ragged tail has none. The axis has
+        tokens.length // span slots, whatever the documents: a span's slot is (origin + start) // span, which no two
+        share, since beginnings are `span` apart. A slot that no span begins in is an *empty* interval (start == end),
+        which stands for no token. ValueError: `tokens` is shorter than one span.
+        """
+        slots = tokens.length // span
+        if slots < 1:
+            raise ValueError(f"span={span}: must be at most the length of the axis, {tokens.length}")
+        index = torch.arange(slots * span, device=tokens.device)
+        last = index + span - 1
+        fits = (last < tokens.length) & (
+            tokens.document[:, last.clamp(max=tokens.length - 1)] == tokens.document[:, index]
+        )
+        begins = ((tokens.start[:, index] % span == 0) & fits).view(tokens.batch, slots, span)
+        whole = begins.any(-1)
+        # An empty slot stands right behind its last token: not before any span that began earlier, in order.
+        offset = torch.where(whole, begins.int().argmax(-1), span - 1)
+        token = index[::span] + offset
+        start, document, origin = (t.gather(-1, token) for t in (tokens.start, tokens.document, tokens.origin))
+        start = start + (~whole).int()
+        key = None if tokens.key is None else ("summaries", span, *tokens.key)
+        return Axis(start, start + span * whole.int(), document, origin, key, tokens.limit, span)
 
     @property
     def batch(self) -> int:

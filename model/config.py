@@ -56,8 +56,8 @@ class AttentionPlan:
     """Which pattern each layer (or each KV head of a layer) attends with, and on which backend.
 
     `patterns` names the patterns; `schedule` lists names, repeated over the depth: `[local, local, full]` is two local
-    layers to one full one. An entry that is itself a list gives one pattern a KV head. Raises ValueError for an
-    undefined name.
+    layers to one full one. An entry that is itself a list gives one pattern a KV head, each a mask over the tokens.
+    Raises ValueError for an undefined name, or another family in a list.
     """
 
     patterns: Mapping[str, Pattern]
@@ -72,6 +72,12 @@ class AttentionPlan:
             for name in [entry] if isinstance(entry, str) else entry:
                 if name not in self.patterns:
                     raise ValueError(f"schedule names {name!r}: must be one of the patterns {', '.join(self.patterns)}")
+                if not isinstance(entry, str) and not self.patterns[name].is_mask:
+                    kind = type(self.patterns[name]).__name__
+                    raise ValueError(
+                        f"schedule entry {list(entry)!r} gives a KV head {name!r} ({kind}), which serves whole layers: "
+                        f"must be patterns that are masks over the tokens, or the entry {name!r} alone"
+                    )
 
     def pattern(self, layer: int, kv_heads: int) -> Pattern | tuple[Pattern, ...]:
         """The pattern of `layer`, or one for each of its `kv_heads`."""

@@ -1,7 +1,6 @@
-"""The decoder: pre-norm blocks of attention and SwiGLU, whose attention sees what each layer's layout lets it see.
+"""The decoder: pre-norm blocks of attention and SwiGLU, whose attention sees what each layer's view lets it see.
 
-Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim. Attribute names and shapes are those of
-the Qwen3 family, so that weights can be carried over both ways.
+Attribute names and shapes are those of the Qwen3 family, so that weights can be carried over both ways.
 """
 
 from collections.abc import Sequence
@@ -12,23 +11,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kernels import Axis, BlockLayout, attention, build_layout
-from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost
+from kernels import Axis
+from kernels.cost import TRAINING_FLOPS, AttentionCost
+from kernels.layout import any_overflow
+from kernels.patterns import Pattern
+from model.attention import Attend, Attention, Rotation, View, build_view, cost_of
 from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
-from model.rope import RotaryEmbedding, rotate
-
-Rotation = tuple[Tensor, Tensor]
+from model.norm import RMSNorm
+from model.rope import RotaryEmbedding
 
 
 @dataclass(frozen=True)
 class LossOutput:
     """`total`: nats over all scored tokens, differentiable. `per_token` `[batch, length]`: each one's, detached.
-    `count`: how many."""
+    `count`: how many. `auxiliary`: what is added to `total` to train by and is no part of the model's quality (a
+    router's loss: nats, summed over queries and layers, weighted), differentiable; None without."""
 
     total: Tensor
     per_token: Tensor
     count: Tensor
+    auxiliary: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,40 +42,6 @@ class ModelCost:
     flops: int
     dense_flops: int
     """What the same batch would cost under dense causal attention."""
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich 2019) in the dtype of its input, so that autocast's bf16 meets the fused kernel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, backend: str) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.backend = backend
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-        self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
-
-    def forward(self, x_BTW: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
-        q_BHTD, k_BKTD, v_BKTD = self.project(x_BTW, rotation)
-        out_BHTD = attention(q_BHTD, k_BKTD, v_BKTD, layout, sink_logits=self.sink_logits, backend=self.backend)
-        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2))
-
-    def project(self, x_BTW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalized and rotated, and values, as attention() takes them."""
-        split = (*x_BTW.shape[:2], -1, self.head_dim)
-        q_BTHD = rotate(self.q_norm(self.q_proj(x_BTW).view(split)), *rotation)
-        k_BTKD = rotate(self.k_norm(self.k_proj(x_BTW).view(split)), *rotation)
-        v_BTKD = self.v_proj(x_BTW).view(split)
-        return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -89,16 +58,18 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig, backend: str) -> None:
+    def __init__(self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.self_attn = Attention(config, backend)
+        self.self_attn = Attention(config, pattern, backend)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, layout: BlockLayout) -> Tensor:
-        h = x + self.self_attn(self.input_layernorm(x), rotation, layout)
-        return h + self.mlp(self.post_attention_layernorm(h))
+    def forward(self, x: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
+        """The residual stream behind the layer, and its attention's own loss, if it has one."""
+        attended, auxiliary = self.self_attn(self.input_layernorm(x), rotation, view)
+        h = x + attended
+        return h + self.mlp(self.post_attention_layernorm(h)), auxiliary
 
 
 class Transformer(nn.Module):
@@ -108,7 +79,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.plan = config, plan
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(Layer(config, plan.backend) for _ in range(config.layers))
+        self.patterns = [plan.pattern(layer, config.kv_heads) for layer in range(config.layers)]
+        self.layers = nn.ModuleList(Layer(config, pattern, plan.backend) for pattern in self.patterns)
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.rotary = RotaryEmbedding(config)
@@ -128,38 +100,42 @@ class Transformer(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if residual else std)
 
-    def build_layouts(self, document: Tensor | None, length: int) -> list[BlockLayout]:
-        """Each layer's layout for a batch: document int `[batch, length]`, or None where every sequence is one
-        document.
+    def build_layouts(self, document: Tensor | None, length: int) -> list[View]:
+        """Each layer's view of a batch: document int `[batch, length]`, or None where every sequence is one document.
 
-        Layers with the same pattern share one layout; without documents layouts are cached. When training on a GPU,
-        they are of fixed sizes, so that no step waits for the device: see `BlockLayout.overflow`.
+        Layers with the same pattern share one view (a BlockLayout, where the pattern is a mask over the tokens);
+        without documents views are cached. When training on a GPU, layouts are of fixed sizes, so that no step waits
+        for the device: see `overflow`.
         """
         fixed = self.training and self.embed_tokens.weight.is_cuda
-        axis = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        patterns = [self.plan.pattern(layer, self.config.kv_heads) for layer in range(self.config.layers)]
-        layouts = {
-            pattern: build_layout(pattern, axis, block=self.plan.block, fixed=fixed)
-            for pattern in dict.fromkeys(patterns)
+        tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
+        views = {
+            pattern: build_view(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)
         }
-        return [layouts[pattern] for pattern in patterns]
+        return [views[pattern] for pattern in self.patterns]
 
     @staticmethod
-    def overflow(layouts: Sequence[BlockLayout]) -> Tensor | None:
+    def overflow(layouts: Sequence[View]) -> Tensor | None:
         """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
-        flags = [layout.overflow for layout in dict.fromkeys(layouts) if layout.overflow is not None]
-        return torch.stack(flags).any() if flags else None
+        return any_overflow(list(dict.fromkeys(layouts)))
 
-    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[BlockLayout]) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
+        return self._run(tokens, position, layouts)[0]
+
+    def _run(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> tuple[Tensor, list[Tensor]]:
+        """Final hidden states, and the layers' own losses."""
         x = self.embed_tokens(tokens)
         rotation = self.rotary(position)
-        for layer, layout in zip(self.layers, layouts, strict=True):
+        losses = []
+        for layer, view in zip(self.layers, layouts, strict=True):
             if self.config.activation_checkpointing and self.training:
-                x = checkpoint(layer, x, rotation, layout, use_reentrant=False)
+                x, auxiliary = checkpoint(layer, x, rotation, view, use_reentrant=False)
             else:
-                x = layer(x, rotation, layout)
-        return self.norm(x)
+                x, auxiliary = layer(x, rotation, view)
+            if auxiliary is not None:
+                losses.append(auxiliary)
+        return self.norm(x), losses
 
     def compile_around_attention(self) -> None:
         """Compiles what lies around attention in every layer: norms, projections, rotation, SwiGLU.
@@ -176,19 +152,38 @@ class Transformer(nn.Module):
         """hidden `[..., width]` -> `[..., vocabulary]`."""
         return self.lm_head(hidden)
 
-    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[BlockLayout]) -> LossOutput:
+    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[View]) -> LossOutput:
         """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
-        hidden = self(tokens, position, layouts)
+        hidden, losses = self._run(tokens, position, layouts)
         total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
-        return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum())
+        auxiliary = sum(losses) if losses else None
+        return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)
 
-    def cost(self, layouts: Sequence[BlockLayout], batch: int = 1) -> ModelCost:
+    @property
+    def attends(self) -> list[Attend]:
+        return [layer.self_attn.attend for layer in self.layers]
+
+    def set_step(self, step: int) -> None:
+        """Tells what has a schedule of its own (an indexer's warm-up) how many optimizer steps were done."""
+        for attend in self.attends:
+            attend.step = step
+
+    def watch(self, watching: bool) -> None:
+        """Whether layers look at what is too dear for every step: a router's recall, in validation."""
+        for attend in self.attends:
+            attend.watching = watching
+
+    def noted(self) -> dict[str, Tensor]:
+        """What layers have noted in their latest call, averaged over those that did; on the device."""
+        names = dict.fromkeys(name for attend in self.attends for name in attend.noted)
+        found = {name: [a.noted[name] for a in self.attends if name in a.noted] for name in names}
+        return {name: torch.stack(values).mean() for name, values in found.items()}
+
+    def cost(self, layouts: Sequence[View], batch: int = 1) -> ModelCost:
         """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""
-        batch = max(batch, max(layout.batch for layout in layouts))
-        once = {
-            id(layout): attention_cost(layout, batch, self.config.heads, self.config.head_dim) for layout in layouts
-        }
-        total = sum((once[id(layout)] for layout in layouts), AttentionCost(0, 0, 0, 0))
+        batch = max(batch, max(view.batch for view in layouts))
+        once = {id(view): cost_of(view, batch, self.config.heads, self.config.head_dim) for view in layouts}
+        total = sum((once[id(view)] for view in layouts), AttentionCost(0, 0, 0, 0))
         tokens = batch * layouts[0].queries
         matrices = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)
         if self.config.tie_embeddings:

@@ -5,6 +5,7 @@ document*, and the layout builder does the rest: it adds that a query sees only 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,10 @@ class Pattern:
     "sequence" (the packed sequence's first token: fuller tiles where documents are packed). It is a field only of
     patterns for which it makes a difference; a pattern that looks at distances alone is the same either way.
     """
+
+    is_mask: ClassVar[bool] = True
+    """Whether `visible` over the tokens says all there is to say. False where a layer must first make the keys
+    (summaries) or choose them (a router): such a pattern serves a layer whole, not one KV head of it."""
 
     @property
     def anchor(self) -> str:

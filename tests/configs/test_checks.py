@@ -24,6 +24,22 @@ WRONG = [
     (["attention.backend=flex"], ["attention.backend=flex", "accepted on a CPU are auto, reference and blocked"]),
     (["attention=strided", "attention.patterns.strided.columns=4096"], ["columns=4096", "1024"]),
     (["attention=fixed", "attention.patterns.fixed.align=page"], ["align='page'", "'document' or 'sequence'"]),
+    (["attention=hierarchical", "attention.patterns.hierarchy.window=0"], ["hierarchy.window=0", ">= 1"]),
+    (["attention=hierarchical", "attention.patterns.hierarchy.spans=[16,24]"], ["spans=[16, 24]", "multiple"]),
+    (["attention=hierarchical", "attention.patterns.hierarchy.reaches=[]"], ["reaches=[]", "one fewer than spans"]),
+    (["attention=hierarchical", "attention.patterns.hierarchy.pooling=max"], ["pooling='max'", "mean, learned"]),
+    (
+        ["attention=hierarchical", "attention.schedule=[[hierarchy,hierarchy,hierarchy,hierarchy]]"],
+        ["'hierarchy' (Hierarchical)", "whole layers", "masks over the tokens"],
+    ),
+    (
+        [
+            "attention=dense",
+            "attention.patterns.full._target_=kernels.patterns.hierarchical.Summaries",
+            "+attention.patterns.full.span=4",
+        ],
+        ["attention.", "Summaries(span=4", "Hierarchical"],
+    ),
     (["model.kv_heads=3"], ["model.kv_heads=3", "heads (4)"]),
     (["model.width=-1"], ["model.width=-1", ">= 1"]),
     (["model.rope_scaling=magic"], ["rope_scaling='magic'", "yarn"]),

@@ -8,7 +8,8 @@ import yaml
 
 from configs.build import build_data, build_model, build_plan
 from configs.checks import EVALUATION_KEYS, TRAINER_KEYS, check
-from kernels import Axis, build_layout
+from kernels import Axis
+from model.attention import build_view, cost_of
 from tests.commands import ROOT, compose
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -36,14 +37,14 @@ def test_the_commands_at_the_heads_of_the_yamls_compose():
 
 
 @pytest.mark.parametrize("attention", options("attention"))
-def test_every_attention_passes_the_checks_and_builds_layouts(attention):
+def test_every_attention_passes_the_checks_and_builds_views(attention):
     config = compose(f"attention={attention}")
     check(config)
     plan = build_plan(config["attention"])
     assert config["attention"]["name"] == attention
     for layer in range(config["model"]["layers"]):
-        layout = build_layout(plan.pattern(layer, config["model"]["kv_heads"]), Axis.tokens(300), block=plan.block)
-        assert layout.pairs.sum() > 0
+        view = build_view(plan.pattern(layer, config["model"]["kv_heads"]), Axis.tokens(300), plan.block)
+        assert cost_of(view, batch=1, heads=1, head_dim=1).visible_pairs > 0
 
 
 @pytest.mark.parametrize("model", options("model"))

@@ -51,7 +51,7 @@ def lively(model: Transformer, seed: int = 0) -> Transformer:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.3, generator=generator)
-        elif "sink_logits" in name:
+        elif "sink_logits" in name or ".attend." in name:
             nn.init.normal_(parameter, std=1.0, generator=generator)
     return model
 

@@ -8,14 +8,21 @@ masks of all layers let through does make a difference.
 import pytest
 import torch
 
-from kernels.patterns import Dense, Strided, Window
+from kernels.patterns import Dense, Hierarchical, Pattern, Strided, Window
 from model import Transformer
 from tests.kernels.oracle import PATTERNS, Axis, BlockSparse, brute_force_mask, packing
 from tests.model.small import config, lively, plan, positions_of
 
 MIXED = {"local": Window(9, 2), "far": Strided(3, 8, 2), "full": Dense(), "blocks": BlockSparse(7, 1, 1, 1)}
 SCHEDULE = ["local", ["far", "full"], ["blocks", "local"]]
-PLANS = {name: plan(pattern) for name, pattern in PATTERNS.items()} | {"mixed": plan(MIXED, SCHEDULE)}
+SUMMARIES = {
+    "hierarchical": Hierarchical(window=5, spans=(2, 6), reaches=(11,), pooling="learned"),
+    "hierarchical_mean": Hierarchical(window=3, spans=(4, 8, 16), reaches=(9, 20), pooling="mean"),
+}
+PLANS = {name: plan(pattern) for name, pattern in (PATTERNS | SUMMARIES).items()} | {
+    "mixed": plan(MIXED, SCHEDULE),
+    "mixed_by_depth": plan({"local": Window(9), "far": SUMMARIES["hierarchical"]}, ["local", "far"]),
+}
 BY_SEQUENCE = [name for name, pattern in PATTERNS.items() if pattern.anchor == "sequence"]
 """These count positions from the sequence's beginning, so a document's place makes a difference, by design."""
 
@@ -63,6 +70,12 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+def tokens_seen(pattern: Pattern | tuple[Pattern, ...], axis: Axis) -> torch.Tensor:
+    """Which tokens each query sees, itself or in a summary, under any KV head: booleans `[queries, tokens]`."""
+    pattern = Dense() if isinstance(pattern, Hierarchical) else pattern  # tests/kernels/test_hierarchy.py proves it
+    return brute_force_mask(pattern, axis)[0].any(0)
+
+
 def index() -> torch.Tensor:
     return torch.arange(LENGTH)[None]
 
@@ -94,13 +107,13 @@ def test_nothing_depends_on_later_tokens_or_other_documents(name, i, backend):
 def test_control_an_earlier_visible_token_does_make_a_difference(name, i):
     """So that the proof above could fail: the furthest token that the first layer lets `i` see."""
     model, tokens = build(name), random_tokens(0)
-    first_layer = model.plan.pattern(0, kv_heads=2)
-    axis = Axis.tokens(LENGTH, DOCUMENTS)
-    furthest = int(brute_force_mask(first_layer, axis)[0, 0, i].nonzero()[0])
+    seen = tokens_seen(model.plan.pattern(0, kv_heads=2), Axis.tokens(LENGTH, DOCUMENTS))
+    furthest = int(seen[i].nonzero()[0])
     before, after = (observe(model, t, i) for t in (tokens, perturbed(tokens, index() == furthest)))
     assert float((before["hidden"][:, -1] - after["hidden"][:, -1]).abs().max()) > 1e-4
     assert abs(float(before["loss"] - after["loss"])) > 1e-4
-    assert all(not torch.equal(before[name], after[name]) for name in before)
+    unused = [name for name in before if ".pool." in name and i == FIRST]  # a first token has no summaries
+    assert all(not torch.equal(before[name], after[name]) for name in before if name not in unused)
 
 
 @every_plan
@@ -111,7 +124,7 @@ def test_each_query_depends_on_exactly_the_tokens_within_reach_of_the_layers(nam
     axis = Axis.tokens(LENGTH, DOCUMENTS)
     reach = torch.eye(LENGTH)
     for layer in range(3):
-        mask = brute_force_mask(model.plan.pattern(layer, kv_heads=2), axis)[0].any(0)
+        mask = tokens_seen(model.plan.pattern(layer, kv_heads=2), axis)
         reach = ((mask.float() + torch.eye(LENGTH)) @ reach > 0).float()
     embedded = []
     model.embed_tokens.register_forward_hook(lambda *call: embedded.append(call[-1]))

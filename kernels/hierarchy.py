@@ -1,0 +1,97 @@
+"""Tokens and levels of summaries on one key axis: what attention under Hierarchical needs of a batch."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.axis import Axis
+from kernels.builder import build_layout
+from kernels.concatenate import concatenate, concatenate_keys
+from kernels.cost import AttentionCost, attention_cost, causal_pairs
+from kernels.layout import BlockLayout
+from kernels.patterns.hierarchical import Hierarchical, Summaries
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One level's keys: tokens (span 1) or the summaries of `span` tokens each."""
+
+    span: int
+    axis: Axis
+    pairs: Tensor
+    """int64 `[batch, 1]`: visible (query, key) pairs of this level."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hierarchy:
+    """The levels, in the order in which `layout` has their keys; those too coarse for the sequence are left out."""
+
+    levels: tuple[Level, ...]
+    layout: BlockLayout
+
+    @property
+    def batch(self) -> int:
+        return self.layout.batch
+
+    @property
+    def queries(self) -> int:
+        return self.layout.queries
+
+    @property
+    def overflow(self) -> Tensor | None:
+        return self.layout.overflow
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The keys (or values) of all levels, `[batch, kv_heads, keys, head_dim]` each, as `layout` wants them."""
+        return concatenate_keys(parts, self.layout.block)
+
+    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+        """The attention's cost; densities are relative to causal attention over the tokens, not over this key axis.
+
+        Making the summaries is not counted: about as much as one or two pairs a token and KV head.
+        """
+        causal = causal_pairs(self.queries, self.queries) * batch * heads
+        return dataclasses.replace(attention_cost(self.layout, batch, heads, head_dim), causal_pairs=causal)
+
+    def level_pairs(self) -> dict[int, int]:
+        """Visible pairs by span (1: tokens), of one head, over the sequences of the layout."""
+        return {level.span: int(level.pairs.sum()) for level in self.levels}
+
+
+def build_hierarchy(
+    pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128, fixed: bool = False
+) -> Hierarchy:
+    """The hierarchy of `pattern`, or of any disjoint levels from fine to coarse, for queries that are `tokens`.
+
+    Without packed documents it is cached by its settings; `fixed` is for packed ones, as in build_layout.
+    ValueError: no level has a key in so short a sequence, or queries that don't start at 0.
+    """
+    levels = pattern.levels if isinstance(pattern, Hierarchical) else tuple(pattern)
+    if all(level.span > tokens.length for level in levels):
+        raise ValueError(f"span={levels[0].span}: must be at most the sequence's length, {tokens.length}")
+    if tokens.key not in (None, ("tokens", tokens.length, 0)):
+        raise ValueError(f"tokens={tokens.key}: summaries are made of tokens from position 0 on")
+    if tokens.key is None:
+        return _build(levels, tokens, block, fixed)
+    return _cached(levels, tokens.length, block, tokens.device)
+
+
+@functools.lru_cache(maxsize=32)
+def _cached(levels: tuple[Summaries, ...], length: int, block: int, device: torch.device) -> Hierarchy:
+    with torch.inference_mode(False):  # what validation builds must serve training, too
+        return _build(levels, Axis.tokens(length, device=device), block, fixed=False)
+
+
+def _build(levels: tuple[Summaries, ...], tokens: Axis, block: int, fixed: bool) -> Hierarchy:
+    built, layouts = [], []
+    for level in levels:
+        if level.span > tokens.length:
+            continue
+        axis = tokens if level.span == 1 else Axis.summaries(tokens, level.span)
+        layouts.append(build_layout(level, tokens, axis, block=block, fixed=fixed))
+        built.append(Level(level.span, axis, layouts[-1].pairs))
+    return Hierarchy(tuple(built), concatenate(layouts))

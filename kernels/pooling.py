@@ -1,0 +1,48 @@
+"""Pools the keys and values of spans into summaries, level by level: O(tokens) work, nothing of size tokens x spans."""
+
+import torch
+from torch import Tensor
+
+from kernels.axis import Axis
+
+
+def pool(
+    keys: Tensor, values: Tensor, scores: Tensor | None, axis: Axis, span: int, unit: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The summaries of the spans of `axis` (Axis.summaries of that `span`), made of pieces of `unit` tokens each.
+
+    keys and values `[batch, pieces, kv_heads, head_dim]`: the tokens (unit 1), or the summaries of a finer level whose
+    spans are `unit` long and divide this one's. scores `[batch, pieces, kv_heads]` weigh the pieces by a softmax within
+    their span; None: they weigh alike. Returns the pooled keys and values, `[batch, slots, kv_heads, head_dim]` in
+    float32 (float64 for float64 inputs); empty slots hold zeros. Differentiable in every tensor.
+    """
+    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    with torch.autocast(keys.device.type, enabled=False):
+        keys, values = (_cut(t, axis, span, unit).to(dtype) for t in (keys, values))
+        if scores is None:
+            pooled = keys.mean(2), values.mean(2)
+        else:
+            weights = _cut(scores, axis, span, unit).to(dtype).softmax(2)[..., None]
+            pooled = (weights * keys).sum(2), (weights * values).sum(2)
+        whole = (axis.end > axis.start)[..., None, None]
+        return torch.where(whole, pooled[0], 0.0), torch.where(whole, pooled[1], 0.0)
+
+
+def middles(axis: Axis, span: int) -> Tensor:
+    """Sequence index, int64 `[batch, slots]`, of the token in the middle of each span: where a summary is said to be.
+
+    An empty slot gets an index too, within the sequence of slots * span tokens or more.
+    """
+    return axis.origin.long() + axis.start + torch.where(axis.end > axis.start, span // 2, -1)
+
+
+def _cut(x: Tensor, axis: Axis, span: int, unit: int) -> Tensor:
+    """`[batch, pieces, ...]` -> `[batch, slots, span / unit, ...]`: the pieces of every span."""
+    pieces = span // unit
+    if axis.key is not None:  # without documents, spans lie one behind the other
+        return x[:, : axis.length * pieces].unflatten(1, (axis.length, pieces))
+    # A piece's own slot is its beginning's, so those of a span are neighbours on the finer level, too.
+    first = (axis.origin + axis.start).long() // unit
+    index = (first[..., None] + torch.arange(pieces, device=x.device)).clamp(max=x.shape[1] - 1)
+    index = index + torch.arange(x.shape[0], device=x.device)[:, None, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])

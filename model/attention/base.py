@@ -1,0 +1,94 @@
+"""What the families of patterns share: what they are given, what they give back, and what they need of a batch.
+
+Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from kernels import Axis, BlockLayout
+from kernels.cost import AttentionCost, attention_cost
+from kernels.patterns import Pattern
+from model.config import ModelConfig
+
+Rotation = tuple[Tensor, Tensor]
+"""cos, sin: float32 `[batch or 1, length, 1, head_dim / 2]`, of every token (model/rope.py)."""
+
+
+class FamilyView(Protocol):
+    """What a layer's attention needs of a batch, where its pattern is more than a mask over the tokens."""
+
+    @property
+    def batch(self) -> int:
+        """1 where all sequences share the view."""
+
+    @property
+    def queries(self) -> int: ...
+
+    @property
+    def overflow(self) -> Tensor | None:
+        """As BlockLayout.overflow, of all the layouts that it is made of."""
+
+    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+        """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
+
+
+View = BlockLayout | FamilyView
+"""Built once a batch, and shared by the layers of one pattern."""
+
+
+class Inputs(NamedTuple):
+    """What a layer gives its attention. All but `x` as kernels.attention takes it."""
+
+    x_BTW: Tensor
+    """The layer's normalized input."""
+    q_BHTD: Tensor
+    k_BKTD: Tensor
+    v_BKTD: Tensor
+    unrotated_k_BTKD: Tensor | None
+    """Keys before the rotation, where `Attend.wants_unrotated_keys`."""
+    rotation: Rotation
+
+
+class Attended(NamedTuple):
+    """What attention gives back; a family without a loss of its own may return (out, lse) alone."""
+
+    out_BHTD: Tensor
+    lse_BHT: Tensor
+    """Of one softmax without sinks."""
+    auxiliary: Tensor | None = None
+    """A loss of the family's own to train by (a router's), weighted: nats, summed over queries."""
+
+
+class Attend(nn.Module):
+    """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
+
+    wants_unrotated_keys = False
+    step = 0
+    """Optimizer steps done, where the trainer says so (Transformer.set_step)."""
+    watching = False
+    """Whether to note what is too dear to look at in every training step (Transformer.watch)."""
+
+    def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
+        super().__init__()
+        self.pattern, self.backend = pattern, backend
+        self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
+
+    @classmethod
+    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool) -> View:
+        """What `forward` needs of a batch of these tokens; `fixed` as in kernels.build_layout."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | Attended:
+        """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and
+        perhaps a loss."""
+        raise NotImplementedError
+
+
+def cost_of(view: View, batch: int, heads: int, head_dim: int) -> AttentionCost:
+    """What attention of `batch` sequences and `heads` query heads costs under a view of any family."""
+    if isinstance(view, BlockLayout):
+        return attention_cost(view, batch, heads, head_dim)
+    return view.cost(batch, heads, head_dim)

@@ -1,0 +1,30 @@
+"""Hierarchical attention: tokens and summaries in one call, and so in one softmax."""
+
+from torch import Tensor
+
+from kernels import Axis, attention
+from kernels.hierarchy import Hierarchy, build_hierarchy
+from kernels.patterns import Hierarchical
+from model.attention.base import Attend, Inputs
+from model.attention.pooling import SummaryPool
+from model.config import ModelConfig
+
+
+class HierarchicalAttend(Attend):
+    wants_unrotated_keys = True
+
+    def __init__(self, pattern: Hierarchical, config: ModelConfig, backend: str) -> None:
+        super().__init__(pattern, config, backend)
+        self.pool = SummaryPool(pattern.spans, pattern.pooling, config)
+
+    @classmethod
+    def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool) -> Hierarchy:
+        return build_hierarchy(pattern, tokens, block, fixed)
+
+    def forward(self, inputs: Inputs, view: Hierarchy) -> tuple[Tensor, Tensor]:
+        v_BTKD = inputs.v_BKTD.transpose(1, 2)
+        summaries = self.pool(inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation, view.levels[1:])
+        keys, values = zip((inputs.k_BKTD, inputs.v_BKTD), *summaries, strict=True)
+        return attention(
+            inputs.q_BHTD, view.join(keys), view.join(values), view.layout, return_lse=True, backend=self.backend
+        )

@@ -1,0 +1,52 @@
+"""The attention of a layer: projections, norms, rotation and sinks, the same whatever the pattern.
+
+Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kernels.attention import add_sinks
+from kernels.patterns import Pattern
+from model.attention.base import Attended, Inputs, Rotation, View
+from model.attention.families import attend_class
+from model.config import ModelConfig
+from model.norm import RMSNorm
+from model.rope import rotate
+
+
+class Attention(nn.Module):
+    """Projects, lets the pattern's family attend (`attend`), adds the sinks to its softmax, and projects back."""
+
+    def __init__(self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+        self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
+        self.attend = attend_class(pattern)(pattern, config, backend)
+
+    def forward(self, x_BTW: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
+        """The output `[batch, length, width]`, and the family's own loss (Attended.auxiliary)."""
+        attended = self.attend(Inputs(x_BTW, *self.project(x_BTW, rotation), rotation), view)
+        out_BHTD, lse_BHT, auxiliary = Attended(*attended)
+        if self.sink_logits is not None:
+            out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)
+        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2)), auxiliary
+
+    def project(self, x_BTW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries and keys, normalized and rotated, and values, as kernels.attention takes them; the keys before the
+        rotation `[batch, length, kv_heads, head_dim]` where the pattern's family wants them."""
+        split = (*x_BTW.shape[:2], -1, self.head_dim)
+        q_BTHD = rotate(self.q_norm(self.q_proj(x_BTW).view(split)), *rotation)
+        unrotated_BTKD = self.k_norm(self.k_proj(x_BTW).view(split))
+        k_BTKD = rotate(unrotated_BTKD, *rotation)
+        v_BTKD = self.v_proj(x_BTW).view(split)
+        kept = unrotated_BTKD if self.attend.wants_unrotated_keys else None
+        return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), kept

@@ -1,0 +1,20 @@
+"""Patterns that are masks over the tokens: one call of kernels.attention under one layout."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kernels import Axis, BlockLayout, attention, build_layout
+from kernels.patterns import Pattern
+from model.attention.base import Attend, Inputs
+
+
+class PlainAttend(Attend):
+    """The only family that also takes one pattern a KV head."""
+
+    @classmethod
+    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool) -> BlockLayout:
+        return build_layout(pattern, tokens, block=block, fixed=fixed)
+
+    def forward(self, inputs: Inputs, view: BlockLayout) -> tuple[Tensor, Tensor]:
+        return attention(inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD, view, return_lse=True, backend=self.backend)
