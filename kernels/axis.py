@@ -26,7 +26,8 @@ class Axis:
     """A number that no position reaches, from whichever origin it is counted, known without asking the device. None:
     the builder asks."""
     span: int = field(default=1)
-    """Tokens that each index stands for at least: so many fewer indices meet an interval of positions."""
+    """Tokens that each index stands for (or, if it is empty, has the place of): so many fewer indices meet an interval
+    of positions."""
 
     @staticmethod
     def tokens(

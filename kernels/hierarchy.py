@@ -25,6 +25,10 @@ class Level:
     pairs: Tensor
     """int64 `[batch, 1]`: visible (query, key) pairs of this level."""
 
+    @property
+    def name(self) -> str:
+        return "tokens" if self.span == 1 else f"summaries of {self.span}"
+
 
 @dataclass(frozen=True, eq=False)
 class Hierarchy:
@@ -57,17 +61,32 @@ class Hierarchy:
         causal = causal_pairs(self.queries, self.queries) * batch * heads
         return dataclasses.replace(attention_cost(self.layout, batch, heads, head_dim), causal_pairs=causal)
 
-    def level_pairs(self) -> dict[int, int]:
-        """Visible pairs by span (1: tokens), of one head, over the sequences of the layout."""
-        return {level.span: int(level.pairs.sum()) for level in self.levels}
+    def parts(self) -> dict[str, int]:
+        """Visible pairs on each level, of one head, over the sequences of the layout."""
+        return {level.name: int(level.pairs.sum()) for level in self.levels}
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        """For pictures, of the first sequence: booleans `[queries, tokens]` of each level, a summary's pair painted
+        over the tokens that it stands for, and how dark to paint them: by half from level to level."""
+        dense, painted, begin = self.layout.dense_mask()[0, 0], [], 0
+        for step, level in enumerate(self.levels):
+            keys = dense[:, begin : begin + level.axis.length]
+            begin += -(-level.axis.length // self.layout.block) * self.layout.block
+            first = (level.axis.origin + level.axis.start)[0].long()
+            mask = torch.zeros(self.queries, self.queries + level.span, dtype=torch.bool, device=dense.device)
+            for offset in range(level.span):  # an empty slot's tokens are painted with nothing: it is never seen
+                mask[:, first + offset] |= keys
+            painted.append((mask[:, : self.queries], 0.5**step))
+        return painted
 
 
 def build_hierarchy(
-    pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128, fixed: bool = False
+    pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128, *, fixed: bool = False
 ) -> Hierarchy:
     """The hierarchy of `pattern`, or of any disjoint levels from fine to coarse, for queries that are `tokens`.
 
-    Without packed documents it is cached by its settings; `fixed` is for packed ones, as in build_layout.
+    Without packed documents it is cached by its settings. With them, the numbers of keys follow from the length alone;
+    `fixed`: so does every other size (see build_layout).
     ValueError: no level has a key in so short a sequence, or queries that don't start at 0.
     """
     levels = pattern.levels if isinstance(pattern, Hierarchical) else tuple(pattern)
@@ -92,6 +111,6 @@ def _build(levels: tuple[Summaries, ...], tokens: Axis, block: int, fixed: bool)
         if level.span > tokens.length:
             continue
         axis = tokens if level.span == 1 else Axis.summaries(tokens, level.span)
-        layouts.append(build_layout(level, tokens, axis, block=block, fixed=fixed))
+        layouts.append(build_layout(level, tokens, axis, block, fixed=fixed))
         built.append(Level(level.span, axis, layouts[-1].pairs))
     return Hierarchy(tuple(built), concatenate(layouts))

@@ -143,7 +143,7 @@ class Transformer(nn.Module):
         Attention stays outside, and with it the layouts, whose sizes change with every batch of packed documents.
         """
         for layer in self.layers:
-            layer.self_attn.project = torch.compile(layer.self_attn.project, dynamic=False)
+            layer.self_attn.compile_around_attention()
             layer.mlp.compile(dynamic=False)
             layer.input_layernorm.compile(dynamic=False)
             layer.post_attention_layernorm.compile(dynamic=False)

@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
-from kernels import Axis, build_layout
-from kernels.cost import attention_cost
+from kernels import Axis, BlockLayout
 from kernels.patterns import Pattern
+from model.attention import View, build_view, cost_of
 
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
 COLUMNS = 3
@@ -25,6 +25,7 @@ def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, bloc
     """A PNG with one panel a pattern: its mask over one document of `length` tokens (at most LONGEST).
 
     Panels show at most 512 x 512 cells; where a cell stands for several pairs, its shade is the share of visible ones.
+    Tokens that are seen in a summary are lighter, the lighter the more of them it stands for.
     """
     length = min(length, LONGEST)
     columns = min(COLUMNS, len(patterns))
@@ -33,11 +34,9 @@ def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, bloc
     for panel in panels.flat[len(patterns) :]:
         panel.axis("off")
     for panel, (name, pattern) in zip(panels.flat, patterns.items(), strict=False):
-        layout = build_layout(pattern, Axis.tokens(length), block=block)
-        cost = attention_cost(layout, batch=1, heads=1, head_dim=1)
-        panel.imshow(
-            _shrink(layout.dense_mask()[0, 0].numpy(), 512), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1
-        )
+        view = build_view(pattern, Axis.tokens(length), block)
+        cost = cost_of(view, batch=1, heads=1, head_dim=1)
+        panel.imshow(_shades(view, 512), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
         panel.set_title(name, fontsize=10)
         panel.set_xlabel(f"{cost.density_pairs:.0%} of the pairs of {length:,} tokens", fontsize=8)
         panel.set_xticks([])
@@ -62,6 +61,11 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     _save(figure, file)
+
+
+def _shades(view: View, cells: int) -> np.ndarray:
+    masks = [(view.dense_mask()[0, 0], 1.0)] if isinstance(view, BlockLayout) else view.token_masks()
+    return sum(shade * _shrink(mask.numpy(), cells) for mask, shade in masks)
 
 
 def _shrink(mask: np.ndarray, cells: int) -> np.ndarray:

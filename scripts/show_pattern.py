@@ -28,8 +28,9 @@ def show(config: dict) -> None:
     from rich.table import Table
 
     from configs.build import build_plan
-    from kernels import Axis, build_layout
-    from kernels.cost import attention_cost
+    from kernels import Axis, BlockLayout
+    from kernels.cost import causal_pairs
+    from model.attention import build_view, cost_of
     from scripts.pictures import draw_patterns
 
     length, block = config["length"], config["attention"]["block"]
@@ -38,8 +39,11 @@ def show(config: dict) -> None:
         "pattern", "visible pairs", "computed in tiles", title=f"{length:,} tokens, of dense causal attention's pairs"
     )
     for name, pattern in patterns.items():
-        cost = attention_cost(build_layout(pattern, Axis.tokens(length), block=block), batch=1, heads=1, head_dim=1)
+        view = build_view(pattern, Axis.tokens(length), block)
+        cost = cost_of(view, batch=1, heads=1, head_dim=1)
         table.add_row(name, f"{cost.density_pairs:.2%}", f"{cost.density_tiles:.2%}")
+        for part, pairs in [] if isinstance(view, BlockLayout) else view.parts().items():
+            table.add_row(f"  {part}", f"{pairs / causal_pairs(length, length):.2%}", "")
     console = Console()
     console.print(table)
     output = Path(config["output"])

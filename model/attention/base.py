@@ -34,6 +34,12 @@ class FamilyView(Protocol):
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
 
+    def parts(self) -> dict[str, int]:
+        """Visible pairs, of one head, of each kind of keys: "tokens", "summaries of 16", ..."""
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        """For pictures, of the first sequence: booleans `[queries, tokens]`, and how dark (0 to 1) to paint each."""
+
 
 View = BlockLayout | FamilyView
 """Built once a batch, and shared by the layers of one pattern."""
@@ -77,9 +83,12 @@ class Attend(nn.Module):
         self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
 
     @classmethod
-    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool) -> View:
-        """What `forward` needs of a batch of these tokens; `fixed` as in kernels.build_layout."""
+    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+        """What `forward` needs of a batch of these tokens; `fixed`: in sizes that follow from shapes alone."""
         raise NotImplementedError
+
+    def compile_around_attention(self) -> None:
+        """Compiles what `forward` does besides kernels.attention, where that is worth it."""
 
     def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | Attended:
         """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and

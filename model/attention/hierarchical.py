@@ -18,8 +18,11 @@ class HierarchicalAttend(Attend):
         self.pool = SummaryPool(pattern.spans, pattern.pooling, config)
 
     @classmethod
-    def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool) -> Hierarchy:
-        return build_hierarchy(pattern, tokens, block, fixed)
+    def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool = False) -> Hierarchy:
+        return build_hierarchy(pattern, tokens, block, fixed=fixed)
+
+    def compile_around_attention(self) -> None:
+        self.pool.compile(dynamic=False)
 
     def forward(self, inputs: Inputs, view: Hierarchy) -> tuple[Tensor, Tensor]:
         v_BTKD = inputs.v_BKTD.transpose(1, 2)

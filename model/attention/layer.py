@@ -50,3 +50,8 @@ class Attention(nn.Module):
         v_BTKD = self.v_proj(x_BTW).view(split)
         kept = unrotated_BTKD if self.attend.wants_unrotated_keys else None
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), kept
+
+    def compile_around_attention(self) -> None:
+        """Compiles the projections with their norms and rotation, and what the pattern's family adds to attention."""
+        self.project = torch.compile(self.project, dynamic=False)
+        self.attend.compile_around_attention()

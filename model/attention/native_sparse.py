@@ -49,10 +49,10 @@ class NativeSparseAttend(RoutedAttend):
         self.gates = nn.Linear(config.width, 3 * config.heads, bias=False) if pattern.combine == "gates" else None
 
     @classmethod
-    def build_view(cls, pattern: NativeSparse, tokens: Axis, block: int, fixed: bool) -> NativeSparseView:
+    def build_view(cls, pattern: NativeSparse, tokens: Axis, block: int, fixed: bool = False) -> NativeSparseView:
         window = build_layout(pattern.local, tokens, block=block, fixed=fixed)
         fits = pattern.summary_span <= tokens.length
-        summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed) if fits else None
+        summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
         return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
 
     def forward(self, inputs: Inputs, view: NativeSparseView) -> Attended:

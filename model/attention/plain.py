@@ -13,7 +13,9 @@ class PlainAttend(Attend):
     """The only family that also takes one pattern a KV head."""
 
     @classmethod
-    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool) -> BlockLayout:
+    def build_view(
+        cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False
+    ) -> BlockLayout:
         return build_layout(pattern, tokens, block=block, fixed=fixed)
 
     def forward(self, inputs: Inputs, view: BlockLayout) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class RoutedAttend(Attend):
         self.indexer = Indexer(pattern, config) if pattern.router == "indexer" else None
 
     @classmethod
-    def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool) -> RoutedView:
+    def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
         return RoutedView(pattern, build_layout(pattern.local, tokens, block=block, fixed=fixed), tokens.origin)
 
     def forward(self, inputs: Inputs, view: RoutedView) -> Attended:

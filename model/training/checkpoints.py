@@ -28,6 +28,9 @@ from model.training.interrupt import Interrupt, Interrupted
 
 log = logging.getLogger(__name__)
 
+PATTERNS_OWN = ".self_attn.attend."
+"""In the name of every parameter that belongs to an attention pattern, and not to every model of these sizes."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
@@ -69,13 +72,23 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a Transformer's weights, and nothing else, from a checkpoint (`init_from`). The pattern may differ.
+    """Loads a Transformer's weights, and nothing else, from a checkpoint (`init_from`). The pattern may differ: what
+    belongs to a pattern alone (`*.self_attn.attend.*`: pools of summaries, ...) is left out where the model has none,
+    and keeps its initial value where the checkpoint has none; the log names it.
 
     Raises:
-        CheckpointError: names every parameter that is missing, unknown or of another shape.
+        CheckpointError: names every other parameter that is missing or unknown, and all of another shape.
     """
     state = read_checkpoint(path)["state_dict"]
     weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    own = model.state_dict()
+    for key in sorted(key for key in weights.keys() ^ own.keys() if PATTERNS_OWN in key):
+        if key in own:
+            weights[key] = own[key]
+            log.info("%s is not in %s: it starts anew", key, path)
+        else:
+            del weights[key]
+            log.info("%s of %s is left out: this pattern has none", key, path)
     check_keys(model, weights, str(path))
     model.load_state_dict(weights)
     log.info("weights from %s", path)

@@ -142,7 +142,7 @@ def test_what_is_small_is_computed_before(monkeypatch):
 def test_summaries_fit_their_places(packed, hierarchy, block):
     tokens = of(packed)
     pattern = Hierarchical(*hierarchy, pooling="mean")
-    exact, fixed = (build_hierarchy(pattern, tokens, block, fixed) for fixed in (False, True))
+    exact, fixed = (build_hierarchy(pattern, tokens, block, fixed=fixed) for fixed in (False, True))
     assert not fixed.overflow
     assert torch.equal(fixed.layout.dense_mask(), exact.layout.dense_mask())
     assert torch.equal(fixed.layout.pairs, exact.layout.pairs)

@@ -84,6 +84,27 @@ def test_coverage_is_a_partition_for_any_settings(data):
     assert torch.equal(coverage(hierarchy, tokens.length), brute_force_mask(Dense(), tokens)[:, 0].long())
 
 
+@pytest.mark.parametrize("documents", ["packed", "short", "single_tokens"])
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_in_fixed_sizes_it_is_the_same(pattern, documents):
+    tokens = Axis.tokens(LENGTH, DOCUMENTS[documents])
+    exact, fixed = (build_hierarchy(pattern, tokens, BLOCK, fixed=f) for f in (False, True))
+    assert exact.overflow is None and not fixed.overflow
+    assert torch.equal(fixed.layout.dense_mask(), exact.layout.dense_mask())
+    assert fixed.parts() == exact.parts()
+
+
+def test_fixed_sizes_follow_from_the_length_alone():
+    shapes = [
+        [
+            tensor.shape
+            for tensor in build_hierarchy(TWO, Axis.tokens(LENGTH, documents), BLOCK, fixed=True).layout.tensors()
+        ]
+        for documents in (packing([95]), packing([37, 46, 12]), packing([1] * 20 + [75]))
+    ]
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
 @pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
 def test_levels_are_what_the_pattern_says_pair_by_pair(documents):
     tokens = Axis.tokens(LENGTH, documents)
@@ -92,7 +113,8 @@ def test_levels_are_what_the_pattern_says_pair_by_pair(documents):
         expected = brute_force_mask(TWO, tokens, level.axis)[:, 0]
         assert torch.equal(mask, expected)
         assert torch.equal(level.pairs[:, 0], expected.sum((1, 2)))
-    assert hierarchy.level_pairs() == {level.span: int(level.pairs.sum()) for level in hierarchy.levels}
+    assert list(hierarchy.parts()) == ["tokens", "summaries of 4", "summaries of 16"]
+    assert sum(hierarchy.parts().values()) == int(hierarchy.layout.pairs.sum())
 
 
 def test_a_querys_levels_by_hand():
@@ -356,21 +378,30 @@ def test_keys_are_joined_as_the_layout_has_them():
     assert not joined[:, :, 20:32].any() and not joined[:, :, 51:].any()
 
 
-# Cost
+# Cost and pictures
+
+
+@pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_levels_painted_over_the_tokens_that_they_stand_for_fill_the_past(documents):
+    tokens = Axis.tokens(LENGTH, documents)
+    hierarchy = build_hierarchy(TWO, tokens, BLOCK)
+    painted = hierarchy.token_masks()
+    assert [shade for _, shade in painted] == [1, 0.5, 0.25]
+    assert torch.equal(sum(mask.long() for mask, _ in painted), brute_force_mask(Dense(), tokens)[0, 0].long())
 
 
 def test_cost_is_relative_to_causal_attention_over_the_tokens():
     hierarchy = build_hierarchy(TWO, Axis.tokens(LENGTH), BLOCK)
     cost = hierarchy.cost(batch=3, heads=4, head_dim=8)
     assert cost.causal_pairs == 3 * 4 * LENGTH * (LENGTH + 1) // 2
-    assert cost.visible_pairs == 3 * 4 * sum(hierarchy.level_pairs().values())
+    assert cost.visible_pairs == 3 * 4 * sum(hierarchy.parts().values())
     assert cost.flops == 12 * 8 * cost.visible_pairs
 
 
 def test_coarse_levels_are_cheap():
     """Pairs grow with T * (window + a few spans), and only the coarsest level with T * T / span."""
     pattern = Hierarchical(window=64, spans=(8, 64), reaches=(512,), pooling="mean")
-    short, long = (build_hierarchy(pattern, Axis.tokens(n), 64).level_pairs() for n in (1024, 4096))
-    assert long[1] < 4.2 * short[1] and long[8] < 7 * short[8]
-    assert long[64] < 4096**2 / 2 / 64
+    short, long = (build_hierarchy(pattern, Axis.tokens(n), 64).parts() for n in (1024, 4096))
+    assert long["tokens"] < 4.2 * short["tokens"] and long["summaries of 8"] < 7 * short["summaries of 8"]
+    assert long["summaries of 64"] < 4096**2 / 2 / 64
     assert sum(long.values()) < 0.08 * 4096**2 / 2

@@ -16,6 +16,7 @@ from kernels import Axis, attention, build_layout, patterns  # noqa: E402
 from kernels.backends import triton as backend  # noqa: E402
 from kernels.backends.triton import plan as plan_module  # noqa: E402
 from kernels.backends.triton.configs import Config, choose  # noqa: E402
+from kernels.hierarchy import build_hierarchy  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = pytest.mark.gpu
@@ -129,6 +130,24 @@ def test_documents(name):
     layout = build_layout(PATTERNS[name], Axis.tokens(60, documents.to(DEVICE)), block=16)
     mask = visible_pairs(PATTERNS[name], 60, 60, documents)[:, None]
     check(layout, mask, *tensors(2, 4, 2, 60, 60, 32, torch.float32))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_and_summaries_on_one_key_axis(packed):
+    """A concatenated layout, whose parts have padding between them: three kinds of keys, one softmax."""
+    pattern = patterns.Hierarchical(window=10, spans=(4, 8), reaches=(24,), pooling="mean")
+    documents = torch.stack([torch.arange(75) // 23, torch.arange(75) // 75]).to(DEVICE) if packed else None
+    queries = Axis.tokens(75, documents, device=DEVICE)
+    hierarchy = build_hierarchy(pattern, queries, 16)
+    masks = []
+    for keys in (level.axis for level in hierarchy.levels):
+        start, end, document = (t[:, None].cpu() for t in (keys.start, keys.end, keys.document))
+        query = queries.start[..., None].cpu()
+        seen = pattern.visible(query, start, end) & (end <= query + 1) & (document == queries.document[..., None].cpu())
+        masks.append(torch.nn.functional.pad(seen, (0, -keys.length % 16)))
+    mask = torch.cat(masks, -1)[:, None]
+    assert mask.shape[-1] == hierarchy.layout.keys == 80 + 32 + 16
+    check(hierarchy.layout, mask, *tensors(2, 4, 2, 75, hierarchy.layout.keys, 32, torch.float32))
 
 
 def test_one_layout_serves_a_batch():

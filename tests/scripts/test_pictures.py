@@ -1,14 +1,18 @@
 """Pictures are made whatever the length, at bounded memory."""
 
 import matplotlib.image
+import numpy as np
 
-from kernels.patterns import Dense, Window
-from scripts.pictures import draw_loss_by_position, draw_patterns
+from kernels import Axis
+from kernels.patterns import Dense, Hierarchical, Window
+from model.attention import build_view
+from scripts.pictures import _shades, draw_loss_by_position, draw_patterns
 
 
 def test_a_pattern_of_a_million_tokens_is_drawn(tmp_path):
     file = tmp_path / "report" / "pattern.png"
-    draw_patterns({"window": Window(1024), "dense": Dense()}, 1 << 20, file)
+    hierarchical = Hierarchical(window=1024, spans=(16, 1024), reaches=(2048,), pooling="mean")
+    draw_patterns({"window": Window(1024), "dense": Dense(), "hierarchical": hierarchical}, 1 << 20, file)
     image = matplotlib.image.imread(file)
     assert image.shape[1] > 2 * 300 and image[..., :3].std() > 0.1
 
@@ -18,3 +22,10 @@ def test_loss_by_position_is_drawn(tmp_path):
     rows = [{"by_position": [bucket, bucket | {"start": 512, "stop": 1024, "loss": 2.5}]}] * 2
     draw_loss_by_position(rows, ["a", "b"], tmp_path / "loss.png")
     assert matplotlib.image.imread(tmp_path / "loss.png")[..., :3].std() > 0.01
+
+
+def test_summaries_are_painted_lighter_than_tokens():
+    view = build_view(Hierarchical(window=16, spans=(4, 16), reaches=(64,), pooling="mean"), Axis.tokens(256), 16)
+    shades = _shades(view, cells=256)
+    assert [shades[255, token] for token in (255, 240, 200, 100, 0)] == [1, 1, 0.5, 0.25, 0.25]
+    assert not shades[100, 101:].any() and shades[np.tril_indices(256)].all()
