@@ -39,6 +39,13 @@ class NativeSparseView(RoutedView):
             routed.flops + coarse.flops,
         )
 
+    def parts(self) -> dict[str, int]:
+        return super().parts() | (self.summaries.parts() if self.summaries else {})
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        coarse = self.summaries.token_masks() if self.summaries else []
+        return [*super().token_masks(), *((mask, 0.1) for mask, _ in coarse)]
+
 
 class NativeSparseAttend(RoutedAttend):
     wants_unrotated_keys = True
@@ -54,6 +61,9 @@ class NativeSparseAttend(RoutedAttend):
         fits = pattern.summary_span <= tokens.length
         summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
         return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
+
+    def compile_around_attention(self) -> None:
+        self.pool.compile(dynamic=False)
 
     def forward(self, inputs: Inputs, view: NativeSparseView) -> Attended:
         window, routed, routing = self.window_and_routed(inputs, view)

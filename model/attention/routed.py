@@ -54,15 +54,34 @@ class RoutedView:
         """
         pattern = self.pattern
         window = attention_cost(self.window, batch, heads, head_dim)
-        lowest, limit = eligible_range(self.first_key, pattern.window, pattern.block)
-        eligible = (limit - lowest).clamp(min=0).long()
-        repeat = batch // self.batch
-        chosen = int(eligible.clamp(max=pattern.slots).sum()) * pattern.block * heads * repeat
+        eligible, repeat = self._eligible(), batch // self.batch
+        chosen = self._chosen_pairs() * heads * repeat
         scored = int(eligible.sum()) * (self.selectors or heads) * repeat
         dim = pattern.indexer_dim if pattern.router == "indexer" else head_dim
         flops = TRAINING_FLOPS * head_dim * chosen + 2 * dim * scored
         causal = causal_pairs(self.queries, self.queries) * batch * heads
         return AttentionCost(window.visible_pairs + chosen, window.tile_pairs + chosen, causal, window.flops + flops)
+
+    def parts(self) -> dict[str, int]:
+        """Visible pairs of one head in the window and in chosen blocks, and how many scores the router makes."""
+        scored = int(self._eligible().sum())
+        return {"window": int(self.window.pairs.sum()), "chosen blocks": self._chosen_pairs(), "router scores": scored}
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        """For pictures, of the first sequence: the window, and lighter what may be chosen."""
+        lowest, limit = eligible_range(self.first_key[:1], self.pattern.window, self.pattern.block)
+        block = torch.arange(self.queries, device=lowest.device) // self.pattern.block
+        may_be_chosen = (block >= lowest[0, :, None]) & (block < limit[0, :, None])
+        same_document = torch.arange(self.queries, device=lowest.device) >= self.first_key[0, :, None]
+        return [(self.window.dense_mask()[0, 0], 1.0), (may_be_chosen & same_document, 0.25)]
+
+    def _eligible(self) -> Tensor:
+        """int64 `[batch, length]`: blocks that a query may choose from."""
+        lowest, limit = eligible_range(self.first_key, self.pattern.window, self.pattern.block)
+        return (limit - lowest).clamp(min=0).long()
+
+    def _chosen_pairs(self) -> int:
+        return int(self._eligible().clamp(max=self.pattern.slots).sum()) * self.pattern.block
 
 
 class RoutedAttend(Attend):
@@ -82,7 +101,15 @@ class RoutedAttend(Attend):
 
     def window_and_routed(self, inputs: Inputs, view: RoutedView) -> tuple[Part, Part, Routing]:
         """Attention to the window, attention to the chosen blocks, and how they were chosen."""
-        pattern, tensors = self.pattern, (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
+        tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
+        routing = self.choose(inputs, view)
+        window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
+        routed = attention(*tensors, routing[0], return_lse=True, backend=self.backend)
+        return window, routed, routing
+
+    def choose(self, inputs: Inputs, view: RoutedView) -> Routing:
+        """The selection, and the router's queries and summaries that it was made by."""
+        pattern = self.pattern
         view.selectors = self.selectors
         first_key = view.first_key.expand(len(inputs.q_BHTD), -1)
         queries, summaries = self.route(inputs, first_key)
@@ -96,9 +123,7 @@ class RoutedAttend(Attend):
             first_block=pattern.first_block,
             strategy=pattern.strategy,
         )
-        window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
-        routed = attention(*tensors, selection, return_lse=True, backend=self.backend)
-        return window, routed, (selection, queries, summaries)
+        return selection, queries, summaries
 
     def route(self, inputs: Inputs, first_key: Tensor) -> tuple[Tensor, Tensor]:
         """The router's queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, blocks, dim]`."""
