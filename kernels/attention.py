@@ -21,6 +21,8 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import selfcheck
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout import BlockLayout
+from kernels.routing import Selection
+from kernels.selected import selected_attention
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: BlockLayout,
+    layout: BlockLayout | Selection,
     *,
     scale: float | None = None,
     sink_logits: Tensor | None = None,
@@ -51,15 +53,21 @@ def attention(
     q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
     kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
     multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` are one further score a head that takes
-    weight and gives no value (gpt-oss). `backend`: "auto" or one of BACKENDS.
+    weight and gives no value (gpt-oss). `backend`: "auto" or one of BACKENDS. Under a Selection (kernels/routing.py)
+    each query attends to the key blocks that were chosen for it.
 
     Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
     (the sink's included) `[batch, heads, queries]`, float32 (float64 for float64 inputs), through which gradients flow
     too. A query that sees no key gets 0 and -inf. Raises ValueError, naming what is possible, where shapes, dtypes,
     layout or backend don't fit.
     """
-    _check_shapes(q, k, v, layout, sink_logits)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if isinstance(layout, Selection):
+        out, lse = selected_attention(q, k, v, layout, scale, backend)
+        if sink_logits is not None:
+            out, lse = add_sinks(out, lse, sink_logits)
+        return (out, lse) if return_lse else out
+    _check_shapes(q, k, v, layout)
     passes = choose_backends(q, k, v, layout, backend)
     if q.is_cuda and not torch.compiler.is_compiling():
         problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block
@@ -81,8 +89,10 @@ def add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> tuple[Tensor, Te
     """Adds to a softmax one score a head, `sink_logits` `[heads]`, that takes weight and gives no value (gpt-oss).
 
     out `[batch, heads, queries, head_dim]` and lse `[batch, heads, queries]` are attention()'s, or merge()'s where the
-    softmax is made of several parts: sinks belong to the whole, once.
+    softmax is made of several parts: sinks belong to the whole, once. ValueError: sink_logits of another shape.
     """
+    if sink_logits.shape != out.shape[1:2]:
+        raise ValueError(f"sink_logits {tuple(sink_logits.shape)}: must be [{out.shape[1]}]")
     total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[:, None])
     return out * (lse - total).exp()[..., None].to(out.dtype), total
 
@@ -163,7 +173,7 @@ def _own_precision(q: Tensor) -> torch.autocast:
     return torch.autocast(q.device.type, enabled=False)
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, sink_logits: Tensor | None) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> None:
     def require(condition: bool, message: str) -> None:
         if not condition:
             raise ValueError(message)
@@ -184,8 +194,6 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, sink_log
     require(layout.keys == keys, f"k has {keys} keys: the layout is for {layout.keys}")
     require(layout.batch in (1, batch), f"the layout has batch {layout.batch}: must be 1 or q's, {batch}")
     require(layout.heads in (1, kv_heads), f"the layout has {layout.heads} heads: must be 1 or k's, {kv_heads}")
-    if sink_logits is not None:
-        require(sink_logits.shape == (heads,), f"sink_logits {tuple(sink_logits.shape)}: must be [{heads}]")
 
 
 @torch.library.custom_op("farsight::attention", mutates_args=())

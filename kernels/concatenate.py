@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.axis import Axis
-from kernels.layout import FULL, BlockLayout, TileList
+from kernels.layout import FULL, BlockLayout, TileList, any_overflow
 
 
 def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
@@ -37,7 +37,6 @@ def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
     blocks = [-(-each.keys // each.block) for each in layouts]
     column_offset = [sum(blocks[:i]) for i in range(len(layouts))]
     mask_offset = [sum(len(each.masks) for each in layouts[:i]) for i in range(len(layouts))]
-    overflows = [each.overflow for each in layouts if each.overflow is not None]
     return BlockLayout(
         queries=first.queries,
         keys=sum(blocks) * first.block,
@@ -46,7 +45,7 @@ def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
         columns=_append_lines([each.columns for each in layouts], mask_offset, batch, heads),
         masks=torch.cat([each.masks for each in layouts]),
         pairs=sum(each.pairs.expand(batch, heads) for each in layouts),
-        overflow=torch.stack(overflows).any() if overflows else None,
+        overflow=any_overflow(layouts),
     )
 
 

@@ -123,3 +123,9 @@ class BlockLayout:
             grid[b, h, r, self.rows.blocks[entries].long()] = table[self.rows.tiles[entries].long()]
         mask = grid.transpose(3, 4).reshape(self.batch, self.heads, row_blocks * self.block, key_blocks * self.block)
         return mask[..., : self.queries, : self.keys]
+
+
+def any_overflow(parts: Sequence[object]) -> Tensor | None:
+    """bool `[]`: whether any part's `overflow` says so; None where no part has fixed sizes."""
+    flags = [part.overflow for part in parts if part.overflow is not None]
+    return torch.stack(flags).any() if flags else None

@@ -8,11 +8,17 @@ from torch import Tensor
 
 from kernels.backends import flash, flex
 from kernels.layout import BlockLayout
+from kernels.patterns import BlockSparse
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
     """Why this cannot serve the call, naming what is possible; None where it can."""
-    return flash.missing(q) or flex.unsupported(q, k, v, layout)
+    reason = flash.missing(q) or flex.unsupported(q, k, v, layout)
+    if reason is None and any(isinstance(p, BlockSparse) and p.random_blocks for p in layout.source.patterns):
+        return (
+            "pattern BlockSparse with random_blocks, whose hash its compiler cannot translate: must be another pattern"
+        )
+    return reason
 
 
 def attention(

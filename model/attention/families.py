@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 
 from kernels import Axis
-from kernels.patterns import Hierarchical, Pattern
+from kernels.patterns import Hierarchical, NativeSparse, Pattern, Routed
 from model.attention.base import Attend, View
 from model.attention.hierarchical import HierarchicalAttend
+from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
+from model.attention.routed import RoutedAttend
 
-FAMILIES: dict[type[Pattern], type[Attend]] = {Hierarchical: HierarchicalAttend}
+FAMILIES: dict[type[Pattern], type[Attend]] = {
+    Hierarchical: HierarchicalAttend,
+    NativeSparse: NativeSparseAttend,  # before Routed, of which it is one
+    Routed: RoutedAttend,
+}
 """Patterns that are more than a mask over the tokens (`is_mask = False`) -> what attends by them."""
 
 

@@ -10,7 +10,8 @@ Weights under accumulation. Micro-batches (and ranks) may hold different numbers
 means would weigh a token more where it has fewer companions. Here each micro-batch back-propagates its *sum* of nats
 over a constant (the number of positions), and `configure_gradient_clipping` multiplies the accumulated gradient by
 positions / scored tokens of all micro-batches on all ranks. The gradient is then that of the mean over every scored
-token of the step, whatever the split: accumulate=3 equals one batch three times as long.
+token of the step, whatever the split: accumulate=3 equals one batch three times as long. A layer's own loss (a
+router's) is a sum over queries and is added to the nats: it trains, weighted alike, and is in no reported loss.
 """
 
 import math
@@ -81,13 +82,14 @@ class LanguageModel(lightning.LightningModule):
         # The cursor moves here and not in on_train_batch_end: callbacks run before that hook, and would save it late.
         self.trainer.datamodule.advance(len(batch["tokens"]))
 
+        self.model.set_step(self.trainer.global_step)
         out, self.layouts = self._forward(batch)
         overflow = self.model.overflow(self.layouts)
         if overflow is not None:
             self.overflowed |= overflow
         self.batch_size, self.batch_tokens = len(batch["tokens"]), batch["tokens"].numel()
         self.sums += self._totals(out.per_token, batch["targets"])
-        loss = out.total / self.batch_tokens
+        loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / self.batch_tokens
         self._watch(loss)
         return loss
 
@@ -121,6 +123,7 @@ class LanguageModel(lightning.LightningModule):
             **_units("train", self._over_ranks(self.sums).tolist()),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
+            **{f"train/routing_{name}": value.item() for name, value in self.model.noted().items()},
         }
 
     def check_sound(self) -> None:
@@ -155,9 +158,13 @@ class LanguageModel(lightning.LightningModule):
             self.check_sound()
         # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
         self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+        self.validation_noted: dict[str, list[Tensor]] = {}
+        self.model.watch(True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         out, _ = self._forward(batch)
+        for name, value in self.model.noted().items():
+            self.validation_noted.setdefault(name, []).append(value)
         targets, position = batch["targets"], batch["position"]
         parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * targets.shape[1] // 4)
         for row, part in enumerate(parts):
@@ -169,6 +176,11 @@ class LanguageModel(lightning.LightningModule):
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
+        self.model.watch(False)
+        for name, values in self.validation_noted.items():
+            sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
+            found, batches = self._over_ranks(sums).tolist()
+            self.validation_metrics[f"validation/routing_{name}"] = found / batches
         # For callbacks that monitor something; metrics.py writes the float64 values out.
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
 

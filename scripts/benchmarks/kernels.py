@@ -128,7 +128,15 @@ class _Measurement:
                     self.calls[backend] = lambda q, k, v, b=backend: attention(q, k, v, self.layout, backend=b)
             except ValueError as reason:
                 self.left_out[backend] = str(reason)
-        self.errors = {backend: self._check(call) for backend, call in self.calls.items()}
+        self.errors = {}
+        for backend in list(self.calls):
+            try:
+                self.errors[backend] = self._check(self.calls[backend])
+            except Exception as error:  # a peer that fails is no reason to measure nothing
+                if backend not in PEERS:
+                    raise
+                del self.calls[backend]
+                self.left_out[backend] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}"
 
     def rows(self) -> list[dict[str, Any]]:
         import torch

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from kernels import Axis, BlockLayout, attention, build_layout, tiles
 from kernels.candidates import Blocks, _candidate_runs, row_capacity
 from kernels.fuse import fuse
-from kernels.patterns import BlockSparse, Dense, Strided, Window
+from kernels.hierarchy import build_hierarchy
+from kernels.patterns import BlockSparse, Dense, Hierarchical, Strided, Window
 from tests.kernels.oracle import PATTERNS, brute_force_mask, packing
 from tests.kernels.test_layout import assert_exact, packings, patterns
 
@@ -129,6 +130,29 @@ def test_what_is_small_is_computed_before(monkeypatch):
     )
     assert any("remainder" in name for name in before) and not any("remainder" in name for name in after)
     assert any("sum" in name for name in after) and not any("sum" in name for name in before)
+
+
+@settings(max_examples=100)
+@given(
+    packed=packings(),
+    hierarchy=st.sampled_from([(20, (4, 16), (50,)), (3, (2,), ()), (40, (8, 32, 64), (70, 150)), (1, (5,), ())]),
+    block=st.sampled_from([16, 32]),
+)
+@example(packed=packing([1] * 60 + [100]), hierarchy=(20, (4, 16), (50,)), block=16)
+def test_summaries_fit_their_places(packed, hierarchy, block):
+    tokens = of(packed)
+    pattern = Hierarchical(*hierarchy, pooling="mean")
+    exact, fixed = (build_hierarchy(pattern, tokens, block, fixed=fixed) for fixed in (False, True))
+    assert not fixed.overflow
+    assert torch.equal(fixed.layout.dense_mask(), exact.layout.dense_mask())
+    assert torch.equal(fixed.layout.pairs, exact.layout.pairs)
+
+
+def test_summaries_ask_the_device_for_nothing():
+    pattern, documents = Hierarchical(20, (4, 16), (50,), pooling="mean"), packing([40, 160])
+    build_hierarchy(pattern, of(documents), 16, fixed=True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        build_hierarchy(pattern, of(mode.from_tensor(documents)), 16, fixed=True)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
-"""FlexAttention and FlashAttention-4 as backends: the same masks on the CPU, the same numbers on a GPU."""
+"""Backends for GPUs, ours and the peers': the same masks on the CPU, the same numbers on a GPU."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -151,16 +152,62 @@ def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int,
         assert error <= max(1.5 * bar, 1e-5), f"{name}: {error:.1e}, a rounded dense softmax {bar:.1e}"
 
 
+FACTORS = {
+    "backend": ["triton", "flex", "flex_flash", "flash"],
+    "pattern": list(BIG),
+    "dtype": ["bfloat16", "float16", "float32"],
+    "head_dim": [64, 128, 256],
+    "group": [1, 4],
+    "packed": [False, True],
+}
+
+
+def possible(backend: str, pattern: str, dtype: str, head_dim: int, group: int, packed: bool) -> bool:
+    """What each backend offers; the backends themselves refuse the rest."""
+    if backend == "triton":
+        return True
+    if dtype == "float32" or head_dim == 256 or (backend, pattern) == ("flex_flash", "block_sparse"):
+        return False
+    return backend != "flash" or (pattern in ("dense", "window") and not packed)
+
+
+def all_pairs() -> list[tuple]:
+    """Few combinations in which every possible pair of two factors' values occurs."""
+    combinations = [c for c in itertools.product(*FACTORS.values()) if possible(*c)]
+    pairs_of = {c: set(itertools.combinations(enumerate(c), 2)) for c in combinations}
+    missing, chosen = set().union(*pairs_of.values()), []
+    while missing:
+        chosen.append(max(combinations, key=lambda c: len(pairs_of[c] & missing)))
+        missing -= pairs_of[chosen[-1]]
+    return sorted(chosen)
+
+
+def test_the_sample_holds_all_pairs_and_the_backends_refuse_the_rest():
+    sample = all_pairs()
+    assert len(sample) < 60
+    assert {c[0] for c in sample} == set(FACTORS["backend"])
+    for backend, pattern in itertools.product(FACTORS["backend"], FACTORS["pattern"]):
+        if any(possible(backend, pattern, *rest) for rest in itertools.product(*list(FACTORS.values())[2:])):
+            assert any(c[:2] == (backend, pattern) for c in sample)
+
+
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("name", BIG)
-@pytest.mark.parametrize(
-    ("head_dim", "dtype", "group", "packed"), [(64, "float16", 1, True), (128, "bfloat16", 4, False)]
-)
-def test_flex_on_the_gpu(name, head_dim, dtype, group, packed):
-    axis = Axis.tokens(LENGTH, DOCUMENTS.cuda() if packed else None, device="cuda")
-    layout = build_layout(BIG[name], axis)
-    compare("flex", layout, head_dim, getattr(torch, dtype), group)
+@pytest.mark.parametrize(("backend", "pattern", "dtype", "head_dim", "group", "packed"), all_pairs())
+def test_all_pairs_on_the_gpu(backend, pattern, dtype, head_dim, group, packed):
+    if "flash" in backend and not flash.installed():
+        pytest.skip("needs the package flash-attn-4")
+    layout = build_layout(BIG[pattern], Axis.tokens(LENGTH, DOCUMENTS.cuda() if packed else None, device="cuda"))
+    compare(backend, layout, head_dim, getattr(torch, dtype), group, with_lse=backend != "flex_flash")
+
+
+@gpu
+@needs_flash
+def test_flex_flash_refuses_what_its_compiler_cannot_translate():
+    q = torch.zeros(2, 2, LENGTH, 64, device="cuda", dtype=torch.float16)
+    layout = build_layout(BIG["block_sparse"], Axis.tokens(LENGTH, device="cuda"))
+    with pytest.raises(ValueError, match="BlockSparse with random_blocks"):
+        attention(q, q, q, layout, backend="flex_flash")
 
 
 @gpu
@@ -169,27 +216,6 @@ def test_twenty_patterns_in_one_process_stay_compiled():
     for width in range(20, 40):
         layout = build_layout(Window(width), Axis.tokens(LENGTH, device="cuda"))
         compare("flex", layout, 64, torch.bfloat16, 1)
-
-
-@gpu
-@needs_flash
-@pytest.mark.parametrize("name", BIG)
-@pytest.mark.parametrize(
-    ("head_dim", "dtype", "group", "packed"), [(64, "float16", 4, True), (128, "bfloat16", 1, False)]
-)
-def test_flex_flash_on_the_gpu(name, head_dim, dtype, group, packed):
-    axis = Axis.tokens(LENGTH, DOCUMENTS.cuda() if packed else None, device="cuda")
-    compare("flex_flash", build_layout(BIG[name], axis), head_dim, getattr(torch, dtype), group, with_lse=False)
-
-
-@gpu
-@needs_flash
-@pytest.mark.parametrize("name", ["dense", "window"])
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize(("dtype", "group"), [("bfloat16", 4), ("float16", 1)])
-def test_flash_on_the_gpu(name, head_dim, dtype, group):
-    layout = build_layout(BIG[name], Axis.tokens(LENGTH, device="cuda"))
-    compare("flash", layout, head_dim, getattr(torch, dtype), group)
 
 
 @gpu

@@ -65,8 +65,17 @@ class TinyModel(nn.Module):
         x = x + self.dropout(torch.tanh(self.hidden(x)))
         nats = nn.functional.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten(), reduction="none")
         return SimpleNamespace(
-            total=nats.sum(), per_token=nats.detach().view_as(targets), count=(targets != -100).sum()
+            total=nats.sum(), per_token=nats.detach().view_as(targets), count=(targets != -100).sum(), auxiliary=None
         )
+
+    def set_step(self, step: int) -> None:
+        """Nothing here has a schedule of its own."""
+
+    def watch(self, watching: bool) -> None:
+        """Nothing here is watched."""
+
+    def noted(self) -> dict[str, Tensor]:
+        return {}
 
     def cost(self, layouts: list, batch: int = 1) -> SimpleNamespace:
         tokens = batch * layouts[0]

@@ -1,0 +1,50 @@
+"""Rows, warps and stages of the kernels on a Selection, by dtype and head_dim; measured in docs/kernels.md."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SelectedConfig:
+    """rows: (query, head) pairs that a step computes."""
+
+    rows: int
+    warps: int
+    stages: int
+
+
+# (kernel, bytes an element, padded head_dim) -> choice
+_TABLE = {
+    ("forward", 2, 64): SelectedConfig(128, 4, 2),
+    ("forward", 2, 128): SelectedConfig(128, 4, 2),
+    ("forward", 2, 256): SelectedConfig(64, 4, 2),
+    ("mass", 2, 64): SelectedConfig(128, 4, 2),
+    ("mass", 2, 128): SelectedConfig(128, 4, 2),
+    ("mass", 2, 256): SelectedConfig(64, 4, 2),
+    ("tiles", 2, 64): SelectedConfig(128, 4, 3),
+    ("tiles", 2, 128): SelectedConfig(64, 4, 3),
+    ("tiles", 2, 256): SelectedConfig(128, 8, 1),
+    ("backward", 2, 64): SelectedConfig(64, 4, 2),
+    ("backward", 2, 128): SelectedConfig(32, 4, 2),
+    ("backward", 2, 256): SelectedConfig(32, 8, 1),
+    # float32 without tf32 runs on the ordinary units, and its products are unrolled: few rows.
+    ("forward", 4, 64): SelectedConfig(32, 8, 1),
+    ("forward", 4, 128): SelectedConfig(32, 8, 1),
+    ("forward", 4, 256): SelectedConfig(16, 8, 1),
+    ("mass", 4, 64): SelectedConfig(32, 8, 1),
+    ("mass", 4, 128): SelectedConfig(32, 8, 1),
+    ("mass", 4, 256): SelectedConfig(16, 8, 1),
+    ("tiles", 4, 64): SelectedConfig(32, 8, 1),
+    ("tiles", 4, 128): SelectedConfig(32, 8, 1),
+    ("tiles", 4, 256): SelectedConfig(16, 8, 1),
+    ("backward", 4, 64): SelectedConfig(16, 8, 1),
+    ("backward", 4, 128): SelectedConfig(16, 8, 1),
+    ("backward", 4, 256): SelectedConfig(16, 16, 1),
+}
+
+
+def choose(kernel: str, dtype: torch.dtype, head_dim: int) -> SelectedConfig:
+    """The choice for `kernel`: "forward", "backward" (by key block), "tiles" (shared_tiles.py) or "mass"."""
+    padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+    return _TABLE[kernel, dtype.itemsize, padded]
