@@ -107,6 +107,23 @@ def test_bfloat16_autocast_is_close_to_float32():
     assert not torch.equal(rounded, exact)
 
 
+@pytest.mark.parametrize("documents", [None, DOCUMENTS[:1]], ids=["one_document", "packed"])
+def test_pooling_keeps_no_float32_copy_of_the_tokens_for_the_backward_pass(documents):
+    sizes = config(kv_heads=2, head_dim=8)
+    pool = SummaryPool(LEARNED.spans, "learned", sizes)
+    torch.nn.init.normal_(pool.query)
+    levels = build_hierarchy(LEARNED, Axis.tokens(LENGTH, documents), 16).levels[1:]
+    rotation = RotaryEmbedding(sizes)(torch.arange(LENGTH)[None])
+    keys, values = (torch.randn(1, LENGTH, 2, 8).bfloat16().requires_grad_() for _ in range(2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        summaries = pool(keys, values, rotation, levels)
+    assert all(t.dtype == torch.bfloat16 for level in summaries for t in level)
+    assert any(t.dtype == torch.float32 for t in kept)  # weights, coarser levels
+    largest = LENGTH // 4 * 2 * 8  # the fine level's summaries
+    assert all(t.numel() <= largest for t in kept if t.dtype != torch.bfloat16)
+
+
 @pytest.mark.slow
 def test_compiled_around_attention_it_gives_the_same_loss_and_gradients():
     model = lively(Transformer(config(layers=1), plan(LEARNED)))
