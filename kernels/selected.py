@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kernels import selfcheck
 from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.routing import Selection
@@ -31,6 +32,10 @@ def selected_attention(
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
         with torch.autocast(q.device.type, enabled=False):
             return reference.masked_attention(q, k, v, selection.dense_mask(), scale)
+    if backend == "triton" and q.is_cuda and not torch.compiler.is_compiling():
+        group = q.shape[1] // selection.selectors
+        settings = (q.device, q.dtype, q.shape[-1], group, selection.block, selection.strategy)
+        selfcheck.check_selection(_module(backend), *settings)
     scalars = (selection.block, scale, selection.strategy, backend)
     return torch.ops.farsight.selected_attention(q, k, v, selection.tensors(), *scalars)
 

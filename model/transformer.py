@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import Axis
 from kernels.cost import TRAINING_FLOPS, AttentionCost
+from kernels.layout import any_overflow
 from kernels.patterns import Pattern
 from model.attention import Attend, Attention, Rotation, View, build_view, cost_of
 from model.config import AttentionPlan, ModelConfig
@@ -103,11 +104,20 @@ class Transformer(nn.Module):
         """Each layer's view of a batch: document int `[batch, length]`, or None where every sequence is one document.
 
         Layers with the same pattern share one view (a BlockLayout, where the pattern is a mask over the tokens);
-        without documents views are cached.
+        without documents views are cached. When training on a GPU, layouts are of fixed sizes, so that no step waits
+        for the device: see `overflow`.
         """
+        fixed = self.training and self.embed_tokens.weight.is_cuda
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        views = {pattern: build_view(pattern, tokens, self.plan.block) for pattern in dict.fromkeys(self.patterns)}
+        views = {
+            pattern: build_view(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)
+        }
         return [views[pattern] for pattern in self.patterns]
+
+    @staticmethod
+    def overflow(layouts: Sequence[View]) -> Tensor | None:
+        """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
+        return any_overflow(list(dict.fromkeys(layouts)))
 
     def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""

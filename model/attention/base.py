@@ -27,6 +27,10 @@ class FamilyView(Protocol):
     @property
     def queries(self) -> int: ...
 
+    @property
+    def overflow(self) -> Tensor | None:
+        """As BlockLayout.overflow, of all the layouts that it is made of."""
+
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
 
@@ -79,8 +83,8 @@ class Attend(nn.Module):
         self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
 
     @classmethod
-    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int) -> View:
-        """What `forward` needs of a batch of these tokens."""
+    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+        """What `forward` needs of a batch of these tokens; `fixed`: in sizes that follow from shapes alone."""
         raise NotImplementedError
 
     def compile_around_attention(self) -> None:

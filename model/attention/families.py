@@ -29,6 +29,6 @@ def attend_class(pattern: Pattern | Sequence[Pattern]) -> type[Attend]:
     raise ValueError(f"pattern={pattern!r}: must be a mask over the tokens (is_mask), or one of {known}")
 
 
-def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int) -> View:
-    """What attention under `pattern` needs of a batch of `tokens`, in tiles of `block`."""
-    return attend_class(pattern).build_view(pattern, tokens, block)
+def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+    """What attention under `pattern` needs of a batch of `tokens`, in tiles of `block`; `fixed` as in build_layout."""
+    return attend_class(pattern).build_view(pattern, tokens, block, fixed)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kernels import Axis, attention, build_layout, merge
 from kernels.cost import AttentionCost
 from kernels.hierarchy import Hierarchy, build_hierarchy
+from kernels.layout import any_overflow
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
 from model.attention.base import Attended, Inputs
@@ -21,6 +22,10 @@ class NativeSparseView(RoutedView):
     """RoutedView, and the summaries' axis and layout; None where no span fits the sequence."""
 
     summaries: Hierarchy | None = None
+
+    @property
+    def overflow(self) -> Tensor | None:
+        return any_overflow([self.window] if self.summaries is None else [self.window, self.summaries])
 
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         routed = super().cost(batch, heads, head_dim)
@@ -51,10 +56,10 @@ class NativeSparseAttend(RoutedAttend):
         self.gates = nn.Linear(config.width, 3 * config.heads, bias=False) if pattern.combine == "gates" else None
 
     @classmethod
-    def build_view(cls, pattern: NativeSparse, tokens: Axis, block: int) -> NativeSparseView:
-        window = build_layout(pattern.local, tokens, block=block)
+    def build_view(cls, pattern: NativeSparse, tokens: Axis, block: int, fixed: bool = False) -> NativeSparseView:
+        window = build_layout(pattern.local, tokens, block=block, fixed=fixed)
         fits = pattern.summary_span <= tokens.length
-        summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block) if fits else None
+        summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
         return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
 
     def compile_around_attention(self) -> None:

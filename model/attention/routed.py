@@ -42,6 +42,10 @@ class RoutedView:
     def queries(self) -> int:
         return self.first_key.shape[1]
 
+    @property
+    def overflow(self) -> Tensor | None:
+        return self.window.overflow
+
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         """Window pairs + chosen pairs, and the FLOPs of scoring every past block: T^2 / block work, small, not linear.
 
@@ -87,8 +91,8 @@ class RoutedAttend(Attend):
         self.indexer = Indexer(pattern, config) if pattern.router == "indexer" else None
 
     @classmethod
-    def build_view(cls, pattern: Routed, tokens: Axis, block: int) -> RoutedView:
-        return RoutedView(pattern, build_layout(pattern.local, tokens, block=block), tokens.origin)
+    def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
+        return RoutedView(pattern, build_layout(pattern.local, tokens, block=block, fixed=fixed), tokens.origin)
 
     def forward(self, inputs: Inputs, view: RoutedView) -> Attended:
         window, routed, routing = self.window_and_routed(inputs, view)

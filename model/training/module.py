@@ -32,6 +32,10 @@ class DivergedError(ArithmeticError):
     """The loss or its gradient became infinite or not a number."""
 
 
+class LayoutOverflowError(RuntimeError):
+    """A layout of fixed sizes had too little room, so that a step attended to something else than its pattern says."""
+
+
 class LanguageModel(lightning.LightningModule):
     """Trains `model` on the batches of data.DataModule.
 
@@ -69,6 +73,7 @@ class LanguageModel(lightning.LightningModule):
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step
         self.gradient_norm = torch.zeros((), device=self.device)
         self.diverged_at = torch.full((), -1, dtype=torch.int64, device=self.device)
+        self.overflowed = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         if self.stepped:
@@ -79,6 +84,9 @@ class LanguageModel(lightning.LightningModule):
 
         self.model.set_step(self.trainer.global_step)
         out, self.layouts = self._forward(batch)
+        overflow = self.model.overflow(self.layouts)
+        if overflow is not None:
+            self.overflowed |= overflow
         self.batch_size, self.batch_tokens = len(batch["tokens"]), batch["tokens"].numel()
         self.sums += self._totals(out.per_token, batch["targets"])
         loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / self.batch_tokens
@@ -110,7 +118,7 @@ class LanguageModel(lightning.LightningModule):
 
     def train_metrics(self) -> dict[str, float]:
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
-        self.check_finite()
+        self.check_sound()
         return {
             **_units("train", self._over_ranks(self.sums).tolist()),
             "train/learning_rate": self.learning_rate,
@@ -118,12 +126,19 @@ class LanguageModel(lightning.LightningModule):
             **{f"train/routing_{name}": value.item() for name, value in self.model.noted().items()},
         }
 
-    def check_finite(self) -> None:
-        """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step.
+    def check_sound(self) -> None:
+        """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step, and
+        LayoutOverflowError if a layout was incomplete.
 
         The answer is kept on the device and read here, when something is logged, validated or saved: asking at every
         step would make the host wait for the device every time.
         """
+        if self.overflowed:
+            raise LayoutOverflowError(
+                "the documents of a batch need more different mask tiles than a layout of fixed size has room for "
+                "(kernels.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. Accepted is a pattern whose "
+                "blocks and strides are multiples of attention.block, align: sequence, or longer documents"
+            )
         step = int(self.diverged_at)
         if step >= 0:
             raise DivergedError(
@@ -140,7 +155,7 @@ class LanguageModel(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit":
-            self.check_finite()
+            self.check_sound()
         # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
         self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
         self.validation_noted: dict[str, list[Tensor]] = {}

@@ -215,6 +215,9 @@ def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=Non
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_on_the_gpu(strategy, dtype, head_dim, block):
     documents = packing([500, 100, 552])
+    if backend.unsupported("cuda", dtype, head_dim, 1, block):
+        assert (dtype, block) == (torch.float32, 128) and head_dim > 128
+        return
     for group in (1, 4, 16):
         q, k, v, grad, selection = routed(1152, 1, 2 * group, 2, head_dim, block, 4, documents, strategy)
         grad_lse = torch.randn(q.shape[:3], device="cuda")

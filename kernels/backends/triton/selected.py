@@ -34,6 +34,8 @@ def unsupported(device: str, dtype: torch.dtype, head_dim: int, group: int, bloc
         return f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}"
     if head_dim not in HEAD_DIMS:
         return f"head_dim {head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}"
+    if dtype == torch.float32 and head_dim > 128 and block > 64:  # a block's keys and values fill the shared memory
+        return f"block {block} in float32 with head_dim {head_dim}: must be at most 64"
     if device == "cuda":
         capability = torch.cuda.get_device_capability()
         if capability < (8, 0):

@@ -26,7 +26,7 @@ _TABLE = {
     ("tiles", 2, 64): SelectedConfig(128, 4, 3),
     ("tiles", 2, 128): SelectedConfig(128, 4, 2),
     ("small_group_tiles", 2, 128): SelectedConfig(64, 4, 3),
-    ("tiles", 2, 256): SelectedConfig(128, 8, 2),
+    ("tiles", 2, 256): SelectedConfig(128, 8, 1),
     ("backward", 2, 64): SelectedConfig(64, 4, 2),
     ("backward", 2, 128): SelectedConfig(32, 4, 2),
     ("backward", 2, 256): SelectedConfig(32, 8, 1),

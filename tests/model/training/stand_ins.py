@@ -57,6 +57,9 @@ class TinyModel(nn.Module):
     def build_layouts(self, document: Tensor, length: int) -> list:
         return [length]
 
+    def overflow(self, layouts: list) -> Tensor | None:
+        return None
+
     def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: list) -> SimpleNamespace:
         x = self.norm(self.embed(tokens))
         x = x + self.dropout(torch.tanh(self.hidden(x)))
