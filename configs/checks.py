@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol
-from kernels.attention import BACKENDS
+from kernels.attention import BACKENDS, GPU_BACKENDS
 from kernels.layout import BLOCKS
 from model.attention import attend_class
 
@@ -43,7 +43,7 @@ def check_attention(config: Mapping[str, Any]) -> None:
     """Patterns, schedule, tile size and backend; and the sizes of the model that uses them."""
     attention, sizes = config["attention"], build_model_config(config["model"], tokenizer_vocabulary=1)
     _require_in("attention.block", attention["block"], BLOCKS)
-    _require_in("attention.backend", attention["backend"], ("auto", "reference", *BACKENDS))
+    _require_in("attention.backend", attention["backend"], ("auto", *BACKENDS))
     plan = build_plan(attention)
     for layer in range(sizes.layers):
         try:
@@ -103,8 +103,19 @@ def check_backend(config: Mapping[str, Any]) -> None:
     import torch
 
     on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
-    if config["attention"]["backend"] == "triton" and not on_gpu:
-        raise ConfigError("attention.backend=triton needs a GPU: accepted on a CPU are auto, reference and blocked")
+    backend = config["attention"]["backend"]
+    if backend in GPU_BACKENDS and not on_gpu:
+        raise ConfigError(f"attention.backend={backend} needs a GPU: accepted on a CPU are auto, reference and blocked")
+    if backend == "flex_flash" and config["model"]["sink_logits"]:
+        raise ConfigError(
+            "attention.backend=flex_flash gives no gradient to sinks: with model.sink_logits=true accepted are auto, "
+            "triton, flex, reference and blocked"
+        )
+    if backend == "flash":
+        raise ConfigError(
+            "attention.backend=flash knows no packed documents, and training packs them: accepted are auto and "
+            f"{', '.join(name for name in BACKENDS if name != 'flash')}"
+        )
 
 
 def check_optimizer(optimizer: Mapping[str, Any]) -> None:

@@ -5,5 +5,19 @@ from kernels.attention import attention, merge
 from kernels.axis import Axis
 from kernels.builder import build_layout
 from kernels.layout import BlockLayout
+from kernels.routing import Selection, block_means, first_keys, select
+from kernels.selected import block_mass
 
-__all__ = ["Axis", "BlockLayout", "attention", "build_layout", "merge", "patterns"]
+__all__ = [
+    "Axis",
+    "BlockLayout",
+    "Selection",
+    "attention",
+    "block_mass",
+    "block_means",
+    "build_layout",
+    "first_keys",
+    "merge",
+    "patterns",
+    "select",
+]

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,21 +20,29 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import selfcheck
-from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout import BlockLayout
+from kernels.routing import Selection
+from kernels.selected import selected_attention
 
 log = logging.getLogger(__name__)
 
-BACKENDS = {"blocked": "kernels.backends.blocked", "triton": "kernels.backends.triton"}
-"""Backend name -> the module that implements it (see kernels/backends/__init__.py); `reference` is another matter."""
+BACKENDS = {
+    name: f"kernels.backends.{name}" for name in ("reference", "blocked", "triton", "flex", "flash", "flex_flash")
+}
+"""Backend name -> the module that implements it (see kernels/backends/__init__.py)."""
+
+GPU_BACKENDS = ("triton", "flex", "flash", "flex_flash")
+
+WHOLE = ("reference", "flex", "flex_flash")
+"""Backends that autograd differentiates as a whole; the others have a forward and a backward pass of their own."""
 
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    layout: BlockLayout,
+    layout: BlockLayout | Selection,
     *,
     scale: float | None = None,
     sink_logits: Tensor | None = None,
@@ -45,24 +54,33 @@ def attention(
     q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
     kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
     multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` are one further score a head that takes
-    weight and gives no value (gpt-oss). `backend`: "auto", "reference" or one of BACKENDS.
+    weight and gives no value (gpt-oss). `backend`: "auto" or one of BACKENDS. Under a Selection (kernels/routing.py)
+    each query attends to the key blocks that were chosen for it.
 
     Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
     (the sink's included) `[batch, heads, queries]`, float32 (float64 for float64 inputs), through which gradients flow
     too. A query that sees no key gets 0 and -inf. Raises ValueError, naming what is possible, where shapes, dtypes,
     layout or backend don't fit.
     """
-    _check_shapes(q, k, v, layout, sink_logits)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    chosen = choose_backend(q, k, v, layout, backend)
-    if chosen == "triton" and q.is_cuda and not torch.compiler.is_compiling():
-        selfcheck.check(_module(chosen), q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block)
-    if chosen == "reference":
+    if isinstance(layout, Selection):
+        out, lse = selected_attention(q, k, v, layout, scale, backend)
+        if sink_logits is not None:
+            out, lse = add_sinks(out, lse, sink_logits)
+        return (out, lse) if return_lse else out
+    _check_shapes(q, k, v, layout)
+    passes = choose_backends(q, k, v, layout, backend)
+    if q.is_cuda and not torch.compiler.is_compiling():
+        problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block
+        for name in {"triton", "flash"}.intersection(passes):
+            selfcheck.check(_module(name), *problem, plain=name == "flash")
+    if passes[0] in WHOLE:
         with _own_precision(q):
-            out, lse = reference.attention(q, k, v, layout, scale)
+            with_lse = return_lse or sink_logits is not None
+            out, lse = _module(passes[0]).attention(q, k, v, layout, scale, with_lse)
     else:
-        sizes = (layout.queries, layout.keys, layout.block)
-        out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, chosen)
+        sizes = (layout.queries, layout.keys, layout.block, layout.window)
+        out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, *passes)
     if sink_logits is not None:
         out, lse = add_sinks(out, lse, sink_logits)
     return (out, lse) if return_lse else out
@@ -72,8 +90,10 @@ def add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> tuple[Tensor, Te
     """Adds to a softmax one score a head, `sink_logits` `[heads]`, that takes weight and gives no value (gpt-oss).
 
     out `[batch, heads, queries, head_dim]` and lse `[batch, heads, queries]` are attention()'s, or merge()'s where the
-    softmax is made of several parts: sinks belong to the whole, once.
+    softmax is made of several parts: sinks belong to the whole, once. ValueError: sink_logits of another shape.
     """
+    if sink_logits.shape != out.shape[1:2]:
+        raise ValueError(f"sink_logits {tuple(sink_logits.shape)}: must be [{out.shape[1]}]")
     total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[:, None])
     return out * (lse - total).exp()[..., None].to(out.dtype), total
 
@@ -98,38 +118,56 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out, torch.where(seen, total.log() + highest, -torch.inf)
 
 
-def choose_backend(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> str:
-    """The backend that serves this call. A backend named outright is taken or refused (ValueError), never exchanged."""
+def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> tuple[str, str]:
+    """The backends that serve this call, (forward, backward). A backend named outright is taken or refused
+    (ValueError), never exchanged."""
     if backend == "auto":
         return _fastest(q, k, v, layout)
-    if backend == "reference":
-        return backend
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: must be one of auto, reference, {', '.join(BACKENDS)}")
+        raise ValueError(f"backend={backend!r}: must be one of auto, {', '.join(BACKENDS)}")
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         raise ValueError("backend='triton': the package triton is not installed; possible are auto, reference, blocked")
     reason = _module(backend).unsupported(q, k, v, layout)
     if reason:
         raise ValueError(f"backend={backend!r} cannot serve this call: {reason}")
-    return backend
+    return backend, backend
 
 
-def _fastest(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str:
-    """The fastest backend that is proven for this call: Triton's kernels on a GPU, tiles in plain PyTorch elsewhere."""
+def _fastest(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> tuple[str, str]:
+    """The fastest backends that are proven for this call and give the same bits every time (docs/kernels.md has the
+    measurements): on a GPU Triton's kernels, or FlashAttention-4 for the long rows that it was made for; tiles in plain
+    PyTorch elsewhere."""
     reason = _module("triton").unsupported(q, k, v, layout) if q.is_cuda else "no GPU"
-    chosen = "blocked" if reason else "triton"
+    if reason:
+        passes = ("blocked", "blocked")
+    else:
+        flash = layout.window is not None and _module("flash").unsupported(q, k, v, layout) is None
+        width = min(layout.window, layout.keys) if flash else 0
+        passes = tuple("flash" if flash and low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
+        reason = "the fastest here that are proven for this dtype and head_dim, and deterministic"
     if not torch.compiler.is_compiling():
-        _say_once(chosen, reason or "the fastest backend here that is proven for this dtype and head_dim")
-    return chosen
+        _say_once(passes, reason)
+    return passes
+
+
+FLASH_WIDTHS = ((1024, math.inf), (1024, 32768))
+"""Widths of a plain window, least and largest, in which FlashAttention-4 beat our kernels, forward and backward (its
+deterministic backward pass waits in line on longer rows); measured at 1,024, 4,096, 32,768 and 131,072."""
 
 
 @functools.cache
-def _say_once(chosen: str, reason: str) -> None:
-    log.info("attention backend %s: %s", chosen, reason)
+def _say_once(passes: tuple[str, str], reason: str) -> None:
+    log.info("attention backend %s forward, %s backward: %s", *passes, reason)
+
+
+_modules: dict[str, ModuleType] = {}
 
 
 def _module(backend: str) -> ModuleType:
-    return importlib.import_module(BACKENDS[backend])
+    """A backend's module, imported when it is first needed (torch.compile follows the look-up, not the import)."""
+    if backend not in _modules:
+        _modules[backend] = importlib.import_module(BACKENDS[backend])
+    return _modules[backend]
 
 
 def _own_precision(q: Tensor) -> torch.autocast:
@@ -137,7 +175,7 @@ def _own_precision(q: Tensor) -> torch.autocast:
     return torch.autocast(q.device.type, enabled=False)
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, sink_logits: Tensor | None) -> None:
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> None:
     def require(condition: bool, message: str) -> None:
         if not condition:
             raise ValueError(message)
@@ -158,8 +196,6 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, sink_log
     require(layout.keys == keys, f"k has {keys} keys: the layout is for {layout.keys}")
     require(layout.batch in (1, batch), f"the layout has batch {layout.batch}: must be 1 or q's, {batch}")
     require(layout.heads in (1, kv_heads), f"the layout has {layout.heads} heads: must be 1 or k's, {kv_heads}")
-    if sink_logits is not None:
-        require(sink_logits.shape == (heads,), f"sink_logits {tuple(sink_logits.shape)}: must be [{heads}]")
 
 
 @torch.library.custom_op("farsight::attention", mutates_args=())
@@ -171,15 +207,17 @@ def _forward(
     queries: int,
     keys: int,
     block: int,
+    window: int | None,
     scale: float,
     backend: str,
+    backward_backend: str,
 ) -> tuple[Tensor, Tensor]:
     with _own_precision(q):
-        return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block), scale)
+        return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block, window), scale)
 
 
 @_forward.register_fake
-def _(q, k, v, layout, queries, keys, block, scale, backend):
+def _(q, k, v, layout, queries, keys, block, window, scale, backend, backward_backend):
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=lse_dtype)
 
@@ -197,28 +235,30 @@ def _backward(
     queries: int,
     keys: int,
     block: int,
+    window: int | None,
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layout = BlockLayout.from_tensors(layout, queries, keys, block)
+    layout = BlockLayout.from_tensors(layout, queries, keys, block, window)
     with _own_precision(q):
         return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
 
 
 @_backward.register_fake
-def _(grad_out, grad_lse, q, k, v, out, lse, layout, queries, keys, block, scale, backend):
+def _(grad_out, grad_lse, q, k, v, out, lse, layout, queries, keys, block, window, scale, backend):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, layout, *ctx.scalars = inputs
+    q, k, v, layout, *ctx.scalars, _, ctx.backend = inputs
     ctx.save_for_backward(q, k, v, *output, *layout)
 
 
 def _autograd(ctx, grad_out: Tensor, grad_lse: Tensor):
     q, k, v, out, lse, *layout = ctx.saved_tensors
-    grads = torch.ops.farsight.attention_backward(grad_out, grad_lse, q, k, v, out, lse, layout, *ctx.scalars)
-    return *grads, [None] * len(layout), *[None] * len(ctx.scalars)
+    tensors = grad_out, grad_lse, q, k, v, out, lse, layout
+    grads = torch.ops.farsight.attention_backward(*tensors, *ctx.scalars, ctx.backend)
+    return *grads, [None] * len(layout), *[None] * (len(ctx.scalars) + 2)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -22,6 +22,12 @@ class Axis:
     origin: Tensor
     key: tuple | None = field(default=None)
     """Identifies axes that are equal whatever the batch holds, so that their layouts are cached. None: not cached."""
+    limit: int | None = field(default=None)
+    """A number that no position reaches, from whichever origin it is counted, known without asking the device. None:
+    the builder asks."""
+    span: int = field(default=1)
+    """Tokens that each index stands for (or, if it is empty, has the place of): so many fewer indices meet an interval
+    of positions."""
 
     @staticmethod
     def tokens(
@@ -41,7 +47,7 @@ class Axis:
         if documents is None:
             index = torch.arange(offset, offset + length, dtype=torch.int32, device=device)[None]
             zero = torch.zeros_like(index)
-            return Axis(index, index + 1, zero, zero, key=("tokens", length, offset))
+            return Axis(index, index + 1, zero, zero, key=("tokens", length, offset), limit=length + offset)
         if offset:
             raise ValueError(f"offset={offset}: packed documents start at 0")
         if documents.shape[-1] != length or documents.dim() != 2:
@@ -52,7 +58,7 @@ class Axis:
         changes[:, 1:] = documents[:, 1:] != documents[:, :-1]
         origin = torch.where(changes, index, 0).cummax(-1).values.int()
         start = index - origin
-        return Axis(start, start + 1, changes.cumsum(-1, dtype=torch.int32), origin)
+        return Axis(start, start + 1, changes.cumsum(-1, dtype=torch.int32), origin, limit=length)
 
     @staticmethod
     def summaries(tokens: "Axis", span: int) -> "Axis":
@@ -79,7 +85,7 @@ class Axis:
         start, document, origin = (t.gather(-1, token) for t in (tokens.start, tokens.document, tokens.origin))
         start = start + (~whole).int()
         key = None if tokens.key is None else ("summaries", span, *tokens.key)
-        return Axis(start, start + span * whole.int(), document, origin, key)
+        return Axis(start, start + span * whole.int(), document, origin, key, tokens.limit, span)
 
     @property
     def batch(self) -> int:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from kernels.layout import FULL, BlockLayout, TileList
+from kernels.axis import Axis
+from kernels.layout import FULL, BlockLayout, TileList, any_overflow
 
 
 def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
@@ -43,6 +45,7 @@ def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
         columns=_append_lines([each.columns for each in layouts], mask_offset, batch, heads),
         masks=torch.cat([each.masks for each in layouts]),
         pairs=sum(each.pairs.expand(batch, heads) for each in layouts),
+        overflow=any_overflow(layouts),
     )
 
 
@@ -50,6 +53,18 @@ def concatenate_keys(parts: Sequence[Tensor], block: int) -> Tensor:
     """Keys or values `[batch, kv_heads, keys, head_dim]` of each part, as `concatenate` expects them: each padded with
     zeros to whole blocks."""
     return torch.cat([piece for part in parts for piece in _padded(part, block)], 2)
+
+
+def concatenate_axes(parts: Sequence[Axis], block: int) -> Axis:
+    """What the keys of `concatenate_keys` stand for: a key of padding is of no document. It is no axis to build a
+    layout on (documents don't rise along it): it is for backends that ask the pattern pair by pair."""
+    batch = max(part.batch for part in parts)
+
+    def join(name: str, padding: int) -> Tensor:
+        of_part = lambda part: getattr(part, name).expand(batch, -1)  # noqa: E731
+        return torch.cat([F.pad(of_part(part), (0, -part.length % block), value=padding) for part in parts], -1)
+
+    return Axis(join("start", 0), join("end", 0), join("document", -1), join("origin", 0))
 
 
 def _padded(part: Tensor, block: int) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """Tokens and levels of summaries on one key axis: what attention under Hierarchical needs of a batch."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,10 @@ from torch import Tensor
 
 from kernels.axis import Axis
 from kernels.builder import build_layout
-from kernels.concatenate import concatenate, concatenate_keys
+from kernels.cache import RecentlyUsed
+from kernels.concatenate import concatenate, concatenate_axes, concatenate_keys
 from kernels.cost import AttentionCost, attention_cost, causal_pairs
-from kernels.layout import BlockLayout
+from kernels.layout import BlockLayout, Source
 from kernels.patterns.hierarchical import Hierarchical, Summaries
 
 
@@ -45,6 +45,10 @@ class Hierarchy:
     def queries(self) -> int:
         return self.layout.queries
 
+    @property
+    def overflow(self) -> Tensor | None:
+        return self.layout.overflow
+
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The keys (or values) of all levels, `[batch, kv_heads, keys, head_dim]` each, as `layout` wants them."""
         return concatenate_keys(parts, self.layout.block)
@@ -76,34 +80,48 @@ class Hierarchy:
         return painted
 
 
-def build_hierarchy(pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128) -> Hierarchy:
+def build_hierarchy(
+    pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128, *, fixed: bool = False
+) -> Hierarchy:
     """The hierarchy of `pattern`, or of any disjoint levels from fine to coarse, for queries that are `tokens`.
 
-    Without packed documents it is cached by its settings. With them, every size follows from the length alone.
+    Without packed documents it is cached by its settings. With them, the numbers of keys follow from the length alone;
+    `fixed`: so does every other size (see build_layout).
     ValueError: no level has a key in so short a sequence, or queries that don't start at 0.
     """
-    levels = pattern.levels if isinstance(pattern, Hierarchical) else tuple(pattern)
+    pattern = pattern if isinstance(pattern, Hierarchical) else tuple(pattern)
+    levels = _levels(pattern)
     if all(level.span > tokens.length for level in levels):
         raise ValueError(f"span={levels[0].span}: must be at most the sequence's length, {tokens.length}")
     if tokens.key not in (None, ("tokens", tokens.length, 0)):
         raise ValueError(f"tokens={tokens.key}: summaries are made of tokens from position 0 on")
     if tokens.key is None:
-        return _build(levels, tokens, block)
-    return _cached(levels, tokens.length, block, tokens.device)
+        return _build(pattern, tokens, block, fixed)
+
+    def build() -> Hierarchy:
+        with torch.inference_mode(False):  # what validation builds must serve training, too
+            return _build(pattern, Axis.tokens(tokens.length, device=tokens.device), block, fixed=False)
+
+    return _cache.get((pattern, tokens.length, block, tokens.device), build)
 
 
-@functools.lru_cache(maxsize=32)
-def _cached(levels: tuple[Summaries, ...], length: int, block: int, device: torch.device) -> Hierarchy:
-    with torch.inference_mode(False):  # what validation builds must serve training, too
-        return _build(levels, Axis.tokens(length, device=device), block)
+_cache: RecentlyUsed[Hierarchy] = RecentlyUsed(size=32)
 
 
-def _build(levels: tuple[Summaries, ...], tokens: Axis, block: int) -> Hierarchy:
+def _build(pattern: Hierarchical | tuple[Summaries, ...], tokens: Axis, block: int, fixed: bool) -> Hierarchy:
     built, layouts = [], []
-    for level in levels:
+    for level in _levels(pattern):
         if level.span > tokens.length:
             continue
         axis = tokens if level.span == 1 else Axis.summaries(tokens, level.span)
-        layouts.append(build_layout(level, tokens, axis, block=block))
+        layouts.append(build_layout(level, tokens, axis, block, fixed=fixed))
         built.append(Level(level.span, axis, layouts[-1].pairs))
-    return Hierarchy(tuple(built), concatenate(layouts))
+    layout = concatenate(layouts)
+    if isinstance(pattern, Hierarchical):  # one rule for all of its keys, whatever they stand for
+        keys = concatenate_axes([level.axis for level in built], block)
+        layout = dataclasses.replace(layout, source=Source((pattern,), tokens, keys))
+    return Hierarchy(tuple(built), layout)
+
+
+def _levels(pattern: Hierarchical | tuple[Summaries, ...]) -> tuple[Summaries, ...]:
+    return pattern.levels if isinstance(pattern, Hierarchical) else pattern

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.axis import Axis
+from kernels.patterns.base import Pattern
+
 FULL = -1
 """Tile id of a tile whose every pair is visible."""
 
@@ -35,6 +38,26 @@ class TileList:
 
 
 @dataclass(frozen=True, eq=False)
+class Source:
+    """What a layout was built from: one pattern for all KV heads or one for each, and the two axes."""
+
+    patterns: tuple[Pattern, ...]
+    queries: Axis
+    keys: Axis
+
+    @property
+    def window(self) -> int | None:
+        """The width of the plain window that every head sees, of sequences that are one document each and up to their
+        last key (every earlier token: as wide as there are keys). None for anything else."""
+        if self.queries.key is None or self.keys.key is None or len(set(self.patterns)) > 1:
+            return None
+        _, queries, offset = self.queries.key
+        if self.keys.key != ("tokens", queries + offset, 0):
+            return None
+        return self.patterns[0].plain_window(self.keys.length)
+
+
+@dataclass(frozen=True, eq=False)
 class BlockLayout:
     """Which tiles of `block` x `block` pairs are visible, and which pairs within a partial tile.
 
@@ -50,6 +73,12 @@ class BlockLayout:
     """int32 `[tiles, block, ceil(block / 32)]`, tiles >= 1; bit j of word w of line i: query i sees key 32 w + j."""
     pairs: Tensor
     """int64 `[batch, heads]`: visible (query, key) pairs."""
+    overflow: Tensor | None = None
+    """bool `[]`, where sizes are fixed: whether they were too small and the layout is wrong. None: they suffice."""
+    window: int | None = None
+    """Where the whole layout is a plain sliding window up to the last key, its width (see `Source.window`)."""
+    source: Source | None = None
+    """For backends that compile the pattern itself; lost in `tensors`."""
 
     @property
     def batch(self) -> int:
@@ -68,9 +97,12 @@ class BlockLayout:
         return [*vars(self.rows).values(), *vars(self.columns).values(), self.masks, self.pairs]
 
     @staticmethod
-    def from_tensors(tensors: Sequence[Tensor], queries: int, keys: int, block: int) -> "BlockLayout":
+    def from_tensors(
+        tensors: Sequence[Tensor], queries: int, keys: int, block: int, window: int | None = None
+    ) -> "BlockLayout":
         """The inverse of `tensors`."""
-        return BlockLayout(queries, keys, block, TileList(*tensors[:5]), TileList(*tensors[5:10]), *tensors[10:])
+        rows, columns = TileList(*tensors[:5]), TileList(*tensors[5:10])
+        return BlockLayout(queries, keys, block, rows, columns, *tensors[10:], window=window)
 
     def tile_masks(self) -> Tensor:
         """The mask table as booleans `[tiles, block, block]`."""
@@ -91,3 +123,9 @@ class BlockLayout:
             grid[b, h, r, self.rows.blocks[entries].long()] = table[self.rows.tiles[entries].long()]
         mask = grid.transpose(3, 4).reshape(self.batch, self.heads, row_blocks * self.block, key_blocks * self.block)
         return mask[..., : self.queries, : self.keys]
+
+
+def any_overflow(parts: Sequence[object]) -> Tensor | None:
+    """bool `[]`: whether any part's `overflow` says so; None where no part has fixed sizes."""
+    flags = [part.overflow for part in parts if part.overflow is not None]
+    return torch.stack(flags).any() if flags else None

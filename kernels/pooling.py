@@ -18,9 +18,11 @@ def pool(
     """
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
     with torch.autocast(keys.device.type, enabled=False):
-        keys, values = (_cut(t, axis, span, unit).to(dtype) for t in (keys, values))
+        # Products of float32 weights and bfloat16 keys are float32: no copy of the keys is made, or kept for the
+        # backward pass.
+        keys, values = (_cut(t, axis, span, unit) for t in (keys, values))
         if scores is None:
-            pooled = keys.mean(2), values.mean(2)
+            pooled = keys.mean(2, dtype=dtype), values.mean(2, dtype=dtype)
         else:
             weights = _cut(scores, axis, span, unit).to(dtype).softmax(2)[..., None]
             pooled = (weights * keys).sum(2), (weights * values).sum(2)

@@ -15,7 +15,9 @@ import torch
 from kernels.axis import Axis
 from kernels.backends import reference
 from kernels.builder import build_layout
+from kernels.layout import BlockLayout
 from kernels.patterns import Window
+from kernels.routing import Selection, first_keys, select
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest relative error (norm of the difference over norm of the truth) that rounding explains."""
@@ -26,11 +28,40 @@ class SelfCheckError(RuntimeError):
 
 
 @functools.cache
-def check(backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block: int) -> None:
+def check(
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    plain: bool = False,
+) -> None:
     """Raises SelfCheckError where `backend` and the oracle differ by more than rounding."""
-    if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
-        return
-    for name, error in errors(backend, device, dtype, head_dim, group, block).items():
+    if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
+        _judge(errors(backend, device, dtype, head_dim, group, block, plain), backend, device, dtype, head_dim)
+
+
+@functools.cache
+def check_selection(
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    strategy: str,
+) -> None:
+    """The same for attention on a Selection; group: query heads a selector."""
+    if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
+        found = selection_errors(backend, device, dtype, head_dim, group, block, strategy)
+        _judge(found, backend, device, dtype, head_dim)
+
+
+def _judge(
+    found: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> None:
+    for name, error in found.items():
         if not error <= TOLERANCE[dtype]:  # NaN is no pass
             raise SelfCheckError(
                 f"backend {backend.__name__} computes a wrong {name} on {device} ({dtype}, head_dim={head_dim}: "
@@ -40,13 +71,54 @@ def check(backend: ModuleType, device: torch.device, dtype: torch.dtype, head_di
 
 
 def errors(
-    backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int, block: int
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    plain: bool = False,
 ) -> dict[str, float]:
-    """Relative error of each result of `backend` on packed documents of ragged length under a window with sinks."""
-    length, kv_heads = 4 * block - 5, 2
-    generator = torch.Generator().manual_seed(0)
+    """Relative error of each result of `backend` on packed documents of ragged length under a window with sinks;
+    `plain`: on one document under a window without."""
+    length = 4 * block - 5
     document = (torch.arange(length) >= 3 * block // 2).int()[None].to(device)
-    layout = build_layout(Window(block + 7, sink_tokens=3), Axis.tokens(length, document), block=block)
+    axis = Axis.tokens(length, device=device) if plain else Axis.tokens(length, document)
+    layout = build_layout(Window(block + 7, sink_tokens=0 if plain else 3), axis, block=block)
+    return _errors(backend, layout, length, device, dtype, head_dim, group)
+
+
+def selection_errors(
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    strategy: str,
+) -> dict[str, float]:
+    """Relative errors on packed documents of ragged length, of which each query chooses two blocks at most."""
+    length, generator = 6 * block - 5, torch.Generator().manual_seed(0)
+    first = first_keys((torch.arange(length) >= 3 * block // 2).int()[None])
+    draw = lambda n: torch.randn(1, 2, n, 8, generator=generator)  # noqa: E731
+    settings = dict(top_k=2, window=block // 2, block=block, strategy=strategy, backend="blocked")
+    selection = select(draw(length), draw(length // block), first, **settings)
+    moved = [t.to(device) for t in selection.tensors()]
+    return _errors(
+        backend, Selection.from_tensors(moved, length, block, strategy), length, device, dtype, head_dim, group
+    )
+
+
+def _errors(
+    backend: ModuleType,
+    layout: BlockLayout | Selection,
+    length: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+) -> dict[str, float]:
+    kv_heads, generator = 2, torch.Generator().manual_seed(0)
 
     def draw(heads: int) -> torch.Tensor:
         return torch.randn(1, heads, length, head_dim, generator=generator).to(device, dtype)
@@ -57,10 +129,14 @@ def errors(
 
     truth_in = [t.double().requires_grad_() for t in (q, k, v)]
     truth_out, truth_lse = reference.masked_attention(*truth_in, layout.dense_mask(), scale)
-    truth_grads = torch.autograd.grad((truth_out, truth_lse), truth_in, (grad_out.double(), grad_lse.double()))
+    seen = truth_lse > -torch.inf  # of a Selection not every query sees something
+    grad_lse = torch.where(seen, grad_lse, 0.0)
+    outputs = (truth_out, torch.where(seen, truth_lse, 0.0))
+    truth_grads = torch.autograd.grad(outputs, truth_in, (grad_out.double(), grad_lse.double()))
 
     out, lse = backend.forward(q, k, v, layout, scale)
     grads = backend.backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
+    lse = torch.where(seen, lse, torch.where(lse == -torch.inf, 0.0, torch.nan))
     names = ("output", "log-sum-exp", "gradient of q", "gradient of k", "gradient of v")
-    pairs = zip(names, (out, lse, *grads), (truth_out, truth_lse, *truth_grads), strict=True)
+    pairs = zip(names, (out, lse, *grads), (*outputs, *truth_grads), strict=True)
     return {name: float((ours.double() - truth).detach().norm() / truth.detach().norm()) for name, ours, truth in pairs}

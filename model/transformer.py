@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import Axis
 from kernels.cost import TRAINING_FLOPS, AttentionCost
+from kernels.layout import any_overflow
 from kernels.patterns import Pattern
-from model.attention import Attention, Rotation, View, build_view, cost_of
+from model.attention import Attend, Attention, Rotation, View, build_view, cost_of
 from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
@@ -24,11 +25,13 @@ from model.rope import RotaryEmbedding
 @dataclass(frozen=True)
 class LossOutput:
     """`total`: nats over all scored tokens, differentiable. `per_token` `[batch, length]`: each one's, detached.
-    `count`: how many."""
+    `count`: how many. `auxiliary`: what is added to `total` to train by and is no part of the model's quality (a
+    router's loss: nats, summed over queries and layers, weighted), differentiable; None without."""
 
     total: Tensor
     per_token: Tensor
     count: Tensor
+    auxiliary: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, view: View) -> Tensor:
-        h = x + self.self_attn(self.input_layernorm(x), rotation, view)
-        return h + self.mlp(self.post_attention_layernorm(h))
+    def forward(self, x: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
+        """The residual stream behind the layer, and its attention's own loss, if it has one."""
+        attended, auxiliary = self.self_attn(self.input_layernorm(x), rotation, view)
+        h = x + attended
+        return h + self.mlp(self.post_attention_layernorm(h)), auxiliary
 
 
 class Transformer(nn.Module):
@@ -99,22 +104,38 @@ class Transformer(nn.Module):
         """Each layer's view of a batch: document int `[batch, length]`, or None where every sequence is one document.
 
         Layers with the same pattern share one view (a BlockLayout, where the pattern is a mask over the tokens);
-        without documents views are cached.
+        without documents views are cached. When training on a GPU, layouts are of fixed sizes, so that no step waits
+        for the device: see `overflow`.
         """
+        fixed = self.training and self.embed_tokens.weight.is_cuda
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        views = {pattern: build_view(pattern, tokens, self.plan.block) for pattern in dict.fromkeys(self.patterns)}
+        views = {
+            pattern: build_view(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)
+        }
         return [views[pattern] for pattern in self.patterns]
+
+    @staticmethod
+    def overflow(layouts: Sequence[View]) -> Tensor | None:
+        """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
+        return any_overflow(list(dict.fromkeys(layouts)))
 
     def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
+        return self._run(tokens, position, layouts)[0]
+
+    def _run(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> tuple[Tensor, list[Tensor]]:
+        """Final hidden states, and the layers' own losses."""
         x = self.embed_tokens(tokens)
         rotation = self.rotary(position)
+        losses = []
         for layer, view in zip(self.layers, layouts, strict=True):
             if self.config.activation_checkpointing and self.training:
-                x = checkpoint(layer, x, rotation, view, use_reentrant=False)
+                x, auxiliary = checkpoint(layer, x, rotation, view, use_reentrant=False)
             else:
-                x = layer(x, rotation, view)
-        return self.norm(x)
+                x, auxiliary = layer(x, rotation, view)
+            if auxiliary is not None:
+                losses.append(auxiliary)
+        return self.norm(x), losses
 
     def compile_around_attention(self) -> None:
         """Compiles what lies around attention in every layer: norms, projections, rotation, SwiGLU.
@@ -133,9 +154,30 @@ class Transformer(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[View]) -> LossOutput:
         """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
-        hidden = self(tokens, position, layouts)
+        hidden, losses = self._run(tokens, position, layouts)
         total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
-        return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum())
+        auxiliary = sum(losses) if losses else None
+        return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)
+
+    @property
+    def attends(self) -> list[Attend]:
+        return [layer.self_attn.attend for layer in self.layers]
+
+    def set_step(self, step: int) -> None:
+        """Tells what has a schedule of its own (an indexer's warm-up) how many optimizer steps were done."""
+        for attend in self.attends:
+            attend.step = step
+
+    def watch(self, watching: bool) -> None:
+        """Whether layers look at what is too dear for every step: a router's recall, in validation."""
+        for attend in self.attends:
+            attend.watching = watching
+
+    def noted(self) -> dict[str, Tensor]:
+        """What layers have noted in their latest call, averaged over those that did; on the device."""
+        names = dict.fromkeys(name for attend in self.attends for name in attend.noted)
+        found = {name: [a.noted[name] for a in self.attends if name in a.noted] for name in names}
+        return {name: torch.stack(values).mean() for name, values in found.items()}
 
     def cost(self, layouts: Sequence[View], batch: int = 1) -> ModelCost:
         """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""

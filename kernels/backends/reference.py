@@ -6,6 +6,11 @@ from torch import Tensor
 from kernels.layout import BlockLayout
 
 
+def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
+    """It serves whatever `attention()` accepts, as far as memory reaches."""
+    return None
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Softmax attention where `mask` allows.
 
@@ -31,6 +36,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     return out.view_as(q).to(q.dtype), lse.reshape(batch, heads, queries)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> tuple[Tensor, Tensor]:
-    """`masked_attention` under the layout's mask: time and memory of order queries x keys."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, with_lse: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`masked_attention` under the layout's mask, always with its lse: time and memory of order queries x keys."""
     return masked_attention(q, k, v, layout.dense_mask(), scale)

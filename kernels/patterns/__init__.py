@@ -4,7 +4,19 @@ from kernels.patterns.base import Pattern
 from kernels.patterns.block_sparse import BlockSparse
 from kernels.patterns.dense import Dense
 from kernels.patterns.hierarchical import Hierarchical
+from kernels.patterns.routed import NativeSparse, Routed
 from kernels.patterns.strided import Fixed, Strided
 from kernels.patterns.window import Dilated, Window
 
-__all__ = ["BlockSparse", "Dense", "Dilated", "Fixed", "Hierarchical", "Pattern", "Strided", "Window"]
+__all__ = [
+    "BlockSparse",
+    "Dense",
+    "Dilated",
+    "Fixed",
+    "Hierarchical",
+    "NativeSparse",
+    "Pattern",
+    "Routed",
+    "Strided",
+    "Window",
+]

@@ -60,6 +60,11 @@ class Pattern:
         """
         raise NotImplementedError
 
+    def plain_window(self, keys: int) -> int | None:
+        """The width w where `visible` means "the last w tokens" and nothing else (`keys`: every earlier one); None for
+        any other pattern. Some libraries know just this one pattern."""
+        return None
+
 
 def require(condition: bool, name: str, value: object, accepted: str) -> None:
     """Raises the one-line ValueError of a setting that cannot be: its name, its value, and what would be accepted."""

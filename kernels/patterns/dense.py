@@ -17,3 +17,6 @@ class Dense(Pattern):
 
     def candidates(self, query_start: Tensor, query_stop: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(query_start)[..., None], query_stop[..., None]
+
+    def plain_window(self, keys: int) -> int | None:
+        return keys

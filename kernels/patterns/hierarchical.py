@@ -110,8 +110,9 @@ class Hierarchical(Pattern):
         )
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
-        seen = torch.zeros_like(query == key_start)
-        for level in self.levels:
+        tokens, *summaries = self.levels
+        seen = tokens.visible(query, key_start, key_end)
+        for level in summaries:
             seen = seen | level.visible(query, key_start, key_end)
         return seen
 

@@ -39,6 +39,9 @@ class Window(Pattern):
         stop = torch.stack([query_stop, zero + self.sink_tokens], -1)
         return start, stop
 
+    def plain_window(self, keys: int) -> int | None:
+        return None if self.sink_tokens else self.width
+
 
 @dataclass(frozen=True)
 class Dilated(Pattern):

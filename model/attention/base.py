@@ -27,6 +27,10 @@ class FamilyView(Protocol):
     @property
     def queries(self) -> int: ...
 
+    @property
+    def overflow(self) -> Tensor | None:
+        """As BlockLayout.overflow, of all the layouts that it is made of."""
+
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
 
@@ -63,25 +67,41 @@ class Inputs(NamedTuple):
     rotation: Rotation
 
 
+class Attended(NamedTuple):
+    """What attention gives back; a family without a loss of its own may return (out, lse) alone."""
+
+    out_BHTD: Tensor
+    lse_BHT: Tensor
+    """Of one softmax without sinks."""
+    auxiliary: Tensor | None = None
+    """A loss of the family's own to train by (a router's), weighted: nats, summed over queries."""
+
+
 class Attend(nn.Module):
     """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
 
     wants_unrotated_keys = False
+    step = 0
+    """Optimizer steps done, where the trainer says so (Transformer.set_step)."""
+    watching = False
+    """Whether to note what is too dear to look at in every training step (Transformer.watch)."""
 
     def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.pattern, self.backend = pattern, backend
+        self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
 
     @classmethod
-    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int) -> View:
-        """What `forward` needs of a batch of these tokens."""
+    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+        """What `forward` needs of a batch of these tokens; `fixed`: in sizes that follow from shapes alone."""
         raise NotImplementedError
 
     def compile_around_attention(self) -> None:
         """Compiles what `forward` does besides kernels.attention, where that is worth it."""
 
-    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor]:
-        """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks."""
+    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | Attended:
+        """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and
+        perhaps a loss."""
         raise NotImplementedError
 
 

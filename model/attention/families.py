@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 
 from kernels import Axis
-from kernels.patterns import Hierarchical, Pattern
+from kernels.patterns import Hierarchical, NativeSparse, Pattern, Routed
 from model.attention.base import Attend, View
 from model.attention.hierarchical import HierarchicalAttend
+from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
+from model.attention.routed import RoutedAttend
 
-FAMILIES: dict[type[Pattern], type[Attend]] = {Hierarchical: HierarchicalAttend}
+FAMILIES: dict[type[Pattern], type[Attend]] = {
+    Hierarchical: HierarchicalAttend,
+    NativeSparse: NativeSparseAttend,  # before Routed, of which it is one
+    Routed: RoutedAttend,
+}
 """Patterns that are more than a mask over the tokens (`is_mask = False`) -> what attends by them."""
 
 
@@ -23,6 +29,6 @@ def attend_class(pattern: Pattern | Sequence[Pattern]) -> type[Attend]:
     raise ValueError(f"pattern={pattern!r}: must be a mask over the tokens (is_mask), or one of {known}")
 
 
-def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int) -> View:
-    """What attention under `pattern` needs of a batch of `tokens`, in tiles of `block`."""
-    return attend_class(pattern).build_view(pattern, tokens, block)
+def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+    """What attention under `pattern` needs of a batch of `tokens`, in tiles of `block`; `fixed` as in build_layout."""
+    return attend_class(pattern).build_view(pattern, tokens, block, fixed)

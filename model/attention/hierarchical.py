@@ -18,8 +18,8 @@ class HierarchicalAttend(Attend):
         self.pool = SummaryPool(pattern.spans, pattern.pooling, config)
 
     @classmethod
-    def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int) -> Hierarchy:
-        return build_hierarchy(pattern, tokens, block)
+    def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool = False) -> Hierarchy:
+        return build_hierarchy(pattern, tokens, block, fixed=fixed)
 
     def compile_around_attention(self) -> None:
         self.pool.compile(dynamic=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.attention import add_sinks
 from kernels.patterns import Pattern
-from model.attention.base import Cached, Inputs, Rotation, View
+from model.attention.base import Attended, Cached, Inputs, Rotation, View
 from model.attention.families import attend_class
 from model.config import ModelConfig
 from model.norm import RMSNorm
@@ -32,13 +32,15 @@ class Attention(nn.Module):
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
         self.attend = attend_class(pattern)(pattern, config, backend)
 
-    def forward(self, x_BTW: Tensor, rotation: Rotation, view: View) -> Tensor:
+    def forward(self, x_BTW: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
+        """The output `[batch, length, width]`, and the family's own loss (Attended.auxiliary)."""
         inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
         cached = isinstance(view, Cached)
-        out_BHTD, lse_BHT = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
+        attended = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
+        out_BHTD, lse_BHT, auxiliary = Attended(*attended)
         if self.sink_logits is not None:
             out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)
-        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2))
+        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2)), auxiliary
 
     def project(self, x_BTW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries and keys, normalized and rotated, and values, as kernels.attention takes them; the keys before the

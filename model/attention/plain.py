@@ -13,8 +13,10 @@ class PlainAttend(Attend):
     """The only family that also takes one pattern a KV head."""
 
     @classmethod
-    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int) -> BlockLayout:
-        return build_layout(pattern, tokens, block=block)
+    def build_view(
+        cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False
+    ) -> BlockLayout:
+        return build_layout(pattern, tokens, block=block, fixed=fixed)
 
     def forward(self, inputs: Inputs, view: BlockLayout) -> tuple[Tensor, Tensor]:
         return attention(inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD, view, return_lse=True, backend=self.backend)

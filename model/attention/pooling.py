@@ -54,4 +54,4 @@ class SummaryPool(nn.Module):
         if self.query is None:
             return None
         dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
-        return (keys.to(dtype) * self.query[level].to(dtype)).sum(-1)
+        return (keys * self.query[level].to(dtype)).sum(-1)  # bfloat16 x float32 is float32, without a copy

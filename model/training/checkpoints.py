@@ -164,7 +164,7 @@ class Checkpoints(Checkpoint):
         self._save(trainer, module, self.last)
 
     def _save(self, trainer: Trainer, module: LightningModule, path: Path) -> None:
-        module.check_finite()  # a checkpoint of NaNs would be worse than an older one
+        module.check_sound()  # a checkpoint of NaNs would be worse than an older one
         trainer.save_checkpoint(path, weights_only=False)
 
     # Resuming

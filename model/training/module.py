@@ -10,7 +10,8 @@ Weights under accumulation. Micro-batches (and ranks) may hold different numbers
 means would weigh a token more where it has fewer companions. Here each micro-batch back-propagates its *sum* of nats
 over a constant (the number of positions), and `configure_gradient_clipping` multiplies the accumulated gradient by
 positions / scored tokens of all micro-batches on all ranks. The gradient is then that of the mean over every scored
-token of the step, whatever the split: accumulate=3 equals one batch three times as long.
+token of the step, whatever the split: accumulate=3 equals one batch three times as long. A layer's own loss (a
+router's) is a sum over queries and is added to the nats: it trains, weighted alike, and is in no reported loss.
 """
 
 import math
@@ -29,6 +30,10 @@ FIRST_TOKENS = 512
 
 class DivergedError(ArithmeticError):
     """The loss or its gradient became infinite or not a number."""
+
+
+class LayoutOverflowError(RuntimeError):
+    """A layout of fixed sizes had too little room, so that a step attended to something else than its pattern says."""
 
 
 class LanguageModel(lightning.LightningModule):
@@ -68,6 +73,7 @@ class LanguageModel(lightning.LightningModule):
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step
         self.gradient_norm = torch.zeros((), device=self.device)
         self.diverged_at = torch.full((), -1, dtype=torch.int64, device=self.device)
+        self.overflowed = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         if self.stepped:
@@ -76,10 +82,14 @@ class LanguageModel(lightning.LightningModule):
         # The cursor moves here and not in on_train_batch_end: callbacks run before that hook, and would save it late.
         self.trainer.datamodule.advance(len(batch["tokens"]))
 
+        self.model.set_step(self.trainer.global_step)
         out, self.layouts = self._forward(batch)
+        overflow = self.model.overflow(self.layouts)
+        if overflow is not None:
+            self.overflowed |= overflow
         self.batch_size, self.batch_tokens = len(batch["tokens"]), batch["tokens"].numel()
         self.sums += self._totals(out.per_token, batch["targets"])
-        loss = out.total / self.batch_tokens
+        loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / self.batch_tokens
         self._watch(loss)
         return loss
 
@@ -108,19 +118,27 @@ class LanguageModel(lightning.LightningModule):
 
     def train_metrics(self) -> dict[str, float]:
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
-        self.check_finite()
+        self.check_sound()
         return {
             **_units("train", self._over_ranks(self.sums).tolist()),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
+            **{f"train/routing_{name}": value.item() for name, value in self.model.noted().items()},
         }
 
-    def check_finite(self) -> None:
-        """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step.
+    def check_sound(self) -> None:
+        """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step, and
+        LayoutOverflowError if a layout was incomplete.
 
         The answer is kept on the device and read here, when something is logged, validated or saved: asking at every
         step would make the host wait for the device every time.
         """
+        if self.overflowed:
+            raise LayoutOverflowError(
+                "the documents of a batch need more different mask tiles than a layout of fixed size has room for "
+                "(kernels.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. Accepted is a pattern whose "
+                "blocks and strides are multiples of attention.block, align: sequence, or longer documents"
+            )
         step = int(self.diverged_at)
         if step >= 0:
             raise DivergedError(
@@ -137,12 +155,16 @@ class LanguageModel(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit":
-            self.check_finite()
+            self.check_sound()
         # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
         self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+        self.validation_noted: dict[str, list[Tensor]] = {}
+        self.model.watch(True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         out, _ = self._forward(batch)
+        for name, value in self.model.noted().items():
+            self.validation_noted.setdefault(name, []).append(value)
         targets, position = batch["targets"], batch["position"]
         parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * targets.shape[1] // 4)
         for row, part in enumerate(parts):
@@ -154,6 +176,11 @@ class LanguageModel(lightning.LightningModule):
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
+        self.model.watch(False)
+        for name, values in self.validation_noted.items():
+            sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
+            found, batches = self._over_ranks(sums).tolist()
+            self.validation_metrics[f"validation/routing_{name}"] = found / batches
         # For callbacks that monitor something; metrics.py writes the float64 values out.
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
 

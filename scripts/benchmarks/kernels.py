@@ -1,4 +1,9 @@
-"""Forward and backward time of every attention backend on a GPU, beside FlexAttention, by pattern and length.
+"""Forward and backward time, and memory, of every attention backend on a GPU beside its peers, by pattern and length.
+
+`auto`, `triton` and `flash` are ours, through the public `attention()`; `flex`, `flex_flash` and `flash_attn` are the
+peers' own calls: FlexAttention compiled, FlexAttention on FlashAttention-4, and FlashAttention-4 itself (causal and
+windows; its gradients as it gives them by default, not deterministic). A peer that is not installed is left out, and
+said so.
 
 Each (pattern, length) is a process of its own: they compile side by side, wait for one another, and are then timed one
 after the other, each backend in turn, round after round. TFLOP/s are over visible pairs (4 D FLOP a pair and head
@@ -18,6 +23,8 @@ PATTERNS = {
     "strided": ("Strided", {"window": 1024, "stride": 2048, "columns": 128}),
     "bigbird": ("BlockSparse", {"block_size": 128, "window_blocks": 3, "global_blocks": 1, "random_blocks": 3}),
 }
+OURS = ("auto", "triton", "flash")
+PEERS = ("flex", "flex_flash", "flash_attn")
 SAMPLES = 32
 """Queries, and keys, of one KV head that are held against float64 arithmetic."""
 
@@ -30,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each backend; the median counts")
-    parser.add_argument("--backends", nargs="+", default=["triton", "flex"], choices=["triton", "flex", "blocked"])
+    parser.add_argument("--backends", nargs="+", default=[*OURS, *PEERS], choices=[*OURS, *PEERS, "blocked"])
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/kernels.json"))
 
 
@@ -79,6 +86,8 @@ def _work(task: tuple[str, int], arguments: argparse.Namespace, ready: Any, turn
         return
     try:
         ready.wait(timeout=400)
+        for backend, reason in measurement.left_out.items():
+            print(f"{task}: without {backend}: {reason}", flush=True)
         with turn:
             results.put(measurement.rows())
     except Exception:
@@ -92,6 +101,7 @@ class _Measurement:
         import torch
 
         from kernels import Axis, attention, build_layout, patterns
+        from kernels.attention import choose_backends
 
         self.name, self.length, self.arguments = name, length, arguments
         class_name, settings = PATTERNS[name]
@@ -105,42 +115,67 @@ class _Measurement:
         )
         self.grad = torch.randn_like(self.q)
         self.layout = build_layout(self.pattern, Axis.tokens(length, device="cuda"))
-        self.calls = {}
+        self.calls, self.chosen, self.left_out = {}, {}, {}
         for backend in arguments.backends:
-            if backend == "flex":
-                self.calls[backend] = _flex(self.pattern, self.layout, length)
-            else:
-                self.calls[backend] = lambda q, k, v, b=backend: attention(q, k, v, self.layout, backend=b)
-        self.errors = {backend: self._check(call) for backend, call in self.calls.items()}
+            try:
+                if backend in PEERS:
+                    self.calls[backend] = _peer(backend, self.q, self.k, self.v, self.layout)
+                    self.chosen[backend] = backend
+                else:
+                    self.chosen[backend] = "+".join(
+                        dict.fromkeys(choose_backends(self.q, self.k, self.v, self.layout, backend))
+                    )
+                    self.calls[backend] = lambda q, k, v, b=backend: attention(q, k, v, self.layout, backend=b)
+            except ValueError as reason:
+                self.left_out[backend] = str(reason)
+        self.errors = {}
+        for backend in list(self.calls):
+            try:
+                self.errors[backend] = self._check(self.calls[backend])
+            except Exception as error:  # a peer that fails is no reason to measure nothing
+                if backend not in PEERS:
+                    raise
+                del self.calls[backend]
+                self.left_out[backend] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:150]}"
 
     def rows(self) -> list[dict[str, Any]]:
         import torch
 
-        forward, backward = {b: [] for b in self.calls}, {b: [] for b in self.calls}
+        inputs = (self.q, self.k, self.v)
+        forward, backward, memory = ({b: [] for b in self.calls} for _ in range(3))
         for _ in range(self.arguments.rounds):
             for backend, call in self.calls.items():
                 marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
                 marks[0].record()
-                out = call(self.q, self.k, self.v)
+                out = call(*inputs)
                 marks[1].record()
-                torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
+                torch.autograd.grad(out, inputs, self.grad)
                 marks[2].record()
                 torch.cuda.synchronize()
                 forward[backend].append(marks[0].elapsed_time(marks[1]))
                 backward[backend].append(marks[1].elapsed_time(marks[2]))
+                memory[backend].append(torch.cuda.max_memory_allocated() - before)
+                del out
         flops = int(self.layout.pairs.sum()) * self.batch * self.arguments.heads * self.arguments.head_dim
         medians = {b: (statistics.median(forward[b]), statistics.median(backward[b])) for b in self.calls}
+        total = {b: sum(ms) for b, ms in medians.items()}
+        fastest = min((total[b] for b in PEERS if b in total), default=None)
         return [
             {
                 "pattern": self.name,
                 "length": self.length,
                 "batch": self.batch,
                 "backend": backend,
+                "kernels": self.chosen[backend],
                 "forward_ms": round(ms[0], 3),
                 "backward_ms": round(ms[1], 3),
                 "forward_tflops": round(4 * flops / ms[0] / 1e9),
                 "backward_tflops": round(10 * flops / ms[1] / 1e9),
-                "speedup_over_flex": round(sum(medians["flex"]) / sum(ms), 3) if "flex" in medians else None,
+                "memory_gib": round(statistics.median(memory[backend]) / 2**30, 2),
+                "speedup_over_flex": round(total["flex"] / total[backend], 3) if "flex" in total else None,
+                "speedup_over_fastest_peer": round(fastest / total[backend], 3) if fastest else None,
                 "relative_error": float(f"{self.errors[backend]:.1e}"),
             }
             for backend, ms in medians.items()
@@ -193,56 +228,65 @@ class _Measurement:
         return worst
 
 
-def _flex(pattern: Any, layout: Any, length: int) -> Any:
-    """Compiled FlexAttention on the same tiles, with the pattern itself as its mask."""
+def _peer(name: str, q: Any, k: Any, v: Any, layout: Any) -> Any:
+    """A peer's own call on the same tiles; ValueError, with the reason, where it cannot serve."""
     import torch
+
+    from kernels.backends import flash, flex, flex_flash
+
+    module = {"flex": flex, "flex_flash": flex_flash, "flash_attn": flash}[name]
+    reason = module.unsupported(q, k, v, layout)
+    if reason:
+        raise ValueError(reason)
+    if name == "flash_attn":
+        from flash_attn.cute import flash_attn_func
+
+        window = (None, None) if layout.window >= layout.keys else (layout.window - 1, 0)
+
+        def call(q: Any, k: Any, v: Any) -> Any:
+            inputs = (t.transpose(1, 2) for t in (q, k, v))
+            out = flash_attn_func(*inputs, causal=window[0] is None, window_size=window)
+            return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+        return call
     from torch._functorch import config
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
     config.donated_buffer = False  # its backward is timed apart from its forward
-    blocks = -(-length // layout.block)
-    rows, device = layout.rows, layout.device
-    start, count, partial = (t[0, 0].long() for t in (rows.start, rows.count, rows.partial))
-    row = torch.repeat_interleave(torch.arange(blocks, device=device), count)
-    place = torch.arange(len(row), device=device) - start[row]
-    full = place >= partial[row]
-    lists = torch.zeros(2, blocks, blocks, dtype=torch.int32, device=device)
-    lists[full.long(), row, torch.where(full, place - partial[row], place)] = rows.blocks
-    mask = BlockMask.from_kv_blocks(
-        partial.int()[None, None],
-        lists[0][None, None],
-        (count - partial).int()[None, None],
-        lists[1][None, None],
-        BLOCK_SIZE=layout.block,
-        mask_mod=lambda b, h, q, k: (k <= q) & pattern.visible(q, k, k + 1),
-    )
+    mask = flex.block_mask(layout, q.shape[1] // k.shape[1])
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+    kernels = {"BACKEND": "FLASH" if name == "flex_flash" else "TRITON"}
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=kernels)
 
 
 def _plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Forward + backward time by pattern, a bar a backend, a panel a length."""
+    """Time, forward + backward, and memory against length: a column a pattern, a line a backend."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lengths = list(dict.fromkeys(row["length"] for row in rows))
-    figure, panels = plt.subplots(1, len(lengths), figsize=(5 * len(lengths), 3.4), squeeze=False)
-    for panel, length in zip(panels[0], lengths, strict=True):
-        chosen = [row for row in rows if row["length"] == length]
-        names, backends = (list(dict.fromkeys(row[key] for row in chosen)) for key in ("pattern", "backend"))
-        for index, backend in enumerate(backends):
-            speeds = [
-                next(r["speedup_over_flex"] or 0 for r in chosen if (r["pattern"], r["backend"]) == (n, backend))
-                for n in names
-            ]
-            panel.bar(
-                [i + 0.8 * index / len(backends) for i in range(len(names))], speeds, 0.8 / len(backends), label=backend
+    names, backends = (list(dict.fromkeys(row[key] for row in rows)) for key in ("pattern", "backend"))
+    figure, panels = plt.subplots(2, len(names), figsize=(2.6 * len(names), 5), sharex=True, squeeze=False)
+    for column, name in enumerate(names):
+        for backend in backends:
+            chosen = [row for row in rows if (row["pattern"], row["backend"]) == (name, backend)]
+            lengths = [row["length"] for row in chosen]
+            style = dict(marker="o", markersize=3, linewidth=1.2, linestyle="--" if backend in PEERS else "-")
+            panels[0][column].plot(
+                lengths, [row["forward_ms"] + row["backward_ms"] for row in chosen], label=backend, **style
             )
-        panel.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
-        panel.set_title(f"{length:,} tokens", fontsize=10)
-        panel.set_ylabel("speed, forward + backward (FlexAttention = 1)", fontsize=8)
-        panel.legend(frameon=False, fontsize=8)
+            panels[1][column].plot(lengths, [row["memory_gib"] for row in chosen], label=backend, **style)
+        panels[0][column].set_title(name, fontsize=9)
+        panels[0][column].set_yscale("log")
+        panels[1][column].set_ylim(bottom=0)
+        panels[1][column].set_xscale("log", base=2)
+        panels[1][column].set_xlabel("tokens a sequence", fontsize=8)
+    panels[0][0].set_ylabel("forward + backward (ms)", fontsize=8)
+    panels[1][0].set_ylabel("memory beyond the inputs (GiB)", fontsize=8)
+    panels[0][-1].legend(frameon=False, fontsize=7)
+    for panel in panels.flat:
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=130)

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+PEERS = ("flash-attn-4", "nvidia-cutlass-dsl", "fla-core", "attn-gym")
+"""Packages whose versions are named where they are installed."""
+
 
 def surroundings() -> dict[str, Any]:
     """Device, versions and date, without which a time means nothing."""
@@ -18,7 +21,8 @@ def surroundings() -> dict[str, Any]:
         "device": torch.cuda.get_device_name()
         if on_gpu
         else f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _version("triton")},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": _version("triton")}
+        | {name: found for name in PEERS if (found := _version(name))},
         "date": datetime.now().date().isoformat(),
     }
 

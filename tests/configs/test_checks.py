@@ -21,6 +21,7 @@ WRONG = [
     (["attention.schedule=[[local,local]]"], ["2 patterns", "(4)"]),
     (["attention.block=100"], ["attention.block=100", "128"]),
     (["attention.backend=cuda"], ["attention.backend=cuda", "blocked"]),
+    (["attention.backend=flex"], ["attention.backend=flex", "accepted on a CPU are auto, reference and blocked"]),
     (["attention=strided", "attention.patterns.strided.columns=4096"], ["columns=4096", "1024"]),
     (["attention=fixed", "attention.patterns.fixed.align=page"], ["align='page'", "'document' or 'sequence'"]),
     (["attention=hierarchical", "attention.patterns.hierarchy.window=0"], ["hierarchy.window=0", ">= 1"]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import Axis, attention, build_layout, merge
-from kernels.attention import choose_backend
+from kernels.attention import choose_backends
 from kernels.backends import blocked
 from kernels.patterns import Dense, Strided, Window
 from tests.kernels.oracle import PATTERNS, Case, Chosen, assert_same, brute_force_mask, dense_attention, packing
@@ -366,5 +366,11 @@ def test_blocked_takes_floating_point_only():
 
 def test_auto_takes_blocked_on_a_cpu_and_a_named_backend_is_never_exchanged():
     q, layout = torch.zeros(1, 1, 20, 8), build_layout(Dense(), Axis.tokens(20), block=16)
-    assert choose_backend(q, q, q, layout) == "blocked"
-    assert [choose_backend(q, q, q, layout, name) for name in BACKENDS] == list(BACKENDS)
+    assert choose_backends(q, q, q, layout) == ("blocked", "blocked")
+    assert [choose_backends(q, q, q, layout, name) for name in BACKENDS] == [(name, name) for name in BACKENDS]
+
+
+@pytest.mark.parametrize("name", ["flex", "flash", "flex_flash"])
+def test_a_gpus_backend_is_refused_on_a_cpu(name):
+    with pytest.raises(ValueError, match=f"backend='{name}' cannot serve this call: device cpu: must be cuda"):
+        call(backend=name)

@@ -84,6 +84,27 @@ def test_coverage_is_a_partition_for_any_settings(data):
     assert torch.equal(coverage(hierarchy, tokens.length), brute_force_mask(Dense(), tokens)[:, 0].long())
 
 
+@pytest.mark.parametrize("documents", ["packed", "short", "single_tokens"])
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_in_fixed_sizes_it_is_the_same(pattern, documents):
+    tokens = Axis.tokens(LENGTH, DOCUMENTS[documents])
+    exact, fixed = (build_hierarchy(pattern, tokens, BLOCK, fixed=f) for f in (False, True))
+    assert exact.overflow is None and not fixed.overflow
+    assert torch.equal(fixed.layout.dense_mask(), exact.layout.dense_mask())
+    assert fixed.parts() == exact.parts()
+
+
+def test_fixed_sizes_follow_from_the_length_alone():
+    shapes = [
+        [
+            tensor.shape
+            for tensor in build_hierarchy(TWO, Axis.tokens(LENGTH, documents), BLOCK, fixed=True).layout.tensors()
+        ]
+        for documents in (packing([95]), packing([37, 46, 12]), packing([1] * 20 + [75]))
+    ]
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
 @pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS)
 def test_levels_are_what_the_pattern_says_pair_by_pair(documents):
     tokens = Axis.tokens(LENGTH, documents)
@@ -92,6 +113,8 @@ def test_levels_are_what_the_pattern_says_pair_by_pair(documents):
         expected = brute_force_mask(TWO, tokens, level.axis)[:, 0]
         assert torch.equal(mask, expected)
         assert torch.equal(level.pairs[:, 0], expected.sum((1, 2)))
+        if level.span > 1:  # the whole pattern on these keys alone: its candidates miss nothing either
+            assert torch.equal(build_layout(TWO, tokens, level.axis, BLOCK).dense_mask()[:, 0], expected)
     assert list(hierarchy.parts()) == ["tokens", "summaries of 4", "summaries of 16"]
     assert sum(hierarchy.parts().values()) == int(hierarchy.layout.pairs.sum())
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels import Axis, BlockLayout, build_layout
-from kernels.builder import _LayoutCache
+from kernels import Axis, BlockLayout, attention, build_layout
+from kernels.cache import RecentlyUsed
 from kernels.layout import FULL
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Pattern, Strided, Window
 from tests.kernels.oracle import PATTERNS, Chosen, brute_force_mask, packing
@@ -249,7 +249,7 @@ def test_a_million_token_window_is_built_in_seconds_and_below_a_gigabyte():
 
 
 def test_layouts_without_documents_are_built_once(monkeypatch):
-    monkeypatch.setattr("kernels.builder._cache", _LayoutCache(size=2))
+    monkeypatch.setattr("kernels.builder._cache", RecentlyUsed(size=2))
     first = build_layout(Window(30), Axis.tokens(100), block=32)
     assert build_layout(Window(30), Axis.tokens(100), block=32) is first
     others = [
@@ -262,8 +262,17 @@ def test_layouts_without_documents_are_built_once(monkeypatch):
     assert len({id(layout) for layout in [first, *others]}) == 6
 
 
+def test_a_layout_that_was_built_for_inference_serves_training():
+    with torch.inference_mode():
+        layout = build_layout(Window(31), Axis.tokens(97), block=16)
+    assert build_layout(Window(31), Axis.tokens(97), block=16) is layout
+    q = torch.randn(1, 1, 97, 8, requires_grad=True)
+    attention(q, q, q, layout).sum().backward()
+    assert q.grad.isfinite().all()
+
+
 def test_the_least_recently_used_layout_is_forgotten_first(monkeypatch):
-    cache = _LayoutCache(size=2)
+    cache = RecentlyUsed(size=2)
     monkeypatch.setattr("kernels.builder._cache", cache)
     axis = Axis.tokens(20)
     kept, forgotten = build_layout(Window(1), axis, block=16), build_layout(Window(2), axis, block=16)
@@ -271,16 +280,16 @@ def test_the_least_recently_used_layout_is_forgotten_first(monkeypatch):
     build_layout(Window(3), axis, block=16)
     assert build_layout(Window(1), axis, block=16) is kept
     assert build_layout(Window(2), axis, block=16) is not forgotten
-    assert len(cache.layouts) == 2
+    assert len(cache.values) == 2
 
 
 def test_layouts_of_packed_documents_are_not_cached(monkeypatch):
-    cache = _LayoutCache(size=8)
+    cache = RecentlyUsed(size=8)
     monkeypatch.setattr("kernels.builder._cache", cache)
     axis = Axis.tokens(40, packing([10, 30]))
     assert build_layout(Window(5), axis, block=16) is not build_layout(Window(5), axis, block=16)
     build_layout(Window(5), Axis.tokens(40), axis, block=16)
-    assert not cache.layouts
+    assert not cache.values
 
 
 def test_flat_tensors_and_back():

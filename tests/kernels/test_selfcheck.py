@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import selfcheck
-from kernels.backends import blocked
+from kernels.backends import blocked, gathered
 
 PROBLEM = (torch.device("cpu"), torch.float32, 16, 2, 32)
 
@@ -46,3 +46,17 @@ def test_a_wrong_output_is_named(wrong):
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("FARSIGHT_SELF_CHECK", "0")
     selfcheck.check(broken(forward=None), *PROBLEM)
+
+
+@pytest.mark.parametrize("strategy", ["by_block", "shared_tiles"])
+def test_attention_on_a_selection_is_checked_too(strategy):
+    problem = (*PROBLEM, strategy)
+    assert max(selfcheck.selection_errors(gathered, *problem).values()) < 1e-5
+    selfcheck.check_selection(gathered, *problem)
+
+    def backward(*args):
+        grad_q, grad_k, grad_v = gathered.backward(*args)
+        return grad_q, grad_k.roll(1, 2), grad_v
+
+    with pytest.raises(selfcheck.SelfCheckError, match="wrong gradient of k"):
+        selfcheck.check_selection(broken(gathered.forward, backward), *problem)

@@ -132,22 +132,27 @@ def test_documents(name):
     check(layout, mask, *tensors(2, 4, 2, 60, 60, 32, torch.float32))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_tokens_and_summaries_on_one_key_axis(packed):
-    """A concatenated layout, whose parts have padding between them: three kinds of keys, one softmax."""
-    pattern = patterns.Hierarchical(window=10, spans=(4, 8), reaches=(24,), pooling="mean")
-    documents = torch.stack([torch.arange(75) // 23, torch.arange(75) // 75]).to(DEVICE) if packed else None
-    queries = Axis.tokens(75, documents, device=DEVICE)
-    hierarchy = build_hierarchy(pattern, queries, 16)
+def tokens_and_summaries(pattern, length, block, documents=None):
+    """(a layout of three kinds of keys with padding between them, what is visible, pair by pair)."""
+    queries = Axis.tokens(length, documents, device=DEVICE)
+    hierarchy = build_hierarchy(pattern, queries, block)
+    query, query_document = queries.start[..., None].cpu(), queries.document[..., None].cpu()
     masks = []
     for keys in (level.axis for level in hierarchy.levels):
         start, end, document = (t[:, None].cpu() for t in (keys.start, keys.end, keys.document))
-        query = queries.start[..., None].cpu()
-        seen = pattern.visible(query, start, end) & (end <= query + 1) & (document == queries.document[..., None].cpu())
-        masks.append(torch.nn.functional.pad(seen, (0, -keys.length % 16)))
-    mask = torch.cat(masks, -1)[:, None]
-    assert mask.shape[-1] == hierarchy.layout.keys == 80 + 32 + 16
-    check(hierarchy.layout, mask, *tensors(2, 4, 2, 75, hierarchy.layout.keys, 32, torch.float32))
+        seen = pattern.visible(query, start, end) & (end <= query + 1) & (document == query_document)
+        masks.append(torch.nn.functional.pad(seen, (0, -keys.length % block)))
+    assert hierarchy.layout.keys == sum(mask.shape[-1] for mask in masks)
+    return hierarchy.layout, torch.cat(masks, -1)[:, None]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_and_summaries_on_one_key_axis(packed):
+    pattern = patterns.Hierarchical(window=10, spans=(4, 8), reaches=(24,), pooling="mean")
+    documents = torch.stack([torch.arange(75) // 23, torch.arange(75) // 75]).to(DEVICE) if packed else None
+    layout, mask = tokens_and_summaries(pattern, 75, 16, documents)
+    assert layout.keys == 80 + 32 + 16
+    check(layout, mask, *tensors(2, 4, 2, 75, layout.keys, 32, torch.float32))
 
 
 def test_one_layout_serves_a_batch():
@@ -343,6 +348,18 @@ def test_on_the_gpu(dtype, head_dim):
                 *tensors(1, 4, 2, 1100, 1100, head_dim, dtype),
                 tolerance=1e-2 if dtype == torch.bfloat16 else None,
             )
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tokens_and_summaries_on_the_gpu(dtype, block):
+    pattern = patterns.Hierarchical(window=200, spans=(4, 16), reaches=(500,), pooling="mean")
+    documents = torch.stack([torch.arange(1100) // 700, torch.arange(1100) // 1100]).to(DEVICE)
+    layout, mask = tokens_and_summaries(pattern, 1100, block, documents)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else None
+    check(layout, mask, *tensors(2, 8, 2, 1100, layout.keys, 128, dtype), tolerance=tolerance)
 
 
 @gpu

@@ -62,7 +62,7 @@ def observe(model: Transformer, tokens: torch.Tensor, i: int) -> dict[str, torch
     hidden = model(tokens, POSITIONS, layouts)[:, FIRST : i + 1].detach()
     loss = model.loss(tokens, targets, POSITIONS, layouts)
     loss.total.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"hidden": hidden, "logits": model.logits(hidden).detach(), "loss": loss.total.detach()} | gradients
 
 

@@ -107,6 +107,23 @@ def test_bfloat16_autocast_is_close_to_float32():
     assert not torch.equal(rounded, exact)
 
 
+@pytest.mark.parametrize("documents", [None, DOCUMENTS[:1]], ids=["one_document", "packed"])
+def test_pooling_keeps_no_float32_copy_of_the_tokens_for_the_backward_pass(documents):
+    sizes = config(kv_heads=2, head_dim=8)
+    pool = SummaryPool(LEARNED.spans, "learned", sizes)
+    torch.nn.init.normal_(pool.query)
+    levels = build_hierarchy(LEARNED, Axis.tokens(LENGTH, documents), 16).levels[1:]
+    rotation = RotaryEmbedding(sizes)(torch.arange(LENGTH)[None])
+    keys, values = (torch.randn(1, LENGTH, 2, 8).bfloat16().requires_grad_() for _ in range(2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        summaries = pool(keys, values, rotation, levels)
+    assert all(t.dtype == torch.bfloat16 for level in summaries for t in level)
+    assert any(t.dtype == torch.float32 for t in kept)  # weights, coarser levels
+    largest = LENGTH // 4 * 2 * 8  # the fine level's summaries
+    assert all(t.numel() <= largest for t in kept if t.dtype != torch.bfloat16)
+
+
 @pytest.mark.slow
 def test_compiled_around_attention_it_gives_the_same_loss_and_gradients():
     model = lively(Transformer(config(layers=1), plan(LEARNED)))
@@ -115,6 +132,40 @@ def test_compiled_around_attention_it_gives_the_same_loss_and_gradients():
     model.compile_around_attention()
     for documents, wanted in zip(packings, expected, strict=True):
         assert_close(observe(model, documents), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("pattern", [LEARNED, MEAN], ids=["learned", "mean"])
+def test_a_training_step_on_the_gpu_waits_for_nothing_and_equals_the_cpu(pattern):
+    """bf16 autocast, packed documents: the second step in a mode in which waiting for the device is an error."""
+    sizes = config(width=64, heads=4, kv_heads=2, head_dim=32)
+    model = lively(Transformer(sizes, plan(pattern)), seed=1)
+    exact = observe(model)
+    model = model.cuda().train()
+    tokens = torch.randint(64, DOCUMENTS.shape, generator=torch.Generator().manual_seed(0)).cuda()
+    targets, position = tokens.roll(-1, 1), positions_of(DOCUMENTS).cuda()
+
+    def step(documents: torch.Tensor):
+        views = model.build_layouts(documents, LENGTH)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model.loss(tokens, targets, position, views)
+        loss.total.backward()
+        return loss, views
+
+    step(packing([95, 0, 0], [20, 30, 45]).cuda())
+    model.zero_grad()
+    documents = DOCUMENTS.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, views = step(documents)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not model.overflow(views)
+    torch.testing.assert_close(loss.per_token.sum().cpu(), exact["loss"].sum(), rtol=0.02, atol=0)
+    pool = [(p.grad.cpu(), exact[name]) for name, p in model.named_parameters() if ".pool." in name]
+    for got, wanted in pool:
+        assert (got - wanted).norm() < 0.1 * wanted.norm()
 
 
 # Weights

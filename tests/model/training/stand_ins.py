@@ -57,13 +57,25 @@ class TinyModel(nn.Module):
     def build_layouts(self, document: Tensor, length: int) -> list:
         return [length]
 
+    def overflow(self, layouts: list) -> Tensor | None:
+        return None
+
     def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: list) -> SimpleNamespace:
         x = self.norm(self.embed(tokens))
         x = x + self.dropout(torch.tanh(self.hidden(x)))
         nats = nn.functional.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten(), reduction="none")
         return SimpleNamespace(
-            total=nats.sum(), per_token=nats.detach().view_as(targets), count=(targets != -100).sum()
+            total=nats.sum(), per_token=nats.detach().view_as(targets), count=(targets != -100).sum(), auxiliary=None
         )
+
+    def set_step(self, step: int) -> None:
+        """Nothing here has a schedule of its own."""
+
+    def watch(self, watching: bool) -> None:
+        """Nothing here is watched."""
+
+    def noted(self) -> dict[str, Tensor]:
+        return {}
 
     def cost(self, layouts: list, batch: int = 1) -> SimpleNamespace:
         tokens = batch * layouts[0]

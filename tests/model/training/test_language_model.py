@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from model.training.fit import fit
 from model.training.metrics import read_rows
-from model.training.module import DivergedError
+from model.training.module import DivergedError, LayoutOverflowError
 
 
 def test_accumulation_weighs_every_token_the_same(tmp_path):
@@ -102,3 +102,21 @@ def test_learns(tmp_path):
         **TRAINER | dict(max_steps=60, validate_every=20),
     )
     assert result.summary["loss"] < 0.5 < math.log(11)
+
+
+def test_an_incomplete_layout_stops_the_run_before_anything_is_saved(tmp_path):
+    """The flag is read where something is logged, validated or saved: no checkpoint holds what came of it."""
+    module = new_module()
+    steps = []
+
+    def overflow(layouts):
+        steps.append(module.global_step)
+        return torch.tensor(module.global_step == 4)
+
+    module.model.overflow = overflow
+    settings = TRAINER | dict(max_steps=12, validate_every=None, save_every=2, log_every=100)
+    with pytest.raises(LayoutOverflowError, match="more different mask tiles"):
+        fit(module, TinyData(), run_folder(tmp_path), **settings)
+    assert 4 in steps and max(steps) < 6
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4

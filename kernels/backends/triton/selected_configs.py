@@ -1,0 +1,59 @@
+"""Rows, warps and stages of the kernels on a Selection, by dtype and head_dim; measured in docs/kernels.md."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class SelectedConfig:
+    """rows: (query, head) pairs that a step computes. registers: a thread's limit."""
+
+    rows: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+# (kernel, bytes an element, padded head_dim) -> choice
+_TABLE = {
+    ("forward", 2, 64): SelectedConfig(128, 4, 2),
+    ("forward", 2, 128): SelectedConfig(64, 4, 1, 128),
+    ("forward", 2, 256): SelectedConfig(64, 4, 2),
+    ("mass", 2, 64): SelectedConfig(128, 4, 2),
+    ("mass", 2, 128): SelectedConfig(128, 4, 2),
+    ("mass", 2, 256): SelectedConfig(64, 4, 2),
+    ("tiles", 2, 64): SelectedConfig(128, 4, 3),
+    ("tiles", 2, 128): SelectedConfig(128, 4, 2),
+    ("small_group_tiles", 2, 128): SelectedConfig(64, 4, 3),
+    ("tiles", 2, 256): SelectedConfig(128, 8, 1),
+    ("backward", 2, 64): SelectedConfig(64, 4, 2),
+    ("backward", 2, 128): SelectedConfig(32, 4, 2),
+    ("backward", 2, 256): SelectedConfig(32, 8, 1),
+    # float32 without tf32 runs on the ordinary units, and its products are unrolled: few rows.
+    ("forward", 4, 64): SelectedConfig(32, 8, 1),
+    ("forward", 4, 128): SelectedConfig(32, 8, 1),
+    ("forward", 4, 256): SelectedConfig(16, 8, 1),
+    ("mass", 4, 64): SelectedConfig(32, 8, 1),
+    ("mass", 4, 128): SelectedConfig(32, 8, 1),
+    ("mass", 4, 256): SelectedConfig(16, 8, 1),
+    ("tiles", 4, 64): SelectedConfig(32, 8, 1),
+    ("tiles", 4, 128): SelectedConfig(32, 8, 1),
+    ("tiles", 4, 256): SelectedConfig(16, 8, 1),
+    ("backward", 4, 64): SelectedConfig(16, 8, 1),
+    ("backward", 4, 128): SelectedConfig(16, 8, 1),
+    ("backward", 4, 256): SelectedConfig(16, 16, 1),
+}
+
+
+def choose(kernel: str, dtype: torch.dtype, head_dim: int, group: int = 16) -> SelectedConfig:
+    """The choice for `kernel`: "forward", "backward" (by key block), "tiles" (shared_tiles.py) or "mass".
+
+    With few heads a group (query heads a selector) a tile of as many rows holds more queries, whose blocks' union is
+    longer: fewer rows serve it better.
+    """
+    padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
+    fewer = ("small_group_tiles", dtype.itemsize, padded)
+    if kernel == "tiles" and group < 16 and fewer in _TABLE:
+        return _TABLE[fewer]
+    return _TABLE[kernel, dtype.itemsize, padded]

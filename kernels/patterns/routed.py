@@ -1,0 +1,121 @@
+"""Routed attention: a local window, and the past blocks that a router picks for each query.
+
+MoBA (Lu et al. 2025) picks by the mean key of a block, DeepSeek's sparse attention (DSA, 2025) and SeerAttention (Gao
+et al. 2024) by a small learned indexer, and NSA (Yuan et al. 2025) adds a compressed branch. Which blocks are picked is
+known only when a layer runs (kernels/routing.py): to a mask's question these patterns answer what *may* be seen.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kernels.layout import BLOCKS
+from kernels.patterns.base import Pattern, require, require_int
+from kernels.routing import STRATEGIES
+
+ROUTERS = ("mean_key", "indexer")
+SHARES = ("group", "head")
+POOLINGS = ("mean", "learned")
+COMBINATIONS = ("lse", "gates")
+
+
+@dataclass(frozen=True)
+class LocalWindow(Pattern):
+    """The last `window` tokens and those before them in the same block of `block` tokens of the packed sequence.
+
+    What routed attention sees without a router: it ends where the blocks that a router may pick begin.
+    """
+
+    window: int
+    block: int
+
+    @property
+    def anchor(self) -> str:
+        return "sequence"
+
+    def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
+        return key_start >= self._start(query)
+
+    def candidates(self, query_start: Tensor, query_stop: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
+        return self._start(query_start)[..., None], query_stop[..., None]
+
+    def _start(self, query: Tensor) -> Tensor:
+        return torch.div(query - (self.window - 1), self.block, rounding_mode="floor") * self.block
+
+
+@dataclass(frozen=True)
+class Routed(Pattern):
+    """At least the last `window` tokens, and `top_k` of the blocks of `block` tokens before them.
+
+    `router`: "mean_key" (query · mean of the block's keys, no parameters) or "indexer" (small learned projections to
+    `indexer_dim`, trained by a KL loss of weight `indexer_loss` towards the attention that each chosen block received;
+    for the first `indexer_warmup` optimizer steps towards dense attention to every past block, at dense attention's
+    cost; `indexer_gradient`: the loss also trains what lies below). `share`: the query heads of a "group" attend to one
+    choice, or each "head" to its own. `first_block`: the document's first block is always seen, too. `strategy`: how
+    GPU kernels serve the choice, "by_block" or "shared_tiles" (kernels/backends/triton).
+    """
+
+    window: int
+    block: int
+    top_k: int
+    router: str
+    share: str
+    first_block: bool
+    strategy: str
+    indexer_dim: int
+    indexer_loss: float
+    indexer_warmup: int
+    indexer_gradient: bool
+
+    is_mask: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_int("window", self.window, 1)
+        require(self.block in BLOCKS, "block", self.block, f"one of {', '.join(map(str, BLOCKS))}")
+        require_int("top_k", self.top_k, 1)
+        require(self.router in ROUTERS, "router", self.router, f"one of {', '.join(ROUTERS)}")
+        require(self.share in SHARES, "share", self.share, f"one of {', '.join(SHARES)}")
+        require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
+        for name in ("first_block", "indexer_gradient"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        require_int("indexer_dim", self.indexer_dim, 1)
+        is_number = isinstance(self.indexer_loss, int | float) and not isinstance(self.indexer_loss, bool)
+        require(is_number and self.indexer_loss > 0, "indexer_loss", self.indexer_loss, "a positive number")
+        require_int("indexer_warmup", self.indexer_warmup, 0)
+
+    @property
+    def local(self) -> LocalWindow:
+        """The window that the choice is besides to."""
+        return LocalWindow(self.window, self.block)
+
+    @property
+    def slots(self) -> int:
+        """Blocks that a query attends to at most."""
+        return self.top_k + self.first_block
+
+    def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
+        return key_start <= query
+
+    def candidates(self, query_start: Tensor, query_stop: Tensor, length: int, block: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(query_start)[..., None], query_stop[..., None]
+
+
+@dataclass(frozen=True)
+class NativeSparse(Routed):
+    """Routed, and the summaries of all past spans of `summary_span` tokens (NSA's three branches).
+
+    `pooling`: a span's keys and values become one by their "mean" or a "learned" attention pool. `combine`: the three
+    make one softmax ("lse"), or are added, each by a sigmoid gate a query and head ("gates", as published).
+    """
+
+    summary_span: int
+    pooling: str
+    combine: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_int("summary_span", self.summary_span, 2)
+        require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
+        require(self.combine in COMBINATIONS, "combine", self.combine, f"one of {', '.join(COMBINATIONS)}")

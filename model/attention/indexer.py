@@ -1,0 +1,120 @@
+"""The indexer: small projections that score past blocks, and the loss by which they learn what attention looks at.
+
+A block's score is query · mean of the indexer keys of its tokens, over sqrt(dim): one query a selector, one key for
+all. It learns by KL(p || softmax(scores)), where p is the attention that each block received, summed over its tokens
+and averaged over the query heads of the selector (DSA's and SeerAttention's target): over the chosen blocks, or, in
+the warm-up, over all past blocks of dense attention. The target is never differentiated.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kernels import Selection, block_means
+from kernels.patterns import Routed
+from kernels.routing import eligible_range
+from model.config import ModelConfig
+
+SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+Target = Callable[[slice], tuple[Tensor, Tensor]]
+"""A piece of queries -> (which blocks take part, how much attention each received), `[batch, selectors, piece,
+blocks]`."""
+
+
+class Indexer(nn.Module):
+    def __init__(self, pattern: Routed, config: ModelConfig) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.selectors = config.kv_heads if pattern.share == "group" else config.heads
+        self.q_proj = nn.Linear(config.width, self.selectors * pattern.indexer_dim, bias=False)
+        self.k_proj = nn.Linear(config.width, pattern.indexer_dim, bias=False)
+
+    def forward(self, x_BTW: Tensor, first_key: Tensor) -> tuple[Tensor, Tensor]:
+        """(queries `[batch, selectors, length, dim]`, summaries `[batch, selectors, blocks, dim]`)."""
+        x_BTW = x_BTW if self.pattern.indexer_gradient else x_BTW.detach()
+        dim = self.pattern.indexer_dim
+        queries = self.q_proj(x_BTW).unflatten(-1, (self.selectors, dim)).transpose(1, 2) * dim**-0.5
+        summaries = block_means(self.k_proj(x_BTW)[:, None], first_key, self.pattern.block)
+        return queries, summaries.expand(-1, self.selectors, -1, -1)
+
+
+def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:
+    """The chosen blocks and their share of attention, `mass` `[batch, selectors, queries, slots]`."""
+
+    def target(piece: slice) -> tuple[Tensor, Tensor]:
+        chosen = selection.chosen[:, :, piece]
+        index = torch.where(chosen < 0, blocks, chosen).long()
+        shape = (*chosen.shape[:3], blocks + 1)
+        takes_part = torch.zeros(shape, dtype=torch.bool, device=mass.device).scatter_(3, index, True)
+        received = torch.zeros(shape, dtype=mass.dtype, device=mass.device).scatter_(3, index, mass[:, :, piece])
+        return takes_part[..., :blocks], received[..., :blocks]
+
+    return target
+
+
+def dense_target(
+    q: Tensor, k: Tensor, first_key: Tensor, selectors: int, blocks: int, pattern: Routed, scale: float
+) -> Target:
+    """Every eligible block and its share of dense causal attention: T^2 work, a piece at a time."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    q, k = q.detach(), k.detach().to(dtype)
+    lowest, limit = eligible_range(first_key, pattern.window, pattern.block)
+    key, index = torch.arange(k.shape[2], device=k.device), torch.arange(blocks, device=k.device)
+
+    def target(piece: slice) -> tuple[Tensor, Tensor]:
+        query = torch.arange(k.shape[2], device=k.device)[piece, None]
+        past = (key <= query) & (key >= first_key[:, piece, None])
+        scores = q[:, :, piece].to(dtype).unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT * scale
+        weights = scores.masked_fill(~past[:, None, None], -torch.inf).softmax(-1)
+        by_block = weights[..., : blocks * pattern.block].unflatten(-1, (blocks, pattern.block)).sum(-1)
+        received = by_block.flatten(1, 2).unflatten(1, (selectors, -1)).mean(2)
+        takes_part = (index >= lowest[:, piece, None]) & (index < limit[:, piece, None])
+        return takes_part[:, None].expand_as(received), received
+
+    return target
+
+
+def indexer_loss(queries: Tensor, summaries: Tensor, target: Target, keys_a_query: int) -> Tensor:
+    """KL(target || softmax(queries · summaries)) in nats, summed over queries and averaged over selectors.
+
+    A query whose blocks received nothing counts 0. Gradients flow to queries and summaries; they are taken while a
+    piece's scores are at hand, which are not kept. keys_a_query: what a target holds of a query, to size a piece.
+    """
+    return _IndexerLoss.apply(queries, summaries, target, keys_a_query)
+
+
+class _IndexerLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, queries: Tensor, summaries: Tensor, target: Target, keys_a_query: int) -> Tensor:
+        dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+        batch, selectors, length, _ = queries.shape
+        grad_queries = torch.zeros_like(queries, dtype=dtype)
+        grad_summaries = torch.zeros_like(summaries, dtype=dtype)
+        total = torch.zeros((), dtype=dtype, device=queries.device)
+        at_once = max(1, SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * keys_a_query))
+        with torch.autocast(queries.device.type, enabled=False):
+            keys = summaries.to(dtype)
+            for first in range(0, length, at_once):
+                piece = slice(first, first + at_once)
+                takes_part, received = target(piece)
+                states = queries[:, :, piece].to(dtype)
+                received = torch.where(takes_part, received, 0.0).to(dtype)
+                sums = received.sum(-1, keepdim=True)
+                counts = sums > 0
+                wanted = received / torch.where(counts, sums, 1.0)
+                logits = (states @ keys.mT).masked_fill(~takes_part, torch.finfo(dtype).min)
+                log_shares = logits.log_softmax(-1)
+                part = torch.special.xlogy(wanted, wanted) - torch.where(takes_part, wanted * log_shares, 0.0)
+                total += part.sum() / selectors
+                grad = torch.where(takes_part & counts, log_shares.exp() - wanted, 0.0) / selectors
+                grad_queries[:, :, piece] = grad @ keys
+                grad_summaries += grad.mT @ states
+        ctx.save_for_backward(grad_queries.to(queries.dtype), grad_summaries.to(summaries.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_queries, grad_summaries = ctx.saved_tensors
+        return grad_queries * grad_total.to(grad_queries.dtype), grad_summaries * grad_total, None, None

@@ -1,0 +1,82 @@
+"""NSA's three branches: the window, the chosen blocks, and the summaries of all past spans."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kernels import Axis, attention, build_layout, merge
+from kernels.cost import AttentionCost
+from kernels.hierarchy import Hierarchy, build_hierarchy
+from kernels.layout import any_overflow
+from kernels.patterns import NativeSparse
+from kernels.patterns.hierarchical import Summaries
+from model.attention.base import Attended, Inputs
+from model.attention.pooling import SummaryPool
+from model.attention.routed import RoutedAttend, RoutedView
+from model.config import ModelConfig
+
+
+@dataclass(eq=False)
+class NativeSparseView(RoutedView):
+    """RoutedView, and the summaries' axis and layout; None where no span fits the sequence."""
+
+    summaries: Hierarchy | None = None
+
+    @property
+    def overflow(self) -> Tensor | None:
+        return any_overflow([self.window] if self.summaries is None else [self.window, self.summaries])
+
+    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+        routed = super().cost(batch, heads, head_dim)
+        if self.summaries is None:
+            return routed
+        coarse = self.summaries.cost(batch, heads, head_dim)
+        return AttentionCost(
+            routed.visible_pairs + coarse.visible_pairs,
+            routed.tile_pairs + coarse.tile_pairs,
+            routed.causal_pairs,
+            routed.flops + coarse.flops,
+        )
+
+    def parts(self) -> dict[str, int]:
+        return super().parts() | (self.summaries.parts() if self.summaries else {})
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        coarse = self.summaries.token_masks() if self.summaries else []
+        return [*super().token_masks(), *((mask, 0.1) for mask, _ in coarse)]
+
+
+class NativeSparseAttend(RoutedAttend):
+    wants_unrotated_keys = True
+
+    def __init__(self, pattern: NativeSparse, config: ModelConfig, backend: str) -> None:
+        super().__init__(pattern, config, backend)
+        self.pool = SummaryPool([pattern.summary_span], pattern.pooling, config)
+        self.gates = nn.Linear(config.width, 3 * config.heads, bias=False) if pattern.combine == "gates" else None
+
+    @classmethod
+    def build_view(cls, pattern: NativeSparse, tokens: Axis, block: int, fixed: bool = False) -> NativeSparseView:
+        window = build_layout(pattern.local, tokens, block=block, fixed=fixed)
+        fits = pattern.summary_span <= tokens.length
+        summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
+        return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
+
+    def compile_around_attention(self) -> None:
+        self.pool.compile(dynamic=False)
+
+    def forward(self, inputs: Inputs, view: NativeSparseView) -> Attended:
+        window, routed, routing = self.window_and_routed(inputs, view)
+        parts = [window, routed]
+        if view.summaries is not None:
+            v_BTKD = inputs.v_BKTD.transpose(1, 2)
+            levels = view.summaries.levels
+            ((keys, values),) = self.pool(inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation, levels)
+            arguments = (inputs.q_BHTD, view.summaries.join([keys]), view.summaries.join([values]))
+            parts.append(attention(*arguments, view.summaries.layout, return_lse=True, backend=self.backend))
+        out, lse = merge(parts)
+        if self.gates is not None:
+            # Each branch has a softmax of its own; sinks, if any, are weighed against all of them together.
+            gates = torch.sigmoid(self.gates(inputs.x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
+            out = sum(gate * part for gate, (part, _) in zip(gates, parts, strict=False))
+        return Attended(out, lse, self.finish(inputs, lse, *routing))

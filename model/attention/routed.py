@@ -1,0 +1,164 @@
+"""Routed attention: the window and the chosen blocks are two calls of kernels.attention, merged into one softmax."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import Axis, BlockLayout, Selection, attention, block_mass, block_means, build_layout, merge, select
+from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_pairs
+from kernels.patterns import Routed
+from kernels.routing import eligible_range
+from kernels.routing_health import block_use, recall
+from model.attention.base import Attend, Attended, Inputs
+from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
+from model.config import ModelConfig
+
+SAMPLED = 64
+"""Queries a sequence whose recall is looked at."""
+
+Part = tuple[Tensor, Tensor]
+"""(out, lse) of attention to some keys."""
+Routing = tuple[Selection, Tensor, Tensor]
+"""The choice, and the router's queries and summaries that it was made by."""
+
+
+@dataclass(eq=False)
+class RoutedView:
+    """What routed attention needs of a batch before it runs: the window's layout, and where documents begin."""
+
+    pattern: Routed
+    window: BlockLayout
+    first_key: Tensor
+    """int32 `[batch, length]`: the sequence index of each token's document's first token."""
+    selectors: int | None = None
+    """How many choices a query makes: known to the layer alone, which notes it here for the cost."""
+
+    @property
+    def batch(self) -> int:
+        return self.first_key.shape[0]
+
+    @property
+    def queries(self) -> int:
+        return self.first_key.shape[1]
+
+    @property
+    def overflow(self) -> Tensor | None:
+        return self.window.overflow
+
+    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+        """Window pairs + chosen pairs, and the FLOPs of scoring every past block: T^2 / block work, small, not linear.
+
+        A chosen block counts in full, also where a document begins in it. Before a layer has run, scoring is counted
+        for every head. The indexer's loss is not counted.
+        """
+        pattern = self.pattern
+        window = attention_cost(self.window, batch, heads, head_dim)
+        eligible, repeat = self._eligible(), batch // self.batch
+        chosen = self._chosen_pairs() * heads * repeat
+        scored = int(eligible.sum()) * (self.selectors or heads) * repeat
+        dim = pattern.indexer_dim if pattern.router == "indexer" else head_dim
+        flops = TRAINING_FLOPS * head_dim * chosen + 2 * dim * scored
+        causal = causal_pairs(self.queries, self.queries) * batch * heads
+        return AttentionCost(window.visible_pairs + chosen, window.tile_pairs + chosen, causal, window.flops + flops)
+
+    def parts(self) -> dict[str, int]:
+        """Visible pairs of one head in the window and in chosen blocks, and how many scores the router makes."""
+        scored = int(self._eligible().sum())
+        return {"window": int(self.window.pairs.sum()), "chosen blocks": self._chosen_pairs(), "router scores": scored}
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        """For pictures, of the first sequence: the window, and lighter what may be chosen."""
+        lowest, limit = eligible_range(self.first_key[:1], self.pattern.window, self.pattern.block)
+        block = torch.arange(self.queries, device=lowest.device) // self.pattern.block
+        may_be_chosen = (block >= lowest[0, :, None]) & (block < limit[0, :, None])
+        same_document = torch.arange(self.queries, device=lowest.device) >= self.first_key[0, :, None]
+        return [(self.window.dense_mask()[0, 0], 1.0), (may_be_chosen & same_document, 0.25)]
+
+    def _eligible(self) -> Tensor:
+        """int64 `[batch, length]`: blocks that a query may choose from."""
+        lowest, limit = eligible_range(self.first_key, self.pattern.window, self.pattern.block)
+        return (limit - lowest).clamp(min=0).long()
+
+    def _chosen_pairs(self) -> int:
+        return int(self._eligible().clamp(max=self.pattern.slots).sum()) * self.pattern.block
+
+
+class RoutedAttend(Attend):
+    def __init__(self, pattern: Routed, config: ModelConfig, backend: str) -> None:
+        super().__init__(pattern, config, backend)
+        self.selectors = config.kv_heads if pattern.share == "group" else config.heads
+        self.indexer = Indexer(pattern, config) if pattern.router == "indexer" else None
+
+    @classmethod
+    def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
+        return RoutedView(pattern, build_layout(pattern.local, tokens, block=block, fixed=fixed), tokens.origin)
+
+    def forward(self, inputs: Inputs, view: RoutedView) -> Attended:
+        window, routed, routing = self.window_and_routed(inputs, view)
+        out, lse = merge([window, routed])
+        return Attended(out, lse, self.finish(inputs, lse, *routing))
+
+    def window_and_routed(self, inputs: Inputs, view: RoutedView) -> tuple[Part, Part, Routing]:
+        """Attention to the window, attention to the chosen blocks, and how they were chosen."""
+        tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
+        routing = self.choose(inputs, view)
+        window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
+        routed = attention(*tensors, routing[0], return_lse=True, backend=self.backend)
+        return window, routed, routing
+
+    def choose(self, inputs: Inputs, view: RoutedView) -> Routing:
+        """The selection, and the router's queries and summaries that it was made by."""
+        pattern = self.pattern
+        view.selectors = self.selectors
+        first_key = view.first_key.expand(len(inputs.q_BHTD), -1)
+        queries, summaries = self.route(inputs, first_key)
+        selection = select(
+            queries,
+            summaries,
+            first_key,
+            top_k=pattern.top_k,
+            window=pattern.window,
+            block=pattern.block,
+            first_block=pattern.first_block,
+            strategy=pattern.strategy,
+        )
+        return selection, queries, summaries
+
+    def route(self, inputs: Inputs, first_key: Tensor) -> tuple[Tensor, Tensor]:
+        """The router's queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, blocks, dim]`."""
+        if self.indexer is not None:
+            return self.indexer(inputs.x_BTW, first_key)
+        with torch.no_grad():
+            summaries = block_means(inputs.k_BKTD, first_key, self.pattern.block)
+            queries = inputs.q_BHTD.unflatten(1, (self.selectors, -1))
+            # A group's score is the mean of its heads' scores, which is the score of its mean query.
+            queries = queries.float().mean(2).to(queries.dtype) if queries.shape[2] > 1 else queries[:, :, 0]
+            return queries, summaries.repeat_interleave(self.selectors // summaries.shape[1], 1)
+
+    def finish(
+        self, inputs: Inputs, lse: Tensor, selection: Selection, queries: Tensor, summaries: Tensor
+    ) -> Tensor | None:
+        """Notes how the router does; the indexer's loss, weighted, where it trains."""
+        if self.watching:
+            sampled = torch.linspace(0, selection.queries - 1, min(SAMPLED, selection.queries), device=lse.device)
+            found = recall(inputs.q_BHTD, inputs.k_BKTD, selection, self.pattern.window, sampled.long())
+            self.noted = {"recall": found.mean()}
+        if not self.training:
+            return None
+        self.noted = block_use(selection, self.pattern.window)
+        if self.indexer is None or not torch.is_grad_enabled():
+            return None
+        blocks, (q, k) = summaries.shape[2], (inputs.q_BHTD, inputs.k_BKTD)
+        if blocks == 0:
+            return None
+        if self.step < self.pattern.indexer_warmup:
+            scale = q.shape[-1] ** -0.5
+            target = dense_target(q, k, selection.first_key, self.selectors, blocks, self.pattern, scale)
+            size = k.shape[2] * (q.shape[1] // self.selectors)
+        else:
+            target = chosen_target(selection, block_mass(q, k, lse, selection, backend=self.backend), blocks)
+            size = blocks
+        loss = indexer_loss(queries, summaries, target, size)
+        self.noted["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
+        return loss * self.pattern.indexer_loss

@@ -1,0 +1,301 @@
+"""Attention to chosen blocks on a GPU, forward and backward: our two strategies, fla's NSA, FlexAttention, dense SDPA.
+
+All attend by the same selection, of a stated distribution (selections.py); dense attends to everything. TFLOP/s are
+over selected pairs (4 D FLOP a pair and head forward, 10 D backward), so what a side computes in vain counts as waste.
+`floor_ms` is the larger of bytes / 4.3 TB/s and FLOP / 700 TFLOP/s of the by-block algorithm (bytes a (query, head,
+slot): forward q in, partial out and in; backward q and dO in, partial dQ out and in). Before it is timed, a side is
+held against float64 arithmetic on sampled queries and blocks. Sides take turns; the median counts.
+
+Scoring and top-k (`select`) and the transpose of the choice are timed apart, in rows of their own.
+
+    python scripts/benchmark.py routed --output outputs/benchmarks/routed.json
+    python scripts/benchmark.py routed --sweep     tile shapes of each kernel instead
+"""
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BANDWIDTH, PEAK = 4.3e12, 700e12
+SAMPLES = 32
+SWEPT = {
+    "forward": [(64, 4, 1, 128), (64, 4, 2, 128), (64, 4, 1, 168), (64, 4, 2, 168), (128, 4, 2, None)],
+    "backward": [(32, 4, 2, None), (32, 4, 3, None), (32, 4, 1, None), (64, 4, 1, None), (64, 4, 2, None)],
+    "tiles": [(128, 4, 2, None), (64, 4, 2, None), (64, 4, 3, None), (64, 4, 2, 128), (64, 4, 3, 128)],
+}
+"""Rows, warps, stages and register limit of each kernel that `--sweep` times."""
+SIDES = ("by_block", "shared_tiles", "fla", "flex", "dense")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shapes", nargs="+", default=["4x32768", "1x131072"], help="sequences x tokens")
+    parser.add_argument("--heads", nargs="+", type=int, default=[64, 16])
+    parser.add_argument("--kv-heads", type=int, default=4)
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--top-k", type=int, default=16)
+    parser.add_argument("--kinds", nargs="+", default=["random", "clustered"], choices=["random", "clustered", "file"])
+    parser.add_argument("--selection", type=Path, help="a saved selection, for --kinds file")
+    parser.add_argument("--sides", nargs="+", default=["by_block", "shared_tiles", "fla"], choices=SIDES)
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side; the median counts")
+    parser.add_argument("--sweep", action="store_true", help="time tile shapes of our kernels instead")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/routed.json"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the tables, writes JSON."""
+    import torch
+
+    from scripts.benchmarks.results import markdown, write
+
+    if not torch.cuda.is_available():
+        raise SystemExit("error: the benchmark of routed attention needs a CUDA device")
+    if "file" in arguments.kinds and arguments.selection is None:
+        raise SystemExit("error: --kinds file needs --selection FILE.pt")
+    rows: list[dict[str, Any]] = []
+    for shape in arguments.shapes:
+        batch, length = (int(n) for n in shape.split("x"))
+        for heads in arguments.heads:
+            for kind in arguments.kinds:
+                measurement = _Measurement(kind, batch, length, heads, arguments)
+                found = measurement.sweep() if arguments.sweep else measurement.rows()
+                print(markdown(found), flush=True)
+                rows += found
+                write(arguments, rows)  # after each: a run that is cut short has its results
+                torch.cuda.empty_cache()
+    print(markdown(rows))
+
+
+class _Measurement:
+    """One shape and selection: inputs, sides, checks and times."""
+
+    def __init__(self, kind: str, batch: int, length: int, heads: int, arguments: argparse.Namespace) -> None:
+        import torch
+
+        from scripts.benchmarks import selections
+
+        self.kind, self.batch, self.length, self.heads, self.arguments = kind, batch, length, heads, arguments
+        self.kv_heads, self.head_dim, self.block = arguments.kv_heads, arguments.head_dim, arguments.block
+        self.group = heads // self.kv_heads
+        self.scale = self.head_dim**-0.5
+        torch.manual_seed(0)
+        # As the model has them: [batch, tokens, heads, head_dim] seen as [batch, heads, tokens, head_dim].
+        draw = lambda h: torch.randn(batch, length, h, self.head_dim, device="cuda", dtype=torch.bfloat16)  # noqa: E731
+        self.q, self.k, self.v = (draw(h).transpose(1, 2).requires_grad_() for h in (heads, *[self.kv_heads] * 2))
+        self.grad = draw(heads).transpose(1, 2)
+        self.selection = selections.make(
+            kind, batch, self.kv_heads, length, self.block, arguments.top_k, arguments.selection
+        )
+        self.union = selections.mean_union(self.selection, max(1, min(32, 128 // self.group)))
+
+    def rows(self) -> list[dict[str, Any]]:
+        import torch
+
+        from scripts.benchmarks import peers
+
+        calls: dict[str, Callable] = {}
+        found: list[dict[str, Any]] = []
+        for side in self.arguments.sides:
+            try:
+                make = self._ours if side in ("by_block", "shared_tiles") else getattr(peers, side)
+                call = make(side) if make == self._ours else make(self.selection, self.heads)
+                error = None if side == "dense" else self._check(call, side)
+                calls[side] = call
+                found.append(self._facts(side) | {"relative_error": error and float(f"{error:.1e}")})
+            except (ImportError, peers.Unavailable, torch.OutOfMemoryError) as reason:
+                found.append(self._facts(side) | {"note": f"{type(reason).__name__}: {str(reason)[:80]}"})
+        forward, backward = {s: [] for s in calls}, {s: [] for s in calls}
+        for _ in range(self.arguments.rounds):
+            for side, call in calls.items():
+                marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+                marks[0].record()
+                out = call(self.q, self.k, self.v)
+                marks[1].record()
+                torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
+                marks[2].record()
+                torch.cuda.synchronize()
+                forward[side].append(marks[0].elapsed_time(marks[1]))
+                backward[side].append(marks[1].elapsed_time(marks[2]))
+        pairs = int(self.selection.pairs().sum()) * self.group * self.head_dim
+        floors = self._floors()
+        for row in found:
+            if row["side"] in calls:
+                ms = [statistics.median(times[row["side"]]) for times in (forward, backward)]
+                row |= {"forward_ms": round(ms[0], 2), "backward_ms": round(ms[1], 2)}
+                row |= {"forward_tflops": round(4 * pairs / ms[0] / 1e9)}
+                row |= {"backward_tflops": round(10 * pairs / ms[1] / 1e9)}
+                if row["side"] != "dense":
+                    row |= {"share_of_floor": round(sum(floors) / sum(ms), 2)}
+        return [*found, *self._selecting()]
+
+    def _facts(self, side: str) -> dict[str, Any]:
+        names = ("forward_ms", "backward_ms", "forward_tflops", "backward_tflops", "share_of_floor", "relative_error")
+        return {
+            "selection": self.kind,
+            "shape": f"{self.batch}x{self.length}",
+            "heads": f"{self.heads}/{self.kv_heads}",
+            "union": round(self.union, 1),
+            "side": side,
+            **dict.fromkeys(names),
+            "note": "",
+        }
+
+    def _floors(self) -> tuple[float, float]:
+        """Milliseconds (forward, backward) that the by-block algorithm needs at least."""
+        rows = int((self.selection.chosen >= 0).sum()) * self.group
+        pairs = int(self.selection.pairs().sum()) * self.group
+        row_bytes = 2 * self.head_dim
+        return tuple(
+            1e3 * max(rows * n * row_bytes / BANDWIDTH, pairs * flops * self.head_dim / PEAK)
+            for n, flops in ((3, 4), (4, 10))
+        )
+
+    def _selecting(self) -> list[dict[str, Any]]:
+        """Scoring + top-k, its transpose, and the unions of shared tiles, each alone."""
+        from kernels import block_means
+        from kernels.backends.triton import shared_tiles
+        from kernels.backends.triton.select import choose
+        from kernels.routing import transpose
+
+        chosen, first = self.selection.chosen, self.selection.first_key
+        router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)
+        summaries = block_means(self.k.detach(), first, self.block)
+        neighbours = shared_tiles.queries_a_tile(self.group, 128)
+        steps = {
+            "select: scores and top-k": lambda: choose(
+                router, summaries, first, self.arguments.top_k, self.block, self.block, False
+            ),
+            "select: transpose": lambda: transpose(chosen, self.length // self.block),
+            "shared_tiles: unions": lambda: shared_tiles.unions(self.selection, neighbours),
+        }
+        return [self._facts(name) | {"forward_ms": round(_time(step, 5), 3)} for name, step in steps.items()]
+
+    def _ours(self, strategy: str) -> Callable:
+        from dataclasses import replace
+
+        from kernels import attention
+
+        selection = replace(self.selection, strategy=strategy)
+        return lambda q, k, v: attention(q, k, v, selection, backend="triton")
+
+    def _check(self, call: Callable, side: str) -> float:
+        """Largest relative error of out and dq (sampled queries), dk and dv (sampled blocks) against float64."""
+        import torch
+
+        out = call(self.q, self.k, self.v)
+        grads = torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
+        generator = torch.Generator().manual_seed(1)
+        last = self.kv_heads - 1  # of the last sequence, the last KV head
+        heads = slice(last * self.group, None)
+        q, k, v, grad = (t[-1].detach() for t in (self.q, self.k, self.v, self.grad))
+        k, v = k[last], v[last]
+        token = torch.arange(self.block, device="cuda")
+
+        def exact(queries: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            """(weights, keys, out, delta) in float64 of the queries, all heads of the group."""
+            chosen = self.selection.chosen[-1, last, queries].long()
+            keys = (chosen[..., None] * self.block + token).flatten(1)
+            seen = (chosen >= 0).repeat_interleave(self.block, 1)
+            seen &= keys >= self.selection.first_key[-1, queries, None]
+            keys = keys.clamp(min=0)
+            scores = torch.einsum("hqd,qkd->hqk", q[heads, queries].double(), k[keys].double()) * self.scale
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            truth = torch.einsum("hqk,qkd->hqd", weights, v[keys].double())
+            return weights, keys, truth, (grad[heads, queries].double() * truth).sum(-1, keepdim=True)
+
+        def close(ours: torch.Tensor, truth: torch.Tensor) -> float:
+            return float((ours.detach().double() - truth).norm() / truth.norm())
+
+        picked = torch.randint(4 * self.block, self.length, (SAMPLES,), generator=generator).sort().values.cuda()
+        weights, keys, truth, delta = exact(picked)
+        ds = weights * (torch.einsum("hqd,qkd->hqk", grad[heads, picked].double(), v[keys].double()) - delta)
+        dq = torch.einsum("hqk,qkd->hqd", ds, k[keys].double()) * self.scale
+        errors = [close(out[-1, heads, picked], truth), close(grads[0][-1, heads, picked], dq)]
+        offsets = self.selection.offsets[-1, last]
+        for block in torch.randint(1, self.length // self.block // 2, (2,), generator=generator).tolist():
+            listed = self.selection.entries[-1, last, int(offsets[block]) : int(offsets[block + 1])].long()
+            rows = block * self.block + token
+            dk, dv = torch.zeros_like(k[rows], dtype=torch.float64), torch.zeros_like(k[rows], dtype=torch.float64)
+            for piece in (listed // self.selection.slots).split(128):
+                weights, keys, _, delta = exact(piece)
+                of_block = keys == rows[0]
+                first = of_block.int().argmax(1)  # where the block begins among the query's keys
+                part = (first[:, None] + token).expand(self.group, -1, -1)
+                p = weights.gather(2, part)
+                g = grad[heads, piece].double()
+                dv += torch.einsum("hqk,hqd->kd", p, g)
+                dk += torch.einsum("hqk,hqd->kd", p * (g @ v[rows].double().T - delta), q[heads, piece].double()) * (
+                    self.scale
+                )
+            errors += [close(grads[1][-1, last, rows], dk), close(grads[2][-1, last, rows], dv)]
+        worst = max(errors)
+        if not worst < 2e-2:
+            raise AssertionError(f"{side}, {self.kind}, {self.length}: relative errors {errors}")
+        return worst
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """Time of each of our kernels by rows, warps, stages and registers, and by the memory for partial results."""
+        from dataclasses import replace
+
+        import torch
+
+        from kernels.backends.triton import selected_backward, selected_forward, selected_plan, shared_tiles
+        from kernels.backends.triton.backward import prepare
+        from kernels.backends.triton.selected_configs import SelectedConfig, choose
+
+        q, k, v = (t.detach() for t in (self.q, self.k, self.v))
+        partial_bytes = self.group * self.head_dim * 2
+        plan = selected_plan.make_plan(self.selection, self.group, partial_bytes)
+        out, lse = selected_forward.forward(q, k, v, self.selection, plan, self.scale)
+        rows_of = prepare(self.grad, None, out, lse, 64)
+        tiled = replace(self.selection, strategy="shared_tiles")
+
+        def forward(config: Any, plan: Any = plan) -> None:
+            selected_forward.forward(q, k, v, self.selection, plan, self.scale, config)
+
+        def backward(config: Any, plan: Any = plan) -> None:
+            selected_backward.backward(self.grad, q, k, v, rows_of, self.selection, plan, self.scale, config)
+
+        def tiles(config: Any) -> None:
+            shared_tiles.forward(q, k, v, tiled, self.scale, config)
+
+        found = []
+
+        def measure(kernel: str, note: str, step: Callable) -> None:
+            row = self._facts(kernel) | {"note": note}
+            try:
+                row["backward_ms" if kernel == "backward" else "forward_ms"] = round(_time(step, 3), 2)
+            except Exception as reason:  # a shape that does not fit the device is a result, too
+                row["note"] += f": {type(reason).__name__}"
+            found.append(row)
+            torch.cuda.empty_cache()
+
+        for kernel, step in (("forward", forward), ("backward", backward), ("tiles", tiles)):
+            for shape in SWEPT[kernel]:
+                note = "rows {} warps {} stages {} registers {}".format(*shape)
+                measure(kernel, note, functools.partial(step, SelectedConfig(*shape)))
+        for kernel, step in (("forward", forward), ("backward", backward)):
+            for outputs in (1, 2, 4, 8, 16):
+                piece = max(1, self.length * outputs // self.selection.slots)
+                other = selected_plan.make_plan(self.selection, self.group, partial_bytes, piece)
+                note = f"partial results: {outputs} times the output's memory"
+                measure(kernel, note, functools.partial(step, choose(kernel, q.dtype, self.head_dim), other))
+        return found
+
+
+def _time(step: Callable, rounds: int) -> float:
+    """Median milliseconds, the first call left out."""
+    import torch
+
+    times = []
+    for _ in range(rounds + 1):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[1:])

@@ -1,0 +1,65 @@
+"""Selections to measure with, each of a stated distribution, made on the device.
+
+random      every query and selector draws its top_k blocks independently and evenly from its eligible ones
+clustered   a run of RUN neighbouring queries shares one random score a block, of which each query draws each anew
+            with probability EXCHANGED; it takes the top_k: neighbours choose nearly alike, as trained routers do
+a file      `chosen` of a training run, saved by scripts/save_selection.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+RUN, EXCHANGED = 64, 0.05
+
+
+def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: int, file: Path | None = None) -> Any:
+    """A kernels.Selection on the GPU: "random", "clustered", or "file"."""
+    import torch
+
+    from kernels import Selection
+
+    if kind == "file":
+        return load(file, batch, selectors, length, block)
+    generator = torch.Generator("cuda").manual_seed(0)
+    blocks = length // block
+    index = torch.arange(blocks, device="cuda")
+    chosen = torch.full((batch, selectors, length, top_k), -1, dtype=torch.int32, device="cuda")
+    at_once = max(RUN, (1 << 27) // (batch * selectors * blocks) // RUN * RUN)
+    for first in range(0, length, at_once):
+        query = torch.arange(first, min(first + at_once, length), device="cuda")
+        shape = (batch, selectors, len(query), blocks)
+        scores = torch.rand(shape, generator=generator, device="cuda")
+        if kind == "clustered":
+            runs = scores[:, :, ::RUN].repeat_interleave(RUN, 2)[:, :, : len(query)]
+            own = torch.rand(shape, generator=generator, device="cuda") < EXCHANGED
+            scores = torch.where(own, scores, runs)
+        limit = (query - (block - 1)) // block  # a window of one block
+        scores = torch.where(index < limit[:, None], scores, -1.0)
+        best, found = scores.topk(min(top_k, blocks), -1)
+        found = torch.where(best < 0, blocks, found).sort(-1).values
+        chosen[:, :, first : first + len(query), : found.shape[-1]] = torch.where(found == blocks, -1, found).int()
+    return Selection.from_chosen(chosen, length, block)
+
+
+def load(file: Path, batch: int, selectors: int, length: int, block: int) -> Any:
+    """A saved selection, repeated over batch and selectors, cut to `length`."""
+    import torch
+
+    from kernels import Selection
+
+    saved = torch.load(file, weights_only=True)
+    if saved["block"] != block:
+        raise SystemExit(f"error: --selection {file} has block {saved['block']}: must be --block, {block}")
+    chosen, first_key = saved["chosen"].cuda(), saved["first_key"].cuda()
+    if chosen.shape[2] < length:
+        raise SystemExit(f"error: --selection {file} has {chosen.shape[2]} queries: must have {length} or more")
+    repeat = lambda x, n, dim: x.repeat_interleave(-(-n // x.shape[dim]), dim).narrow(dim, 0, n)  # noqa: E731
+    chosen = repeat(repeat(chosen, batch, 0), selectors, 1)[:, :, :length].contiguous()
+    return Selection.from_chosen(chosen, length, block, repeat(first_key, batch, 0)[:, :length].contiguous())
+
+
+def mean_union(selection: Any, neighbours: int) -> float:
+    """Blocks in the union of `neighbours` queries' choices, on average; as many as slots where they choose alike."""
+    from kernels.backends.triton.shared_tiles import unions
+
+    return float(unions(selection, neighbours)[2].float().mean())

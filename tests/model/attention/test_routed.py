@@ -1,0 +1,370 @@
+"""The routed families within a model: against dense masks made in Python, causality through the router, its loss."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kernels.patterns import Dense, NativeSparse, Pattern, Routed, Window
+from model import Transformer
+from model.attention import Attended
+from model.attention.indexer import SCORES_AT_ONCE
+from tests.kernels.oracle import packing
+from tests.kernels.routing_oracle import naive_choice, naive_mask, naive_summaries, window_start
+from tests.model.small import config, lively, plan, positions_of
+from tests.model.test_causality import CHANGES, FIRST, LAST, POSITIONS, QUERIES, observe, perturbed, random_tokens
+from tests.model.test_causality import DOCUMENTS as THREE
+
+SETTINGS = dict(
+    window=5,
+    block=16,
+    top_k=1,
+    router="mean_key",
+    share="group",
+    first_block=False,
+    strategy="by_block",
+    indexer_dim=4,
+    indexer_loss=0.7,
+    indexer_warmup=0,
+    indexer_gradient=False,
+)
+BRANCHES = dict(summary_span=8, pooling="learned", combine="lse")
+
+
+def routed(**changes) -> Routed:
+    return Routed(**SETTINGS | changes)
+
+
+def native_sparse(**changes) -> NativeSparse:
+    return NativeSparse(**SETTINGS | BRANCHES | changes)
+
+
+PATTERNS: dict[str, Pattern] = {
+    "mean_key": routed(),
+    "mean_key_by_head": routed(share="head", first_block=True),
+    "indexer": routed(router="indexer", top_k=2),
+    "indexer_by_head": routed(router="indexer", share="head", top_k=2),
+    "indexer_with_gradient": routed(router="indexer", top_k=2, indexer_gradient=True),
+    "indexer_in_warm_up": routed(router="indexer", top_k=2, indexer_warmup=3),
+    "native_sparse": native_sparse(),
+    "native_sparse_gated": native_sparse(combine="gates", router="indexer", top_k=2, pooling="mean", first_block=True),
+}
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+DOCUMENTS = packing([37, 6, 52], [80, 15, 0])
+LENGTH = DOCUMENTS.shape[1]
+
+
+def softmax_of(scores: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights, lse) where `mask` allows; 0 and -inf in a row that sees nothing."""
+    seen = mask.any(-1)
+    lse = torch.where(mask, scores, -1e300).logsumexp(-1)
+    weights = torch.where(mask, scores - lse[..., None], -torch.inf).exp()
+    return weights, torch.where(seen, lse, -torch.inf)
+
+
+class Naive:
+    """Replaces an Attend by dense attention under masks made query by query, and the indexer's loss by autograd's."""
+
+    def __init__(self, attend, documents):
+        self.attend, self.pattern, self.documents = attend, attend.pattern, documents
+
+    def __call__(self, inputs, view):
+        x, q, k, v, *_ = inputs
+        pattern, attend, documents = self.pattern, self.attend, self.documents
+        heads, group = q.shape[1], q.shape[1] // k.shape[1]
+        k_heads, v_heads = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        router_queries, summaries = self.route(x, q, k)
+        chosen = naive_choice(
+            router_queries, summaries, documents, pattern.top_k, pattern.window, pattern.block, pattern.first_block
+        )
+        of_block = naive_mask(chosen, documents, pattern.block).repeat_interleave(heads // attend.selectors, 1)
+        key = torch.arange(LENGTH)
+        start = torch.tensor([window_start(t, pattern.window, pattern.block) for t in range(LENGTH)])
+        same = documents[:, None, :, None] == documents[:, None, None, :]
+        past = same & (key <= key[:, None])
+        local = past & (key >= start[:, None])
+        scores = q @ k_heads.mT * q.shape[-1] ** -0.5
+        if isinstance(pattern, NativeSparse):
+            out, lse, weights = self.branches(inputs, view, scores, v_heads, local, of_block)
+        else:
+            weights, lse = softmax_of(scores, local | of_block)
+            out = weights @ v_heads
+        auxiliary = None
+        if pattern.router == "indexer":
+            if attend.step < pattern.indexer_warmup:
+                weights, _ = softmax_of(scores, past.expand_as(scores))
+                takes_part = self.eligible(past)
+            else:
+                takes_part = of_block.unflatten(1, (attend.selectors, -1))[:, :, 0]
+            auxiliary = self.loss(router_queries, summaries, weights.detach(), takes_part)
+        return Attended(out, lse, auxiliary)
+
+    def route(self, x, q, k):
+        pattern, attend = self.pattern, self.attend
+        if attend.indexer is None:
+            summaries = naive_summaries(k, self.documents, pattern.block)
+            queries = q.unflatten(1, (attend.selectors, -1)).mean(2)
+            return queries, summaries.repeat_interleave(attend.selectors // k.shape[1], 1)
+        x = x if pattern.indexer_gradient else x.detach()
+        queries = attend.indexer.q_proj(x).unflatten(-1, (attend.selectors, -1)).transpose(1, 2)
+        summaries = naive_summaries(attend.indexer.k_proj(x)[:, None], self.documents, pattern.block)
+        return queries * pattern.indexer_dim**-0.5, summaries.expand(-1, attend.selectors, -1, -1)
+
+    def branches(self, inputs, view, scores, v_heads, local, of_block):
+        attend, group = self.attend, inputs.q_BHTD.shape[1] // inputs.k_BKTD.shape[1]
+        levels = view.summaries.levels
+        pooled = attend.pool(inputs.unrotated_k_BTKD, inputs.v_BKTD.transpose(1, 2), inputs.rotation, levels)
+        keys, values = (view.summaries.join([t]).repeat_interleave(group, 1) for t in pooled[0])
+        coarse = view.summaries.layout.dense_mask().expand(-1, scores.shape[1], -1, -1)
+        coarse_scores = inputs.q_BHTD @ keys.mT * inputs.q_BHTD.shape[-1] ** -0.5
+        masks = torch.cat([local | of_block, coarse.expand(len(scores), -1, -1, -1)], -1)
+        weights, lse = softmax_of(torch.cat([scores, coarse_scores], -1), masks)
+        of_tokens = weights[..., :LENGTH]
+        if attend.gates is None:
+            return weights @ torch.cat([v_heads, values], 2), lse, of_tokens
+        gates = torch.sigmoid(attend.gates(inputs.x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
+        out = gates[0] * (softmax_of(scores, local.expand_as(scores))[0] @ v_heads)
+        out = out + gates[1] * (softmax_of(scores, of_block)[0] @ v_heads)
+        out = out + gates[2] * (softmax_of(coarse_scores, coarse.expand_as(coarse_scores))[0] @ values)
+        return out, lse, of_tokens
+
+    def eligible(self, past):
+        pattern, blocks = self.pattern, LENGTH // self.pattern.block
+        stop = torch.tensor([window_start(t, pattern.window, pattern.block) for t in range(LENGTH)])
+        whole = past & (torch.arange(LENGTH) < min(LENGTH, blocks * pattern.block))
+        whole = whole & (torch.arange(LENGTH) < stop[:, None])
+        return whole.expand(-1, self.attend.selectors, -1, -1)
+
+    def loss(self, queries, summaries, weights, takes_part):
+        """takes_part: token by token, so a block takes part where any of its tokens does."""
+        pattern, blocks = self.pattern, summaries.shape[2]
+        cut = lambda t: t[..., : blocks * pattern.block].unflatten(-1, (blocks, pattern.block))  # noqa: E731
+        takes_part = cut(takes_part).any(-1)
+        received = cut(weights).sum(-1).unflatten(1, (self.attend.selectors, -1)).mean(2) * takes_part
+        total = 0.0
+        logits = queries @ summaries.mT
+        for b, s, t in takes_part.any(-1).nonzero().tolist():
+            part = takes_part[b, s, t]
+            wanted = received[b, s, t, part] / received[b, s, t, part].sum()
+            total = total + (wanted * (wanted.log() - logits[b, s, t, part].log_softmax(-1))).sum()
+        return total / self.attend.selectors * pattern.indexer_loss
+
+
+def build(pattern: Pattern, naive: bool = False, **sizes) -> Transformer:
+    model = lively(Transformer(config(sink_logits=True, **sizes), plan(pattern)).double())
+    for name, parameter in model.named_parameters():
+        if "pool.query" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
+    if naive:
+        for layer in model.layers:
+            object.__setattr__(layer.self_attn.attend, "forward", Naive(layer.self_attn.attend, DOCUMENTS))
+    return model
+
+
+def gradients(model: Transformer, documents: torch.Tensor = DOCUMENTS) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(64, documents.shape, generator=torch.Generator().manual_seed(0))
+    views = model.build_layouts(documents, documents.shape[1])
+    out = model.loss(tokens, tokens.roll(-1, 1), positions_of(documents), views)
+    auxiliary = torch.zeros(()) if out.auxiliary is None else out.auxiliary
+    model.zero_grad()
+    (out.total + auxiliary).backward()
+    found = {name: torch.zeros(()) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    return {"loss": out.per_token, "auxiliary": auxiliary.detach()} | found
+
+
+@every_pattern
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (4, 1), (16, 1)])
+def test_outputs_and_all_gradients_are_those_of_dense_masks(pattern, heads, kv_heads):
+    sizes = {"heads": heads, "kv_heads": kv_heads}
+    actual, expected = gradients(build(pattern, **sizes)), gradients(build(pattern, naive=True, **sizes))
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-11, msg=lambda m, n=name: n + m)
+    if pattern.router == "indexer":
+        assert actual["auxiliary"] > 0
+        assert all(actual[name].any() for name in actual if "indexer" in name)
+
+
+def build_deep(pattern: Pattern, **changes) -> Transformer:
+    return lively(Transformer(config(layers=3, **changes), plan(pattern)).double())
+
+
+@every_pattern
+@pytest.mark.parametrize("i", QUERIES)
+def test_nothing_depends_on_later_tokens_or_other_documents(pattern, i, choices):
+    """Neither hidden states nor gradients, nor any layer's choice up to `i`, bit by bit."""
+    model, tokens = build_deep(pattern), random_tokens(0)
+    before = observe(model, tokens, i)
+    chosen_before = [c[:, :, FIRST : i + 1].clone() for c in choices]
+    assert len(chosen_before) == 6
+    for change, where in CHANGES.items():
+        choices.clear()
+        after = observe(model, perturbed(tokens, where(i)), i)
+        for name in before:
+            difference = float((before[name] - after[name]).abs().max())
+            assert difference <= 1e-12, f"{change} made a difference of {difference:.1e} to {name}"
+        assert all(torch.equal(c[:, :, FIRST : i + 1], d) for c, d in zip(choices, chosen_before, strict=True)), change
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """What each call of kernels.select by a layer has chosen."""
+    import model.attention.routed as module
+
+    found = []
+
+    def recorded(*arguments, **settings):
+        selection = module_select(*arguments, **settings)
+        found.append(selection.chosen)
+        return selection
+
+    module_select = module.select
+    monkeypatch.setattr(module, "select", recorded)
+    return found
+
+
+@every_pattern
+def test_control_a_chosen_token_does_make_a_difference(pattern, choices):
+    """A token in a block that the last query of the document chose, beyond the reach of the windows."""
+    model, tokens = build_deep(pattern), random_tokens(0)
+    before = observe(model, tokens, LAST)
+    block = int(choices[0][0, 0, LAST].max())
+    assert (block + 1) * 16 <= LAST - 5
+    where = torch.arange(tokens.shape[1])[None] == max(block * 16, FIRST)
+    after = observe(model, perturbed(tokens, where), LAST)
+    assert float((before["hidden"][:, -1] - after["hidden"][:, -1]).abs().max()) > 1e-5
+
+
+@every_pattern
+def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(pattern, choices):
+    plain, again = build(pattern), build(pattern, activation_checkpointing=True)
+    expected = gradients(plain)
+    first = [c.clone() for c in choices]
+    choices.clear()
+    actual = gradients(again)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert len(choices) == 4, "two layers, computed twice"
+    assert all(torch.equal(a, b) for a, b in zip(choices, [*first, first[1], first[0]], strict=True))
+
+
+@every_pattern
+def test_packed_documents_with_whole_blocks_give_the_logits_of_each_alone(pattern):
+    documents = packing([48, 32, 15])
+    model, tokens = build(pattern), random_tokens(0)
+    with torch.no_grad():
+        views = model.build_layouts(documents, 95)
+        packed = model.logits(model(tokens, positions_of(documents), views))
+        for start, stop in ((0, 48), (48, 80), (80, 95)):
+            position = torch.arange(stop - start)[None]
+            alone = model(tokens[:, start:stop], position, model.build_layouts(None, stop - start))
+            torch.testing.assert_close(packed[:, start:stop], model.logits(alone), rtol=0, atol=1e-10)
+
+
+def test_the_indexer_leaves_the_main_branch_alone_unless_asked():
+    def main_gradients(pattern):
+        model = build(pattern)
+        tokens = random_tokens(0)
+        out = model.loss(tokens, tokens, POSITIONS, model.build_layouts(THREE, LENGTH))
+        out.auxiliary.backward()
+        return {n: p.grad for n, p in model.named_parameters() if "indexer" not in n and p.grad is not None}
+
+    assert not any(grad.any() for grad in main_gradients(PATTERNS["indexer"]).values())
+    assert any(grad.any() for grad in main_gradients(PATTERNS["indexer_with_gradient"]).values())
+
+
+def test_the_loss_of_the_indexer_is_no_part_of_evaluation():
+    model, tokens = build(PATTERNS["indexer"]), random_tokens(0)
+    views = model.build_layouts(THREE, LENGTH)
+    training = model.loss(tokens, tokens, POSITIONS, views)
+    with torch.no_grad():
+        evaluation = model.eval().loss(tokens, tokens, POSITIONS, views)
+    assert training.auxiliary is not None and evaluation.auxiliary is None
+    assert torch.equal(training.per_token, evaluation.per_token)
+
+
+@pytest.mark.parametrize("name", ["indexer", "indexer_in_warm_up"])
+def test_the_indexers_loss_in_pieces_is_the_same(name, monkeypatch):
+    expected = gradients(build(PATTERNS[name]))
+    monkeypatch.setitem(SCORES_AT_ONCE, "cpu", 1)
+    actual = gradients(build(PATTERNS[name]))
+    for each in expected:
+        torch.testing.assert_close(actual[each], expected[each], rtol=0, atol=1e-12)
+
+
+def test_the_warm_up_ends():
+    model, tokens = build(PATTERNS["indexer_in_warm_up"]), random_tokens(0)
+    views = model.build_layouts(THREE, LENGTH)
+    losses = []
+    for step in (0, 2, 3):
+        model.set_step(step)
+        losses.append(model.loss(tokens, tokens, POSITIONS, views).auxiliary.item())
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[2] == build(PATTERNS["indexer"]).loss(tokens, tokens, POSITIONS, views).auxiliary.item()
+
+
+def test_health_of_the_router_is_noted():
+    model, tokens = build(PATTERNS["indexer"]), random_tokens(0)
+    views = model.build_layouts(THREE, LENGTH)
+    model.loss(tokens, tokens, POSITIONS, views)
+    noted = model.noted()
+    assert noted.keys() == {"entropy", "never_chosen", "age", "indexer_loss"}
+    assert 0 <= noted["entropy"] <= 1 and 0 <= noted["never_chosen"] < 1 and noted["age"] > 0
+    model.eval().watch(True)
+    with torch.no_grad():
+        model.loss(tokens, tokens, POSITIONS, views)
+    assert 0 < float(model.noted()["recall"]) <= 1 + 1e-12
+
+
+def test_recall_is_the_dense_mass_that_is_covered():
+    """1 where everything is chosen; else what the dense softmax gives to window and chosen blocks."""
+    tokens = random_tokens(0)
+    views = {}
+    for top_k in (1, 20):
+        model = build(routed(top_k=top_k)).eval()
+        model.watch(True)
+        with torch.no_grad():
+            model.loss(tokens, tokens, POSITIONS, model.build_layouts(THREE, LENGTH))
+        views[top_k] = float(model.noted()["recall"])
+    assert views[20] == pytest.approx(1, abs=1e-12) and views[1] < 0.999
+
+
+def test_families_mix_by_depth():
+    patterns = {"local": Window(9), "far": routed(), "three": native_sparse(), "full": Dense()}
+    model = lively(Transformer(config(layers=4), plan(patterns)).double())
+    found = gradients(model)
+    assert all(value.any() for name, value in found.items() if name != "auxiliary")
+    cost = model.cost(model.build_layouts(DOCUMENTS, LENGTH)).attention
+    assert cost.visible_pairs > 0 and cost.flops > 0
+
+
+def test_cost_counts_window_choice_and_scores():
+    """One document of 64 tokens, window 5, blocks of 16, top_k 1."""
+    pattern = routed()
+    model = Transformer(config(layers=1, heads=4, kv_heads=2), plan(pattern))
+    (view,) = model.build_layouts(None, 64)
+    starts = [window_start(t, 5, 16) for t in range(64)]
+    window = sum(t + 1 - max(start, 0) for t, start in enumerate(starts))
+    chosen = sum(16 for start in starts if start >= 16)
+    scored = sum(max(start, 0) // 16 for start in starts)
+    assert view.parts() == {"window": window, "chosen blocks": chosen, "router scores": scored}
+    with torch.no_grad():
+        model(torch.zeros(1, 64, dtype=torch.int64), torch.arange(64)[None], [view])
+    cost = view.cost(batch=1, heads=4, head_dim=8)
+    assert cost.visible_pairs == 4 * (window + chosen)
+    assert cost.flops == 12 * 8 * cost.visible_pairs + 2 * 8 * 2 * scored
+
+
+def test_settings_that_cannot_be_are_named():
+    for change, message in (
+        (dict(window=0), "window=0: must be an integer >= 1"),
+        (dict(block=48), "block=48: must be one of 16, 32, 64, 128"),
+        (dict(router="oracle"), "router='oracle': must be one of mean_key, indexer"),
+        (dict(share="all"), "share='all': must be one of group, head"),
+        (dict(strategy="fast"), "strategy='fast': must be one of by_block, shared_tiles"),
+        (dict(first_block=1), "first_block=1: must be true or false"),
+        (dict(indexer_loss=0), "indexer_loss=0: must be a positive number"),
+        (dict(indexer_warmup=-1), "indexer_warmup=-1: must be an integer >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            routed(**change)
+    with pytest.raises(ValueError, match="combine='sum': must be one of lse, gates"):
+        dataclasses.replace(PATTERNS["native_sparse"], combine="sum")

@@ -1,0 +1,119 @@
+"""Learning, not only wiring: routers find keys and values that lie beyond the reach of all windows together.
+
+Two layers. First they learn associative recall in short sequences, which a window and one block hold whole; then with
+every key at least 66 tokens before its question, where windows of at most 31 tokens in two layers reach 62.
+"""
+
+import pytest
+import torch
+
+from data.recall import associative_recall
+from kernels.patterns import NativeSparse, Routed
+from kernels.patterns.routed import LocalWindow
+from model import Transformer
+from model.training.optimizer import build_optimizer
+from tests.model.attention.test_routed import BRANCHES, SETTINGS
+from tests.model.small import config, plan
+
+WINDOW, BLOCK, VOCABULARY, LENGTH, DISTANCE = 16, 16, 64, 120, 66
+SHORT_STEPS, STEPS, WARM_UP = 200, 500, 350
+CHANCE = 1 / 20  # as many values in the vocabulary
+ROUTED = SETTINGS | dict(window=WINDOW, block=BLOCK, top_k=2, indexer_dim=16, indexer_loss=1.0)
+
+PATTERNS = {
+    "mean_key": (Routed(**ROUTED), 1),
+    "indexer": (Routed(**ROUTED | dict(router="indexer", indexer_warmup=WARM_UP)), 2),
+    "native_sparse": (NativeSparse(**ROUTED | BRANCHES | dict(pooling="mean")), 1),
+}
+"""Pattern, and a seed that shows it early; others take longer."""
+
+
+def build(pattern, seed: int) -> Transformer:
+    torch.manual_seed(seed)
+    sizes = dict(width=64, heads=2, kv_heads=2, head_dim=32, hidden=64, vocabulary=VOCABULARY)
+    model = Transformer(config(**sizes), plan(pattern))
+    with torch.no_grad():
+        # Tokens that share a direction: what heads need to look at a place and not at a content (the key next to a
+        # value). It would come by itself, in many more steps.
+        model.embed_tokens.weight += 0.5 * model.embed_tokens.weight.std() * torch.randn(64)
+    return model
+
+
+def short(generator, batch=32):
+    return associative_recall(batch, 32, pairs=6, vocabulary=VOCABULARY, generator=generator)
+
+
+def far(generator, batch=16):
+    return associative_recall(
+        batch, LENGTH, pairs=12, vocabulary=VOCABULARY, generator=generator, min_distance=DISTANCE
+    )
+
+
+@torch.no_grad()
+def accuracy(model: Transformer, batch: dict[str, torch.Tensor]) -> float:
+    """The share of questions whose value has the largest logit."""
+    views = model.eval().build_layouts(None, batch["tokens"].shape[1])
+    best = model.logits(model(batch["tokens"], batch["position"], views)).argmax(-1)
+    model.train()
+    asked = batch["targets"] >= 0
+    return float((best == batch["targets"])[asked].float().mean())
+
+
+def train(model: Transformer, seed: int, good_enough: float) -> None:
+    """Up to STEPS steps; stops where the far questions of a fresh batch are answered (after the warm-up)."""
+    settings = dict(name="muon", learning_rate=0.005, weight_decay=0.0, betas=(0.9, 0.95), epsilon=1e-8, momentum=0.95)
+    optimizer = build_optimizer(model, **settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 40) * max(0.05, 1 - s / STEPS))
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(STEPS):
+        model.set_step(step)
+        batch = (short if step < SHORT_STEPS else far)(generator)
+        out = model.loss(
+            batch["tokens"],
+            batch["targets"],
+            batch["position"],
+            model.build_layouts(None, batch["tokens"].shape[1]),
+        )
+        loss = out.total / out.count
+        if out.auxiliary is not None:
+            loss = loss + out.auxiliary / batch["tokens"].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step > WARM_UP and step % 25 == 0 and accuracy(model, far(generator, 64)) >= good_enough:
+            return
+
+
+def held_out():
+    return far(torch.Generator().manual_seed(1000), 256)
+
+
+def test_the_task_lies_beyond_all_windows():
+    layers, widest = 2, WINDOW + BLOCK - 1
+    batch = far(torch.Generator().manual_seed(0), 64)
+    for tokens, targets in zip(batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
+        for place, value in enumerate(targets):
+            if value >= 0:
+                assert place - tokens.index(tokens[place]) > layers * widest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PATTERNS)
+def test_routing_solves_recall_beyond_the_windows_reach(name):
+    pattern, seed = PATTERNS[name]
+    model = build(pattern, seed)
+    train(model, seed, good_enough=0.997)
+    found = accuracy(model, held_out())
+    print(f"{name}: {found:.2%} of {256 * 12} questions")
+    assert found >= 0.99
+
+
+@pytest.mark.slow
+def test_a_window_alone_stays_at_chance():
+    model = build(LocalWindow(WINDOW, BLOCK), seed=1)
+    train(model, 1, good_enough=0.997)
+    found = accuracy(model, held_out())
+    print(f"window: {found:.2%}, chance {CHANCE:.0%}")
+    assert found < 2 * CHANCE

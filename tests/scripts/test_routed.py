@@ -1,0 +1,41 @@
+"""A run with a router, from train.py to a saved selection that the benchmark can read."""
+
+import csv
+
+import torch
+
+from kernels import Selection
+from tests.commands import run
+
+SMALL = [
+    *("attention=routed", "attention.block=32", "name=router"),
+    *(f"attention.patterns.routed.{setting}" for setting in ("window=32", "block=32", "top_k=2", "router=indexer")),
+    "attention.patterns.routed.indexer_warmup=1",
+    *(f"model.{size}" for size in ("width=32", "layers=2", "heads=4", "kv_heads=2", "head_dim=8", "hidden=64")),
+    *("data.source.tests=false", "data.tokenizer.vocabulary=512", "data.sequence_length=256", "data.batch_size=2"),
+    *("data.validation_sequences=2", "data.workers=0", "trainer.max_steps=3", "trainer.validate_every=3"),
+    *("trainer.accumulate=2", "trainer.log_every=1", "evaluation=chunked", "evaluation.long_document=1024"),
+    "model.activation_checkpointing=true",
+]
+
+
+def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
+    run("train.py", *SMALL, f"outputs={tmp_path}")
+    (folder,) = (tmp_path / "router").iterdir()
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("entropy", "never_chosen", "age", "indexer_loss"):
+        assert all(float(row[f"train/routing_{name}"]) >= 0 for row in rows if row["train/loss"])
+    assert 0 < float(rows[-1]["validation/routing_recall"]) <= 1 + 1e-5
+
+    file = tmp_path / "selection.pt"
+    run("scripts/save_selection.py", str(folder), "--tokens", "512", "--output", str(file), PYTHONPATH=".")
+    saved = torch.load(file, weights_only=True)
+    assert saved["chosen"].shape == (2, 2, 512, 2) and saved["first_key"].shape == (2, 512) and saved["block"] == 32
+    selection = Selection.from_chosen(saved["chosen"], 512, 32, saved["first_key"])
+    assert (selection.chosen >= 0).any() and int(selection.pairs().sum()) > 0
+    query = torch.arange(512)[:, None]
+    assert ((selection.chosen + 1) * 32 <= query - 31 + 32).all(), "whole blocks before the window"
+
+    wrong = run("scripts/save_selection.py", str(folder), "--tokens", "99999999", check=False, PYTHONPATH=".")
+    assert wrong.returncode == 2 and "--tokens 99999999" in wrong.stderr
