@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from kernels import build_layout
-from kernels.patterns import BlockSparse, Dense, Hierarchical, Pattern, Strided, Window
+from kernels.patterns import BlockSparse, Dense, Hierarchical, Pattern, Routed, Strided, Window
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import expected_bytes
+from model.evaluation import Protocol, token_losses
 from tests.kernels.oracle import PATTERNS, Chosen
+from tests.model.evaluation.documents import Documents
 from tests.model.small import config, lively, plan
 
 BLOCK = 16
@@ -196,3 +198,16 @@ def test_layouts_of_chunks_are_not_kept(monkeypatch):
     monkeypatch.setattr("model.decoding.step.build_layout", build_one)
     cached_logits(build("window"), random_tokens(2, LENGTH), 20)
     assert len(axes) == 4 and all(axis.key is None and axis.batch == 1 for axis in axes)
+
+
+def test_a_family_without_a_cache_is_refused_and_evaluated_in_one_pass():
+    """Never in silence by another pattern; scoring says what it does, and needs no cache."""
+    settings = dict(router="mean_key", share="group", first_block=False, strategy="by_block", indexer_gradient=False)
+    pattern = Routed(window=8, block=16, top_k=2, indexer_dim=8, indexer_loss=1.0, indexer_warmup=0, **settings)
+    model = lively(Transformer(config(), plan(pattern))).eval()
+    with pytest.raises(ValueError, match=r"pattern=Routed\(.* its family RoutedAttend has no cache; PlainAttend, Hier"):
+        Cache(model, 1)
+    assert not Cache.serves(model) and Cache.serves(build("hierarchical"))
+    documents, whole = Documents(70), Protocol("whole", None, None)
+    one, other = (token_losses(model, documents, whole, tokens_at_once=n)[0] for n in (16, 100))
+    assert (one == other).all()
