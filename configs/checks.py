@@ -1,5 +1,6 @@
 """What a composed config must satisfy before any work starts. A failure is one line: key, value, what is accepted."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ TRAINER_KEYS = (
     *("max_steps", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
     *("precision", "accelerator", "devices", "strategy", "compile"),
 )
-EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol")
+EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol", "by_context", "key_tokens")
 PRECISIONS = ("64-true", "32-true", "16-mixed", "bf16-mixed", "bf16-true")
 
 
@@ -128,10 +129,52 @@ def check_optimizer(optimizer: Mapping[str, Any]) -> None:
 
 
 def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> None:
-    """The protocol, and which split it is for."""
+    """The protocol, which split it is for, and what is measured beside the loss."""
+    from model.training.run_folder import find_checkpoint
+
     _require_in("evaluation.split", evaluation["split"], ("train", "validation", "test"))
     _require_count("evaluation.tokens_at_once", evaluation["tokens_at_once"], optional=False)
     build_protocol(evaluation["protocol"], sequence_length)
+
+    by_context, key_tokens = evaluation["by_context"], evaluation["key_tokens"]
+    _require_known("evaluation.by_context.", by_context, ("contexts", "targets"))
+    _require_count("evaluation.by_context.targets", by_context["targets"], optional=False)
+    for context in by_context["contexts"]:
+        if context != "whole" and not _is_count(context):
+            raise ConfigError(f"evaluation.by_context.contexts holds {context!r}: must be integers >= 1, or whole")
+    _require_known("evaluation.key_tokens.", key_tokens, ("evaluator", "short_context", "gain", "confidence"))
+    _require_count("evaluation.key_tokens.short_context", key_tokens["short_context"], optional=False)
+    if not key_tokens["gain"] > 0:
+        raise ConfigError(f"evaluation.key_tokens.gain={key_tokens['gain']}: must be positive, in nats")
+    if not key_tokens["confidence"] <= 0:
+        raise ConfigError(f"evaluation.key_tokens.confidence={key_tokens['confidence']}: must be a log-likelihood <= 0")
+    if key_tokens["evaluator"]:
+        find_checkpoint(key_tokens["evaluator"])
+
+
+def check_recall(recall: Mapping[str, Any]) -> None:
+    """Counts, lengths, depths and tasks of the recall suite."""
+    _require_known("recall.", recall, ("lengths", "samples", "tokens_at_once", "depths", "distances", "tasks"))
+    for key in ("samples", "tokens_at_once"):
+        _require_count(f"recall.{key}", recall[key], optional=False)
+    for key in ("lengths", "distances"):
+        values = recall[key]
+        if values is not None and not (values and all(map(_is_count, values))):
+            raise ConfigError(f"recall.{key}={values}: must be a list of integers >= 1, or null")
+    if not recall["depths"] or not all(0 <= depth <= 1 for depth in recall["depths"]):
+        raise ConfigError(f"recall.depths={recall['depths']}: must be a list of numbers between 0 and 1")
+    for name, entry in recall["tasks"].items():
+        module, _, function = str((entry or {}).get("_target_", "")).rpartition(".")
+        try:
+            found = entry is None or callable(getattr(importlib.import_module(module), function))
+        except (ImportError, AttributeError, ValueError):
+            found = False
+        if not found:
+            raise ConfigError(
+                f"recall.tasks.{name}={entry}: its _target_ must be a function like data.recall.text.needles"
+            )
+    if not any(recall["tasks"].values()):
+        raise ConfigError(f"recall.tasks={recall['tasks']}: must hold at least one task")
 
 
 def check_runs(config: Mapping[str, Any]) -> None:
@@ -162,6 +205,10 @@ def _require_in(key: str, value: object, accepted: tuple) -> None:
 
 
 def _require_count(key: str, value: object, optional: bool) -> None:
-    if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+    if (value is None and optional) or _is_count(value):
         return
     raise ConfigError(f"{key}={value}: must be an integer >= 1" + (", or null" if optional else ""))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

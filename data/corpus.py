@@ -76,6 +76,11 @@ class Split:
         return np.load(self.folder / "bytes.npy")
 
     @cached_property
+    def words(self) -> list[int]:
+        """Of each document, separated by white space."""
+        return [len(text.split()) for text in self.documents["text"]]
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [documents]: tokens of each, bos included."""
         return np.diff(self.offsets)

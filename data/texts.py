@@ -21,6 +21,7 @@ class Texts:
         self._texts = [row["text"] for row in rows]
         self._tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in self._texts]
         self.bytes = [len(text.encode()) for text in self._texts]
+        self.words = [len(text.split()) for text in self._texts]
 
     @classmethod
     def load(cls, data: dict[str, Any], tokenizer: Tokenizer) -> "Texts":

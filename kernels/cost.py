@@ -1,8 +1,13 @@
 """What a layout costs: visible pairs, executed tiles, FLOPs and bytes, all counted exactly on the layout itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from kernels.layout import BlockLayout
+from kernels.patterns.base import Pattern
+from kernels.patterns.hierarchical import Hierarchical
 
 FORWARD_FLOPS = 4
 """FLOPs a visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
@@ -46,6 +51,38 @@ def attention_cost(layout: BlockLayout, batch: int, heads: int, head_dim: int) -
     tiles = int(layout.rows.count.sum()) * layout.block**2 * repeat
     flops = TRAINING_FLOPS * head_dim * visible
     return AttentionCost(visible, tiles, causal_pairs(layout.queries, layout.keys) * batch * heads, flops)
+
+
+@dataclass(frozen=True)
+class DecodeCost:
+    """Keys of one layer, KV head and sequence: `stored` in a cache, and `read` by the next query, its own aside. A key
+    comes with its value."""
+
+    stored: int
+    read: int
+
+
+def decode_cost(pattern: Pattern | Sequence[Pattern], context: int) -> DecodeCost:
+    """What the token behind `context` others costs, under a pattern or one pattern a KV head (which share a cache).
+
+    Stored: what lies within the pattern's horizon, and what lasts (Pattern.lasting; twice, where it is both). Read:
+    what any of the patterns lets the query see; to read no more than that is up to the cache. Under Hierarchical, the
+    summaries of every level are keys.
+    """
+    if isinstance(pattern, Hierarchical):
+        levels = [_decode_cost((level,), context, level.span) for level in pattern.levels]
+        return DecodeCost(sum(each.stored for each in levels), sum(each.read for each in levels))
+    return _decode_cost((pattern,) if isinstance(pattern, Pattern) else tuple(pattern), context, span=1)
+
+
+def _decode_cost(patterns: tuple[Pattern, ...], context: int, span: int) -> DecodeCost:
+    horizons = [each.horizon for each in patterns]
+    key = torch.arange(context // span) * span
+    lasting = torch.stack([each.lasting(key) for each in patterns]).any(0)
+    recent = 0 if None in horizons else min((max(horizons) - 1) // span, len(key))
+    query = torch.tensor(context)
+    seen = torch.stack([each.visible(query, key, key + span).expand(len(key)) for each in patterns]).any(0)
+    return DecodeCost(len(key) if None in horizons else recent + int(lasting.sum()), int(seen.sum()))
 
 
 def causal_pairs(queries: int, keys: int) -> int:

@@ -1,6 +1,7 @@
-"""The language model: transformer, training and evaluation. Knows kernels, not where data comes from."""
+"""The language model: transformer, decoding, training and evaluation. Knows kernels, not where data comes from."""
 
 from model.config import AttentionPlan, ModelConfig
+from model.decoding import Cache, Sampling, generate
 from model.transformer import Transformer
 
-__all__ = ["AttentionPlan", "ModelConfig", "Transformer"]
+__all__ = ["AttentionPlan", "Cache", "ModelConfig", "Sampling", "Transformer", "generate"]

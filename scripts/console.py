@@ -127,6 +127,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(saved, resolve=True)
 
 
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error that goes when it is done; call what it gives with how much more was done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
 def print_report(
     console: "Console", row: dict[str, Any], summary: dict[str, Any] | None = None, folder: "RunFolder | None" = None
 ) -> None:
@@ -153,8 +165,12 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("  gzip -9, per document", baselines.get("gzip_bits_per_byte"), "{:.4f}"),
         ("  bigram model, same tokens", baselines.get("bigram_bits_per_byte"), "{:.4f}"),
         ("perplexity", row["perplexity"], "{:.2f}"),
+        ("perplexity per word", row["word_perplexity"], "{:.1f}"),
         ("loss of a document's first 512 tokens", row["loss_first_512"], "{:.4f}"),
         ("loss of its last quarter", row["loss_last_quarter"], "{:.4f}"),
+        ("loss of its last 2,048 tokens", (row["trailing"] or {}).get("loss"), "{:.4f}"),
+        *((f"  last tokens, given {c['context']}", c["loss"], "{:.4f}") for c in row.get("by_context", [])),
+        ("perplexity on key tokens (LongPPL)", row.get("key_tokens", {}).get("perplexity"), "{:.2f}"),
         ("training speed", summary.get("tokens_per_second"), "{:,.0f} tokens/s"),
         ("attention density, pairs", summary.get("density_pairs"), "{:.1%}"),
         ("attention density, tiles", summary.get("density_tiles"), "{:.1%}"),

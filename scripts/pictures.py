@@ -63,6 +63,24 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     _save(figure, file)
 
 
+def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """A PNG of exact match by depth and length, from rows of recall.json that have a depth."""
+    lengths, depths = (sorted({row[key] for row in rows}) for key in ("length", "depth"))
+    share = np.full((len(depths), len(lengths)), np.nan)
+    for row in rows:
+        share[depths.index(row["depth"]), lengths.index(row["length"])] = row["exact_match"]
+    figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(lengths), 1.4 + 0.5 * len(depths)))
+    picture = axes.imshow(share, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    for (depth, length), value in np.ndenumerate(share):
+        axes.text(length, depth, f"{value:.0%}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
+    axes.set_xlabel("length (tokens)")
+    axes.set_ylabel("depth of the pass key")
+    figure.colorbar(picture, label="exact match")
+    _save(figure, file)
+
+
 def _shades(view: View, cells: int) -> np.ndarray:
     masks = [(view.dense_mask()[0, 0], 1.0)] if isinstance(view, BlockLayout) else view.token_masks()
     return sum(shade * _shrink(mask.numpy(), cells) for mask, shade in masks)

@@ -7,6 +7,7 @@ document*, and the layout builder does the rest: it adds that a query sees only 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,17 @@ class Pattern:
     def anchor(self) -> str:
         """The origin of the positions that `visible` and `candidates` receive: "document" or "sequence"."""
         return getattr(self, "align", "document")
+
+    @property
+    def horizon(self) -> int | None:
+        """How far back a query sees: every visible key begins fewer than `horizon` tokens before it, `lasting` keys
+        aside. None: any key may be seen from anywhere. A cache forgets what is neither within the horizon nor lasting.
+        """
+        return None
+
+    def lasting(self, key_start: Tensor) -> Tensor:
+        """Which keys may be seen from beyond the `horizon`, by where they begin: booleans like `key_start`."""
+        return torch.full_like(key_start, self.horizon is None, dtype=torch.bool)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         """Whether `query` may see the key that stands for the tokens `[key_start, key_end)`.

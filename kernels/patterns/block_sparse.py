@@ -33,6 +33,13 @@ class BlockSparse(Pattern):
         require_int("seed", self.seed, 0)
         require_align(self.align)
 
+    @property
+    def horizon(self) -> int | None:
+        return None if self.random_blocks else self.window_blocks * self.block_size
+
+    def lasting(self, key_start: Tensor) -> Tensor:
+        return super().lasting(key_start) | (key_start < self.global_blocks * self.block_size)
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         query_block = query // self.block_size
         key_block = key_start // self.block_size

@@ -48,6 +48,10 @@ class Summaries(Pattern):
         if self.reach is not None:
             require_int("reach", self.reach, 1)
 
+    @property
+    def horizon(self) -> int | None:
+        return None if self.reach is None else self.reach + self.rounding - 1
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         seen = (key_end - key_start == self.span) & (key_end <= self._stop(query))
         return seen if self.reach is None else seen & (key_start >= self._start(query))

@@ -32,6 +32,13 @@ class Strided(Pattern):
         require(self.columns <= self.stride, "columns", self.columns, f"at most the stride ({self.stride})")
         require_align(self.align)
 
+    @property
+    def horizon(self) -> int:
+        return self.window
+
+    def lasting(self, key_start: Tensor) -> Tensor:
+        return _in_column(key_start + 1, self.stride, self.columns)
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         near = query - key_start < self.window
         return near | _in_column(key_end, self.stride, self.columns)
@@ -54,6 +61,13 @@ class Fixed(Pattern):
         require_int("summary", self.summary, 1)
         require(self.summary <= self.segment, "summary", self.summary, f"at most the segment ({self.segment})")
         require_align(self.align)
+
+    @property
+    def horizon(self) -> int:
+        return self.segment
+
+    def lasting(self, key_start: Tensor) -> Tensor:
+        return _in_column(key_start + 1, self.segment, self.summary)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         own = query // self.segment == key_start // self.segment

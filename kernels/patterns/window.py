@@ -22,6 +22,13 @@ class Window(Pattern):
         require_int("width", self.width, 1)
         require_int("sink_tokens", self.sink_tokens, 0)
 
+    @property
+    def horizon(self) -> int:
+        return self.width
+
+    def lasting(self, key_start: Tensor) -> Tensor:
+        return key_start < self.sink_tokens
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         near = query - key_start < self.width
         return near | (key_start < self.sink_tokens)
@@ -51,6 +58,10 @@ class Dilated(Pattern):
     def __post_init__(self) -> None:
         require_int("width", self.width, 1)
         require_int("dilation", self.dilation, 1)
+
+    @property
+    def horizon(self) -> int:
+        return (self.width - 1) * self.dilation + 1
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         distance = query - key_start

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.attention import add_sinks
 from kernels.patterns import Pattern
-from model.attention.base import Attended, Inputs, Rotation, View
+from model.attention.base import Attended, Cached, Inputs, Rotation, View
 from model.attention.families import attend_class
 from model.config import ModelConfig
 from model.norm import RMSNorm
@@ -34,7 +34,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTW: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
         """The output `[batch, length, width]`, and the family's own loss (Attended.auxiliary)."""
-        attended = self.attend(Inputs(x_BTW, *self.project(x_BTW, rotation), rotation), view)
+        inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
+        cached = isinstance(view, Cached)
+        attended = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
         out_BHTD, lse_BHT, auxiliary = Attended(*attended)
         if self.sink_logits is not None:
             out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)

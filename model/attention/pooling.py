@@ -41,14 +41,16 @@ class SummaryPool(nn.Module):
         dtype, unit, summaries = v_BTKD.dtype, 1, []
         keys, values = unrotated_k_BTKD, v_BTKD
         for i, level in enumerate(levels):
-            keys, values = pool(keys, values, self._scores(i, keys), level.axis, level.span, unit)
+            keys, values = pool(keys, values, self.scores(i, keys), level.axis, level.span, unit)
             unit = level.span
             index = middles(level.axis, level.span)[..., None, None]
             turned = rotate(keys, *(torch.take_along_dim(each, index, 1) for each in rotation))
             summaries.append((turned.to(dtype).transpose(1, 2), values.to(dtype).transpose(1, 2)))
         return summaries
 
-    def _scores(self, level: int, keys: Tensor) -> Tensor | None:
+    def scores(self, level: int, keys: Tensor) -> Tensor | None:
+        """How much each of the keys `[batch, pieces, kv_heads, head_dim]` weighs in its summary on this level, from 0:
+        `[batch, pieces, kv_heads]` before the softmax; None where all weigh alike."""
         if self.query is None:
             return None
         dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32

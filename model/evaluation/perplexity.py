@@ -1,23 +1,17 @@
-"""Perplexity and bits per byte of held-out documents, as a whole and by position within the document.
-
-Every token of a document's text is scored once: a document is [bos] + tokens, and bos itself is never predicted. Sums
-of nats are float64. Segments of many documents are packed into one sequence, where the layout keeps them apart.
+"""From each token's loss to perplexity and bits per byte of held-out documents, as a whole and by position within the
+document. Sums of nats are float64.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Protocol as Interface
 
 import numpy as np
-import torch
 
-from model.evaluation.protocol import Protocol, Segment
-from model.transformer import Transformer
-
-log = logging.getLogger(__name__)
+from model.evaluation.protocol import Protocol
+from model.evaluation.scoring import Documents
+from model.evaluation.statistics import bootstrap, mean_and_bounds
 
 EDGES = (0, *(2**i for i in range(9, 31)))
 """Edges of the position buckets: [0, 512), [512, 1024), [1024, 2048), ..."""
@@ -25,17 +19,8 @@ EDGES = (0, *(2**i for i in range(9, 31)))
 FIRST = 512
 """Tokens at the beginning of a document against which its last quarter is held."""
 
-RESAMPLES = 1000
-
-
-class Documents(Interface):
-    """What can be evaluated: data.corpus.Split is one."""
-
-    bytes: Sequence[int]
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, document: int) -> np.ndarray: ...
+TRAILING = 2048
+"""Tokens at the end of a document that count as its far end."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +30,18 @@ class Bucket:
 
     start: int
     stop: int
+    documents: int
+    tokens: int
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Trailing:
+    """Loss of the last `tokens / documents` tokens of every document that has so many; bounds as in a Bucket."""
+
+    documents: int
     tokens: int
     loss: float
     low: float
@@ -53,133 +50,86 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of evaluation.json. `loss_first_512` and `loss_last_quarter` are over the long documents alone."""
+    """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents).
+
+    `word_perplexity`: the total over the number of words of the untokenized text, exponentiated (as PG-19 is reported,
+    Rae et al. 2019), and so independent of the tokenizer. `loss_first_512` and `loss_last_quarter` are over the long
+    documents alone; `trailing` is null where no document is long enough.
+    """
 
     protocol: dict[str, object]
     documents: int
     bytes: int
+    words: int
     tokens_scored: int
     nll_nats: float
     loss: float
+    loss_low: float
+    loss_high: float
     perplexity: float
+    word_perplexity: float | None
     bits_per_byte: float
+    bits_per_byte_low: float
+    bits_per_byte_high: float
     loss_first_512: float | None
     loss_last_quarter: float | None
+    trailing: Trailing | None
     by_position: list[Bucket]
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-@torch.no_grad()
-def evaluate(
-    model: Transformer,
-    documents: Documents,
-    protocol: Protocol,
-    *,
-    tokens_at_once: int,
-    long_document: int,
-    progress: Callable[[int], None] = lambda tokens: None,
-) -> Evaluation:
-    """Scores every document under `protocol`.
+def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol, *, long_document: int) -> Evaluation:
+    """The row of evaluation.json.
 
-    `tokens_at_once`: segments are packed into sequences of at most so many tokens (a longer segment goes alone).
-    `long_document`: tokens from which on a document counts for `first_512` against `last_quarter`.
-    `progress` is told how many tokens were scored. Raises ValueError where the model cannot take the protocol's window.
+    losses: each document's token losses (nats, float64), as `token_losses` gives them. `long_document`: tokens from
+    which on a document counts for `loss_first_512` against `loss_last_quarter`.
     """
-    longest = max(
-        (s.stop - s.start for d in range(len(documents)) for s in protocol.segments(len(documents.tokens(d)))),
-        default=0,
-    )
-    if longest > model.config.max_length:
-        raise ValueError(
-            f"protocol.name={protocol.name} needs sequences of {longest} tokens: the model takes "
-            f"{model.config.max_length}; try protocol.name=sliding"
-        )
-    if not longest:
-        raise ValueError("no document has a token to score")
-    losses = [np.zeros(max(len(documents.tokens(d)) - 1, 0)) for d in range(len(documents))]
-    counted = [np.zeros(len(loss), dtype=np.int64) for loss in losses]
-    training = model.training
-    model.eval()
-    # Batches differ in length: a compiled model would be compiled anew for each.
-    with torch.compiler.set_stance("force_eager"):
-        for batch in _batches(documents, protocol, tokens_at_once):
-            for document, segment, nats in _score(model, documents, batch):
-                losses[document][segment.scored - 1 : segment.stop] = nats
-                counted[document][segment.scored - 1 : segment.stop] += 1
-            progress(sum(segment.stop - segment.scored + 1 for _, segment in batch))
-    model.train(training)
-    assert all((count == 1).all() for count in counted), "a token was not scored exactly once"
-    return summarize(losses, [int(n) for n in documents.bytes], protocol, long_document)
-
-
-def summarize(losses: list[np.ndarray], sizes: list[int], protocol: Protocol, long_document: int) -> Evaluation:
-    """The row of evaluation.json from each document's token losses (nats, float64) and its size in bytes."""
-    nats = float(sum(loss.sum() for loss in losses))
-    tokens, size = sum(map(len, losses)), sum(sizes)
+    nats = np.array([loss.sum() for loss in losses])
+    tokens = np.array([len(loss) for loss in losses])
+    sizes, words = np.array(documents.bytes), sum(map(int, documents.words))
+    total, scored, size = float(nats.sum()), int(tokens.sum()), int(sizes.sum())
     long = [loss for loss in losses if len(loss) >= max(long_document, 2 * FIRST)]
     first = np.concatenate([loss[:FIRST] for loss in long]) if long else None
     last = np.concatenate([loss[-(len(loss) // 4) :] for loss in long]) if long else None
+    bits = [bound / math.log(2) for bound in bootstrap(nats, sizes)]
+    loss_low, loss_high = bootstrap(nats, tokens)
     return Evaluation(
         protocol=protocol.describe(),
         documents=len(losses),
         bytes=size,
-        tokens_scored=tokens,
-        nll_nats=nats,
-        loss=nats / tokens,
-        perplexity=math.exp(min(nats / tokens, 700.0)),
-        bits_per_byte=nats / math.log(2) / size,
+        words=words,
+        tokens_scored=scored,
+        nll_nats=total,
+        loss=total / scored,
+        loss_low=loss_low,
+        loss_high=loss_high,
+        perplexity=perplexity(total, scored),
+        word_perplexity=perplexity(total, words) if words else None,
+        bits_per_byte=total / math.log(2) / size,
+        bits_per_byte_low=bits[0],
+        bits_per_byte_high=bits[1],
         loss_first_512=float(first.mean()) if long else None,
         loss_last_quarter=float(last.mean()) if long else None,
+        trailing=_trailing(losses),
         by_position=list(_buckets(losses)),
     )
 
 
+def perplexity(nats: float, count: int) -> float:
+    """exp(nats / count); a loss beyond all hope gives a large finite number."""
+    return math.exp(min(nats / count, 700.0))
+
+
 def _buckets(losses: list[np.ndarray]) -> Iterator[Bucket]:
-    generator = np.random.default_rng(0)
     for start, stop in pairwise(EDGES):
         reached = [loss[start:stop] for loss in losses if len(loss) > start]
         if not reached:
             return
-        nats, tokens = np.array([part.sum() for part in reached]), np.array([len(part) for part in reached])
-        drawn = generator.integers(len(reached), size=(RESAMPLES, len(reached)))
-        means = nats[drawn].sum(1) / tokens[drawn].sum(1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        yield Bucket(start, stop, int(tokens.sum()), float(nats.sum() / tokens.sum()), float(low), float(high))
+        yield Bucket(start, stop, len(reached), sum(map(len, reached)), *mean_and_bounds(reached))
 
 
-Batch = list[tuple[int, Segment]]
-
-
-def _batches(documents: Documents, protocol: Protocol, tokens_at_once: int) -> Iterator[Batch]:
-    """Segments in order, as many at once as fit."""
-    batch: Batch = []
-    size = 0
-    for document in range(len(documents)):
-        for segment in protocol.segments(len(documents.tokens(document))):
-            length = segment.stop - segment.start
-            if batch and size + length > tokens_at_once:
-                yield batch
-                batch, size = [], 0
-            batch.append((document, segment))
-            size += length
-    if batch:
-        yield batch
-
-
-def _score(model: Transformer, documents: Documents, batch: Batch) -> Iterator[tuple[int, Segment, np.ndarray]]:
-    """(document, segment, nats of its scored tokens) of one packed sequence."""
-    device = model.embed_tokens.weight.device
-    pieces = [documents.tokens(document)[s.start : s.stop + 1].astype(np.int64) for document, s in batch]
-    sizes = [len(piece) - 1 for piece in pieces]
-    tokens, targets = (np.concatenate(part) for part in ([p[:-1] for p in pieces], [p[1:] for p in pieces]))
-    position = np.concatenate([np.arange(size) for size in sizes])
-    document = np.repeat(np.arange(len(sizes)), sizes)
-    tokens, targets, position, document = (
-        torch.from_numpy(x)[None].to(device) for x in (tokens, targets, position, document)
-    )
-    layouts = model.build_layouts(document if len(sizes) > 1 else None, tokens.shape[1])
-    per_token = model.loss(tokens, targets, position, layouts).per_token[0].double().cpu().numpy()
-    for (index, segment), nats in zip(batch, np.split(per_token, np.cumsum(sizes)[:-1]), strict=True):
-        yield index, segment, nats[segment.scored - 1 - segment.start :]
+def _trailing(losses: list[np.ndarray]) -> Trailing | None:
+    ends = [loss[-TRAILING:] for loss in losses if len(loss) >= TRAILING]
+    return Trailing(len(ends), TRAILING * len(ends), *mean_and_bounds(ends)) if ends else None

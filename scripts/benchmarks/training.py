@@ -54,19 +54,12 @@ class _Step:
 
     def __init__(self, attention: str, length: int, arguments: argparse.Namespace) -> None:
         import torch
-        from hydra import compose, initialize_config_dir
-        from omegaconf import OmegaConf
 
-        from configs.build import build_model
         from model.training.optimizer import build_optimizer
+        from scripts.benchmarks.models import untrained
 
-        configs = str(Path(__file__).parents[2] / "configs")
-        with initialize_config_dir(version_base="1.3", config_dir=configs):
-            config = compose("train", overrides=[f"attention={attention}", f"model={arguments.model}"])
-        config = OmegaConf.to_container(config, resolve=True)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.manual_seed(0)
-        self.model = build_model(config, config["data"]["tokenizer"]["vocabulary"]).to(self.device)
+        self.model, config = untrained(attention, arguments.model)
+        self.device = self.model.embed_tokens.weight.device
         settings = {key: value for key, value in config["optimizer"].items() if key != "schedule"}
         self.optimizer = build_optimizer(self.model, **settings)
         batch = max(1, arguments.tokens // length)

@@ -44,6 +44,7 @@ def test_everything_comes_back(books, cache, tokenizer):
         assert len(found) == len(files)
         assert found.total_tokens == sum(found.lengths) == len(found.flat)
         assert found.total_bytes == sum(found.bytes)
+        assert found.words == [len(found.text(document).split()) for document in range(len(found))]
         copy = pickle.loads(pickle.dumps(found))
         assert copy.tokens(1).tolist() == found.tokens(1).tolist()
     assert len(pickle.dumps(corpus.splits["train"])) < 1000  # workers open the file, they are not sent it

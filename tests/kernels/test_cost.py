@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import Axis, attention, build_layout
-from kernels.cost import AttentionCost, attention_cost, causal_pairs, layout_bytes
-from kernels.patterns import Dense, Window
+from kernels.cost import AttentionCost, DecodeCost, attention_cost, causal_pairs, decode_cost, layout_bytes
+from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Strided, Window
 from tests.kernels.oracle import PATTERNS, brute_force_mask, packing
 
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -79,3 +79,26 @@ def test_pytorchs_counter_knows_layouts_of_one_head_and_one_batch():
     with FlopCounterMode(display=False) as counter:
         attention(q, q[:, :3], q[:, :3], layout)
     assert counter.get_total_flops() == 4 * 8 * 5 * 6 * (1 + 2 + 3 * 18)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "stored", "read"),
+    [
+        (Dense(), 1000, 1000),
+        (Window(50), 49, 49),
+        (Window(50, 7), 49 + 7, 49 + 7),
+        (Dilated(10, 5), 45, 9),
+        (Strided(50, 100, 4), 49 + 40, 49 + 40 - 4),  # the last column lies within the window, too
+        (Fixed(64, 4), 63 + 15 * 4, 1000 - 960 + 15 * 4),
+        (BlockSparse(64, 2, 1, 0), 127 + 64, 1000 - 14 * 64 + 64),
+        (BlockSparse(64, 1, 0, 1), 1000, 1000 - 960 + 64),
+        ((Window(50), Window(20, 7)), 49 + 7, 49 + 7),
+    ],
+    ids=repr,
+)
+def test_what_a_cache_holds_and_a_token_reads(pattern, stored, read):
+    assert decode_cost(pattern, 1000) == DecodeCost(stored, read)
+
+
+def test_what_a_windows_cache_holds_does_not_grow():
+    assert decode_cost(Window(50, 7), 100_000) == decode_cost(Window(50, 7), 1000)

@@ -1,0 +1,101 @@
+"""The keys and values of all layers, filled and read chunk by chunk: a text of any length at bounded memory.
+
+    cache = Cache(model, batch=2)
+    hidden = cache.extend(tokens)                       # a chunk of the prompts
+    hidden = cache.extend(more, new=[1, 0])             # one token more of the first sequence, none of the second
+
+Attention over disjoint sets of keys composes exactly: a chunk's queries attend to the chunk by the kernels that
+training uses, to what lies before it by the slots that their pattern still sees, and the two are merged. Where a chunk
+is but a few tokens, both are one product.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.cost import decode_cost
+from model.attention.hierarchical import HierarchicalAttend
+from model.attention.plain import PlainAttend
+from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
+from model.decoding.plain import PlainBookkeeping, PlainCache
+from model.decoding.step import Step
+from model.transformer import Transformer
+
+FAMILIES = {
+    PlainAttend: (PlainBookkeeping, PlainCache),
+    HierarchicalAttend: (HierarchicalBookkeeping, HierarchicalCache),
+}
+"""A family of attention -> what its layers share by pattern, and what each layer keeps."""
+
+
+class Cache:
+    """What a model remembers of `batch` sequences, each of its own length.
+
+    Raises ValueError for a pattern whose family has no cache.
+    """
+
+    def __init__(self, model: Transformer, batch: int) -> None:
+        self.model, self.batch = model, batch
+        self.lengths = [0] * batch
+        device, shared = model.embed_tokens.weight.device, {}
+        self._layers = []
+        for layer, pattern in zip(model.layers, model.patterns, strict=True):
+            family = type(layer.self_attn.attend)
+            if family not in FAMILIES:
+                known = ", ".join(each.__name__ for each in FAMILIES)
+                raise ValueError(f"pattern={pattern}: its family {family.__name__} has no cache; {known} have one")
+            bookkeeping, layer_cache = FAMILIES[family]
+            if pattern not in shared:
+                shared[pattern] = bookkeeping(pattern, batch, device)
+            self._layers.append(layer_cache(shared[pattern]))
+
+    @staticmethod
+    def serves(model: Transformer) -> bool:
+        """Whether every layer of `model` is of a family that has a cache."""
+        return all(type(layer.self_attn.attend) in FAMILIES for layer in model.layers)
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:
+        """Reads a chunk: tokens int64 `[batch, chunk]` -> final hidden states `[batch, chunk, width]`.
+
+        `new`: how many of them, from the left, belong to each sequence (None: all); what follows is padding, whose
+        hidden states mean nothing. ValueError: a sequence would become longer than the model takes.
+        """
+        chunk = tokens.shape[1]
+        new = [chunk] * self.batch if new is None else list(new)
+        after = [length + more for length, more in zip(self.lengths, new, strict=True)]
+        if max(after) > self.model.config.max_length:
+            raise ValueError(
+                f"a sequence of {max(after)} tokens: the model takes {self.model.config.max_length} (model.max_length)"
+            )
+        step = Step(self.lengths, new, chunk, self.model.plan.block, self.model.rotary)
+        for layer in self._layers:
+            layer.step = step
+        hidden = self.model(tokens, step.position, self._layers)
+        self.lengths = after
+        return hidden
+
+    @property
+    def bytes_stored(self) -> int:
+        """Of keys and values that later tokens may read, as if every sequence were as long as the longest."""
+        return sum(store.slots.used * store.bytes_a_slot for layer in self._layers for store in layer.stores)
+
+    @property
+    def bytes_allocated(self) -> int:
+        """Of the stores; what waits to be summarized comes on top."""
+        return sum(store.capacity * store.bytes_a_slot for layer in self._layers for store in layer.stores)
+
+    @property
+    def bytes_read(self) -> int:
+        """Of keys and values before the chunk that the last `extend` read, summed over its groups of queries."""
+        return sum(store.keys_read * store.bytes_a_slot for layer in self._layers for store in layer.stores)
+
+
+def expected_bytes(model: Transformer, context: int, batch: int) -> tuple[int, int]:
+    """(stored, read) by the token behind `context` others, keys and values of all layers: kernels.cost.decode_cost."""
+    weight, config = model.embed_tokens.weight, model.config
+    a_key = 2 * batch * config.kv_heads * config.head_dim * weight.element_size()
+    costs = {pattern: decode_cost(pattern, context) for pattern in dict.fromkeys(model.patterns)}
+    layers = [costs[pattern] for pattern in model.patterns]
+    return a_key * sum(cost.stored for cost in layers), a_key * sum(cost.read for cost in layers)

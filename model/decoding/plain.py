@@ -1,0 +1,40 @@
+"""The cache of a layer whose pattern is a mask over the tokens."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kernels.patterns import Pattern
+from model.attention import Attend, Inputs
+from model.decoding.direct import Part
+from model.decoding.slots import Slots
+from model.decoding.step import Step, attend_to_all
+from model.decoding.store import Store
+
+
+class PlainBookkeeping:
+    """What the layers of one pattern (or of one pattern a KV head) share."""
+
+    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: object) -> None:
+        self.slots = Slots(pattern, batch, device)
+
+    def look(self, step: Step) -> tuple:
+        """(how the chunk sees itself, what it reads of the past, where its keys go)."""
+        own, reads = step.own(self.slots), self.slots.read(step.position)
+        return own, reads, self.slots.write(step.chunk, step.lengths, step.new)
+
+
+class PlainCache:
+    """One layer's: model.attention.Cached."""
+
+    def __init__(self, bookkeeping: PlainBookkeeping) -> None:
+        self.bookkeeping = bookkeeping
+        self.stores = [Store(bookkeeping.slots)]
+        self.step: Step | None = None
+
+    def attend(self, inputs: Inputs, family: Attend) -> tuple[Tensor, Tensor]:
+        own, reads, where = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
+        (store,), k, v = self.stores, inputs.k_BKTD, inputs.v_BKTD
+        found = attend_to_all(inputs.q_BHTD, Part(k, v, own), store.read(reads), [], family.backend)
+        store.write(k, v, where)
+        return found

@@ -1,0 +1,56 @@
+"""From logits to a token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """`temperature` 0 is greedy: the most probable token. Otherwise logits are divided by it, and a token is drawn from
+    the `top_k` most probable ones (Fan et al. 2018; null: all), of which the fewest are kept that have `top_p` of the
+    probability together (nucleus sampling, Holtzman et al. 2020; 1: all). Raises ValueError, naming the field."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
+            raise ValueError(f"top_k={self.top_k}: must be an integer >= 1, or null")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+
+    def generators(self, batch: int) -> list[torch.Generator]:
+        """One a sequence, so that what a sequence draws does not depend on those beside it."""
+        return [torch.Generator().manual_seed(self.seed + index) for index in range(batch)]
+
+    def pick(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """logits `[batch, vocabulary]` -> int64 `[batch]` on the same device."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        # Drawn on the host: a seed gives the same tokens wherever the logits are the same.
+        probability = self.distribution(logits.float().cpu())
+        drawn = [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(probability, generators, strict=True)
+        ]
+        return torch.cat(drawn).to(logits.device)
+
+    def distribution(self, logits: Tensor) -> Tensor:
+        """What is drawn from, `[batch, vocabulary]`, for a temperature above 0."""
+        logits = logits / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            lowest = logits.topk(self.top_k, -1).values[:, -1:]
+            logits = logits.masked_fill(logits < lowest, -torch.inf)
+        if self.top_p < 1:
+            ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+            probability = ordered.softmax(-1)
+            before = probability.cumsum(-1) - probability
+            logits = torch.empty_like(logits).scatter_(-1, order, ordered.masked_fill(before >= self.top_p, -torch.inf))
+        return logits.softmax(-1)

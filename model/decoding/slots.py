@@ -1,0 +1,203 @@
+"""Which keys a pattern can still see, where they are kept, and which of them a query reads.
+
+A pattern says how far back it sees (`Pattern.horizon`), and which keys it may see from beyond (`Pattern.lasting`). So a
+cache has two parts: a ring of slots for the horizon, in which a new key takes the place of the one that nobody sees any
+more, and a list of the lasting keys. A window's cache is a ring of fixed size and its sinks; that of a strided pattern
+a ring and its columns; where any key may be seen from anywhere, as under dense attention, all keys last.
+
+Keys are numbered units: tokens, or the summaries of `span` tokens each. What is said here holds for every layer with
+the pattern, whatever its keys and values: bookkeeping is done once a step, and layers only move numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.patterns import Pattern
+
+QUERIES_AT_ONCE = 128
+"""Queries that share one selection of keys: the fewer, the fewer keys are read that only others of them see."""
+
+PAIRS_AT_ONCE = 1 << 22
+"""Pairs of a query and a key whose visibility is found out at once."""
+
+ONE_MASK = 1 << 20
+"""Pairs up to which a group's mask is kept whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the queries `[first, stop)` of a step read. `slots`: int64 `[batch, keys]`, or how many of the first slots,
+    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first or 1, keys]`."""
+
+    first: int
+    stop: int
+    slots: Tensor | int
+    mask: Tensor
+
+
+class Slots:
+    """The bookkeeping of one pattern, or of one pattern a KV head (whose keys are kept as long as any head wants them).
+
+    `count` int64 `[batch]`: units kept or forgotten so far, per sequence; unit i stands for the tokens
+    `[i * span, (i + 1) * span)`.
+    """
+
+    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: torch.device, span: int = 1) -> None:
+        self.patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
+        self.span, self.device = span, device
+        horizons = [pattern.horizon for pattern in self.patterns]
+        self.everything = None in horizons
+        self.ring = 0 if self.everything else max((horizon - 1) // span for horizon in horizons)
+        self.count = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.longest = 0
+        """The largest count, known without asking the device."""
+        self._lasting = torch.zeros(0, dtype=torch.int64, device=device)
+        self._sifted = 0
+        """Units below this one are in `_lasting`, if they last."""
+
+    @property
+    def needed(self) -> int:
+        """Slots of each sequence: the ring, and one for every lasting key so far."""
+        return self.ring + self._lasting_count()
+
+    @property
+    def used(self) -> int:
+        """Slots that hold a key of the longest sequence."""
+        return min(self.ring, self.longest) + self._lasting_count()
+
+    def read(self, query: Tensor) -> list[Read]:
+        """What queries at these positions, int64 `[batch, queries]`, read of the units kept so far: nothing is left out
+        that their pattern lets them see, and nothing that it hides is unmasked."""
+        reads = []
+        for first in range(0, query.shape[1], QUERIES_AT_ONCE):
+            if self.longest:
+                reads += self._select(first, query[:, first : first + QUERIES_AT_ONCE])
+        return reads
+
+    def visible(self, query: Tensor, unit: Tensor) -> Tensor:
+        """Booleans `[batch, patterns, queries, units]`, for query int64 `[batch, queries]`, unit int64 `[batch,
+        units]`."""
+        start = unit[:, None] * self.span
+        end, query = start + self.span, query[:, :, None]
+        seen = [pattern.visible(query, start, end).expand(*query.shape[:2], unit.shape[1]) for pattern in self.patterns]
+        return torch.stack(seen, 1) & (end <= query + 1)[:, None]
+
+    def write(self, units: int, before: Sequence[int], new: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Counts the next units as kept, and says where: (slots in the ring, slots of lasting keys), int64 `[batch,
+        units]` each, -1 for nowhere.
+
+        Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real.
+        """
+        offset, real = torch.arange(units, device=self.device), torch.tensor(new, device=self.device)
+        unit, real = self.count[:, None] + offset, offset < real[:, None]
+        after = [kept + more for kept, more in zip(before, new, strict=True)]
+        self.count, self.longest = torch.tensor(after, device=self.device), max(after)
+        self._sift(self.longest)
+        # Of more new units than the ring holds, the last ones stay.
+        in_ring = real & (unit >= self.count[:, None] - self.ring)
+        ring = torch.where(in_ring, unit % max(self.ring, 1), -1)
+        if self.everything:
+            return ring, torch.where(real, unit, -1)
+        place = torch.searchsorted(self._lasting, unit)
+        lasting = real & (place < len(self._lasting))
+        if len(self._lasting):
+            lasting = lasting & (self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit)
+        return ring, torch.where(lasting, self.ring + place, -1)
+
+    def _lasting_count(self) -> int:
+        return self.longest if self.everything else len(self._lasting)
+
+    def _sift(self, longest: int) -> None:
+        """Lists the lasting units below `longest`."""
+        if self.everything or longest <= self._sifted:
+            return
+        unit = torch.arange(self._sifted, longest, device=self.device)
+        lasts = torch.stack([pattern.lasting(unit * self.span) for pattern in self.patterns]).any(0)
+        self._lasting, self._sifted = torch.cat([self._lasting, unit[lasts]]), longest
+
+    def _select(self, first: int, query: Tensor) -> Iterator[Read]:
+        """What one group of queries reads; `first` is its first query's place in the step."""
+        slots, unit = self._candidates(query)
+        stop, pairs = first + query.shape[1], len(self.patterns) * query.numel()
+        if pairs * unit.shape[1] <= ONE_MASK:
+            mask = self._live(query, unit)
+            index = _pick(mask.any((1, 2)))
+            if index is not None:
+                yield Read(first, stop, _slots(slots, index), _take(mask, index[:, None, None]))
+            return
+        # Most keys are seen by all queries of the group or by none, as most tiles of a layout are full or empty. Of the
+        # others alone a mask is kept.
+        parts = [self._live(query, part) for part in unit.split(max(1, PAIRS_AT_ONCE // pairs), 1)]
+        every = torch.cat([part.all(1).all(1) for part in parts], 1)
+        some = torch.cat([part.any(1).any(1) for part in parts], 1) & ~every
+        for wanted in (every, some):
+            index = _pick(wanted)
+            if index is not None:
+                mask = _take(wanted, index)[:, None, None]
+                if wanted is some:
+                    mask = mask & self._live(query, _take(unit, index))
+                yield Read(first, stop, _slots(slots, index), mask)
+
+    def _live(self, query: Tensor, unit: Tensor) -> Tensor:
+        return self.visible(query, unit) & (unit >= 0)[:, None, None]
+
+    def _candidates(self, query: Tensor) -> tuple[Tensor | int, Tensor]:
+        """(slots as in Read, the unit in each or -1, int64 `[batch, keys]`): all that the queries may see, and more."""
+        if self.everything:
+            return self._intervals(query)
+        count, in_ring = self.count[:, None], min(self.ring, self.longest)
+        slot = torch.arange(in_ring, device=self.device)
+        unit = count - 1 - (count - 1 - slot) % max(self.ring, 1)
+        if self.longest > self.ring and len(self._lasting):
+            # What is in the ring as well is read there.
+            lasting = torch.where(self._lasting < count - self.ring, self._lasting, -1)
+            unit = torch.cat([unit, lasting], 1)
+        return unit.shape[1], torch.where(unit >= 0, unit, -1)
+
+    def _intervals(self, query: Tensor) -> tuple[Tensor | int, Tensor]:
+        """As `_candidates`, where unit i is in slot i: what the patterns name, instead of all that there is."""
+        start, stop = query[:, 0], query[:, -1] + 1
+        length = self.longest * self.span + query.shape[1] + self.span
+        found = [pattern.candidates(start, stop, length, query.shape[1]) for pattern in self.patterns]
+        low, high = (torch.cat([pair[side] for pair in found], -1) for side in (0, 1))
+        low = (low // self.span).clamp(min=0)
+        high = torch.minimum(-(-high // self.span), self.count[:, None])
+        # Disjoint, in order: each begins where those before it have ended.
+        low, order = low.sort(-1)
+        high = high.gather(-1, order)
+        low = torch.maximum(low, F.pad(high.cummax(-1).values[:, :-1], (1, 0)))
+        size = (high - low).clamp(min=0)
+        ends = size.cumsum(-1)
+        most = int(ends[:, -1].max())
+        if 2 * most >= self.longest:
+            unit = torch.arange(self.longest, device=self.device).expand(len(query), -1)
+            return self.longest, torch.where(unit < self.count[:, None], unit, -1)
+        entry = torch.arange(most, device=self.device).repeat(len(query), 1)
+        run = torch.searchsorted(ends, entry, right=True).clamp(max=ends.shape[1] - 1)
+        unit = low.gather(1, run) + entry - (ends - size).gather(1, run)
+        live = entry < ends[:, -1:]
+        return torch.where(live, unit, 0), torch.where(live, unit, -1)
+
+
+def _pick(wanted: Tensor) -> Tensor | None:
+    """Which of the candidates to read, where booleans `[batch, keys]` say which are wanted: int64 `[batch, keys]`, of
+    no keys where that means all of them because half are wanted. None: none is."""
+    most = int(wanted.sum(1).max())
+    if not most:
+        return None
+    return wanted.int().argsort(dim=1, descending=True, stable=True)[:, : most if 2 * most < wanted.shape[1] else 0]
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """`x` `[..., keys]` at an index of `_pick`, expanded to x's dimensions."""
+    return x.gather(-1, index.expand(*x.shape[:-1], -1)) if index.shape[-1] else x
+
+
+def _slots(slots: Tensor | int, index: Tensor) -> Tensor | int:
+    if not index.shape[1]:
+        return slots
+    return index if isinstance(slots, int) else slots.gather(1, index)

@@ -1,0 +1,62 @@
+"""One layer's keys and values in the slots that their pattern's bookkeeping gives them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.decoding.direct import Part
+from model.decoding.slots import Read, Slots
+
+GROWTH, PAGE = 1.25, 256
+"""A store that is full becomes so much larger, in whole pages of slots."""
+
+
+class Store:
+    """Keys and values `[batch, kv_heads, slots, head_dim]`; memory is taken when the first ones come."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.capacity = 0
+        self.keys_read = 0
+        """Slots that the last step read, summed over groups of queries."""
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    @property
+    def bytes_a_slot(self) -> int:
+        """Of keys and values, all sequences and KV heads together."""
+        return 0 if self._k is None else 2 * self._k[:, :, 0].numel() * self._k.element_size()
+
+    def read(self, reads: Sequence[Read]) -> list[tuple[Read, Part]]:
+        """The keys and values of each read."""
+        self.keys_read = sum(read.mask.shape[3] for read in reads)
+        return [(read, Part(*self._pick(read.slots), read.mask)) for read in reads]
+
+    def write(self, k: Tensor, v: Tensor, where: Sequence[Tensor]) -> None:
+        """k and v `[batch, kv_heads, units, head_dim]` into slots int64 `[batch, units]`, -1 for nowhere, each."""
+        self._grow(k)
+        batch = torch.arange(len(k), device=k.device)[:, None]
+        for slot in where:
+            slot = torch.where(slot < 0, self.capacity, slot)  # the slot behind the last takes what nobody will read
+            self._k[batch, :, slot] = k.transpose(1, 2)
+            self._v[batch, :, slot] = v.transpose(1, 2)
+
+    def _pick(self, slots: Tensor | int) -> tuple[Tensor, Tensor]:
+        if isinstance(slots, int):
+            return self._k[:, :, :slots], self._v[:, :, :slots]
+        index = slots[:, None, :, None].expand(-1, self._k.shape[1], -1, self._k.shape[3])
+        return self._k.gather(2, index), self._v.gather(2, index)
+
+    def _grow(self, like: Tensor) -> None:
+        if self._k is not None and self.slots.needed <= self.capacity:
+            return
+        listed = self.slots.needed - self.slots.ring
+        wanted = self.slots.ring + (-(-int(listed * GROWTH) // PAGE) * PAGE if listed else 0)
+        shape = (*like.shape[:2], wanted + 1, like.shape[3])
+        for name in ("_k", "_v"):
+            old, new = getattr(self, name), like.new_zeros(shape)
+            if old is not None:
+                new[:, :, : self.capacity] = old[:, :, : self.capacity]
+            setattr(self, name, new)
+        self.capacity = wanted

@@ -1,0 +1,99 @@
+"""What more context is worth: the loss of the same tokens given 512, 1,024, ... tokens before them.
+
+A loss that falls with position says that later tokens are easier, or that context helps. Here the tokens stay the same
+and only what precedes them is cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.evaluation.protocol import Segment
+from model.evaluation.scoring import Documents, LossStore, Progress, score_segments
+from model.evaluation.statistics import mean_and_bounds
+from model.transformer import Transformer
+
+WHOLE = "whole"
+"""The context that reaches back to the document's beginning."""
+
+
+@dataclass(frozen=True)
+class ContextLoss:
+    """Loss (nats a token) of the last tokens of the documents, the first of them given `context` tokens; bounds as in
+    a Bucket."""
+
+    context: int | str
+    documents: int
+    tokens: int
+    loss: float
+    low: float
+    high: float
+
+
+def context_documents(documents: Documents, contexts: Sequence[int | str], targets: int) -> list[int]:
+    """The documents on which every one of `contexts` can be had: the same for each of them."""
+    longest = max((context for context in contexts if context != WHOLE), default=1)
+    return [document for document in range(len(documents)) if len(documents.tokens(document)) >= longest + targets]
+
+
+def context_work(
+    documents: Documents, contexts: Sequence[int | str], targets: int
+) -> list[tuple[int | str, int, Segment]]:
+    """(context, document, segment) of everything that is to be scored."""
+    work = []
+    for context in contexts:
+        for document in context_documents(documents, contexts, targets):
+            length = len(documents.tokens(document))
+            first = length - targets
+            work.append((context, document, Segment(0 if context == WHOLE else first - context, length - 1, first)))
+    return work
+
+
+def losses_by_context(
+    model: Transformer,
+    documents: Documents,
+    contexts: Sequence[int | str],
+    targets: int,
+    *,
+    tokens_at_once: int,
+    store: LossStore | None = None,
+    progress: Progress = lambda tokens: None,
+) -> list[ContextLoss]:
+    """The loss of the last `targets` tokens of every document that is long enough, under each of `contexts`.
+
+    contexts: tokens before the first target (each at least 1), or WHOLE. Documents shorter than the longest context
+    and the targets together are left out under every context; [] where none is left. ValueError: a context is longer
+    than what the model takes.
+    """
+    work = context_work(documents, contexts, targets)
+    longest = max((segment.stop - segment.start for _, _, segment in work), default=0)
+    if longest > model.config.max_length:
+        raise ValueError(
+            f"by_context.contexts={list(contexts)} needs sequences of {longest} tokens: the model takes "
+            f"{model.config.max_length}"
+        )
+    found: dict[tuple[int | str, int], np.ndarray] = {}
+    for context, document, _ in work:
+        kept = store.load(f"context_{context}_{targets}_{document:06d}") if store else None
+        if kept is not None:
+            found[context, document] = kept
+            progress(targets)
+    for context in contexts:
+        left = [(document, segment) for c, document, segment in work if c == context and (c, document) not in found]
+        for document, _, nats in score_segments(model, documents, left, tokens_at_once, progress):
+            found[context, document] = nats
+            if store:
+                store.save(f"context_{context}_{targets}_{document:06d}", nats)
+    chosen = context_documents(documents, contexts, targets)
+    if not chosen:
+        return []
+    return [
+        ContextLoss(
+            context,
+            len(chosen),
+            targets * len(chosen),
+            *mean_and_bounds([found[context, document] for document in chosen]),
+        )
+        for context in contexts
+    ]

@@ -1,0 +1,65 @@
+"""Whether a model answers: exact match under greedy decoding, and the loss of the right answer, from one forward pass.
+
+Greedy decoding gives an answer exactly if and only if each of its tokens is the arg max given the right ones before it:
+as long as it was right so far, the model has read what teacher forcing shows it. So nothing is decoded.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.inference import evaluating
+from model.loss import IGNORE
+from model.transformer import Transformer
+
+BAR = 0.856
+"""Share of right answers that counts as mastery of a length: Llama 2 7B's at 4k in RULER (Hsieh et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`exact`: greedy decoding gives it. `nll`: nats of the right answer, all `tokens` of it."""
+
+    exact: bool
+    nll: float
+    tokens: int
+
+
+def answer_spans(targets: Tensor) -> Iterator[slice]:
+    """Where the answers of one sequence lie: runs of scored tokens in int64 `[length]`."""
+    scored = F.pad((targets != IGNORE).to(torch.int8).cpu(), (1, 1)).numpy()
+    edges = np.flatnonzero(np.diff(scored))
+    yield from (slice(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True))
+
+
+@torch.no_grad()
+def answer(model: Transformer, batch: Mapping[str, Tensor]) -> list[Answer]:
+    """The answers of a batch (tokens, targets, position: int64 or int32 `[batch, length]`, one document a sequence) in
+    the order of its sequences; targets are -100 but for the answers. ValueError: the model cannot take the length."""
+    length, device = batch["tokens"].shape[1], model.embed_tokens.weight.device
+    if length > model.config.max_length:
+        raise ValueError(f"sequences of {length} tokens: the model takes {model.config.max_length}")
+    tokens, targets, position = (batch[name].to(device) for name in ("tokens", "targets", "position"))
+    with evaluating(model):
+        hidden = model(tokens, position, model.build_layouts(None, length))
+        scored = targets != IGNORE
+        logits = model.logits(hidden[scored]).float()
+    right = torch.zeros_like(targets, dtype=torch.bool)
+    nats = torch.zeros_like(targets, dtype=torch.float64)
+    right[scored] = logits.argmax(-1) == targets[scored]
+    nats[scored] = F.cross_entropy(logits, targets[scored], reduction="none").double()
+    right, nats = right.cpu(), nats.cpu()
+    return [
+        Answer(bool(right[row, span].all()), float(nats[row, span].sum()), span.stop - span.start)
+        for row in range(len(targets))
+        for span in answer_spans(targets[row])
+    ]
+
+
+def effective_length(exact_match: Mapping[int, float]) -> int | None:
+    """The longest length whose share of exact answers reaches BAR, from `{length: share}`; null where none does."""
+    return max((length for length, share in exact_match.items() if share >= BAR), default=None)

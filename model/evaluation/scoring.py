@@ -1,0 +1,173 @@
+"""Each token's loss. Segments of many documents are packed into one sequence, where the layout keeps them apart.
+
+Every token of a document's text is scored once: a document is [bos] + tokens, and bos itself is never predicted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol as Interface
+
+import numpy as np
+import torch
+
+from model.decoding.cache import Cache
+from model.evaluation.protocol import Protocol, Segment
+from model.inference import evaluating
+from model.loss import linear_cross_entropy
+from model.transformer import Transformer
+
+Work = tuple[int, Segment]
+"""A document's number, and a segment of it."""
+
+Progress = Callable[[int], None]
+"""Is told how many tokens more were scored."""
+
+
+class Documents(Interface):
+    """What can be evaluated: data.corpus.Split and data.texts.Texts are."""
+
+    bytes: Sequence[int]
+    """Of each document's text in UTF-8."""
+    words: Sequence[int]
+    """Of each document's text, separated by white space."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, document: int) -> np.ndarray: ...
+
+
+class LossStore:
+    """Token losses of finished documents, a file each, so that a run that was killed does not score them again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, name: str) -> np.ndarray | None:
+        file = self.folder / f"{name}.npy"
+        return np.load(file) if file.exists() else None
+
+    def save(self, name: str, losses: np.ndarray) -> None:
+        """All or nothing: a file that is there is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{name}.partial"
+        with open(partial, "wb") as file:
+            np.save(file, losses)
+        partial.replace(self.folder / f"{name}.npy")
+
+
+def token_losses(
+    model: Transformer,
+    documents: Documents,
+    protocol: Protocol,
+    *,
+    tokens_at_once: int,
+    store: LossStore | None = None,
+    progress: Progress = lambda tokens: None,
+) -> list[np.ndarray]:
+    """Nats of every token of every document but its first, float64 `[tokens of the document - 1]` each.
+
+    `tokens_at_once`: segments are packed into sequences of at most so many tokens, and a longer segment is read in
+    chunks of so many.
+    `store`: documents that it holds are not scored, and documents that get finished are saved there. Raises ValueError
+    where the model cannot take the protocol's window, or nothing can be scored.
+    """
+    lengths = [len(documents.tokens(document)) for document in range(len(documents))]
+    segments = [list(protocol.segments(length)) for length in lengths]
+    longest = max((s.stop - s.start for parts in segments for s in parts), default=0)
+    if longest > model.config.max_length:
+        raise ValueError(
+            f"protocol.name={protocol.name} needs sequences of {longest} tokens: the model takes "
+            f"{model.config.max_length}; try protocol.name=sliding"
+        )
+    if not longest:
+        raise ValueError("no document has a token to score")
+    losses = [np.full(max(length - 1, 0), np.nan) for length in lengths]
+    missing = [len(loss) for loss in losses]
+    for document in range(len(documents)):
+        kept = store.load(f"{document:06d}") if store else None
+        if kept is not None:
+            losses[document][:] = kept
+            missing[document] = 0
+            progress(len(kept))
+    work = [(document, segment) for document, parts in enumerate(segments) if missing[document] for segment in parts]
+    for document, segment, nats in score_segments(model, documents, work, tokens_at_once, progress):
+        scored = losses[document][segment.scored - 1 : segment.stop]
+        assert np.isnan(scored).all() and len(scored) == len(nats), "a token was not scored exactly once"
+        scored[:] = nats
+        missing[document] -= len(nats)
+        if store and not missing[document]:
+            store.save(f"{document:06d}", losses[document])
+    assert not any(missing), "a token was not scored"
+    return losses
+
+
+@torch.no_grad()
+def score_segments(
+    model: Transformer, documents: Documents, work: Iterable[Work], tokens_at_once: int, progress: Progress
+) -> Iterator[tuple[int, Segment, np.ndarray]]:
+    """(document, segment, nats of the segment's scored tokens), in the order of `work`.
+
+    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory; where the
+    model's attention has no cache (Cache.serves), in one pass.
+    """
+    for batch in _batches(work, tokens_at_once):
+        document, segment = batch[0]
+        with evaluating(model):
+            if segment.stop - segment.start > tokens_at_once and Cache.serves(model):
+                scored = [(document, segment, _score_in_chunks(model, documents, batch[0], tokens_at_once, progress))]
+            else:
+                scored = list(_score(model, documents, batch))
+                progress(sum(len(nats) for *_, nats in scored))
+        yield from scored
+
+
+def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
+    """Segments in order, as many at once as fit."""
+    batch: list[Work] = []
+    size = 0
+    for document, segment in work:
+        length = segment.stop - segment.start
+        if batch and size + length > tokens_at_once:
+            yield batch
+            batch, size = [], 0
+        batch.append((document, segment))
+        size += length
+    if batch:
+        yield batch
+
+
+def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Iterator[tuple[int, Segment, np.ndarray]]:
+    """One packed sequence."""
+    device = model.embed_tokens.weight.device
+    pieces = [documents.tokens(document)[s.start : s.stop + 1].astype(np.int64) for document, s in batch]
+    sizes = [len(piece) - 1 for piece in pieces]
+    tokens, targets = (np.concatenate(part) for part in ([p[:-1] for p in pieces], [p[1:] for p in pieces]))
+    position = np.concatenate([np.arange(size) for size in sizes])
+    document = np.repeat(np.arange(len(sizes)), sizes)
+    tokens, targets, position, document = (
+        torch.from_numpy(x)[None].to(device) for x in (tokens, targets, position, document)
+    )
+    layouts = model.build_layouts(document if len(sizes) > 1 else None, tokens.shape[1])
+    per_token = model.loss(tokens, targets, position, layouts).per_token[0].double().cpu().numpy()
+    for (index, segment), nats in zip(batch, np.split(per_token, np.cumsum(sizes)[:-1]), strict=True):
+        yield index, segment, nats[segment.scored - 1 - segment.start :]
+
+
+def _score_in_chunks(
+    model: Transformer, documents: Documents, work: Work, chunk: int, progress: Progress
+) -> np.ndarray:
+    """Nats of the scored tokens of one segment."""
+    document, segment = work
+    device = model.embed_tokens.weight.device
+    piece = torch.from_numpy(documents.tokens(document)[segment.start : segment.stop + 1].astype(np.int64))
+    cache, nats = Cache(model, batch=1), []
+    for start in range(0, len(piece) - 1, chunk):
+        stop = min(start + chunk, len(piece) - 1)
+        hidden = cache.extend(piece[None, start:stop].to(device))[0]
+        first = max(segment.scored - 1 - segment.start, start)
+        if first < stop:
+            targets = piece[first + 1 : stop + 1].to(device)
+            _, per_token = linear_cross_entropy(hidden[first - start :], model.lm_head.weight, targets)
+            nats.append(per_token.double().cpu().numpy())
+            progress(stop - first)
+    return np.concatenate(nats)

@@ -1,0 +1,31 @@
+"""Confidence intervals over documents: tokens of one document are not independent, documents are."""
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVELS = (0.025, 0.975)
+COUNTS_AT_ONCE = 1 << 22
+
+
+def bootstrap(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """95 % bounds of `nats.sum() / sizes.sum()` (Efron's percentile bootstrap over documents, seeded).
+
+    nats, sizes: `[documents]`, what each document adds to either sum; documents of size 0 do not count. Equal bounds
+    where there is one document.
+    """
+    nats, sizes = nats[sizes > 0], sizes[sizes > 0]
+    generator = np.random.default_rng(0)
+    documents = len(nats)
+    at_once = max(1, COUNTS_AT_ONCE // documents)
+    means = []
+    for first in range(0, RESAMPLES, at_once):
+        drawn = generator.integers(documents, size=(min(at_once, RESAMPLES - first), documents))
+        means.append(nats[drawn].sum(1) / sizes[drawn].sum(1))
+    low, high = np.quantile(np.concatenate(means), LEVELS)
+    return float(low), float(high)
+
+
+def mean_and_bounds(losses: list[np.ndarray]) -> tuple[float, float, float]:
+    """(mean, low, high) over all values of `losses`, one array a document."""
+    nats, sizes = np.array([loss.sum() for loss in losses]), np.array([len(loss) for loss in losses])
+    return (float(nats.sum() / sizes.sum()), *bootstrap(nats, sizes))

@@ -1,0 +1,25 @@
+"""Models to measure: what the configs name, with random weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model import Transformer
+
+
+def untrained(attention: str, model: str) -> "tuple[Transformer, dict[str, Any]]":
+    """(a model of the choices `attention` and `model` of the configs, on the GPU where there is one; the whole
+    config)."""
+    import torch
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from configs.build import build_model
+
+    configs = str(Path(__file__).parents[2] / "configs")
+    with initialize_config_dir(version_base="1.3", config_dir=configs):
+        config = compose("train", overrides=[f"attention={attention}", f"model={model}"])
+    config = OmegaConf.to_container(config, resolve=True)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return build_model(config, config["data"]["tokenizer"]["vocabulary"]).to(device), config

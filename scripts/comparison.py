@@ -1,0 +1,171 @@
+"""Several runs on the same documents: one table, one picture, and the paired difference of each to the first.
+
+<output>/
+  comparison.json   every row in full, and the differences      comparison.csv   one line a run
+  comparison.md     the tables                                  loss_by_position.png
+"""
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from configs.build import ConfigError
+from configs.checks import check_device, check_evaluation
+from model.evaluation import compare
+from model.training.run_folder import new_run_path, write_atomically, write_json
+from scripts.loading import Run, open_documents, open_run, retokenize, same_tokenizer
+from scripts.measuring import measure
+from scripts.scoring import Scoring
+
+log = logging.getLogger("farsight")
+
+COLUMNS = (
+    *("run", "checkpoint", "documents_from", "documents", "bytes", "words", "tokens_scored", "nll_nats", "loss"),
+    *("loss_low", "loss_high", "perplexity", "word_perplexity", "bits_per_byte", "bits_per_byte_low"),
+    *("bits_per_byte_high", "protocol", "window", "stride", "min_context", "bos", "tokenizer"),
+)
+"""Of comparison.csv."""
+
+
+def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
+    """Scores every run that `config["checkpoint"]` lists on the documents of the first (or on `config["data"]`), prints
+    the tables and writes them. Returns what comparison.json holds."""
+    check_device(config["accelerator"], config["precision"])
+    if not config["checkpoint"]:
+        raise ConfigError("checkpoint=[]: must list at least one run")
+    settings = config["evaluation"]
+    output = Path(config["output"]) if config["output"] else new_run_path(Path("outputs"), "comparison")
+    if output.suffix or output.is_file():
+        raise ConfigError(f"output={output}: must be a folder where several runs are compared")
+    scoring = Scoring(settings["tokens_at_once"], config["precision"])
+    runs: list[Run] = []
+    rows, losses = [], []
+    for checkpoint in config["checkpoint"]:
+        run = open_run(checkpoint, config["accelerator"], config["precision"])
+        check_evaluation(settings, run.data.sequence_length)
+        if not runs:
+            documents, name = open_documents(run, settings["split"], config.get("data"))
+        runs.append(run)
+        own = retokenize(documents, name, runs[0], run)
+        measured, found = measure(run.model, own, run.data, settings, scoring, run.checkpoint, run.label)
+        run.model.to("cpu")
+        rows.append({"run": run.label, "checkpoint": str(run.checkpoint), "documents_from": name} | measured)
+        losses.append(found)
+    differences = [
+        {"run": run.label, "against": runs[0].label}
+        | vars(compare(found, losses[0], documents.bytes, same_tokens=same_tokenizer(run, runs[0])))
+        for run, found in zip(runs[1:], losses[1:], strict=True)
+    ]
+    result = {"rows": rows, "differences": differences}
+    _write(output, result)
+    scoring.finish()
+    Console().print(Markdown(_markdown(result)))
+    log.info("written to %s", output)
+    return result
+
+
+def _write(folder: Path, result: Mapping[str, Any]) -> None:
+    from scripts.pictures import draw_loss_by_position
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = result["rows"]
+    write_json(folder / "comparison.json", result)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        protocol = row["protocol"] | {"protocol": row["protocol"]["name"]}
+        writer.writerow(row | protocol | {"tokenizer": _tokenizer(row)})
+    write_atomically(folder / "comparison.csv", table.getvalue())
+    write_atomically(folder / "comparison.md", _markdown(result) + "\n![Loss by position](loss_by_position.png)\n")
+    draw_loss_by_position(rows, [row["run"] for row in rows], folder / "loss_by_position.png")
+
+
+def _markdown(result: Mapping[str, Any]) -> str:
+    """The tables: the runs, their differences, and the loss by position."""
+    rows, first = result["rows"], result["rows"][0]
+    protocol = ", ".join(f"{key} {value}" for key, value in first["protocol"].items())
+    parts = [
+        f"# {len(rows)} runs on the same documents",
+        f"{first['documents_from']}: {first['documents']:,} documents, {first['bytes']:,} bytes, {first['words']:,} "
+        f"words. Protocol: {protocol}. In brackets: 95 % bounds over documents.",
+        _table(
+            (
+                "run",
+                "tokenizer",
+                "tokens scored",
+                "loss (nats/token)",
+                "bits per byte",
+                "perplexity",
+                "word perplexity",
+            ),
+            [
+                (
+                    row["run"],
+                    _tokenizer(row),
+                    f"{row['tokens_scored']:,}",
+                    _bounds(row, "loss"),
+                    _bounds(row, "bits_per_byte"),
+                    f"{row['perplexity']:.2f}",
+                    "" if row["word_perplexity"] is None else f"{row['word_perplexity']:.1f}",
+                )
+                for row in rows
+            ],
+        ),
+    ]
+    if result["differences"]:
+        parts += [
+            "## Paired difference",
+            "Negative: better than the run that it is held against.",
+            _table(
+                ("run", "against", "loss (nats/token)", "bits per byte", "better documents"),
+                [
+                    (
+                        d["run"],
+                        d["against"],
+                        "other tokens" if d["loss"] is None else _bounds(d, "loss", "+"),
+                        _bounds(d, "bits_per_byte", "+"),
+                        f"{d['documents_better']} of {d['documents']}",
+                    )
+                    for d in result["differences"]
+                ],
+            ),
+        ]
+    parts += ["## Loss by position (nats/token)", _by_position(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_position(rows: Sequence[Mapping[str, Any]]) -> str:
+    edges = sorted({(bucket["start"], bucket["stop"]) for row in rows for bucket in row["by_position"]})
+    buckets = [{bucket["start"]: bucket for bucket in row["by_position"]} for row in rows]
+    lines = []
+    for start, stop in edges:
+        found = [by_start.get(start) for by_start in buckets]
+        cells = ["" if b is None else _bounded(b["loss"], b["low"], b["high"]) for b in found]
+        lines.append((f"{start:,} to {stop:,}", *cells))
+    return _table(("tokens", *(row["run"] for row in rows)), lines)
+
+
+def _tokenizer(row: Mapping[str, Any]) -> str:
+    """Its name, and where it was learned from text the first digits of its content's hash."""
+    identity = row["tokenizer"]
+    return " ".join([identity["tokenizer"], identity.get("content", "")[:8]]).strip()
+
+
+def _bounds(values: Mapping[str, Any], name: str, sign: str = "") -> str:
+    return _bounded(values[name], values[f"{name}_low"], values[f"{name}_high"], sign)
+
+
+def _bounded(value: float, low: float, high: float, sign: str = "") -> str:
+    return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,124 @@
+"""Text from a trained run, as it comes.
+
+    python scripts/generate.py checkpoint=outputs/window/2026-01-31_12-00-00_000000 'prompt="import "'
+    python scripts/generate.py checkpoint=RUN_DIR prompt_file=beginning.txt temperature=0 new_tokens=1000
+    python scripts/generate.py checkpoint=RUN_DIR 'prompt=["One","Two"]' 'stop=["\\n\\n"]'
+
+Text goes to standard output, and nothing else does; speed and memory go to standard error.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from model import Cache
+
+log = logging.getLogger("farsight")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="generate")
+def main(config: DictConfig) -> None:
+    from scripts.console import user_errors
+
+    with user_errors():
+        write(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def write(config: dict[str, Any]) -> list[str]:
+    """Continues every prompt and prints it; returns the continuations."""
+    from configs.build import ConfigError
+    from configs.checks import check_device
+    from model import Cache, Sampling, generate
+    from model.decoding.streaming import TextStream
+    from scripts.loading import autocast, open_run
+
+    check_device(config["accelerator"], config["precision"])
+    prompts = _prompts(config)
+    run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
+    tokenizer = run.data.tokenizer
+    streams = [TextStream(tokenizer.decode, config["stop"]) for _ in prompts]
+    alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished
+
+    def show(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def on_token(sequence: int, token: int) -> bool:
+        times.append(time.perf_counter())
+        text = streams[sequence].add(token)
+        if alone:
+            show(text)
+        # A model that opens the next document has ended this one.
+        return streams[sequence].ended or token == tokenizer.bos
+
+    if alone:
+        show(prompts[0])
+    times = [time.perf_counter()]
+    try:
+        sampling = Sampling(**{key: config[key] for key in ("temperature", "top_k", "top_p", "seed")})
+        cache = Cache(run.model, len(prompts))
+        with autocast(run.model, config["precision"]):
+            found = generate(
+                run.model,
+                [[tokenizer.bos, *map(int, tokenizer.encode(prompt))] for prompt in prompts],
+                new_tokens=config["new_tokens"],
+                sampling=sampling,
+                prefill_chunk=config["prefill_chunk"],
+                on_token=on_token,
+                cache=cache,
+                vocabulary=tokenizer.vocabulary,
+            )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for prompt, stream in zip(prompts, streams, strict=True):
+        rest = stream.flush()
+        show(f"{rest}\n" if alone else f"{prompt}{stream.text}\n\n")
+    _log(cache, times, sum(map(len, found)), len(prompts))
+    return [stream.text for stream in streams]
+
+
+def _prompts(config: dict[str, Any]) -> list[str]:
+    from configs.build import ConfigError
+
+    if config["prompt_file"]:
+        if config["prompt"]:
+            raise ConfigError(f"prompt_file={config['prompt_file']}: prompt must then be empty")
+        file = Path(config["prompt_file"])
+        if not file.is_file():
+            raise ConfigError(f"prompt_file={file}: no such file")
+        return [file.read_text(encoding="utf-8")]
+    prompts = config["prompt"] if isinstance(config["prompt"], list) else [config["prompt"]]
+    if not prompts:
+        raise ConfigError("prompt=[]: must be a text, or a list of at least one")
+    return [str(prompt) for prompt in prompts]
+
+
+def _log(cache: "Cache", times: list[float], tokens: int, batch: int) -> None:
+    """Speed, and what the cache holds and reads, beside what is expected."""
+    from model.decoding import expected_bytes
+
+    prefill, decode = times[1] - times[0], times[-1] - times[1]
+    speed = f", {(tokens - batch) / decode:,.0f} tokens/s" if tokens > batch and decode > 0 else ""
+    length = max(cache.lengths)
+    (stored, _), (_, read) = (expected_bytes(cache.model, context, cache.batch) for context in (length, length - 1))
+    log.info(
+        "first token after %.2f s%s; cache: %s stored, %s read a token (expected: %s and %s)",
+        *(prefill, speed, _megabytes(cache.bytes_stored), _megabytes(cache.bytes_read)),
+        *(_megabytes(stored), _megabytes(read)),
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f} MB"
+
+
+if __name__ == "__main__":
+    from scripts.console import run
+
+    run(main)

@@ -1,0 +1,92 @@
+"""A trained run, opened: what every command needs that works with a checkpoint."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.build import build_data, build_model
+from data import DataModule, Texts
+from data.corpus import Split
+from model import Transformer
+from model.training.checkpoints import load_weights, read_checkpoint
+from model.training.run_folder import find_checkpoint
+
+log = logging.getLogger("farsight")
+
+DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+"""Of the weights under each precision; float32 under the others."""
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class Run:
+    """`checkpoint`: the file, and `folder` where it lies (`folder_of`). `config`: what the run was trained with. `data`
+    is set up; `model` is on the device that was asked for."""
+
+    checkpoint: Path
+    folder: Path
+    config: dict[str, Any]
+    data: DataModule
+    model: Transformer
+
+    @property
+    def label(self) -> str:
+        """How a table or a picture calls it."""
+        which = "" if self.checkpoint.stem == "last" else f"/{self.checkpoint.stem}"
+        return f"{self.config['name']}/{self.folder.name}{which}"
+
+
+def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
+    """The run that `checkpoint` means (model/training/run_folder.find_checkpoint), its last weights loaded."""
+    file = find_checkpoint(checkpoint, prefer="last")
+    config = read_checkpoint(file)["hyper_parameters"]
+    data = build_data(config["data"])
+    data.setup()
+    model = build_model(config, data.vocabulary)
+    load_weights(model, file)
+    model.to(device_of(accelerator), DTYPES.get(precision, torch.float32)).eval()
+    return Run(file, folder_of(file), config, data, model)
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint lies in, or its own folder where it was moved out of one."""
+    run = checkpoint.absolute().parent.parent
+    return run if (run / "config.yaml").is_file() else run / checkpoint.parent.name
+
+
+def device_of(accelerator: str) -> torch.device:
+    return torch.device("cuda" if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available() else "cpu")
+
+
+def autocast(model: Transformer, precision: str) -> torch.autocast:
+    """The autocast that a precision means, on the model's device."""
+    mixed = AUTOCAST.get(precision)
+    return torch.autocast(model.embed_tokens.weight.device.type, mixed, enabled=mixed is not None)
+
+
+def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | Texts, str]:
+    """What to evaluate `run` on, and its name: one's own documents (a composed `data` group), or the run's split."""
+    if data:
+        return Texts.load(data, run.data.tokenizer), str(data["path"])
+    return run.data.corpus.splits[split], split
+
+
+def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Split | Texts:
+    """`documents` of `first` for another run: under that run's tokenizer, where it has another."""
+    if run.data.corpus.fingerprint != first.data.corpus.fingerprint:
+        log.warning(
+            "%s was trained on another corpus: it may have seen documents of %s's %s", run.label, first.label, name
+        )
+    if same_tokenizer(run, first):
+        return documents
+    rows = [{"name": str(document), "text": documents.text(document)} for document in range(len(documents))]
+    return Texts(rows, run.data.tokenizer)
+
+
+def same_tokenizer(run: Run, other: Run) -> bool:
+    return run.data.tokenizer.identity() == other.data.tokenizer.identity()

@@ -1,0 +1,74 @@
+"""What an evaluation says of one model on some documents: the row of evaluation.json."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.build import ConfigError, build_protocol
+from data import DataModule, Texts
+from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
+from data.corpus import Split
+from model import Transformer
+from model.evaluation import find_key_tokens, short_protocol, summarize, summarize_key_tokens
+from scripts.loading import open_run
+from scripts.scoring import Scoring
+
+
+def measure(
+    model: Transformer,
+    documents: Split | Texts,
+    data: DataModule,
+    settings: Mapping[str, Any],
+    scoring: Scoring,
+    checkpoint: Path | None,
+    label: str,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """(row, each document's token losses): `model` on `documents`, under the `evaluation` group's `settings`, with the
+    baselines beside it.
+
+    `data` is what the model was trained on: windows are as long as its sequences, the bigram model counts its training
+    split. `checkpoint` is where the weights are from, null if they are nowhere yet.
+    """
+    protocol = build_protocol(settings["protocol"], data.sequence_length)
+    losses = scoring.token_losses(model, documents, protocol, checkpoint, label)
+    row = summarize(losses, documents, protocol, long_document=settings["long_document"]).to_dict()
+    row["tokenizer"] = data.tokenizer.identity()
+    if settings["by_context"]["contexts"]:
+        row["by_context"] = [vars(found) for found in scoring.by_context(
+            model, documents, settings["by_context"], checkpoint, label
+        )]  # fmt: skip
+    if settings["key_tokens"]["evaluator"]:
+        row["key_tokens"] = _key_tokens(losses, documents, data, model, settings, scoring)
+    if settings["baselines"]:
+        row["baselines"] = {
+            "gzip_bits_per_byte": gzip_bits_per_byte(documents),
+            "bigram_bits_per_byte": bigram_bits_per_byte(data.corpus, documents),
+        }
+    return row, losses
+
+
+def _key_tokens(
+    losses: list[np.ndarray],
+    documents: Split | Texts,
+    data: DataModule,
+    model: Transformer,
+    settings: Mapping[str, Any],
+    scoring: Scoring,
+) -> dict[str, Any]:
+    """LongPPL of the model with these `losses`, on the key tokens that the config's evaluator finds."""
+    asked = settings["key_tokens"]
+    evaluator = open_run(asked["evaluator"], model.embed_tokens.weight.device.type, scoring.precision)
+    if evaluator.data.tokenizer.identity() != data.tokenizer.identity():
+        raise ConfigError(
+            f"evaluation.key_tokens.evaluator={asked['evaluator']}: has another tokenizer than the evaluated run; "
+            "accepted is a run with the same one"
+        )
+    protocols = build_protocol(settings["protocol"], data.sequence_length), short_protocol(asked["short_context"])
+    long, short = (
+        scoring.token_losses(evaluator.model, documents, protocol, evaluator.checkpoint, f"evaluator {evaluator.label}")
+        for protocol in protocols
+    )
+    chosen = find_key_tokens(long, short, gain=asked["gain"], confidence=asked["confidence"])
+    return dict(asked) | vars(summarize_key_tokens(losses, chosen))

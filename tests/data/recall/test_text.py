@@ -1,0 +1,149 @@
+"""Recall tasks in text: exact lengths, answers that the text before them gives."""
+
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from data import CorpusError
+from data.packing import NO_TARGET
+from data.recall import text
+from data.recall.text import Material
+from data.tokenizers import BPE, Bytes
+from model.evaluation.recall import answer_spans
+
+HAYSTACK = "It was a dark and stormy night; the rain fell in torrents, except at intervals. " * 40
+
+TASKS = {
+    "passkey": partial(text.passkey, depth=0.5),
+    "multikey": partial(text.needles, keys=4, values=1, queries=1),
+    "multivalue": partial(text.needles, keys=2, values=3, queries=1),
+    "multiquery": partial(text.needles, keys=4, values=1, queries=3),
+    "associative_recall": partial(text.associative_recall, pairs=5),
+    "variable_tracking": partial(text.variable_tracking, hops=3),
+    "common_words": partial(text.common_words, common=3),
+    "copy": partial(text.copy, distance=300),
+}
+
+
+def bpe() -> BPE:
+    tokenizer = BPE(vocabulary=300)
+    tokenizer.fit([HAYSTACK])
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[Bytes, bpe], ids=["bytes", "bpe"])
+def material(request) -> Material:
+    tokenizer = request.param()
+    return Material.of(tokenizer, [np.concatenate([[tokenizer.bos], tokenizer.encode(HAYSTACK)])])
+
+
+def make(material, name, length=900, seed=0):
+    return TASKS[name](material, length, np.random.default_rng(seed))
+
+
+def read(material, batch) -> tuple[str, list[tuple[str, str]]]:
+    """(the whole text, [(the text before the answer, the answer)])."""
+    tokens, targets = batch["tokens"][0], batch["targets"][0]
+    sequence = torch.cat([tokens, targets[-1:]])
+    decode = material.tokenizer.decode
+    found = [
+        (decode(sequence[: s.start + 1]), decode(sequence[s.start + 1 : s.stop + 1])) for s in answer_spans(targets)
+    ]
+    return decode(sequence), found
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("length", [900, 1777])
+def test_a_sequence_has_the_length_that_was_asked_for_and_targets_are_its_next_tokens(material, name, length):
+    batch = make(material, name, length)
+    tokens, targets = batch["tokens"][0], batch["targets"][0]
+    assert tokens.shape == targets.shape == (length,) and tokens.dtype == targets.dtype == torch.int64
+    assert tokens[0] == material.tokenizer.bos and not (tokens[1:] == material.tokenizer.bos).any()
+    scored = targets != NO_TARGET
+    assert scored[-1] and torch.equal(targets[:-1][scored[:-1]], tokens[1:][scored[:-1]])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_seed_gives_one_sequence(material, name):
+    first, again, other = (make(material, name, seed=seed)["tokens"] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
+def test_the_passkey_lies_at_its_depth(material, depth):
+    batch = text.passkey(material, 900, np.random.default_rng(3), depth=depth)
+    whole, [(before, answer)] = read(material, batch)
+    key = re.search(r"Remember it. (\d{5})", whole).group(1)
+    assert answer == f" {key}" and before.endswith("What is the pass key? The pass key is")
+    assert whole.count(key) == 3
+    around = whole.replace(before[-len("\nWhat is the pass key? The pass key is") :], "")
+    place = around.index("\nThe pass key is") / (len(around) - len(re.search(r"\nThe.*?key.\n", around, re.S).group()))
+    assert place == pytest.approx(depth, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["multikey", "multivalue", "multiquery"])
+def test_needles_are_answered_by_the_text_before(material, name):
+    whole, found = read(material, make(material, name))
+    assert len(found) == {"multiquery": 3}.get(name, 1)
+    for before, answer in found:
+        word = re.search(r"The special numbers? for (\w+) (is|are)$", before).group(1)
+        facts = re.findall(rf"The special number for {word} is (\d{{5}})\.", whole)
+        assert answer == " " + ", ".join(facts) and len(facts) == (3 if name == "multivalue" else 1)
+
+
+def test_pairs_are_asked_for_in_the_second_half(material):
+    whole, found = read(material, make(material, "associative_recall"))
+    assert len(found) == 5 and len({answer for _, answer in found}) == 5
+    for before, answer in found:
+        word = re.search(r"\n(\w+) =$", before).group(1)
+        assert whole.index(f"\n{word} ={answer}") < len(whole) / 3
+        assert len(before) > 0.4 * len(whole)
+
+
+def test_variables_are_tracked_along_the_chain(material):
+    whole, [(before, answer)] = read(material, make(material, "variable_tracking"))
+    value = re.search(r"have the value (\d{5}),", before).group(1)
+    assigned = re.findall(r"VAR (\w+) = (\w+)", whole)
+    chain = [value]
+    for variable, source in assigned:
+        assert source == chain[-1]
+        chain.append(variable)
+    assert answer == " " + ", ".join(chain[1:]) and len(chain) == 5
+
+
+def test_the_most_common_words_are_the_most_common(material):
+    whole, [(_, answer)] = read(material, make(material, "common_words", length=2500))
+    listed = re.search(r"A list of words:(.*)\nThe 3 most", whole).group(1).split()
+    counts = sorted(((listed.count(word), word) for word in set(listed)), reverse=True)
+    assert answer == " " + ", ".join(word for _, word in counts[:3])
+    assert counts[0][0] > counts[1][0] > counts[2][0] > 2 * counts[3][0]
+
+
+@pytest.mark.parametrize("distance", [24, 129, 876])
+def test_a_copy_lies_at_its_distance(material, distance):
+    batch = text.copy(material, 900, np.random.default_rng(0), distance=distance)
+    sequence = torch.cat([batch["tokens"][0], batch["targets"][0, -1:]])
+    assert torch.equal(sequence[-24:], sequence[-24 - distance : len(sequence) - distance])
+    (answer,) = answer_spans(batch["targets"][0])
+    assert answer.stop - answer.start == 16
+
+
+def test_what_cannot_be_is_refused(material):
+    generator = np.random.default_rng(0)
+    for distance in (23, 877):
+        with pytest.raises(CorpusError, match=f"distance={distance}: accepted is 24 to 876 for length=900"):
+            text.copy(material, 900, generator, distance=distance)
+    with pytest.raises(CorpusError, match=r"length=20: too short for this task; accepted are at least \d+ tokens"):
+        text.passkey(material, 20, generator, depth=0.5)
+    with pytest.raises(CorpusError, match="length=200: a list of"):
+        text.common_words(material, 200, generator, common=3)
+    with pytest.raises(CorpusError, match="hold no token"):
+        Material.of(material.tokenizer, [])
+
+
+def test_a_short_haystack_goes_round(material):
+    short = Material(material.tokenizer, material.haystack[:50])
+    assert text.passkey(short, 900, np.random.default_rng(0), depth=0.5)["tokens"].shape == (1, 900)

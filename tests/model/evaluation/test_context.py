@@ -1,0 +1,63 @@
+"""The loss of the same tokens under shorter and longer context, against passes written out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.patterns import Dense, Window
+from model.evaluation import LossStore, losses_by_context
+from tests.model.evaluation.documents import Documents, build
+
+
+@torch.no_grad()
+def last_tokens_loss(network, tokens: np.ndarray, context: int, targets: int) -> np.ndarray:
+    """Nats of the last `targets` tokens, `context` tokens before the first of them being all that the model reads."""
+    piece = torch.from_numpy(tokens[len(tokens) - targets - context :].astype(np.int64))[None]
+    length = piece.shape[1] - 1
+    hidden = network(piece[:, :-1], torch.arange(length)[None], network.build_layouts(None, length))
+    nats = -network.logits(hidden)[0].log_softmax(-1).gather(1, piece[0, 1:, None])[:, 0]
+    return nats[-targets:].numpy()
+
+
+def test_equals_passes_over_what_may_be_read():
+    network, documents = build(Dense()), Documents(60, 33, 41, 40)
+    rows = losses_by_context(network, documents, [8, 16, 32, "whole"], 9, tokens_at_once=100)
+    assert [row.context for row in rows] == [8, 16, 32, "whole"]
+    for row in rows:
+        assert (row.documents, row.tokens) == (2, 18)  # 41 = 32 + 9 tokens reach it, 40 do not
+        nats = [
+            last_tokens_loss(network, tokens, len(tokens) - 9 if row.context == "whole" else row.context, 9)
+            for tokens in (documents.tokens(0), documents.tokens(2))
+        ]
+        assert row.loss == pytest.approx(np.concatenate(nats).mean(), abs=1e-9)
+        means = sorted(part.mean() for part in nats)
+        assert (row.low, row.high) == pytest.approx(tuple(means))  # of two documents, resampled
+    assert len({round(row.loss, 6) for row in rows}) == 4
+
+
+def test_context_beyond_what_the_pattern_reaches_changes_nothing():
+    """Two layers of windows of 4 reach 7 tokens back: with context for the first target's reach, all is there."""
+    network, documents = build(Window(4)), Documents(80)
+    reached, more, less = losses_by_context(network, documents, [7, 30, 3], 9, tokens_at_once=100)
+    assert reached.loss == pytest.approx(more.loss, abs=1e-7)  # other positions, whose rotations are float32
+    assert abs(less.loss - reached.loss) > 1e-5
+
+
+def test_no_document_is_long_enough():
+    assert losses_by_context(build(), Documents(20), [16], 9, tokens_at_once=100) == []
+
+
+def test_a_context_beyond_the_model_is_refused():
+    with pytest.raises(
+        ValueError, match=r"by_context\.contexts=\[40\] needs sequences of 48 tokens: the model takes 30"
+    ):
+        losses_by_context(build(max_length=30), Documents(60), [40], 9, tokens_at_once=100)
+
+
+def test_finished_documents_are_kept_by_context(tmp_path, monkeypatch):
+    network, documents, store = build(), Documents(60, 50), LossStore(tmp_path)
+    first = losses_by_context(network, documents, [8, 16], 9, tokens_at_once=1, store=store)
+    monkeypatch.setattr(network, "loss", lambda *_: pytest.fail("scored again"))
+    told = []
+    again = losses_by_context(network, documents, [8, 16], 9, tokens_at_once=1, store=store, progress=told.append)
+    assert again == first and sum(told) == 2 * 2 * 9

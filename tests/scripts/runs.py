@@ -1,0 +1,44 @@
+"""Run folders as train.py leaves them, made in a second: random weights, a corpus of a few files."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.build import build_data, build_model
+from model.training.run_folder import RunFolder
+from tests.commands import compose
+from tests.model.small import lively
+
+SMALL = (
+    *("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.head_dim=8", "model.hidden=64"),
+    *("data.tokenizer.vocabulary=300", "data.sequence_length=64", "attention.block=16", "optimizer=adamw"),
+)
+WORDS = ("the", "and", "of", "river", "stone", "light", "walked", "under", "night", "seven", "over", "quiet", "wind")
+
+
+def write_books(folder: Path, documents: int = 12, words: int = 150) -> Path:
+    """Train, validation and test folders of text files of about 2 to 8 kB."""
+    folder.mkdir(parents=True)
+    for split, count in (("train", documents), ("valid", 2), ("test", 4)):
+        (folder / split).mkdir()
+        for number in range(count):
+            generator = random.Random(f"{split}{number}")
+            text = " ".join(generator.choices(WORDS, k=words + 40 * number))
+            (folder / split / f"{number:02}.txt").write_text(text + "\n")
+    return folder
+
+
+def make_run(outputs: Path, books: Path, *overrides: str, name: str = "run", seed: int = 0) -> Path:
+    """An untrained run in `outputs`/`name`/first."""
+    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={outputs / 'cache'}", f"name={name}")
+    config: dict[str, Any] = compose(*settings, *overrides)
+    data = build_data(config["data"])
+    data.setup()
+    model = lively(build_model(config, data.vocabulary), seed)
+    folder = RunFolder.create(outputs / name / "first", config)
+    data.tokenizer.save(folder.path / "tokenizer.json")
+    weights = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": config}, folder.checkpoints / "last.ckpt")
+    return folder.path

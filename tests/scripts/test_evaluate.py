@@ -1,0 +1,188 @@
+"""scripts/evaluate.py as a whole: its numbers against a naive loop, comparisons, and going on after a kill."""
+
+import csv
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.build import ConfigError
+from model import Transformer
+from scripts.comparison import compare_checkpoints
+from scripts.evaluate import evaluate_checkpoint
+from scripts.loading import open_run
+from tests.commands import ROOT, compose
+from tests.scripts.runs import make_run, write_books
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory) -> Path:
+    return write_books(tmp_path_factory.mktemp("corpus") / "books")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def window(outputs, books) -> Path:
+    return make_run(outputs, books, "attention.patterns.local.width=24", name="window")
+
+
+@pytest.fixture(scope="module")
+def dense(outputs, books) -> Path:
+    return make_run(outputs, books, "attention=dense", name="dense", seed=1)
+
+
+def evaluate(*overrides: str) -> dict:
+    config = compose(*overrides, "accelerator=cpu", config_name="evaluate")
+    several = isinstance(config["checkpoint"], list)
+    return compare_checkpoints(config) if several else evaluate_checkpoint(config)
+
+
+@torch.no_grad()
+def naive(run_folder: Path, books: Path, window: int, stride: int) -> tuple[float, int, int]:
+    """(nats, tokens, words) of the test documents: one token at a time, from its own window, in float64."""
+    run = open_run(run_folder, "cpu", "64-true")
+    tokenizer, nats, count, words = run.data.tokenizer, 0.0, 0, 0
+    for file in sorted((books / "test").iterdir()):
+        text = file.read_text()
+        tokens = [tokenizer.bos, *map(int, tokenizer.encode(text))]
+        words += len(text.split())
+        for index in range(1, len(tokens)):
+            start = max(0, math.ceil((index - window) / stride)) * stride
+            read = torch.tensor([tokens[start:index]])
+            hidden = run.model(read, torch.arange(read.shape[1])[None], run.model.build_layouts(None, read.shape[1]))
+            nats -= float(run.model.logits(hidden)[0, -1].log_softmax(-1)[tokens[index]])
+            count += 1
+    return nats, count, words
+
+
+def test_perplexity_equals_a_naive_loop(window, books):
+    row = evaluate(f"checkpoint={window}", "evaluation.protocol.window=48", "evaluation.protocol.stride=20")
+    nats, tokens, words = naive(window, books, 48, 20)
+    assert row["tokens_scored"] == tokens and row["words"] == words
+    assert row["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-6)
+    assert row["word_perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-5)  # an exponent of some 20
+    size = sum(file.stat().st_size for file in (books / "test").iterdir())
+    assert row["bytes"] == size
+    assert row["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-6)
+
+
+def test_a_row_names_what_it_was_measured_on(window):
+    row = evaluate(f"checkpoint={window}", "evaluation=chunked")
+    assert row["protocol"] == {"name": "chunked", "window": 64, "stride": None, "min_context": 0, "bos": True}
+    assert row["tokenizer"]["tokenizer"] == "saved" and len(row["tokenizer"]["content"]) == 64
+    assert row["documents_from"] == "test" and row["documents"] == 4 and row["bytes"] > row["tokens_scored"] > 0
+    kept = json.loads((window / "evaluation.json").read_text())["rows"]
+    assert row in kept and row["checkpoint"] == "checkpoints/last.ckpt"
+
+
+def test_the_parts_that_are_asked_for_are_in_the_row(window, dense):
+    row = evaluate(
+        f"checkpoint={window}",
+        "evaluation.by_context.contexts=[16,32,whole]",
+        "evaluation.by_context.targets=8",
+        f"evaluation.key_tokens.evaluator={dense}",
+        "evaluation.key_tokens.short_context=16",
+        "evaluation.key_tokens.gain=0.1",
+        "evaluation.key_tokens.confidence=-20",
+    )
+    assert [found["context"] for found in row["by_context"]] == [16, 32, "whole"]
+    assert row["key_tokens"]["evaluator"] == str(dense) and row["key_tokens"]["tokens"] > 10
+    assert row["key_tokens"]["perplexity"] == pytest.approx(math.exp(row["key_tokens"]["loss"]))
+    assert "by_context" not in evaluate(f"checkpoint={window}")
+
+
+def test_runs_are_compared_on_the_same_tokens(window, dense, tmp_path):
+    result = evaluate(f"checkpoint=[{window},{dense}]", f"output={tmp_path / 'comparison'}")
+    alone = [evaluate(f"checkpoint={run}") for run in (window, dense)]
+    for row, single in zip(result["rows"], alone, strict=True):
+        assert row["nll_nats"] == pytest.approx(single["nll_nats"], rel=1e-9)
+    assert [row["run"] for row in result["rows"]] == ["window/first", "dense/first"]
+    (difference,) = result["differences"]
+    assert difference["loss"] == pytest.approx(alone[1]["loss"] - alone[0]["loss"], abs=1e-9)
+    assert difference["loss_low"] <= difference["loss"] <= difference["loss_high"]
+
+    folder = tmp_path / "comparison"
+    assert json.loads((folder / "comparison.json").read_text()) == json.loads(json.dumps(result))
+    with open(folder / "comparison.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in result["rows"]]
+    assert {row["protocol"] for row in rows} == {"sliding"} and rows[0]["tokenizer"].startswith("saved ")
+    text = (folder / "comparison.md").read_text()
+    assert f"{result['rows'][1]['bits_per_byte']:.4f}" in text and "loss_by_position.png" in text
+    assert (folder / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, books, tmp_path):
+    other = make_run(outputs, books, "data.tokenizer.vocabulary=280", name="other")
+    result = evaluate(f"checkpoint=[{window},{other}]", f"output={tmp_path}", "evaluation.baselines=false")
+    first, second = result["rows"]
+    assert first["bytes"] == second["bytes"] and first["tokens_scored"] < second["tokens_scored"]
+    (difference,) = result["differences"]
+    assert difference["loss"] is None
+    assert difference["bits_per_byte"] == pytest.approx(second["bits_per_byte"] - first["bits_per_byte"], abs=1e-9)
+    assert "other tokens" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation=whole", "checkpoint={short}"], "protocol.name=whole needs sequences of"),
+        (["checkpoint=[]"], r"checkpoint=\[\]: must list at least one run"),
+        (["checkpoint=[{short}]", "output=a.json"], r"output=a\.json: must be a folder"),
+        (["checkpoint={short}", "evaluation.by_context.contexts=[half]"], "by_context.contexts holds 'half': must be"),
+        (["checkpoint={short}", "evaluation.key_tokens.gain=0"], r"key_tokens.gain=0: must be positive"),
+        (["checkpoint={short}", "evaluation.key_tokens.confidence=1"], r"key_tokens.confidence=1: must be"),
+        (["checkpoint={short}", "precision=8-bit"], "precision=8-bit: must be one of"),
+    ],
+)
+def test_what_cannot_be_is_one_line(overrides, message, outputs, books):
+    folder = outputs / "short/first"
+    short = folder if folder.exists() else make_run(outputs, books, "model.max_length=64", name="short")
+    with pytest.raises(ConfigError, match=message) as error:
+        evaluate(*(override.format(short=short) for override in overrides))
+    assert "\n" not in str(error.value)
+
+
+def test_after_a_kill_finished_documents_are_not_scored_again(window, tmp_path, monkeypatch):
+    output = tmp_path / "evaluation.json"
+    arguments = [f"checkpoint={window}", f"output={output}", "evaluation.protocol.stride=1"]
+    arguments.append("evaluation.baselines=false")
+    command = [sys.executable, "scripts/evaluate.py", *arguments, "accelerator=cpu", "evaluation.tokens_at_once=64"]
+    partial = window / "evaluation.partial"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(partial.glob("*/*.npy")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finished = sorted(file.stem for file in partial.glob("*/*.npy"))
+    assert finished and finished[0] == "000000" and len(finished) < 4 and not output.exists()
+
+    run = open_run(window, "cpu", "32-true")
+    documents = run.data.corpus.splits["test"]
+    left = [len(documents.tokens(d)) - 1 for d in range(4) if f"{d:06d}" not in finished]
+    read = 0
+    loss = Transformer.loss
+
+    def counted(self, tokens, *rest):
+        nonlocal read
+        read += tokens.numel()
+        return loss(self, tokens, *rest)
+
+    monkeypatch.setattr(Transformer, "loss", counted)
+    row = evaluate(*arguments)
+    assert read == sum(min(length, 64) + 64 * max(length - 64, 0) for length in left)
+    assert not partial.exists(), "what was kept is forgotten once the row is written"
+    fresh = evaluate(*arguments)
+    assert row["nll_nats"] == pytest.approx(fresh["nll_nats"], rel=1e-6)
+    assert np.isfinite(row["loss"])

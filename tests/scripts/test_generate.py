@@ -1,0 +1,67 @@
+"""scripts/generate.py as a whole."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.build import ConfigError
+from scripts.generate import write
+from tests.commands import compose, run
+from tests.scripts.runs import make_run, write_books
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("generate")
+    books = write_books(folder / "books")
+    return make_run(folder / "outputs", books, "attention.patterns.local.width=24", name="window")
+
+
+def generate(checkpoint: Path, *overrides: str) -> list[str]:
+    return write(compose(f"checkpoint={checkpoint}", "accelerator=cpu", *overrides, config_name="generate"))
+
+
+def test_the_command_prints_the_text_and_nothing_else_to_standard_output(trained):
+    arguments = [f"checkpoint={trained}", "prompt='the river'", "new_tokens=30", "accelerator=cpu"]
+    result = run("scripts/generate.py", *arguments)
+    assert result.stdout.startswith("the river") and len(result.stdout) > 30
+    (expected,) = generate(trained, "prompt='the river'", "new_tokens=30")
+    assert result.stdout == f"the river{expected}\n"
+    assert "first token after" in result.stderr and "stored" in result.stderr
+
+
+def test_several_prompts_are_continued_as_each_alone(trained, capsys):
+    several = generate(trained, "prompt=[the,'of the wind and']", "new_tokens=20", "temperature=0")
+    for prompt, text in zip(("the", "'of the wind and'"), several, strict=True):
+        assert generate(trained, f"prompt={prompt}", "new_tokens=20", "temperature=0") == [text]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"the{several[0]}\n\nof the wind and{several[1]}\n\n")
+
+
+def test_a_stop_string_ends_the_text(trained):
+    (whole,) = generate(trained, "new_tokens=60")
+    stop = whole[10:12]
+    (cut,) = generate(trained, "new_tokens=60", f"stop=['{stop}']")
+    assert cut == whole[: whole.index(stop)]
+
+
+def test_a_prompt_may_be_a_file(trained, tmp_path):
+    (tmp_path / "prompt.txt").write_text("the river")
+    from_file = generate(trained, f"prompt_file={tmp_path / 'prompt.txt'}", "new_tokens=10")
+    assert from_file == generate(trained, "prompt='the river'", "new_tokens=10")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompt_file=/no/such.txt"], r"prompt_file=/no/such.txt: no such file"),
+        (["prompt_file=/no/such.txt", "prompt=a"], "prompt must then be empty"),
+        (["prompt=[]"], r"prompt=\[\]: must be a text"),
+        (["temperature=-1"], "temperature=-1: must be 0"),
+        (["new_tokens=0"], "new_tokens=0: must be at least 1"),
+        (["new_tokens=2000000"], "new_tokens=2000000: prompt and continuation would be"),
+    ],
+)
+def test_what_cannot_be_is_one_line(trained, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        generate(trained, *overrides)

@@ -1,0 +1,90 @@
+"""evaluate.py suite=recall as a whole: what is asked and written, and that a model which knows is found to."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.build import ConfigError
+from model.evaluation import Answer
+from scripts.recall import evaluate_recall
+from tests.commands import compose
+from tests.scripts.runs import make_run, write_books
+
+SMALL = ("suite=recall", "accelerator=cpu", "recall.samples=2", "recall.tasks.common_words=null")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recall")
+    books = write_books(folder / "books")
+    settings = ("data.sequence_length=512", "attention.patterns.local.width=48")
+    return make_run(folder / "outputs", books, *settings, name="window")
+
+
+def recall(*overrides: str) -> list[dict]:
+    return evaluate_recall(compose(*SMALL, *overrides, config_name="evaluate"))
+
+
+def test_every_task_is_asked_at_every_length_depth_and_distance(run):
+    (result,) = recall(f"checkpoint={run}", "recall.lengths=[300,512]")
+    rows = result["rows"]
+    assert {row["length"] for row in rows} == {300, 512}
+    tasks = compose(*SMALL, config_name="evaluate")["recall"]["tasks"]
+    assert {row["task"] for row in rows} == {name for name, entry in tasks.items() if entry}
+    for length in (300, 512):
+        passkeys = [row for row in rows if (row["task"], row["length"]) == ("passkey", length)]
+        assert [row["depth"] for row in passkeys] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        distances = [row["distance"] for row in rows if (row["task"], row["length"]) == ("copy", length)]
+        # around the window of 48, the reach of two layers of it, the middle and the end; the block of 16 is too near
+        assert distances == sorted({47, 48, 49, 95, 96, 97, length // 2, length - 24})
+    assert {row["answers"] for row in rows} == {2, 8, 16}
+    assert all(row["nll"] > row["nll_per_token"] > 0 for row in rows)
+    assert json.loads((run / "recall.json").read_text())["rows"] == rows
+    assert (run / "report/recall_passkey.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_knows_is_found_to_know(run, monkeypatch):
+    """Answers are taken from an oracle that knows those within 400 tokens: the effective length is 400."""
+    known = lambda model, batch: [Answer(batch["tokens"].shape[1] <= 400, 1.0, 5)] * len(batch["tokens"])  # noqa: E731
+    monkeypatch.setattr("scripts.recall.answer", known)
+    (result,) = recall(f"checkpoint={run}", "recall.lengths=[300,400,512]")
+    assert set(result["effective_length"].values()) == {400}
+    assert result["exact_match"]["passkey"] == {300: 1.0, 400: 1.0, 512: 0.0}
+
+
+def test_lengths_are_by_default_those_that_the_run_was_trained_on(run):
+    (result,) = recall(f"checkpoint={run}", "recall.tasks.copy=null", "recall.samples=1")
+    assert {row["length"] for row in result["rows"]} == {512}
+
+
+def test_the_same_questions_are_asked_every_time(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "scripts.recall.answer", lambda model, batch: seen.append(batch["tokens"]) or [Answer(True, 1.0, 1)]
+    )
+    for _ in range(2):
+        recall(f"checkpoint={run}", "recall.lengths=[300]", "recall.tokens_at_once=1")
+    half = len(seen) // 2
+    assert all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["recall.lengths=[0]"], r"recall.lengths=\[0\]: must be a list of integers"),
+        (["recall.lengths=[2000000]"], r"recall.lengths=\[2000000\]: must be at most the model's limit"),
+        (["recall.depths=[2.0]"], r"recall.depths=\[2.0\]: must be a list of numbers between 0 and 1"),
+        (["recall.samples=0"], "recall.samples=0: must be an integer >= 1"),
+        (["recall.tasks.passkey._target_=data.recall.text.pass_key"], "recall.tasks.passkey=.*must be a function like"),
+        (["recall.lengths=[20]", "recall.tasks.copy=null"], "length=20: too short for this task"),
+    ],
+)
+def test_what_cannot_be_is_one_line(run, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        recall(f"checkpoint={run}", *overrides)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="must be null for several runs"):
+        recall(f"checkpoint=[{run}]", "output=x.json")
