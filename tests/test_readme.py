@@ -15,7 +15,12 @@ BASH = [
     for line in block.splitlines()
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-CONFIGS = {"train.py": "train", "scripts/evaluate.py": "evaluate", "scripts/show_pattern.py": "show_pattern"}
+CONFIGS = {
+    "train.py": "train",
+    "scripts/evaluate.py": "evaluate",
+    "scripts/generate.py": "generate",
+    "scripts/show_pattern.py": "show_pattern",
+}
 
 
 @pytest.mark.parametrize("command", [line for line in BASH if line.split()[1] in CONFIGS])
