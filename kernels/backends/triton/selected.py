@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.backends.triton import selected_backward, selected_forward, shared_tiles
+from kernels.backends.triton import selected_backward, selected_forward, selected_mass, shared_tiles
 from kernels.backends.triton.backward import prepare
 from kernels.backends.triton.common import addressable
 from kernels.backends.triton.configs import DTYPES, HEAD_DIMS
@@ -83,4 +83,4 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, scale: f
     q, scale = positive_scale(q, scale)
     q, k = addressable(q), addressable(k)
     plan = make_plan(selection, q.shape[1] // selection.selectors, 4)
-    return selected_forward.block_mass(q, k, lse, selection, plan, scale)
+    return selected_mass.block_mass(q, k, lse, selection, plan, scale)

@@ -29,6 +29,33 @@ def test_accumulation_weighs_every_token_the_same(tmp_path):
             assert float(one[key]) == pytest.approx(float(three[key]), rel=1e-4)
 
 
+class WithLossOfItsOwn(TinyModel):
+    """A sum over queries that is no part of the nats, as a router's loss is."""
+
+    def loss(self, tokens, *arguments):
+        out = super().loss(tokens, *arguments)
+        return type(out)(**vars(out) | {"auxiliary": torch.tanh(self.hidden(self.embed(tokens))).square().sum()})
+
+
+def test_a_layers_own_loss_trains_weighs_alike_and_is_in_no_reported_loss(tmp_path):
+    weights, rows = [], []
+    for name, model, batch_size, accumulate in (
+        ("one", WithLossOfItsOwn, 6, 1),
+        ("three", WithLossOfItsOwn, 2, 3),
+        ("without", TinyModel, 6, 1),
+    ):
+        torch.manual_seed(0)
+        module = new_module(model=model(dropout=0.0))
+        settings = TRAINER | dict(accumulate=accumulate, max_steps=3, validate_every=3)
+        fit(module, TinyData(batch_size), run_folder(tmp_path / name), **settings)
+        weights.append(torch.cat([p.flatten() for p in module.model.parameters()]))
+        rows.append(read_rows(tmp_path / name / "metrics.csv")[1])
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+    assert (weights[0] - weights[2]).abs().max() > 1e-3, "it trains"
+    first_losses = [next(float(row["train/loss"]) for row in each if row["train/loss"]) for each in rows]
+    assert first_losses[0] == pytest.approx(first_losses[2], rel=1e-6), "of equal weights, the same nats"
+
+
 def test_gradient_is_that_of_the_mean_over_scored_tokens(tmp_path):
     """The logged norm, unclipped, against plain PyTorch."""
     module = new_module(model=TinyModel(dropout=0.0))
