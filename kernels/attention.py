@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -142,15 +143,16 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> tuple[str,
     else:
         flash = layout.window is not None and _module("flash").unsupported(q, k, v, layout) is None
         width = min(layout.window, layout.keys) if flash else 0
-        passes = tuple("flash" if flash and width >= least else "triton" for least in FLASH_FROM)
+        passes = tuple("flash" if flash and low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
         reason = "the fastest here that are proven for this dtype and head_dim, and deterministic"
     if not torch.compiler.is_compiling():
         _say_once(passes, reason)
     return passes
 
 
-FLASH_FROM = (0, 0)
-"""Width of a plain window from which FlashAttention-4 is faster than our kernels, forward and backward."""
+FLASH_WIDTHS = ((1024, math.inf), (1024, 32768))
+"""Widths of a plain window, least and largest, in which FlashAttention-4 beat our kernels, forward and backward (its
+deterministic backward pass waits in line on longer rows); measured at 1,024, 4,096, 32,768 and 131,072."""
 
 
 @functools.cache

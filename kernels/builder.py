@@ -55,7 +55,8 @@ def build_layout(
         raise ValueError(f"queries of batch {queries.batch}, keys of batch {keys.batch}: must agree, or be 1")
     if queries.key is not None and keys.key is not None:
         key = patterns, queries.key, keys.key, block, queries.device
-        return _cache.get(key, lambda: _build(patterns, queries, keys, block, fixed=False))
+        with torch.inference_mode(False):  # what an evaluation builds must serve training, too
+            return _cache.get(key, lambda: _build(patterns, queries, keys, block, fixed=False))
     if fixed and (queries.limit is None or keys.limit is None):
         raise ValueError("fixed=True needs axes with a limit: must be known how far their positions go")
     return _build(patterns, queries, keys, block, fixed)

@@ -113,7 +113,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
                     _bounds(row, "loss"),
                     _bounds(row, "bits_per_byte"),
                     f"{row['perplexity']:.2f}",
-                    "" if row["word_perplexity"] is None else f"{row['word_perplexity']:.1f}",
+                    "" if row["word_perplexity"] is None else f"{row['word_perplexity']:,.1f}",
                 )
                 for row in rows
             ],

@@ -36,12 +36,11 @@ def write(config: dict[str, Any]) -> list[str]:
     from configs.checks import check_device
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
-    from scripts.loading import autocast, open_run
+    from scripts.loading import autocast, open_model
 
     check_device(config["accelerator"], config["precision"])
     prompts = _prompts(config)
-    run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
-    tokenizer = run.data.tokenizer
+    model, tokenizer = open_model(config["checkpoint"], config["accelerator"], config["precision"])
     streams = [TextStream(tokenizer.decode, config["stop"]) for _ in prompts]
     alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished
 
@@ -62,10 +61,10 @@ def write(config: dict[str, Any]) -> list[str]:
     times = [time.perf_counter()]
     try:
         sampling = Sampling(**{key: config[key] for key in ("temperature", "top_k", "top_p", "seed")})
-        cache = Cache(run.model, len(prompts))
-        with autocast(run.model, config["precision"]):
+        cache = Cache(model, len(prompts))
+        with autocast(model, config["precision"]):
             found = generate(
-                run.model,
+                model,
                 [[tokenizer.bos, *map(int, tokenizer.encode(prompt))] for prompt in prompts],
                 new_tokens=config["new_tokens"],
                 sampling=sampling,

@@ -11,6 +11,8 @@ import torch
 from configs.build import build_data, build_model
 from data import DataModule, Texts
 from data.corpus import Split
+from data.tokenizers import Tokenizer
+from data.tokenizers import load as load_tokenizer
 from model import Transformer
 from model.training.checkpoints import load_weights, read_checkpoint
 from model.training.run_folder import find_checkpoint
@@ -47,10 +49,26 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     config = read_checkpoint(file)["hyper_parameters"]
     data = build_data(config["data"])
     data.setup()
-    model = build_model(config, data.vocabulary)
+    return Run(file, folder_of(file), config, data, _model(file, config, data.tokenizer, accelerator, precision))
+
+
+def open_model(checkpoint: str | Path, accelerator: str, precision: str) -> tuple[Transformer, Tokenizer]:
+    """The model and the tokenizer of a run, for who needs none of its documents: they may be gone."""
+    file = find_checkpoint(checkpoint, prefer="last")
+    saved = folder_of(file) / "tokenizer.json"
+    if not saved.is_file():
+        run = open_run(checkpoint, accelerator, precision)
+        return run.model, run.data.tokenizer
+    tokenizer = load_tokenizer(saved)
+    return _model(file, read_checkpoint(file)["hyper_parameters"], tokenizer, accelerator, precision), tokenizer
+
+
+def _model(
+    file: Path, config: Mapping[str, Any], tokenizer: Tokenizer, accelerator: str, precision: str
+) -> Transformer:
+    model = build_model(config, tokenizer.vocabulary)
     load_weights(model, file)
-    model.to(device_of(accelerator), DTYPES.get(precision, torch.float32)).eval()
-    return Run(file, folder_of(file), config, data, model)
+    return model.to(device_of(accelerator), DTYPES.get(precision, torch.float32)).eval()
 
 
 def folder_of(checkpoint: Path) -> Path:

@@ -15,7 +15,12 @@ BASH = [
     for line in block.splitlines()
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-CONFIGS = {"train.py": "train", "scripts/evaluate.py": "evaluate", "scripts/show_pattern.py": "show_pattern"}
+CONFIGS = {
+    "train.py": "train",
+    "scripts/evaluate.py": "evaluate",
+    "scripts/generate.py": "generate",
+    "scripts/show_pattern.py": "show_pattern",
+}
 
 
 @pytest.mark.parametrize("command", [line for line in BASH if line.split()[1] in CONFIGS])
@@ -64,7 +69,14 @@ def test_the_numbers_are_those_of_the_result_files():
     cpu, row = result("default_cpu/summary.json"), result("default_cpu/evaluation.json")["rows"][0]
     speed = {(r["attention"], r["length"]): f"{r['tokens_per_second']:,}" for r in result("training_cpu.json")["rows"]}
     ratios = [r["speedup_over_flex"] for r in result("kernels_h200.json")["rows"] if r["backend"] == "triton"]
-    gpu = result("gpu_32k/summary.json")
+    gpu, dense = result("gpu_32k/summary.json"), result("gpu_32k_dense/summary.json")
+    times = {
+        (r["selection"], r["shape"], r["heads"], r["side"]): r["forward_ms"] + r["backward_ms"]
+        for r in result("routed_h200.json")["rows"]
+        if r["backward_ms"]
+    }
+    chosen = "random", "4x32768", "64/4"
+    share = next(r["share"] for r in result("layouts_h200.json")["rows"] if r["pattern"] == "window_1024")
     baselines = row["baselines"]
     for number in (
         f"{cpu['train_seconds']:.0f} s of training",
@@ -74,9 +86,25 @@ def test_the_numbers_are_those_of_the_result_files():
         f"windows {speed['window', 2048]} and {speed['window', 16384]}",
         f"dense {speed['dense', 2048]} and {speed['dense', 16384]}",
         f"{min(ratios):.2f} to {max(ratios):.2f} times as fast",
+        f"{times[(*chosen, 'fla')] / times[(*chosen, 'by_block')]:.2f} times as fast",
+        f"{share:.1%} of 12 layers' attention",
         f"{gpu['tokens_per_second']:,.0f} tokens/s, {gpu['bits_per_byte']:.3f} bits per byte",
+        f"(dense: {dense['tokens_per_second']:,.0f} tokens/s)",
     ):
         assert number in TEXT, number
+
+
+@pytest.mark.parametrize("run", ["gpu_32k", "gpu_32k_routed", "gpu_32k_dense"])
+def test_the_table_of_gpu_runs_is_that_of_their_files(run):
+    summary = json.loads((ROOT / "docs/results" / run / "summary.json").read_text())
+    cells = (
+        f"{summary['tokens_per_second']:,.0f}",
+        f"{summary['step_seconds']:.3f}",
+        f"{summary['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{summary['density_pairs']:.1%}",
+        f"[{run}](results/{run})",
+    )
+    assert f"| {' | '.join(cells)} |" in (ROOT / "docs/performance.md").read_text()
 
 
 def test_the_numbers_of_the_gpu_run_are_those_of_its_files():

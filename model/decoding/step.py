@@ -39,11 +39,9 @@ class Step:
         """How the chunk's tokens see one another: a layout, or where there are few a mask as in Part."""
         if self.chunk <= FEW:
             return slots.visible(self.position, self.position)
-        if len(set(self.lengths)) == 1:
-            axis = Axis.tokens(self.chunk, device=self.device, offset=self.lengths[0])
-        else:
-            start = self.position.int()
-            axis = Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
+        # One layout serves sequences of one length. It is needed once: an axis without a key is not kept.
+        start = (self.position[:1] if len(set(self.lengths)) == 1 else self.position).int()
+        axis = Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
         pattern = slots.patterns[0] if len(slots.patterns) == 1 else slots.patterns
         return build_layout(pattern, axis, block=self.block)
 

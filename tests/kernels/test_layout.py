@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels import Axis, BlockLayout, build_layout
+from kernels import Axis, BlockLayout, attention, build_layout
 from kernels.cache import RecentlyUsed
 from kernels.layout import FULL
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Pattern, Strided, Window
@@ -260,6 +260,15 @@ def test_layouts_without_documents_are_built_once(monkeypatch):
         build_layout([Window(30), Dense()], Axis.tokens(100), block=32),
     ]
     assert len({id(layout) for layout in [first, *others]}) == 6
+
+
+def test_a_layout_that_was_built_for_inference_serves_training():
+    with torch.inference_mode():
+        layout = build_layout(Window(31), Axis.tokens(97), block=16)
+    assert build_layout(Window(31), Axis.tokens(97), block=16) is layout
+    q = torch.randn(1, 1, 97, 8, requires_grad=True)
+    attention(q, q, q, layout).sum().backward()
+    assert q.grad.isfinite().all()
 
 
 def test_the_least_recently_used_layout_is_forgotten_first(monkeypatch):

@@ -1,12 +1,15 @@
 """Backends for GPUs, ours and the peers': the same masks on the CPU, the same numbers on a GPU."""
 
 import dataclasses
+import importlib
 import itertools
+import types
 
 import pytest
 import torch
 
 from kernels import Axis, attention, build_layout
+from kernels.attention import choose_backends
 from kernels.backends import flash, flex, flex_flash, reference
 from kernels.hierarchy import build_hierarchy
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, Strided, Window
@@ -99,6 +102,32 @@ def test_what_a_backend_cannot_do_is_named(monkeypatch):
     assert "head_dim 80: must be one of 64, 128" in flex.unsupported(OnCuda, q, q, coarse)
     OnCuda.dtype = torch.float32
     assert "dtype torch.float32: must be one of torch.bfloat16" in flash.unsupported(OnCuda, q, q, coarse)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length", "expected"),
+    [
+        (Dense(), 4096, ("flash", "flash")),
+        (Dense(), 65536, ("flash", "triton")),
+        (Window(1024), 65536, ("flash", "flash")),
+        (Window(512), 4096, ("triton", "triton")),
+        (Window(2048, sink_tokens=1), 4096, ("triton", "triton")),
+        (Strided(64, 2048, 128), 4096, ("triton", "triton")),
+    ],
+    ids=str,
+)
+def test_auto_takes_each_pass_from_where_it_was_fastest(pattern, length, expected, monkeypatch):
+    class OnCuda:
+        is_cuda = True
+
+    serves = types.SimpleNamespace(unsupported=lambda *_: None)
+    refuses = types.SimpleNamespace(unsupported=lambda *_: "the package flash-attn-4 is not installed")
+    layout = build_layout(pattern, Axis.tokens(length))
+    module = importlib.import_module("kernels.attention")  # the name in the package is the function
+    monkeypatch.setattr(module, "_module", lambda name: serves)
+    assert choose_backends(OnCuda, OnCuda, OnCuda, layout) == expected
+    monkeypatch.setattr(module, "_module", lambda name: refuses if name == "flash" else serves)
+    assert choose_backends(OnCuda, OnCuda, OnCuda, layout) == ("triton", "triton")
 
 
 # On a GPU

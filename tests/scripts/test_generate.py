@@ -1,8 +1,10 @@
 """scripts/generate.py as a whole."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from configs.build import ConfigError
 from scripts.generate import write
@@ -43,6 +45,14 @@ def test_a_stop_string_ends_the_text(trained):
     stop = whole[10:12]
     (cut,) = generate(trained, "new_tokens=60", f"stop=['{stop}']")
     assert cut == whole[: whole.index(stop)]
+
+
+def test_a_run_speaks_without_its_documents(trained, tmp_path):
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    checkpoint = torch.load(moved / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["data"]["path"] = "/no/such/folder"
+    torch.save(checkpoint, moved / "checkpoints/last.ckpt")
+    assert generate(moved, "new_tokens=10") == generate(trained, "new_tokens=10")
 
 
 def test_a_prompt_may_be_a_file(trained, tmp_path):

@@ -7,6 +7,7 @@ prompts, and for chunks of one token, of a few, and around the size of a tile.
 import pytest
 import torch
 
+from kernels import build_layout
 from kernels.patterns import BlockSparse, Dense, Hierarchical, Pattern, Strided, Window
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import expected_bytes
@@ -186,3 +187,12 @@ def test_a_text_longer_than_the_model_takes_is_refused():
     cache.extend(random_tokens(1, 15))
     with pytest.raises(ValueError, match=r"a sequence of 21 tokens: the model takes 20"):
         cache.extend(random_tokens(1, 6))
+
+
+def test_layouts_of_chunks_are_not_kept(monkeypatch):
+    """Each is needed once: a million tokens must not fill the memory with layouts."""
+    axes = []
+    build_one = lambda pattern, axis, **rest: axes.append(axis) or build_layout(pattern, axis, **rest)  # noqa: E731
+    monkeypatch.setattr("model.decoding.step.build_layout", build_one)
+    cached_logits(build("window"), random_tokens(2, LENGTH), 20)
+    assert len(axes) == 4 and all(axis.key is None and axis.batch == 1 for axis in axes)

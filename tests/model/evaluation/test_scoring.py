@@ -88,9 +88,9 @@ def test_progress_adds_up_to_the_tokens_scored():
 def test_a_document_longer_than_what_is_read_at_once_is_read_in_chunks(pattern, monkeypatch):
     network, documents = build(pattern, max_length=500), Documents(301, 13, 40)
     sizes = []
-    forward = network.forward
+    run_layers = network._run
     monkeypatch.setattr(
-        network, "forward", lambda tokens, *rest: sizes.append(tokens.numel()) or forward(tokens, *rest)
+        network, "_run", lambda tokens, *rest: sizes.append(tokens.numel()) or run_layers(tokens, *rest)
     )
     told = []
     whole = token_losses(network, documents, PROTOCOLS["whole"], tokens_at_once=400)
@@ -180,8 +180,8 @@ def test_finished_documents_are_not_scored_again(tmp_path, monkeypatch):
     assert sorted(file.name for file in store.folder.iterdir()) == ["000000.npy", "000001.npy"]
 
     read, told = [], []
-    forward = network.forward
-    monkeypatch.setattr(network, "forward", lambda tokens, *rest: read.append(tokens.numel()) or forward(tokens, *rest))
+    run_layers = network._run
+    monkeypatch.setattr(network, "_run", lambda tokens, *rest: read.append(tokens.numel()) or run_layers(tokens, *rest))
     found = token_losses(network, documents, PROTOCOLS["sliding"], progress=told.append, **arguments)
     assert sum(told) == 30 + 12 + 23 + 1 + 39
     assert sum(read) == sum(s.stop - s.start for n in (24, 2, 40) for s in PROTOCOLS["sliding"].segments(n))
