@@ -75,6 +75,8 @@ class _Measurement:
     def __init__(self, kind: str, batch: int, length: int, heads: int, arguments: argparse.Namespace) -> None:
         import torch
 
+        from kernels.backends.triton.selected_configs import choose
+        from kernels.backends.triton.shared_tiles import queries_a_tile
         from scripts.benchmarks import selections
 
         self.kind, self.batch, self.length, self.heads, self.arguments = kind, batch, length, heads, arguments
@@ -89,7 +91,9 @@ class _Measurement:
         self.selection = selections.make(
             kind, batch, self.kv_heads, length, self.block, arguments.top_k, arguments.selection
         )
-        self.union = selections.mean_union(self.selection, max(1, min(32, 128 // self.group)))
+        tiles = choose("tiles", torch.bfloat16, self.head_dim, self.block, self.group)
+        self.neighbours = queries_a_tile(self.group, tiles.rows)
+        self.union = selections.mean_union(self.selection, self.neighbours)
 
     def rows(self) -> list[dict[str, Any]]:
         import torch
@@ -137,7 +141,7 @@ class _Measurement:
             "selection": self.kind,
             "shape": f"{self.batch}x{self.length}",
             "heads": f"{self.heads}/{self.kv_heads}",
-            "union": round(self.union, 1),
+            "union": f"{self.union:.1f} of {self.neighbours} queries",
             "side": side,
             **dict.fromkeys(names),
             "note": "",
@@ -163,13 +167,12 @@ class _Measurement:
         chosen, first = self.selection.chosen, self.selection.first_key
         router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)
         summaries = block_means(self.k.detach(), first, self.block)
-        neighbours = shared_tiles.queries_a_tile(self.group, 128)
         steps = {
             "select: scores and top-k": lambda: choose(
                 router, summaries, first, self.arguments.top_k, self.block, self.block, False
             ),
             "select: transpose": lambda: transpose(chosen, self.length // self.block),
-            "shared_tiles: unions": lambda: shared_tiles.unions(self.selection, neighbours),
+            "shared_tiles: unions": lambda: shared_tiles.unions(self.selection, self.neighbours),
         }
         return [self._facts(name) | {"forward_ms": round(_time(step, 5), 3)} for name, step in steps.items()]
 
@@ -282,7 +285,11 @@ class _Measurement:
                 piece = max(1, self.length * outputs // self.selection.slots)
                 other = selected_plan.make_plan(self.selection, self.group, partial_bytes, piece)
                 note = f"partial results: {outputs} times the output's memory"
-                measure(kernel, note, functools.partial(step, choose(kernel, q.dtype, self.head_dim), other))
+                measure(
+                    kernel,
+                    note,
+                    functools.partial(step, choose(kernel, q.dtype, self.head_dim, self.block, self.group), other),
+                )
         return found
 
 

@@ -3,6 +3,8 @@
 On a CPU in Triton's interpreter (float16 and float32: it multiplies bfloat16 wrongly); tests marked `gpu` want CUDA.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -190,8 +192,9 @@ def test_every_choice_exists():
     for kernel in ("forward", "backward", "tiles", "mass"):
         for dtype in backend.DTYPES:
             for head_dim in backend.HEAD_DIMS:
-                config = choose(kernel, dtype, head_dim)
-                assert config.rows >= 16 and config.warps in (4, 8, 16)
+                for block, group in itertools.product((16, 64, 128), (1, 16)):
+                    config = choose(kernel, dtype, head_dim, block, group)
+                    assert config.rows >= 16 and config.warps in (4, 8, 16)
 
 
 def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=None, strategy="by_block", seed=0):

@@ -27,7 +27,7 @@ def backward(
     kv_heads, keys = k.shape[1:3]
     selectors, slots, block = selection.selectors, selection.slots, selection.block
     group, lines, blocks = heads // selectors, batch * selectors, selection.offsets.shape[2] - 1
-    config = config or choose("backward", q.dtype, head_dim)
+    config = config or choose("backward", q.dtype, head_dim, block, group)
     columns = triton.next_power_of_2(head_dim)
     rows = plan.piece * slots * group
     dq = torch.empty_like(q)

@@ -18,7 +18,7 @@ def forward(
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group, lines = heads // selectors, batch * selectors
-    config = config or choose("forward", q.dtype, head_dim)
+    config = config or choose("forward", q.dtype, head_dim, selection.block, group)
     columns = triton.next_power_of_2(head_dim)
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
