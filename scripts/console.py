@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +97,11 @@ def _mendable() -> tuple[type[Exception], ...]:
     from configs.build import ConfigError
     from data import CorpusError
     from model.training.checkpoints import CheckpointError
-    from model.training.module import DivergedError
+    from model.training.module import DivergedError, LayoutOverflowError
     from model.training.run_folder import RunFolderError
 
-    return ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, OmegaConfBaseException
+    ours = ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, LayoutOverflowError
+    return *ours, OmegaConfBaseException
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         return plain
     from model.training.run_folder import RunFolder
 
-    saved = OmegaConf.create(RunFolder.open(plain["resume"]).read_config())
+    saved = with_later_keys(RunFolder.open(plain["resume"]).read_config(), plain)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
         if key.split(".")[0] in ("attention", "model", "data", "optimizer", "experiment", "seed"):
@@ -125,6 +126,12 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             )
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
     return OmegaConf.to_container(saved, resolve=True)
+
+
+def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:
+    """A run's own config, with the keys of the `evaluation` group that there were none of when the run began: how it is
+    judged in the end may have grown; what it trains on has not."""
+    return OmegaConf.merge({"evaluation": composed["evaluation"]}, saved)
 
 
 @contextmanager
