@@ -6,13 +6,12 @@ clustered   a run of RUN neighbouring queries shares one random score a block, o
 a file      `chosen` of a training run, saved by scripts/save_selection.py
 """
 
-from pathlib import Path
 from typing import Any
 
 RUN, EXCHANGED = 64, 0.05
 
 
-def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: int, file: Path | None = None) -> Any:
+def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: int, file: str | None = None) -> Any:
     """A kernels.Selection on the GPU: "random", "clustered", or "file"."""
     import torch
 
@@ -41,7 +40,7 @@ def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: 
     return Selection.from_chosen(chosen, length, block)
 
 
-def load(file: Path, batch: int, selectors: int, length: int, block: int) -> Any:
+def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
     """A saved selection, repeated over batch and selectors, cut to `length`."""
     import torch
 

@@ -18,7 +18,7 @@ class SelectedConfig:
 # (kernel, bytes an element, padded head_dim) -> choice
 _TABLE = {
     ("forward", 2, 64): SelectedConfig(128, 4, 2),
-    ("forward", 2, 128): SelectedConfig(64, 4, 1, 128),
+    ("forward", 2, 128): SelectedConfig(128, 4, 2),
     ("forward", 2, 256): SelectedConfig(64, 4, 2),
     ("mass", 2, 64): SelectedConfig(128, 4, 2),
     ("mass", 2, 128): SelectedConfig(128, 4, 2),

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kernels.routing import Selection
 
-PARTIAL_OUTPUTS, LEAST_PARTIAL_BYTES = 4, 1 << 29
+PARTIAL_OUTPUTS, LEAST_PARTIAL_BYTES = 1, 2 << 30
 """Memory for the partial results of one piece of queries (one output a query head and slot): at most so many times the
-memory of the whole output, or 512 MB."""
+memory of the whole output, or 2 GB."""
 
 ROWS_AN_ITEM = 2048
 """Rows (a query and a head each) that a program serves at most: it loads K and V of its block once for them."""
