@@ -91,7 +91,7 @@ class _Measurement:
         self.selection = selections.make(
             kind, batch, self.kv_heads, length, self.block, arguments.top_k, arguments.selection
         )
-        tiles = choose("tiles", torch.bfloat16, self.head_dim, self.block, self.group)
+        tiles = choose("tiles", torch.bfloat16, self.head_dim, self.group)
         self.neighbours = queries_a_tile(self.group, tiles.rows)
         self.union = selections.mean_union(self.selection, self.neighbours)
 

@@ -27,7 +27,7 @@ def backward(
     kv_heads, keys = k.shape[1:3]
     selectors, slots, block = selection.selectors, selection.slots, selection.block
     group, lines, blocks = heads // selectors, batch * selectors, selection.offsets.shape[2] - 1
-    config = config or choose("backward", q.dtype, head_dim, block, group)
+    config = config or choose("backward", q.dtype, head_dim, group)
     columns = triton.next_power_of_2(head_dim)
     rows = plan.piece * slots * group
     dq = torch.empty_like(q)
@@ -297,7 +297,7 @@ def _add_slots(
     column = tl.arange(0, D)
     within = (column < HEAD_DIM)[None, :]
     acc = tl.zeros([M, D], tl.float32)
-    for i in tl.range(0, SLOTS, loop_unroll_factor=4):
+    for i in tl.range(0, SLOTS):
         taken = live & (tl.load(choice + i, live, -1) >= 0)
         part = tl.load(
             partial_dq + (from_row + i * GROUP)[:, None] * HEAD_DIM + column[None, :], taken[:, None] & within, 0.0

@@ -45,24 +45,15 @@ _TABLE = {
 }
 
 
-# The same for blocks of 128, whose accumulators take twice the registers (no spills by ptxas; not measured).
-_WIDE = {
-    ("forward", 2, 64): SelectedConfig(64, 4, 2),
-    ("forward", 2, 128): SelectedConfig(64, 4, 1),
-    ("backward", 2, 64): SelectedConfig(32, 8, 2),
-    ("backward", 2, 128): SelectedConfig(32, 8, 2),
-}
-
 # The same for groups of fewer than 16 heads: as many rows of a tile would hold more queries, whose union is longer.
 _SMALL_GROUP = {("tiles", 2, 128): SelectedConfig(64, 4, 3)}
 
 
-def choose(kernel: str, dtype: torch.dtype, head_dim: int, block: int, group: int) -> SelectedConfig:
+def choose(kernel: str, dtype: torch.dtype, head_dim: int, group: int) -> SelectedConfig:
     """The choice for `kernel`: "forward", "backward" (by key block), "tiles" (shared_tiles.py) or "mass".
 
     group: query heads a selector.
     """
     padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
     key = kernel, dtype.itemsize, padded
-    special = (_WIDE if block > 64 else {}) | (_SMALL_GROUP if group < 16 else {})
-    return special.get(key, _TABLE[key])
+    return _SMALL_GROUP.get(key, _TABLE[key]) if group < 16 else _TABLE[key]

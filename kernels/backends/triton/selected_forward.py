@@ -18,7 +18,7 @@ def forward(
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group, lines = heads // selectors, batch * selectors
-    config = config or choose("forward", q.dtype, head_dim, selection.block, group)
+    config = config or choose("forward", q.dtype, head_dim, group)
     columns = triton.next_power_of_2(head_dim)
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
@@ -210,7 +210,7 @@ def _combine(
     total = tl.where(seen, finite + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
     column = tl.arange(0, D)
     acc = tl.zeros([M, D], tl.float32)
-    for i in tl.range(0, SLOTS, loop_unroll_factor=4):
+    for i in tl.range(0, SLOTS):
         taken = live & (tl.load(choice + i, live, -1) >= 0)
         weight = tl.exp2(tl.load(partial_lse + from_row + i * GROUP, taken, float("-inf")) - total)
         part = tl.load(

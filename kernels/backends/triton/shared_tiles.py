@@ -24,7 +24,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float,
     batch, heads, queries, head_dim = q.shape
     selectors = selection.selectors
     group = heads // selectors
-    config = config or choose("tiles", q.dtype, head_dim, selection.block, group)
+    config = config or choose("tiles", q.dtype, head_dim, group)
     neighbours = queries_a_tile(group, config.rows)
     columns = triton.next_power_of_2(head_dim)
     rows = max(16, triton.next_power_of_2(neighbours * group))
