@@ -12,8 +12,8 @@ help:  ## list these commands
 train: .venv/installed  ## train the default model, a few minutes on a CPU; ARGS="attention=strided seed=2" for another
 	$(BIN)/python train.py $(ARGS)
 
-test: .venv/installed  ## run the tests; ARGS="-k layout" for some of them
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/installed  ## run the tests, several at a time; ARGS="-k layout" for some of them
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(ARGS)
 
 lint: .venv/installed  ## check style, spelling and who imports whom
 	$(BIN)/ruff check .

@@ -9,6 +9,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Several test processes side by side get a thread each: threads that wait for one another on a busy machine are slower
+# than none. Commands that tests start inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 from hypothesis import HealthCheck, settings
 
 # The same examples on every machine and in every run: a failure is repeatable, and a slow machine is no failure.

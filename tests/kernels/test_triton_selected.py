@@ -3,8 +3,6 @@
 On a CPU in Triton's interpreter (float16 and float32: it multiplies bfloat16 wrongly); tests marked `gpu` want CUDA.
 """
 
-import itertools
-
 import pytest
 import torch
 
@@ -192,8 +190,8 @@ def test_every_choice_exists():
     for kernel in ("forward", "backward", "tiles", "mass"):
         for dtype in backend.DTYPES:
             for head_dim in backend.HEAD_DIMS:
-                for block, group in itertools.product((16, 64, 128), (1, 16)):
-                    config = choose(kernel, dtype, head_dim, block, group)
+                for group in (1, 16):
+                    config = choose(kernel, dtype, head_dim, group)
                     assert config.rows >= 16 and config.warps in (4, 8, 16)
 
 
