@@ -70,6 +70,8 @@ def _judge(
             )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # an evaluation checks gradients, too
 def errors(
     backend: ModuleType,
     device: torch.device,
@@ -88,6 +90,8 @@ def errors(
     return _errors(backend, layout, length, device, dtype, head_dim, group)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # an evaluation checks gradients, too
 def selection_errors(
     backend: ModuleType,
     device: torch.device,

@@ -60,3 +60,12 @@ def test_attention_on_a_selection_is_checked_too(strategy):
 
     with pytest.raises(selfcheck.SelfCheckError, match="wrong gradient of k"):
         selfcheck.check_selection(broken(gathered.forward, backward), *problem)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_works_where_an_evaluation_comes_first(mode):
+    """No gradients are wanted there, and the check wants some."""
+    with mode():
+        assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
+        assert max(selfcheck.errors(blocked, *PROBLEM, plain=True).values()) < 1e-5
+        assert max(selfcheck.selection_errors(gathered, *PROBLEM, "by_block").values()) < 1e-5
