@@ -36,7 +36,6 @@ def check_keys(config: Mapping[str, Any]) -> None:
     _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from"))
     _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))
     _require_known("trainer.", config["trainer"], TRAINER_KEYS)
-    _require_known("evaluation.", config["evaluation"], EVALUATION_KEYS)
 
 
 def check_attention(config: Mapping[str, Any]) -> None:
@@ -106,6 +105,14 @@ def check_backend(config: Mapping[str, Any]) -> None:
     backend = config["attention"]["backend"]
     if backend in GPU_BACKENDS and not on_gpu:
         raise ConfigError(f"attention.backend={backend} needs a GPU: accepted on a CPU are auto, reference and blocked")
+    if backend in ("flex", "flex_flash"):
+        _require_in("attention.block", config["attention"]["block"], (128,))
+        for name, pattern in build_plan(config["attention"]).patterns.items():
+            if not pattern.is_mask:
+                raise ConfigError(
+                    f"attention.backend={backend} serves masks alone, and attention.patterns.{name} makes or chooses "
+                    "its keys: accepted are auto, triton, reference and blocked"
+                )
     if backend == "flex_flash" and config["model"]["sink_logits"]:
         raise ConfigError(
             "attention.backend=flex_flash gives no gradient to sinks: with model.sink_logits=true accepted are auto, "
@@ -132,6 +139,7 @@ def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> Non
     """The protocol, which split it is for, and what is measured beside the loss."""
     from model.training.run_folder import find_checkpoint
 
+    _require_known("evaluation.", evaluation, EVALUATION_KEYS)
     _require_in("evaluation.split", evaluation["split"], ("train", "validation", "test"))
     _require_count("evaluation.tokens_at_once", evaluation["tokens_at_once"], optional=False)
     build_protocol(evaluation["protocol"], sequence_length)
@@ -139,11 +147,18 @@ def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> Non
     by_context, key_tokens = evaluation["by_context"], evaluation["key_tokens"]
     _require_known("evaluation.by_context.", by_context, ("contexts", "targets"))
     _require_count("evaluation.by_context.targets", by_context["targets"], optional=False)
+    if not isinstance(by_context["contexts"], list):
+        raise ConfigError(
+            f"evaluation.by_context.contexts={by_context['contexts']}: must be a list, of integers >= 1 or whole"
+        )
     for context in by_context["contexts"]:
         if context != "whole" and not _is_count(context):
             raise ConfigError(f"evaluation.by_context.contexts holds {context!r}: must be integers >= 1, or whole")
     _require_known("evaluation.key_tokens.", key_tokens, ("evaluator", "short_context", "gain", "confidence"))
     _require_count("evaluation.key_tokens.short_context", key_tokens["short_context"], optional=False)
+    for key in ("gain", "confidence"):
+        if not isinstance(key_tokens[key], int | float):
+            raise ConfigError(f"evaluation.key_tokens.{key}={key_tokens[key]}: must be a number")
     if not key_tokens["gain"] > 0:
         raise ConfigError(f"evaluation.key_tokens.gain={key_tokens['gain']}: must be positive, in nats")
     if not key_tokens["confidence"] <= 0:
@@ -159,9 +174,10 @@ def check_recall(recall: Mapping[str, Any]) -> None:
         _require_count(f"recall.{key}", recall[key], optional=False)
     for key in ("lengths", "distances"):
         values = recall[key]
-        if values is not None and not (values and all(map(_is_count, values))):
+        if values is not None and not (isinstance(values, list) and values and all(map(_is_count, values))):
             raise ConfigError(f"recall.{key}={values}: must be a list of integers >= 1, or null")
-    if not recall["depths"] or not all(0 <= depth <= 1 for depth in recall["depths"]):
+    depths = recall["depths"] if isinstance(recall["depths"], list) else []
+    if not depths or not all(isinstance(depth, int | float) and 0 <= depth <= 1 for depth in depths):
         raise ConfigError(f"recall.depths={recall['depths']}: must be a list of numbers between 0 and 1")
     for name, entry in recall["tasks"].items():
         module, _, function = str((entry or {}).get("_target_", "")).rpartition(".")

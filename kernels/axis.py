@@ -88,6 +88,11 @@ class Axis:
         return Axis(start, start + span * whole.int(), document, origin, key, tokens.limit, span)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether these are the tokens of sequences that are one document each; `key` is ("tokens", length, offset)."""
+        return self.key is not None and self.key[0] == "tokens"
+
+    @property
     def batch(self) -> int:
         return self.start.shape[0]
 

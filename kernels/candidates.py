@@ -74,10 +74,9 @@ def row_capacity(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tensor:
     for positions in torch.arange(limit, device=queries.axis.device).split(1 << 12):
         stop = (positions + block).clamp(max=limit)
         lower, upper = pattern.candidates(positions, stop, limit, block)
-        met = (torch.minimum(upper, stop[:, None]) - lower.clamp(min=0)).clamp(min=0)
-        if span > 1:
-            met = torch.where(met > 0, met // span + 2, 0)
-        need.append(blocks_of(met).sum(-1))
+        met = torch.minimum(upper, stop[:, None]) - lower.clamp(min=0)
+        keys_met = met // span + 2 if span > 1 else met
+        need.append(torch.where(met > 0, blocks_of(keys_met), 0).sum(-1))
     need = torch.cat(need)
     if pattern.anchor == "document":
         need = need.cummax(0).values

@@ -49,7 +49,7 @@ class Source:
     def window(self) -> int | None:
         """The width of the plain window that every head sees, of sequences that are one document each and up to their
         last key (every earlier token: as wide as there are keys). None for anything else."""
-        if self.queries.key is None or self.keys.key is None or len(set(self.patterns)) > 1:
+        if not self.queries.is_plain or len(set(self.patterns)) > 1:
             return None
         _, queries, offset = self.queries.key
         if self.keys.key != ("tokens", queries + offset, 0):

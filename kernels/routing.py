@@ -88,7 +88,7 @@ class Selection:
         """A selection from `chosen` alone (as above; int32), with its transpose; `first_key=None`: one document."""
         if first_key is None:
             first_key = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.int32, device=chosen.device)
-        return Selection(block, keys, chosen, first_key, *transpose(chosen, -(-keys // block)), strategy)
+        return Selection(block, keys, chosen, first_key.contiguous(), *transpose(chosen, -(-keys // block)), strategy)
 
     def pairs(self) -> Tensor:
         """int64 `[batch, selectors]`: visible (query, key) pairs."""
@@ -172,6 +172,7 @@ def select(
         raise ValueError(f"summaries {tuple(summaries.shape)}: must be {wanted} for queries {tuple(queries.shape)}")
     if first_key.shape != (batch, length):
         raise ValueError(f"first_key {tuple(first_key.shape)}: must be [{batch}, {length}]")
+    first_key = first_key.contiguous()  # kernels address it; without documents it is one row for the whole batch
     slots = top_k + bool(first_block)
     if backend == "auto":
         backend = "triton" if queries.is_cuda and queries.dtype != torch.float64 else "blocked"

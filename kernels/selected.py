@@ -4,8 +4,10 @@ As with a BlockLayout, two `torch.library` operators (forward, backward) take fl
 `block_mass`, says how much of a query's softmax each chosen block received: what an indexer learns from.
 """
 
+import functools
 import importlib
 import importlib.util
+import logging
 from types import ModuleType
 
 import torch
@@ -16,6 +18,8 @@ from kernels import selfcheck
 from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.routing import Selection
+
+log = logging.getLogger(__name__)
 
 BACKENDS = {"blocked": "kernels.backends.gathered", "triton": "kernels.backends.triton.selected"}
 """Backend name -> the module that implements it for a Selection; `reference` is another matter."""
@@ -67,10 +71,17 @@ def choose_backend(q: Tensor, selection: Selection, backend: str = "auto") -> st
         return "blocked"
     reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
     if backend == "auto":
+        if not torch.compiler.is_compiling():
+            _say_once("blocked" if reason else "triton", reason or "the fastest that is proven for this call")
         return "blocked" if reason else "triton"
     if reason:
         raise ValueError(f"backend='triton' cannot serve this call: {reason}")
     return backend
+
+
+@functools.cache
+def _say_once(backend: str, reason: str) -> None:
+    log.info("backend of attention to chosen blocks %s: %s", backend, reason)
 
 
 @torch.compiler.assume_constant_result

@@ -3,14 +3,17 @@
 Compilers err: the assembler bundled with Triton 3.6 (ptxas 12.8) miscompiled a kernel of ours that ptxas 13.0 gets
 right. A wrong kernel trains a wrong model without a word, so each (backend, device, dtype, head_dim, group, block) is
 checked once a process, forward and backward, in some milliseconds beside its compilation. FARSIGHT_SELF_CHECK=0
-switches it off.
+switches it off. (A router's top-k and the shares of attention that an indexer learns from are not checked here, but by
+the GPU tests alone.)
 """
 
 import functools
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from kernels.axis import Axis
 from kernels.backends import reference
@@ -70,8 +73,20 @@ def _judge(
             )
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()  # an evaluation checks gradients, too
+def _apart(function: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    """A check has gradients of its own, wherever it comes first: in an evaluation, which makes none, or within a layer
+    under activation checkpointing, which must not take the check's tensors for the layer's."""
+
+    @functools.wraps(function)
+    def apart(*arguments, **settings) -> dict[str, float]:
+        itself = lambda tensor: tensor  # noqa: E731
+        with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(itself, itself):
+            return function(*arguments, **settings)
+
+    return apart
+
+
+@_apart
 def errors(
     backend: ModuleType,
     device: torch.device,
@@ -90,8 +105,7 @@ def errors(
     return _errors(backend, layout, length, device, dtype, head_dim, group)
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()  # an evaluation checks gradients, too
+@_apart
 def selection_errors(
     backend: ModuleType,
     device: torch.device,

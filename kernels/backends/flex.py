@@ -91,7 +91,7 @@ def _block_mask(layout: BlockLayout, group: int) -> BlockMask:
 def mask_mod(source: Source, group: int):
     """The patterns' truth as FlexAttention asks for it: of sequence b, query head h, query q and key k."""
     patterns, queries, keys = source.patterns, source.queries, source.keys
-    plain = queries.key is not None and keys.key is not None
+    plain = queries.is_plain and keys.key == ("tokens", keys.length, 0)
     offset = queries.key[2] if plain else 0
     distinct = list(dict.fromkeys(patterns))
 

@@ -71,8 +71,8 @@ class Attended(NamedTuple):
     """What attention gives back; a family without a loss of its own may return (out, lse) alone."""
 
     out_BHTD: Tensor
-    lse_BHT: Tensor
-    """Of one softmax without sinks."""
+    lse_BHT: Tensor | None
+    """Of one softmax without sinks; may be None where `Attend.wants_lse` is false."""
     auxiliary: Tensor | None = None
     """A loss of the family's own to train by (a router's), weighted: nats, summed over queries."""
 
@@ -89,6 +89,7 @@ class Attend(nn.Module):
     def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.pattern, self.backend = pattern, backend
+        self.wants_lse = config.sink_logits
         self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
 
     @classmethod

@@ -79,4 +79,6 @@ class NativeSparseAttend(RoutedAttend):
             # Each branch has a softmax of its own; sinks, if any, are weighed against all of them together.
             gates = torch.sigmoid(self.gates(inputs.x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
             out = sum(gate * part for gate, (part, _) in zip(gates, parts, strict=False))
-        return Attended(out, lse, self.finish(inputs, lse, *routing))
+        # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
+        received = lse if self.gates is None else routed[1]
+        return Attended(out, lse, self.finish(inputs, received, *routing))

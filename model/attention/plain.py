@@ -18,5 +18,8 @@ class PlainAttend(Attend):
     ) -> BlockLayout:
         return build_layout(pattern, tokens, block=block, fixed=fixed)
 
-    def forward(self, inputs: Inputs, view: BlockLayout) -> tuple[Tensor, Tensor]:
-        return attention(inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD, view, return_lse=True, backend=self.backend)
+    def forward(self, inputs: Inputs, view: BlockLayout) -> tuple[Tensor, Tensor | None]:
+        tensors = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
+        if self.wants_lse:
+            return attention(*tensors, view, return_lse=True, backend=self.backend)
+        return attention(*tensors, view, backend=self.backend), None

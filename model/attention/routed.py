@@ -122,6 +122,7 @@ class RoutedAttend(Attend):
             block=pattern.block,
             first_block=pattern.first_block,
             strategy=pattern.strategy,
+            backend="blocked" if self.backend in ("blocked", "reference") else "auto",
         )
         return selection, queries, summaries
 

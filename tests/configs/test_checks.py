@@ -2,7 +2,8 @@
 
 import pytest
 
-from configs.checks import check
+from configs.build import ConfigError
+from configs.checks import check, check_backend
 from data import CorpusError
 from tests.commands import compose
 
@@ -92,3 +93,19 @@ def test_the_default_config_passes():
     config = compose()
     check(config)
     assert config["data"]["sequence_length"] >= 4096
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attention=routed", "attention.backend=flex"], "attention.patterns.routed makes or chooses its keys"),
+        (["attention=hierarchical", "attention.backend=flex_flash"], "attention.patterns.hierarchy makes or chooses"),
+        (["attention.backend=flex", "attention.block=64"], "attention.block=64: must be one of 128"),
+        (["attention.backend=flex_flash", "model.sink_logits=true"], "gives no gradient to sinks"),
+        (["attention.backend=flash"], "knows no packed documents"),
+    ],
+)
+def test_what_a_backend_cannot_train_is_refused_where_there_is_a_gpu(overrides, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ConfigError, match=message):
+        check_backend(compose("trainer=gpu", *overrides))

@@ -62,6 +62,14 @@ def test_no_row_needs_more_than_its_capacity(pattern, packed, block):
     assert (_candidate_runs(pattern, blocks, blocks)[1].sum(-1) <= row_capacity(pattern, blocks, blocks)).all()
 
 
+def test_columns_that_are_still_ahead_take_no_places():
+    blocks = Blocks(of(packing([4096])), 16)
+    places = row_capacity(Strided(32, 256, 16), blocks, blocks)
+    rows = torch.arange(len(places))
+    # The window's 5 blocks, a column's 2 for every stride that has begun, 1 for documents that begin inside.
+    assert (places <= 5 + 2 * (rows * 16 // 256 + 1) + 1).all()
+
+
 def test_a_windows_places_are_few():
     """What a fixed size costs: two or three tiles a row more than a packing needs, not a share of the square."""
     layout = build_layout(Window(1024), of(packing([5000, 3192])), fixed=True)

@@ -13,6 +13,7 @@ from kernels.attention import choose_backends
 from kernels.backends import flash, flex, flex_flash, reference
 from kernels.hierarchy import build_hierarchy
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, Strided, Window
+from kernels.patterns.hierarchical import Summaries
 from tests.kernels.oracle import PATTERNS, Chosen, brute_force_mask, packing
 
 gpu = pytest.mark.gpu
@@ -64,6 +65,15 @@ def test_flex_is_told_of_queries_behind_cached_keys():
     queries, keys = Axis.tokens(20, offset=37), Axis.tokens(57)
     layout = build_layout(Strided(10, 24, 3), queries, keys, block=16)
     assert torch.equal(says(layout, 1, 1), brute_force_mask(Strided(10, 24, 3), queries, keys))
+
+
+def test_flex_is_told_of_keys_that_are_no_plain_tokens():
+    tokens = Axis.tokens(62)
+    layout = build_layout(Summaries(4), tokens, Axis.summaries(tokens, 4), block=16)
+    assert torch.equal(says(layout, 1, 1), layout.dense_mask()) and layout.dense_mask().any()
+    later = build_layout(Window(9), Axis.tokens(6, offset=20), Axis.tokens(12, offset=14), block=16)
+    assert torch.equal(says(later, 1, 1), later.dense_mask()) and later.window is None
+    assert build_layout(Dense(), Axis.summaries(tokens, 4), tokens, block=16).window is None
 
 
 def test_a_plain_window_is_recognized_and_nothing_else():

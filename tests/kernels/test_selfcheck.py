@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from kernels import selfcheck
 from kernels.backends import blocked, gathered
@@ -69,3 +70,17 @@ def test_it_works_where_an_evaluation_comes_first(mode):
         assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
         assert max(selfcheck.errors(blocked, *PROBLEM, plain=True).values()) < 1e-5
         assert max(selfcheck.selection_errors(gathered, *PROBLEM, "by_block").values()) < 1e-5
+
+
+def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
+    """The recomputation does not check again: what the check saved must not be missed there."""
+    masks, choices = broken(), broken(gathered.forward, gathered.backward)  # right, and not checked before
+
+    def layer(x):
+        selfcheck.check(masks, *PROBLEM)
+        selfcheck.check_selection(choices, *PROBLEM, "by_block")
+        return (x * x).sum()
+
+    x = torch.randn(5, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).backward()
+    assert torch.equal(x.grad, 2 * x)

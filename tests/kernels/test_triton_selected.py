@@ -84,6 +84,19 @@ def test_any_scale(scale, strategy):
     check(selection, documents, tensors(1, 2, 1, 60, 60, 32, torch.float32), scale, with_lse=bool(scale))
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_row_of_document_starts_serves_a_batch(strategy):
+    """Without documents a model has one row for all sequences, expanded: kernels address it by sequence."""
+    documents = torch.zeros(2, 70, dtype=torch.int64)
+    first = first_keys(documents[:1]).to(DEVICE).expand(2, -1)
+    generator = torch.Generator().manual_seed(0)
+    router = torch.randn(2, 2, 70, 8, generator=generator).to(DEVICE)
+    summaries = torch.randn(2, 2, 4, 8, generator=generator).to(DEVICE)
+    selection = select(router, summaries, first, top_k=2, window=5, block=16, strategy=strategy)
+    assert selection.first_key.is_contiguous()
+    check(selection, documents, tensors(2, 4, 2, 70, 70, 32, torch.float32))
+
+
 def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     """Every query chooses block 0, so its list is long; pieces of 25 queries, items of 4 entries."""
     documents = packing([50, 30], [80, 0])
