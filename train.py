@@ -68,7 +68,8 @@ def train(config: DictConfig) -> dict:
         if result.state != "finished":
             return result.summary
         row = evaluate_last(model, data, folder, config)
-    summary = folder.write_summary(**{key: row[key] for key in ("loss", "bits_per_byte", "perplexity")})
+    judged = ("loss", "bits_per_byte", "perplexity", "loss_first_512", "loss_last_quarter")
+    summary = folder.write_summary(**{key: row[key] for key in judged})
     draw_patterns(
         model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block
     )

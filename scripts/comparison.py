@@ -50,6 +50,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         run = open_run(checkpoint, config["accelerator"], config["precision"])
         check_evaluation(settings, run.data.sequence_length)
         if not runs:
+            settings = _same_window(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
         runs.append(run)
         own = retokenize(documents, name, runs[0], run)
@@ -68,6 +69,15 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     Console().print(Markdown(_markdown(result)))
     log.info("written to %s", output)
     return result
+
+
+def _same_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
+    """A window of null is as long as a run's training sequences: those of the first run, for all that are compared."""
+    protocol = dict(settings["protocol"])
+    if protocol["window"] is None and protocol["name"] != "whole":
+        protocol["window"] = first.data.sequence_length
+        log.info("evaluation.protocol.window=null: %s's sequences, %s tokens", first.label, protocol["window"])
+    return {**settings, "protocol": protocol}
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@
     python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
 
 The result goes to the screen and into the run's evaluation.json, one row a checkpoint, protocol and documents; a
-comparison goes into a folder of its own. A command that was killed goes on where it was when it is given again.
+comparison goes into a folder of its own. Scoring that was killed goes on where it was when the command is given again.
 """
 
 import json

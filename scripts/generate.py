@@ -39,9 +39,9 @@ def write(config: dict[str, Any]) -> list[str]:
     from scripts.loading import autocast, open_model
 
     check_device(config["accelerator"], config["precision"])
-    prompts = _prompts(config)
+    prompts, stop = _prompts(config), _stop(config)
     model, tokenizer = open_model(config["checkpoint"], config["accelerator"], config["precision"])
-    streams = [TextStream(tokenizer.decode, config["stop"]) for _ in prompts]
+    streams = [TextStream(tokenizer.decode, stop) for _ in prompts]
     alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished
 
     def show(text: str) -> None:
@@ -56,12 +56,12 @@ def write(config: dict[str, Any]) -> list[str]:
         # A model that opens the next document has ended this one.
         return streams[sequence].ended or token == tokenizer.bos
 
-    if alone:
-        show(prompts[0])
-    times = [time.perf_counter()]
     try:
         sampling = Sampling(**{key: config[key] for key in ("temperature", "top_k", "top_p", "seed")})
         cache = Cache(model, len(prompts))
+        if alone:
+            show(prompts[0])
+        times = [time.perf_counter()]
         with autocast(model, config["precision"]):
             found = generate(
                 model,
@@ -91,11 +91,25 @@ def _prompts(config: dict[str, Any]) -> list[str]:
         file = Path(config["prompt_file"])
         if not file.is_file():
             raise ConfigError(f"prompt_file={file}: no such file")
-        return [file.read_text(encoding="utf-8")]
+        try:
+            return [file.read_text(encoding="utf-8")]
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"prompt_file={file}: must be text in UTF-8 ({error.reason} at byte {error.start})"
+            ) from None
     prompts = config["prompt"] if isinstance(config["prompt"], list) else [config["prompt"]]
     if not prompts:
         raise ConfigError("prompt=[]: must be a text, or a list of at least one")
     return [str(prompt) for prompt in prompts]
+
+
+def _stop(config: dict[str, Any]) -> list[str]:
+    from configs.build import ConfigError
+
+    stop = [config["stop"]] if isinstance(config["stop"], str) else config["stop"] or []
+    if not all(isinstance(text, str) and text for text in stop):
+        raise ConfigError(f"stop={config['stop']}: must be a text, or a list of texts of at least one character")
+    return stop
 
 
 def _log(cache: "Cache", times: list[float], tokens: int, batch: int) -> None:
@@ -105,7 +119,9 @@ def _log(cache: "Cache", times: list[float], tokens: int, batch: int) -> None:
     prefill, decode = times[1] - times[0], times[-1] - times[1]
     speed = f", {(tokens - batch) / decode:,.0f} tokens/s" if tokens > batch and decode > 0 else ""
     length = max(cache.lengths)
-    (stored, _), (_, read) = (expected_bytes(cache.model, context, cache.batch) for context in (length, length - 1))
+    (stored, _), (_, read) = (
+        expected_bytes(cache.model, context, cache.batch, cache.bytes_a_number) for context in (length, length - 1)
+    )
     log.info(
         "first token after %.2f s%s; cache: %s stored, %s read a token (expected: %s and %s)",
         *(prefill, speed, _megabytes(cache.bytes_stored), _megabytes(cache.bytes_read)),

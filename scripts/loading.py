@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from configs.build import build_data, build_model
+from configs.build import ConfigError, build_data, build_model
 from data import DataModule, Texts
 from data.corpus import Split
 from data.tokenizers import Tokenizer
@@ -73,8 +73,9 @@ def _model(
 
 def folder_of(checkpoint: Path) -> Path:
     """The run that a checkpoint lies in, or its own folder where it was moved out of one."""
-    run = checkpoint.absolute().parent.parent
-    return run if (run / "config.yaml").is_file() else run / checkpoint.parent.name
+    checkpoint = checkpoint.absolute()
+    run = checkpoint.parent.parent
+    return run if (run / "config.yaml").is_file() else checkpoint.parent
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -91,7 +92,10 @@ def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tupl
     """What to evaluate `run` on, and its name: one's own documents (a composed `data` group), or the run's split."""
     if data:
         return Texts.load(data, run.data.tokenizer), str(data["path"])
-    return run.data.corpus.splits[split], split
+    splits = run.data.corpus.splits
+    if split not in splits:
+        raise ConfigError(f"evaluation.split={split}: must be one of {', '.join(splits)}")
+    return splits[split], split
 
 
 def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Split | Texts:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from configs.build import ConfigError
 from configs.checks import check_device, check_recall
+from data import CorpusError
 from data.recall.text import Material
 from model.evaluation import Answer, answer, effective_length
 from model.evaluation.recall import BAR
@@ -43,6 +44,8 @@ def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
     check_device(config["accelerator"], config["precision"])
     check_recall(config["recall"])
     named = config["checkpoint"]
+    if not named:
+        raise ConfigError(f"checkpoint={named}: must name at least one run")
     several = isinstance(named, list)
     if several and config["output"]:
         raise ConfigError(f"output={config['output']}: must be null for several runs, each has its own recall.json")
@@ -73,7 +76,8 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "exact_match": match,
         "effective_length": {task: effective_length(shares) for task, shares in match.items()},
     }
-    output = Path(config["output"]) if config["output"] else run.folder / "recall.json"
+    which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own
+    output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, result)
     by_depth = [row for row in rows if row["depth"] is not None]
@@ -81,7 +85,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         from scripts.pictures import draw_recall
 
         folder = output.parent if config["output"] else run.folder / "report"
-        draw_recall(by_depth, folder / "recall_passkey.png")
+        draw_recall(by_depth, folder / f"recall_passkey{which}.png")
     _print(run.label, result)
     log.info("written to %s", output)
     return result
@@ -144,7 +148,10 @@ def _ask(
     for first in range(0, settings["samples"], at_once):
         numbers = range(first, min(first + at_once, settings["samples"]))
         generators = (np.random.default_rng((seed, length, *task.encode(), number)) for number in numbers)
-        samples = [make(material, length, generator, **arguments, **where) for generator in generators]
+        try:
+            samples = [make(material, length, generator, **arguments, **where) for generator in generators]
+        except (CorpusError, TypeError) as error:
+            raise ConfigError(f"recall.tasks.{task} at recall.lengths={length}: {error}") from None
         answers += answer(run.model, {name: torch.cat([s[name] for s in samples]) for name in samples[0]})
         progress(length * len(samples))
     return answers

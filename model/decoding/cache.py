@@ -82,6 +82,12 @@ class Cache:
         return sum(store.slots.used * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
     @property
+    def bytes_a_number(self) -> int:
+        """Of one element of the keys and values that it holds; 0: it holds none."""
+        a_key = 2 * self.batch * self.model.config.kv_heads * self.model.config.head_dim
+        return max(store.bytes_a_slot // a_key for layer in self._layers for store in layer.stores)
+
+    @property
     def bytes_allocated(self) -> int:
         """Of the stores; what waits to be summarized comes on top."""
         return sum(store.capacity * store.bytes_a_slot for layer in self._layers for store in layer.stores)
@@ -92,10 +98,12 @@ class Cache:
         return sum(store.keys_read * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
 
-def expected_bytes(model: Transformer, context: int, batch: int) -> tuple[int, int]:
-    """(stored, read) by the token behind `context` others, keys and values of all layers: kernels.cost.decode_cost."""
-    weight, config = model.embed_tokens.weight, model.config
-    a_key = 2 * batch * config.kv_heads * config.head_dim * weight.element_size()
+def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
+    """(stored, read) by the token behind `context` others, keys and values of all layers: kernels.cost.decode_cost.
+    `number`: bytes of one, the weights' by default (under autocast a cache holds smaller ones)."""
+    config = model.config
+    number = model.embed_tokens.weight.element_size() if number is None else number
+    a_key = 2 * batch * config.kv_heads * config.head_dim * number
     costs = {pattern: decode_cost(pattern, context) for pattern in dict.fromkeys(model.patterns)}
     layers = [costs[pattern] for pattern in model.patterns]
     return a_key * sum(cost.stored for cost in layers), a_key * sum(cost.read for cost in layers)

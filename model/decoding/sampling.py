@@ -19,6 +19,12 @@ class Sampling:
     seed: int
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name}={value}: must be a number")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed={self.seed}: must be an integer")
         if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
         if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
@@ -44,7 +50,7 @@ class Sampling:
 
     def distribution(self, logits: Tensor) -> Tensor:
         """What is drawn from, `[batch, vocabulary]`, for a temperature above 0."""
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k, -1).values[:, -1:]
             logits = logits.masked_fill(logits < lowest, -torch.inf)

@@ -290,7 +290,7 @@ class _Measurement:
                 measure(
                     kernel,
                     note,
-                    functools.partial(step, choose(kernel, q.dtype, self.head_dim, self.block, self.group), other),
+                    functools.partial(step, choose(kernel, q.dtype, self.head_dim, self.group), other),
                 )
         return found
 
