@@ -160,7 +160,10 @@ def test_summaries_ask_the_device_for_nothing():
     pattern, documents = Hierarchical(20, (4, 16), (50,), pooling="mean"), packing([40, 160])
     build_hierarchy(pattern, of(documents), 16, fixed=True)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        build_hierarchy(pattern, of(mode.from_tensor(documents)), 16, fixed=True)
+        tokens = of(mode.from_tensor(documents))
+        assert build_hierarchy(pattern, tokens, 16, fixed=True).layout.queries == 200
+        with pytest.raises(DataDependentOutputException):
+            build_hierarchy(pattern, tokens, 16)
 
 
 @pytest.mark.gpu
