@@ -123,8 +123,9 @@ class Naive:
         if attend.gates is None:
             return weights @ torch.cat([v_heads, values], 2), lse, of_tokens
         gates = torch.sigmoid(attend.gates(inputs.x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
+        of_tokens, _ = softmax_of(scores, of_block)  # what the indexer learns from: the routed branch's own softmax
         out = gates[0] * (softmax_of(scores, local.expand_as(scores))[0] @ v_heads)
-        out = out + gates[1] * (softmax_of(scores, of_block)[0] @ v_heads)
+        out = out + gates[1] * (of_tokens @ v_heads)
         out = out + gates[2] * (softmax_of(coarse_scores, coarse.expand_as(coarse_scores))[0] @ values)
         return out, lse, of_tokens
 
