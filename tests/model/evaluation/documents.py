@@ -56,7 +56,7 @@ def naive(model: Transformer, documents: Documents, protocol: Protocol, monkeypa
     """Nats of every token: each from a pass of its own over just the tokens that it may be predicted from."""
     losses = []
     with monkeypatch.context() as patch:
-        oracle = lambda q, k, v, mask, **_: dense_attention(q, k, v, mask, q.shape[-1] ** -0.5)  # noqa: E731
+        oracle = lambda q, k, v, mask, **_: dense_attention(q, k, v, mask, q.shape[-1] ** -0.5)[0]  # noqa: E731
         patch.setattr(attention_module, "attention", oracle)
         for d in range(len(documents)):
             tokens, nats = torch.from_numpy(documents.tokens(d).astype(np.int64)), []
