@@ -24,6 +24,7 @@ from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout import BlockLayout
 from kernels.routing import Selection
 from kernels.selected import selected_attention
+from kernels.shapes import check_tensors, require
 
 log = logging.getLogger(__name__)
 
@@ -176,24 +177,8 @@ def _own_precision(q: Tensor) -> torch.autocast:
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(message)
-
-    require(
-        q.dim() == k.dim() == v.dim() == 4, f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions: must be 4 each"
-    )
-    batch, heads, queries, head_dim = q.shape
-    kv_heads, keys = k.shape[1:3]
-    require(k.shape == v.shape, f"k {tuple(k.shape)} and v {tuple(v.shape)}: must have one shape")
-    require(k.shape[0] == batch, f"k has batch {k.shape[0]}: must be q's, {batch}")
-    require(k.shape[3] == head_dim, f"k has head_dim {k.shape[3]}: must be q's, {head_dim}")
-    require(heads % kv_heads == 0, f"q has {heads} heads: must be a multiple of the {kv_heads} KV heads")
-    require(q.dtype == k.dtype == v.dtype, f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: must have one dtype")
-    require(q.is_floating_point(), f"q is {q.dtype}: must be floating point")
-    require(q.device == layout.device, f"q is on {q.device}, the layout on {layout.device}: must be on one device")
-    require(layout.queries == queries, f"q has {queries} queries: the layout is for {layout.queries}")
-    require(layout.keys == keys, f"k has {keys} keys: the layout is for {layout.keys}")
+    check_tensors(q, k, v, layout.device, layout.queries, layout.keys, "layout")
+    batch, kv_heads = k.shape[:2]
     require(layout.batch in (1, batch), f"the layout has batch {layout.batch}: must be 1 or q's, {batch}")
     require(layout.heads in (1, kv_heads), f"the layout has {layout.heads} heads: must be 1 or k's, {kv_heads}")
 

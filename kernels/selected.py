@@ -18,6 +18,7 @@ from kernels import selfcheck
 from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.routing import Selection
+from kernels.shapes import check_tensors, require
 
 log = logging.getLogger(__name__)
 
@@ -96,24 +97,8 @@ def _module(backend: str) -> ModuleType:
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(message)
-
-    require(
-        q.dim() == k.dim() == v.dim() == 4, f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions: must be 4 each"
-    )
-    batch, heads, queries, head_dim = q.shape
-    kv_heads = k.shape[1]
-    require(k.shape == v.shape, f"k {tuple(k.shape)} and v {tuple(v.shape)}: must have one shape")
-    require(k.shape[0] == batch, f"k has batch {k.shape[0]}: must be q's, {batch}")
-    require(k.shape[3] == head_dim, f"k has head_dim {k.shape[3]}: must be q's, {head_dim}")
-    require(heads % kv_heads == 0, f"q has {heads} heads: must be a multiple of the {kv_heads} KV heads")
-    require(q.dtype == k.dtype == v.dtype, f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: must have one dtype")
-    require(q.is_floating_point(), f"q is {q.dtype}: must be floating point")
-    require(q.device == selection.device, f"q is on {q.device}, the selection on {selection.device}")
-    require(selection.queries == queries, f"q has {queries} queries: the selection is for {selection.queries}")
-    require(selection.keys == k.shape[2], f"k has {k.shape[2]} keys: the selection is for {selection.keys}")
+    check_tensors(q, k, v, selection.device, selection.queries, selection.keys, "selection")
+    (batch, heads), kv_heads = q.shape[:2], k.shape[1]
     require(selection.batch == batch, f"the selection has batch {selection.batch}: must be q's, {batch}")
     require(
         selection.selectors in (kv_heads, heads),

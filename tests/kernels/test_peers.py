@@ -181,11 +181,11 @@ def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int,
     truth = gradients(lambda *t: reference.masked_attention(*t, mask, scale), *(t.double() for t in (q, k, v)))
     usual = gradients(rounded, q, k, v)
 
-    def tested(*tensors):
+    def through_the_backend(*tensors):
         result = attention(*tensors, layout, return_lse=with_lse, backend=backend)
         return result if with_lse else (result, None)
 
-    ours = gradients(tested, q, k, v)
+    ours = gradients(through_the_backend, q, k, v)
     for name, got, typical, want in zip(("out", "dq", "dk", "dv", "lse"), ours, usual, truth, strict=False):
         error, bar = ((x.double() - want).norm() / want.norm() for x in (got, typical))
         assert error <= max(1.5 * bar, 1e-5), f"{name}: {error:.1e}, a rounded dense softmax {bar:.1e}"

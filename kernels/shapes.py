@@ -1,0 +1,29 @@
+"""What q, k and v must satisfy in any attention call, whatever says which pairs are visible."""
+
+import torch
+from torch import Tensor
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, device: torch.device, queries: int, keys: int, name: str) -> None:
+    """Raises ValueError, in one line, where q, k and v disagree with one another, or with what they are for: the `name`
+    ("layout", ...) of so many queries and keys on `device`."""
+    require(
+        q.dim() == k.dim() == v.dim() == 4, f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions: must be 4 each"
+    )
+    batch, heads, own_queries, head_dim = q.shape
+    kv_heads, own_keys = k.shape[1:3]
+    require(k.shape == v.shape, f"k {tuple(k.shape)} and v {tuple(v.shape)}: must have one shape")
+    require(k.shape[0] == batch, f"k has batch {k.shape[0]}: must be q's, {batch}")
+    require(k.shape[3] == head_dim, f"k has head_dim {k.shape[3]}: must be q's, {head_dim}")
+    require(heads % kv_heads == 0, f"q has {heads} heads: must be a multiple of the {kv_heads} KV heads")
+    require(q.dtype == k.dtype == v.dtype, f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: must have one dtype")
+    require(q.is_floating_point(), f"q is {q.dtype}: must be floating point")
+    require(q.device == device, f"q is on {q.device}, the {name} on {device}: must be on one device")
+    require(own_queries == queries, f"q has {own_queries} queries: the {name} is for {queries}")
+    require(own_keys == keys, f"k has {own_keys} keys: the {name} is for {keys}")
