@@ -5,6 +5,7 @@ import logging
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
@@ -136,6 +137,13 @@ class DataModule(LightningDataModule):
         """The whole test split in order."""
         dataset = self._sequences("test")
         return self._loader(dataset, SequentialSampler(dataset))
+
+    def sample(self, sequences: int) -> dict[str, torch.Tensor]:
+        """A batch of at most so many training sequences, the same ones for one seed: what batches are like. Neither the
+        cursor nor any generator of random numbers moves."""
+        dataset = self._sequences("train", seed=self.seed)
+        chosen = np.random.default_rng(self.seed).choice(len(dataset), min(sequences, len(dataset)), replace=False)
+        return torch.utils.data.default_collate([dataset[int(index)] for index in sorted(chosen)])
 
     def _sequences(self, split: str, seed: int | None = None) -> Dataset:
         return pack(self.packing, self.corpus.splits[split], self.sequence_length, self.tokenizer.bos, seed)

@@ -1,0 +1,54 @@
+"""The FLOPs of a step that are said beforehand are those that a run counts."""
+
+import pytest
+import torch
+
+from configs.build import build_model
+from scripts.forecasting import flops_per_step
+from scripts.forecasting.sampling import MOST, Sample, devices_of
+
+
+@pytest.mark.parametrize("attention_choice", ["window", "dense", "hierarchical", "routed", "native_sparse"])
+def test_flops_are_those_that_the_model_counts_after_it_has_run(composed, attention_choice):
+    config, data = composed(
+        f"attention={attention_choice}", "data.batch_size=2", "trainer.accumulate=3", "attention.block=16"
+    )
+    model = build_model(config, data.vocabulary)
+    batch = data.sample(MOST)
+    views = model.build_layouts(batch["document"], 64)
+    model.train()
+    model.loss(batch["tokens"], batch["targets"], batch["position"], views)  # a routed layer says what it scored
+    counted = model.cost(views, len(batch["tokens"])).flops / len(batch["tokens"]) * 2 * 3
+    assert flops_per_step(config, data, data.vocabulary) == counted
+
+
+def test_flops_come_from_the_documents_of_the_data(composed):
+    """Against the definition: 6 a weight of a matrix and token, 12 a visible pair, head and head_dim."""
+    config, data = composed("attention=window", "attention.patterns.local.width=16", "data.batch_size=5")
+    document = data.sample(MOST)["document"]
+    index = torch.arange(64)
+    apart = index[:, None] - index
+    seen = (apart >= 0) & (apart < 16) & (document[:, :, None] == document[:, None, :])
+    assert (document[:, 0] != document[:, -1]).any(), "some sequence holds more than one document"
+    width, layers, heads, kv_heads, head_dim, hidden, vocabulary = 32, 2, 4, 2, 8, 64, 320
+    matrices = layers * (width * head_dim * (2 * heads + 2 * kv_heads) + 3 * width * hidden) + vocabulary * width
+    by_hand = 6 * matrices * 64 + 12 * layers * heads * head_dim * int(seen.sum()) / len(document)
+    assert flops_per_step(config, data, data.vocabulary) == pytest.approx(5 * by_hand, rel=1e-12)
+
+
+def test_a_sample_is_the_same_each_time_and_leaves_the_data_alone(composed):
+    config, data = composed()
+    state = torch.get_rng_state()
+    first, second = (Sample.draw(config, data, data.vocabulary) for _ in range(2))
+    assert torch.equal(first.document, second.document)
+    assert torch.equal(torch.get_rng_state(), state) and data.cursor == 0
+    other = composed("seed=7")[1].sample(3)["document"]
+    assert other.shape == (3, 64)
+
+
+def test_devices(monkeypatch):
+    trainer = {"accelerator": "cuda"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert [devices_of(trainer | {"devices": d}) for d in (2, "2", [0, 3, 5], "auto", -1)] == [2, 2, 3, 8, 8]
+    assert devices_of({"accelerator": "cpu", "devices": "auto"}) == 1
