@@ -8,10 +8,27 @@ from scripts.forecasting import flops_per_step
 from scripts.forecasting.sampling import MOST, Sample, devices_of
 
 
-@pytest.mark.parametrize("attention_choice", ["window", "dense", "hierarchical", "routed", "native_sparse"])
-def test_flops_are_those_that_the_model_counts_after_it_has_run(composed, attention_choice):
+ROUTED = ("window=16", "block=16", "top_k=2")
+SMALL_PATTERNS = {
+    "window": ("attention.patterns.local.width=16",),
+    "dense": (),
+    "hierarchical": (
+        *("attention.patterns.hierarchy.window=16", "attention.patterns.hierarchy.spans=[4,16]"),
+        "attention.patterns.hierarchy.reaches=[32]",
+    ),
+    "routed": tuple(f"attention.patterns.routed.{each}" for each in ROUTED),
+    "native_sparse": tuple(f"attention.patterns.native_sparse.{each}" for each in (*ROUTED, "summary_span=8")),
+}
+
+
+@pytest.mark.parametrize("choice", SMALL_PATTERNS)
+def test_flops_are_those_that_the_model_counts_after_it_has_run(composed, choice):
     config, data = composed(
-        f"attention={attention_choice}", "data.batch_size=2", "trainer.accumulate=3", "attention.block=16"
+        f"attention={choice}",
+        *SMALL_PATTERNS[choice],
+        "attention.block=16",
+        "data.batch_size=2",
+        "trainer.accumulate=3",
     )
     model = build_model(config, data.vocabulary)
     batch = data.sample(MOST)
