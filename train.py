@@ -3,10 +3,16 @@
 python train.py                                                   the default: a small model, windows, the standard
 library python train.py attention=strided data.sequence_length=8192       other choices: see configs/, or --help
 python train.py -m attention=dense,window,strided                 one run after another
+python train.py -m sweep=patterns seed=1,2                        a sweep: resumable, on an equal footing, with a report
 python train.py resume=outputs/window/2026-01-31_12-00-00_000000  go on where a run stopped
 """
 
+import contextlib
 import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -16,17 +22,30 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
-    from scripts.console import user_errors
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from model.training.run_folder import RUN_FOLDER
+    from scripts.console import resolve, user_errors
+    from scripts.sweeping.jobs import run_as_job
 
     with user_errors():
-        summary = train(config)
+        settings = resolve(config)
+        place = os.environ.get(RUN_FOLDER)
+        if place and rank_zero_only.rank == 0:
+            sys.exit(run_as_job(settings))
+        summary = train(settings, Path(place) if place else None)
         if summary["state"] == "interrupted":
-            raise KeyboardInterrupt  # the run is saved; a sweep must not go on with its next job
+            raise KeyboardInterrupt  # the run is saved; what follows under -m must not start
 
 
-def train(config: DictConfig) -> dict:
-    """Composed config -> run folder -> checked, built, trained, evaluated. Returns the run's summary."""
+def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
+    """Resolved config -> run folder -> checked, built, trained, evaluated. Returns the run's summary.
+
+    path: where the run lives, a new folder or one in which this very config has been at work, and then goes on from its
+        last checkpoint. None is a new folder under `outputs`, or the one of `resume`.
+    """
     from lightning import seed_everything
+    from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
     from configs.build import build_data, build_loggers, build_model
@@ -34,12 +53,12 @@ def train(config: DictConfig) -> dict:
     from model.training.checkpoints import load_weights
     from model.training.fit import fit
     from model.training.module import LanguageModel
-    from model.training.run_folder import RunFolder, find_checkpoint, new_run_path
-    from scripts.console import print_report, resolve
+    from model.training.run_folder import RunFolder, find_checkpoint, new_run_path, telling_other_ranks
+    from scripts.console import print_report
     from scripts.evaluate import evaluate_last
     from scripts.pictures import draw_loss_by_position, draw_patterns
 
-    config = resolve(config)
+    first_rank = rank_zero_only.rank == 0
     check(config)
     seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"])
@@ -53,10 +72,15 @@ def train(config: DictConfig) -> dict:
     # Only now, when nothing in the config can be wrong any more, does the run leave a trace.
     if config["resume"]:
         folder, checkpoint = RunFolder.open(config["resume"]), find_checkpoint(config["resume"], prefer="last")
+    elif not first_rank:
+        folder, checkpoint = RunFolder.of_first_rank(path)
+    elif path is not None:
+        folder, checkpoint = RunFolder.create_or_continue(path, config)
     else:
         folder, checkpoint = RunFolder.create(new_run_path(config["outputs"], config["name"]), config), None
-    data.tokenizer.save(folder.path / "tokenizer.json")
-    with folder.logging_to_file():
+    if first_rank:
+        data.tokenizer.save(folder.path / "tokenizer.json")
+    with folder.logging_to_file() if first_rank else contextlib.nullcontext():
         log.info("run folder: %s", folder.path)
         log.info(
             "corpus %s, %s tokens to train on", data.corpus.fingerprint, f"{data.corpus.splits['train'].total_tokens:,}"
@@ -64,8 +88,9 @@ def train(config: DictConfig) -> dict:
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
-        result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
-        if result.state != "finished":
+        with telling_other_ranks(folder):
+            result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
+        if result.state != "finished" or not first_rank:
             return result.summary
         row = evaluate_last(model, data, folder, config)
     judged = ("loss", "bits_per_byte", "perplexity", "loss_first_512", "loss_last_quarter")
@@ -78,7 +103,16 @@ def train(config: DictConfig) -> dict:
     return summary
 
 
+def command() -> None:
+    """`-m` with `sweep=` is a sweep of ours; everything else is Hydra's."""
+    from scripts.sweeping.launch import is_sweep, launch
+
+    if is_sweep(sys.argv[1:]):
+        sys.exit(launch(sys.argv[1:]))
+    main()
+
+
 if __name__ == "__main__":
     from scripts.console import run
 
-    run(main)
+    run(command)

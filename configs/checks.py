@@ -32,6 +32,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 def check_keys(config: Mapping[str, Any]) -> None:
     """Keys that `+key=value` has added and nothing reads."""
+    if "sweep" in config:
+        name = config["sweep"]["name"]
+        raise ConfigError(f"sweep={name}: a sweep takes -m and overrides alone: python train.py -m sweep={name}")
     groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
     _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from"))
     _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))

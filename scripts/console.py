@@ -80,11 +80,9 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _full_error or not isinstance(error, _mendable()):
+        if _full_error or not isinstance(error, mendable()):
             raise
-        line = (
-            f"{error.full_key}: must be set" if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0]
-        )
+        line = one_line(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             job = " ".join(HydraConfig.get().overrides.task)
             _fail(f"{line}  (job {job}; the sweep goes on)")
@@ -92,7 +90,14 @@ def user_errors() -> Iterator[None]:
         sys.exit(_fail(line))
 
 
-def _mendable() -> tuple[type[Exception], ...]:
+def one_line(error: BaseException) -> str:
+    """What it says, in a line."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: must be set"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def mendable() -> tuple[type[Exception], ...]:
     """The errors that carry a line for the user. Imported late: most runs end without one."""
     from configs.build import ConfigError
     from data import CorpusError

@@ -26,6 +26,11 @@ import yaml
 log = logging.getLogger(__name__)
 
 
+RUN_FOLDER = "FARSIGHT_RUN_FOLDER"
+"""Environment variable: where the run of this process lives. The first rank tells the others, and a sweep a job that it
+has given a process of its own."""
+
+
 class RunFolderError(ValueError):
     """A path that should be a run, or a checkpoint, and is not."""
 
@@ -73,6 +78,27 @@ class RunFolder:
             raise RunFolderError(f"{path} is not a run folder: it holds no config.yaml")
         return folder
 
+    @classmethod
+    def create_or_continue(cls, path: str | Path, config: dict[str, Any]) -> tuple["RunFolder", Path | None]:
+        """The folder of this very config's run, and the last checkpoint of an earlier attempt. An attempt that came to
+        no checkpoint leaves nothing but its log."""
+        folder = cls(path)
+        last = folder.checkpoints / "last.ckpt"
+        if folder.config_file.is_file() and last.is_file():
+            return folder, last
+        for file in (folder.config_file, folder.summary_file, folder.metrics_file, folder.checkpoints / "best.ckpt"):
+            file.unlink(missing_ok=True)
+        return cls.create(path, config), None
+
+    @classmethod
+    def of_first_rank(cls, path: str | Path | None) -> tuple["RunFolder", Path | None]:
+        """What the first rank has opened, as another rank sees it: nothing is written."""
+        if path is None:
+            raise RunFolderError(f"a further rank must find its run's folder in the environment variable {RUN_FOLDER}")
+        folder = cls(path)
+        last = folder.checkpoints / "last.ckpt"
+        return folder, last if last.is_file() else None
+
     def read_config(self) -> dict[str, Any]:
         return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
 
@@ -101,6 +127,19 @@ class RunFolder:
             root.removeHandler(handler)
             root.setLevel(level)
             handler.close()
+
+
+@contextlib.contextmanager
+def telling_other_ranks(folder: RunFolder) -> Iterator[None]:
+    """While inside, processes that this one starts find the run's folder in their environment."""
+    before = os.environ.get(RUN_FOLDER)
+    os.environ[RUN_FOLDER] = str(folder.path)
+    try:
+        yield
+    finally:
+        del os.environ[RUN_FOLDER]
+        if before is not None:
+            os.environ[RUN_FOLDER] = before
 
 
 def new_run_path(root: str | Path, name: str) -> Path:
@@ -138,8 +177,8 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """12 hex digits that change with any setting, except those that only name the run."""
-    settings = {key: value for key, value in config.items() if key not in ("name", "resume")}
+    """12 hex digits that change with any setting, except those that only name the run and its place."""
+    settings = {key: value for key, value in config.items() if key not in ("name", "outputs", "resume")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

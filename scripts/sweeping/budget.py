@@ -1,0 +1,86 @@
+"""Equal footing: what every job of a sweep is given the same of, and the overrides that give it.
+
+    tokens   the same training tokens: as many steps as they take
+    time     the same seconds of training, as measured: without compilation, validation and evaluation
+    flops    the same training FLOPs, counted on the layouts of the run's own sequences
+
+A budget of null is what the first job (full attention, where it is there) would use by its trainer.max_steps: its
+tokens, its FLOPs. How long that takes nobody knows before it ran, so equal time needs seconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from configs.build import ConfigError, build_data
+from scripts.forecasting import flops_per_step
+from scripts.forecasting.sampling import devices_of
+from scripts.sweeping.points import Overrides
+from scripts.sweeping.settings import MATCHES, Settings
+
+SETS = {
+    "tokens": ("trainer.max_steps",),
+    "flops": ("trainer.max_steps",),
+    "time": ("trainer.max_steps", "trainer.max_seconds"),
+}
+"""What a match sets, so that nobody else may vary it."""
+
+Budget = dict[str, float] | None
+
+
+class Footing:
+    """Decides the budget at the first job that it sees, and gives every job its share."""
+
+    def __init__(self, settings: Settings):
+        self.match = settings.match
+        self.budget: Budget = None
+        if self.match is not None:
+            key = MATCHES[self.match]
+            self.budget = None if getattr(settings, key) is None else {key: getattr(settings, key)}
+        self._data: dict[str, Any] = {}
+
+    def check(self, jobs: Sequence[Overrides]) -> None:
+        """Raises ConfigError where the jobs differ in what the match sets."""
+        for key in SETS.get(self.match, ()):
+            values = dict.fromkeys(job.get(key) for job in jobs)
+            if len(values) > 1:
+                raise ConfigError(
+                    f"{key}={','.join(map(str, values))}: sweep.match={self.match} sets it; accepted with sweep.match=null"
+                )
+
+    def overrides(self, job: Overrides, config: Mapping[str, Any]) -> Overrides:
+        """The job's overrides with its budget, of its composed config without one."""
+        if self.match is None:
+            return job
+        if self.match == "time":
+            return self._same_time(job, config["trainer"])
+        per_step = self._tokens(config) if self.match == "tokens" else self._flops(config)
+        key, steps = MATCHES[self.match], config["trainer"]["max_steps"]
+        if self.budget is None:
+            if steps is None:
+                raise ConfigError(f"sweep.{key}=null: trainer.max_steps=null gives none; give it, or trainer.max_steps")
+            self.budget = {key: per_step * steps}
+        fitting = round(self.budget[key] / per_step)
+        if fitting < 1:
+            raise ConfigError(
+                f"sweep.{key}={self.budget[key]:,.0f}: less than one step ({per_step:,.0f}) of {' '.join(job.values())}"
+            )
+        return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
+
+    def _same_time(self, job: Overrides, trainer: Mapping[str, Any]) -> Overrides:
+        if self.budget is None:
+            if trainer["max_seconds"] is None:
+                raise ConfigError("sweep.seconds=null: sweep.match=time needs the seconds of training of each job")
+            self.budget = {"seconds": trainer["max_seconds"]}
+        return job | {"trainer.max_steps": "null", "trainer.max_seconds": str(self.budget["seconds"])}
+
+    def _tokens(self, config: Mapping[str, Any]) -> int:
+        data, trainer = config["data"], config["trainer"]
+        return data["sequence_length"] * data["batch_size"] * trainer["accumulate"] * devices_of(trainer)
+
+    def _flops(self, config: Mapping[str, Any]) -> float:
+        key = str(sorted(config["data"].items()))
+        if key not in self._data:
+            self._data[key] = build_data(config["data"])
+            self._data[key].setup()
+        data = self._data[key]
+        return flops_per_step(config, data, data.vocabulary)

@@ -1,0 +1,218 @@
+"""One job of a sweep, from waiting to done, in whatever process it finds itself.
+
+A launcher calls `Worker` with the composed config: in the sweep's own process, in one of joblib's, or on a cluster's
+node. A job that wants several devices gets a process of its own (so does every job under sweep.isolate=true): Lightning
+starts the other ranks by running that process's own command line again, which must be the job's and never the sweep's,
+and ends the process where a rank fails.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from omegaconf import DictConfig
+
+from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
+from scripts.console import mendable, one_line, start_logging
+from scripts.sweeping import manifest as records
+from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, changing, changing_job
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a launcher runs: picklable, and called with one job's composed config."""
+
+    folder: Path
+    numbers: dict[str, str]  # by config hash: "3/7"
+    isolate: bool = False
+
+    def __call__(self, config: DictConfig) -> float | None:
+        """Returns the job's held-out bits per byte where it is done; raises KeyboardInterrupt where somebody stopped
+        it, and nothing else."""
+        from lightning.pytorch.utilities import rank_zero_only
+
+        from scripts.console import resolve
+        from train import train
+
+        start_logging()
+        settings = resolve(config)
+        hash = config_hash(settings)
+        job = records.read_manifest(self.folder).job(hash)
+        if job is None:
+            raise RuntimeError(f"{self.folder} knows no job of config {hash}: is this another version of the code?")
+        if rank_zero_only.rank != 0:  # a cluster's further task of the same job
+            train(settings, self.folder / hash)
+            return None
+        say = f"job {self.numbers.get(hash, '?')} {job.name}:"
+        if self.isolate or _wants_ranks(settings["trainer"]):
+            _run_apart(self.folder, job, say)
+        else:
+            run_job(self.folder, hash, settings, say)
+        ended = records.read_manifest(self.folder).job(hash)
+        if ended.state == INTERRUPTED:
+            raise KeyboardInterrupt
+        return RunFolder(self.folder / hash).read_summary().get("bits_per_byte") if ended.state == DONE else None
+
+
+def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
+    """Runs the job in this process and writes down how it ended. Returns its state; a job that another process is at,
+    or has done meanwhile, is left to it.
+
+    folder: the sweep's. settings: the job's config, resolved, as plain dicts. say: how the job is called in the log.
+    """
+    try:
+        held = records.lock(folder, hash).acquire(timeout=0)
+    except Timeout:
+        log.info("%s runs in another process", say)
+        return RUNNING
+    with held:
+        with changing_job(folder, hash) as job:
+            if job.state == DONE:
+                log.info("%s done already", say)
+                return DONE
+            job.start()
+        began = time.perf_counter()
+        state, reason, trace, summary = _attempt(folder / hash, settings, say)
+        seconds = time.perf_counter() - began
+        with changing(folder) as manifest:
+            manifest.job(hash).end(state, seconds, reason, trace)
+            manifest.device = summary.get("device") or manifest.device
+        quality = summary.get("bits_per_byte")
+        found = f"{quality:.4f} bits per byte" if state == DONE and quality is not None else reason
+        log.info("%s %s after %.0f s: %s", say, state, seconds, found)
+    _tidy()
+    report(folder)
+    return state
+
+
+def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str | None, str | None, dict[str, Any]]:
+    """State, reason, traceback and summary of the run in `path`."""
+    from train import train
+
+    try:
+        last = path / "checkpoints" / "last.ckpt"
+        log.info("%s %s", say, "goes on from its last checkpoint" if last.exists() else "starts")
+        summary = train(settings, path)
+    except KeyboardInterrupt:
+        return INTERRUPTED, "stopped before it could save", None, {}
+    except (Exception, SystemExit) as error:
+        trace = traceback.format_exc()
+        path.mkdir(parents=True, exist_ok=True)
+        with open(path / "train.log", "a", encoding="utf-8") as file:
+            file.write(trace)
+        summary = RunFolder(path).read_summary()
+        memory = summary.get("state") == OUT_OF_MEMORY or isinstance(error, _memory_errors())
+        reason = one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
+        return OUT_OF_MEMORY if memory else FAILED, reason, trace, summary
+    if summary["state"] == INTERRUPTED:
+        return INTERRUPTED, f"stopped at step {summary['step']}", None, summary
+    return DONE, None, None, summary
+
+
+def _memory_errors() -> tuple[type[BaseException], ...]:
+    import torch
+
+    return MemoryError, torch.OutOfMemoryError
+
+
+def _tidy() -> None:
+    """Leaves the process to the next job as it was found, as far as that goes: memory is given back, compiled code
+    forgotten (or the next job would hit the limit of recompilations), the peak of resident memory counted from here."""
+    gc.collect()
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError):  # Linux: VmHWM becomes what is resident now
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def report(folder: Path) -> None:
+    """Writes the sweep's report; a failure is one line, and no more."""
+    try:
+        from scripts.reporting import write_report
+
+        with records.lock(folder, "report"):
+            write_report([folder])
+    except Exception as error:
+        log.warning("no report of %s: %s: %s", folder, type(error).__name__, one_line(error))
+
+
+# A process of its own
+
+
+def _wants_ranks(trainer: dict[str, Any]) -> bool:
+    """Whether Lightning would start further processes; a cluster's tasks are there already."""
+    return trainer["devices"] != 1 and int(os.environ.get("SLURM_NTASKS", 1)) == 1
+
+
+def own_command(job: records.Job) -> list[str]:
+    """The job's command line: what this process runs, and Lightning again for every further rank."""
+    return [sys.executable, str(ROOT / "train.py"), *job.overrides]
+
+
+def _run_apart(folder: Path, job: records.Job, say: str) -> None:
+    """`python train.py <overrides>` with the job's folder in the environment, which makes it `run_as_job` there."""
+    environment = os.environ | {RUN_FOLDER: str(folder / job.hash), SAY: say}
+    status, stopped = _wait(subprocess.Popen(own_command(job), env=environment))
+    with changing(folder) as manifest:
+        ended = manifest.job(job.hash)
+        if ended.state not in (DONE, INTERRUPTED, FAILED, OUT_OF_MEMORY) and not records.is_running(folder, ended):
+            how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            hint = ", as when the system has no memory left" if how == "SIGKILL" else ""
+            ended.end(INTERRUPTED if stopped else FAILED, 0.0, f"its process ended with {how}{hint}")
+            log.info("%s %s: %s", say, ended.state, ended.exit_reason)
+    report(folder)
+
+
+SAY = "FARSIGHT_JOB"
+"""Environment variable: how the job is called in the log."""
+
+
+def run_as_job(settings: dict[str, Any]) -> int:
+    """In the process that `_run_apart` has started: the exit status."""
+    path = Path(os.environ[RUN_FOLDER])
+    state = run_job(path.parent, path.name, settings, os.environ.get(SAY, path.name))
+    return {DONE: 0, INTERRUPTED: 130}.get(state, 1)
+
+
+def _wait(process: subprocess.Popen) -> tuple[int, bool]:
+    """Exit status, and whether somebody stopped it. Ctrl-C and SIGTERM go on to it as SIGTERM (a terminal's Ctrl-C has
+    reached it already, and a second one would mean now): it saves, and ends by itself."""
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        process.terminate()
+
+    main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
+    before = signal.signal(signal.SIGTERM, stop) if main_thread else None
+    try:
+        while True:
+            try:
+                return process.wait(), stopped
+            except KeyboardInterrupt:
+                stop()
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)

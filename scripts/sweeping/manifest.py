@@ -1,0 +1,126 @@
+"""manifest.json of a sweep, and the locks around it and its jobs.
+
+Several processes may work on one sweep: a launcher's workers, or two launches at once. Whoever changes the manifest
+holds its lock from reading to writing; whoever runs a job holds that job's lock, which the system takes back when the
+process dies. So a job that is "running" while nobody holds its lock was killed.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from model.training.run_folder import write_json
+
+WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
+OUT_OF_MEMORY = "out of memory"
+
+FILE = "manifest.json"
+
+
+@dataclass
+class Job:
+    """One run of a sweep."""
+
+    hash: str  # of its config (config_hash)
+    label: str  # what it differs in, without the seed
+    overrides: list[str]  # of `python train.py`: all of them
+    seed: int
+    baseline: bool  # full attention
+    folder: str  # relative to the manifest's
+    command: str  # reproduces this run alone
+    state: str = WAITING
+    started: str | None = None  # ISO 8601, the first time
+    ended: str | None = None
+    seconds: float | None = None  # over all attempts, evaluation included
+    exit_reason: str | None = None  # one line
+    traceback: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} seed={self.seed}"
+
+    def start(self) -> None:
+        self.state, self.started = RUNNING, self.started or now()
+        self.ended = self.exit_reason = self.traceback = None
+
+    def end(self, state: str, seconds: float, reason: str | None = None, traceback: str | None = None) -> None:
+        self.state, self.ended, self.seconds = state, now(), (self.seconds or 0.0) + seconds
+        self.exit_reason, self.traceback = reason, traceback
+
+
+@dataclass
+class Manifest:
+    """What manifest.json holds."""
+
+    sweep: str
+    match: str | None  # tokens, time, flops
+    budget: dict[str, float] | None  # {"tokens": ...}, {"seconds": ...} or {"flops": ...}
+    command: str
+    versions: dict[str, str | None]
+    device: str | None = None  # of the run that ended last
+    jobs: list[Job] = field(default_factory=list)
+
+    def job(self, hash: str) -> Job | None:
+        return next((job for job in self.jobs if job.hash == hash), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Manifest":
+        known = {each.name for each in fields(Job)}
+        jobs = [Job(**{key: value for key, value in job.items() if key in known}) for job in values["jobs"]]
+        own = {each.name for each in fields(Manifest)} - {"jobs"}
+        return Manifest(**{key: value for key, value in values.items() if key in own}, jobs=jobs)
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of the sweep in `folder`. Raises FileNotFoundError where there is none."""
+    return Manifest.from_dict(json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+
+
+@contextlib.contextmanager
+def changing(folder: Path, new: Manifest | None = None) -> Iterator[Manifest]:
+    """The manifest, to change: written when the block ends, and nobody else writes meanwhile. `new` is what to begin
+    with where there is none yet."""
+    with lock(folder, "manifest"):
+        manifest = read_manifest(folder) if new is None or (folder / FILE).exists() else new
+        yield manifest
+        write_json(folder / FILE, manifest.to_dict())
+
+
+@contextlib.contextmanager
+def changing_job(folder: Path, hash: str) -> Iterator[Job]:
+    """One job of it, to change."""
+    with changing(folder) as manifest:
+        job = manifest.job(hash)
+        assert job is not None, hash
+        yield job
+
+
+def lock(folder: Path, name: str) -> FileLock:
+    """A lock of the sweep in `folder`: "manifest", "report", or the hash of a job."""
+    locks = folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{name}.lock")
+
+
+def is_running(folder: Path, job: Job) -> bool:
+    """Whether a process that lives is at this job."""
+    held = lock(folder, job.hash)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        return True
+    held.release()
+    return False
+
+
+def now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,181 @@
+"""From what varies to the overrides of every job.
+
+A dimension is one setting and its values, or several settings that change together; the jobs are the product of all
+dimensions. What the command line sets comes on top: a list of values replaces the dimension of that setting, narrows
+one of several settings, or is a dimension of its own (`seed=1,2,3`); a single value is set in every job.
+
+Settings within a group that varies need not fit every choice: `attention.patterns.local.width` is the window's, and
+dense attention has no such key. There it is left out, and of jobs that have become equal one stays.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from configs.build import ConfigError
+
+Overrides = dict[str, str]
+"""Key and value of overrides, as on the command line."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Settings, and the values that they take together."""
+
+    keys: tuple[str, ...]
+    points: tuple[tuple[str, ...], ...]
+
+
+def dimensions_of(vary: Mapping[str, Any]) -> list[Dimension]:
+    """Of `sweep.vary`: `key: [value, ...]`, or `key, key: [[value, value], ...]`."""
+    dimensions = []
+    for names, values in vary.items():
+        if values is None:  # taken out on the command line
+            continue
+        keys = tuple(key.strip() for key in names.split(","))
+        where = f"sweep.vary.{names}={values}"
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where}: must be a list of at least one value")
+        points = [value if len(keys) > 1 else [value] for value in values]
+        if not all(isinstance(point, list) and len(point) == len(keys) for point in points):
+            raise ConfigError(f"{where}: must be a list of lists of {len(keys)} values, one for each key")
+        dimensions.append(Dimension(keys, tuple(tuple(map(as_override, point)) for point in points)))
+    return dimensions
+
+
+def with_command_line(
+    dimensions: list[Dimension], command_line: Iterable[Override]
+) -> tuple[list[Dimension], Overrides]:
+    """The dimensions, and what is set in every job."""
+    fixed: Overrides = {}
+    dimensions = list(dimensions)
+    for override in command_line:
+        key, values = override.get_key_element(), values_of(override)
+        place = next((i for i, dimension in enumerate(dimensions) if key in dimension.keys), None)
+        if place is None and len(values) == 1 and not override.is_sweep_override():
+            fixed[key] = values[0]
+        elif place is None:
+            dimensions.append(Dimension((key,), tuple((value,) for value in values)))
+        elif len(dimensions[place].keys) == 1:
+            dimensions[place] = Dimension((key,), tuple((value,) for value in values))
+        else:
+            dimensions[place] = _narrowed(dimensions[place], key, values)
+    return dimensions, fixed
+
+
+def values_of(override: Override) -> list[str]:
+    """Its values, as on the command line. Raises ConfigError for intervals: they are for a search."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: a grid takes values; intervals are for sweep=search")
+    return list(override.sweep_string_iterator())
+
+
+def _narrowed(dimension: Dimension, key: str, values: Sequence[str]) -> Dimension:
+    place = dimension.keys.index(key)
+    known = dict.fromkeys(point[place] for point in dimension.points)
+    for value in values:
+        if value not in known:
+            raise ConfigError(
+                f"{key}={value}: {', '.join(dimension.keys)} change together; accepted are {', '.join(known)}"
+            )
+    return Dimension(dimension.keys, tuple(point for point in dimension.points if point[place] in values))
+
+
+def with_baseline(before: list[Dimension], dimensions: list[Dimension], baseline: str | None) -> list[Dimension]:
+    """Puts full attention first where attention varies, also where the command line has left it out. `before`: the
+    dimensions without the command line."""
+    if baseline is None:
+        return dimensions
+    result = []
+    for dimension in dimensions:
+        if "attention" in dimension.keys:
+            place = dimension.keys.index("attention")
+            of_both = (*(p for d in before if d.keys == dimension.keys for p in d.points), *dimension.points)
+            first = [point for point in of_both if point[place] == baseline]
+            first = first or ([(baseline,)] if len(dimension.keys) == 1 else [])
+            dimension = Dimension(dimension.keys, tuple(dict.fromkeys((*first, *dimension.points))))
+        result.append(dimension)
+    return result
+
+
+def product(dimensions: list[Dimension], fixed: Overrides) -> list[Overrides]:
+    """The overrides of every job: what varies, then what is set."""
+    jobs = []
+    for points in itertools.product(*(dimension.points for dimension in dimensions)):
+        varied = {
+            key: value
+            for dimension, point in zip(dimensions, points, strict=True)
+            for key, value in zip(dimension.keys, point, strict=True)
+        }
+        jobs.append(varied | fixed)
+    return jobs
+
+
+def fitting(jobs: list[Overrides], has_key: Callable[[Overrides, str], bool]) -> list[Overrides]:
+    """Leaves out what a choice has no key for (see the top), and then jobs that are there twice.
+
+    has_key: whether the config that these overrides compose has this key.
+
+    Raises:
+        ConfigError: a setting that no choice has.
+    """
+    varies = {key for key in jobs[0] if "." not in key and len({job[key] for job in jobs}) > 1}
+    unused = {key for key in jobs[0] if _group(key) in varies}
+    result: dict[tuple, Overrides] = {}
+    for job in jobs:
+        doubtful = {key for key in job if _group(key) in varies}
+        certain = {key: value for key, value in job.items() if key not in doubtful}
+        absent = {key for key in doubtful if not has_key(certain, key)}
+        unused &= absent
+        kept = {key: value for key, value in job.items() if key not in absent}
+        result.setdefault(tuple(sorted(kept.items())), kept)
+    for key in sorted(unused):
+        choices = ", ".join(dict.fromkeys(job[_group(key)] for job in jobs))
+        raise ConfigError(f"{key}={jobs[0][key]}: no such key in {_group(key)}={choices}")
+    return list(result.values())
+
+
+def _group(key: str) -> str | None:
+    """The group whose choice decides whether there is such a key; None for `+key`, which is added in any case."""
+    return key.split(".")[0].lstrip("~") if "." in key and not key.startswith("+") else None
+
+
+def labels(jobs: Sequence[Overrides], apart: Iterable[str] = ("seed",)) -> list[str]:
+    """For every job what it differs in from others: attention first, then as few other settings as tell them apart.
+
+    apart: keys that no label tells.
+    """
+    keys = list(dict.fromkeys(key for job in jobs for key in job if key not in apart))
+    keys.sort(key=lambda key: key != "attention")
+    found = [""] * len(jobs)
+    for key in keys:
+        values: dict[str, set[str | None]] = {}
+        for job, label in zip(jobs, found, strict=True):
+            values.setdefault(label, set()).add(job.get(key))
+        for index, job in enumerate(jobs):
+            if len(values[found[index]]) > 1 and key in job:
+                name = "" if "." not in key else key.rpartition(".")[2] + "="
+                found[index] += f" {name}{job[key]}"
+    return [label.strip() or job.get("attention", "") for label, job in zip(found, jobs, strict=True)]
+
+
+def as_override(value: Any) -> str:
+    """A value of a YAML, as Hydra's command line takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(as_override, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_override(each)}" for key, each in value.items()) + "}"
+    text = str(value)
+    if not isinstance(value, str) or re.fullmatch(r"[\w./+-]+", text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

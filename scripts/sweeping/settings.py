@@ -1,0 +1,54 @@
+"""What a YAML in configs/sweep says, checked."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from configs.build import ConfigError
+
+MATCHES = {"tokens": "tokens", "time": "seconds", "flops": "flops"}
+"""What sweep.match can be, and the key of its budget."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The `sweep` group (configs/sweep/base.yaml says what each key is)."""
+
+    name: str
+    vary: Mapping[str, Any]
+    baseline: str | None
+    match: str | None
+    tokens: int | None
+    seconds: float | None
+    flops: float | None
+    retry_failed: bool
+    isolate: bool
+    search: Mapping[str, Any] | None
+
+    @staticmethod
+    def of(sweep: Mapping[str, Any]) -> "Settings":
+        """Of a composed `sweep` group. Raises ConfigError, one line."""
+        known = [each.name for each in fields(Settings)]
+        for key, value in sweep.items():
+            if key not in known:
+                raise ConfigError(f"sweep.{key}={value}: no such key; accepted are {', '.join(sorted(known))}")
+        settings = Settings(**{key: sweep.get(key) for key in known})
+        if not re.fullmatch(r"[\w.+-]+", str(settings.name)) or str(settings.name).strip(".") == "":
+            raise ConfigError(f"sweep.name={settings.name}: becomes a folder: accepted are letters, digits, _ - . +")
+        if settings.match not in (*MATCHES, None):
+            raise ConfigError(f"sweep.match={settings.match}: must be one of {', '.join(MATCHES)}, or null")
+        for match, key in MATCHES.items():
+            budget = getattr(settings, key)
+            if budget is None:
+                continue
+            if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
+                raise ConfigError(f"sweep.{key}={budget}: must be a positive number, or null")
+            if settings.match != match:
+                raise ConfigError(f"sweep.{key}={budget}: is the budget of sweep.match={match}, not {settings.match}")
+        for key in ("retry_failed", "isolate"):
+            if not isinstance(getattr(settings, key), bool):
+                raise ConfigError(f"sweep.{key}={getattr(settings, key)}: must be true or false")
+        if not isinstance(settings.vary, Mapping):
+            raise ConfigError(f"sweep.vary={settings.vary}: must map settings to lists of values")
+        return settings
