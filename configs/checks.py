@@ -11,7 +11,7 @@ from kernels.layout import BLOCKS
 from model.attention import attend_class
 
 TRAINER_KEYS = (
-    *("max_steps", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
+    *("max_steps", "max_seconds", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
     *("precision", "accelerator", "devices", "strategy", "compile"),
 )
 EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol", "by_context", "key_tokens")
@@ -67,13 +67,16 @@ def check_data(config: Mapping[str, Any]) -> None:
 def check_trainer(trainer: Mapping[str, Any]) -> None:
     """Step counts, and whether this machine's devices can do what is asked."""
     for key, optional in (
-        ("max_steps", False),
+        ("max_steps", trainer["max_seconds"] is not None),
         ("accumulate", False),
         ("log_every", False),
         ("validate_every", True),
         ("save_every", True),
     ):
         _require_count(f"trainer.{key}", trainer[key], optional)
+    seconds = trainer["max_seconds"]
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0):
+        raise ConfigError(f"trainer.max_seconds={seconds}: must be a positive number, or null")
     clip = trainer["gradient_clip"]
     if clip is not None and not clip > 0:
         raise ConfigError(f"trainer.gradient_clip={clip}: must be a positive number, or null")

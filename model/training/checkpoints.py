@@ -24,6 +24,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
+from model.training.horizon import Horizon
 from model.training.interrupt import Interrupt, Interrupted
 
 log = logging.getLogger(__name__)
@@ -117,9 +118,16 @@ class Checkpoints(Checkpoint):
         save_every: optimizer steps between further saves of last.ckpt; None for none.
     """
 
-    def __init__(self, folder: Path, interrupt: Interrupt, validate_every: int | None, save_every: int | None):
+    def __init__(
+        self,
+        folder: Path,
+        interrupt: Interrupt,
+        horizon: Horizon,
+        validate_every: int | None,
+        save_every: int | None,
+    ):
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
-        self.interrupt = interrupt
+        self.interrupt, self.horizon = interrupt, horizon
         self.validate_every, self.save_every = validate_every, save_every
         self.best_loss = float("inf")
         self.best_step: int | None = None
@@ -131,8 +139,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if not module.stepped:
             return
-        step, at_end = trainer.global_step, trainer.global_step >= trainer.max_steps
-        if at_end and self.validate_every:
+        step, at_end = trainer.global_step, self.horizon.over
+        if at_end:
             trainer.should_stop = True  # Lightning then validates after this step, even if it is off the beat
         interrupted = not at_end and self.interrupt.requested(trainer)  # at the end there is nothing left to interrupt
         due = bool(self.validate_every) and (step % self.validate_every == 0 or at_end)
@@ -145,7 +153,7 @@ class Checkpoints(Checkpoint):
             raise Interrupted(f"{self.interrupt.received or 'another process'} at step {step}")
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        within_fit = trainer.state.fn == "fit" and trainer.global_step < trainer.max_steps
+        within_fit = trainer.state.fn == "fit" and not self.horizon.over
         if within_fit and self.interrupt.requested(trainer):
             self.owes_validation = True
             self._save(trainer, module, self.last)

@@ -99,6 +99,7 @@ class Efficiency(Callback):
         self.device = torch.device("cpu")  # where it trains; afterwards Lightning moves the module away
         self.train_tokens = 0  # positions trained on, all ranks, all sessions
         self.earlier_seconds = 0.0  # of earlier sessions
+        self.counted = 0.0  # seconds of all sessions' windows, as far as they have ended
         self.session_started = time.perf_counter()
         self.session_steps = 0
         self._new_window()
@@ -170,9 +171,17 @@ class Efficiency(Callback):
                 values["mfu_dense_equivalent"] = values["dense_flops_per_token"] * per_flop
             self.windows.append(values | {"seconds": seconds, "tokens": self.tokens})
         if self.session_steps >= SKIPPED_STEPS:
+            self.counted += seconds
             self._new_window()
         self.latest = values
         return values | {"peak_memory_bytes": peak_memory_bytes(module.device)}
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, all sessions: without the first steps of a session, validations and saves."""
+        if self.session_steps < SKIPPED_STEPS:
+            return self.counted
+        running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
+        return self.counted + self.seconds + running
 
     def _cost(self, module: LightningModule) -> dict[str, float]:
         cost, tokens = module.model.cost(module.layouts, module.batch_size), module.batch_tokens
@@ -202,13 +211,19 @@ class Efficiency(Callback):
             **{key: mean(key) for key in AVERAGED},
             "train_tokens": self.train_tokens,
             "train_seconds": self._train_seconds(),
+            "measured_seconds": self.elapsed(),
         }
 
     def _train_seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.session_started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train_tokens": self.train_tokens, "train_seconds": self._train_seconds()}
+        return {
+            "train_tokens": self.train_tokens,
+            "train_seconds": self._train_seconds(),
+            "measured_seconds": self.elapsed(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_tokens, self.earlier_seconds = state_dict["train_tokens"], state_dict["train_seconds"]
+        self.counted = state_dict.get("measured_seconds", 0.0)  # checkpoints from before there was one have none

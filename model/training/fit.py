@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from model.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from model.training.efficiency import Efficiency, FetchTimer
+from model.training.horizon import FOREVER, Horizon
 from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
@@ -40,7 +41,8 @@ def fit(
     datamodule: LightningDataModule,
     folder: RunFolder,
     *,
-    max_steps: int,
+    max_steps: int | None,
+    max_seconds: float | None = None,
     accumulate: int,
     gradient_clip: float | None,
     validate_every: int | None,
@@ -54,11 +56,14 @@ def fit(
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
 ) -> FitResult:
-    """Trains `module` until `max_steps`, or until SIGTERM or Ctrl-C; either way the run can be continued.
+    """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM or Ctrl-C; either way the run can be
+    continued.
 
     Args:
         folder: where metrics.csv, summary.json and checkpoints/ go.
-        max_steps: optimizer steps of the whole run; schedules end here.
+        max_steps: optimizer steps of the whole run; schedules end here. None: only seconds end it.
+        max_seconds: measured seconds of training of the whole run (horizon.py), which schedules then follow; None for
+            no such end. Whichever comes first.
         accumulate: micro-batches a step; their gradients are weighted by scored tokens (module.py).
         gradient_clip: largest norm of the gradient; None leaves it alone.
         validate_every: optimizer steps between validations (the last step always has one); None for none at all.
@@ -78,14 +83,19 @@ def fit(
         log_every=log_every,
         validate_every=validate_every,
         save_every=save_every,
+        max_seconds=max_seconds,
     )
     _quieten_lightning()
-    fetch_timer, interrupt, progress = FetchTimer(), Interrupt(), Progress()
+    fetch_timer, interrupt = FetchTimer(), Interrupt()
     efficiency = Efficiency(fetch_timer)
+    horizon = Horizon(max_steps, max_seconds, efficiency)
+    progress = Progress(horizon)
+    if max_seconds is not None:
+        module.progress = lambda: horizon.progress
     metrics = MetricsCSV(folder.metrics_file)
-    checkpoints = Checkpoints(folder.checkpoints, interrupt, validate_every, save_every)
+    checkpoints = Checkpoints(folder.checkpoints, interrupt, horizon, validate_every, save_every)
     trainer = Trainer(
-        max_steps=max_steps,
+        max_steps=max_steps or FOREVER,
         max_epochs=-1,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip,
@@ -102,7 +112,8 @@ def fit(
         callbacks=[
             interrupt,
             efficiency,
-            Recorder(log_every, metrics, efficiency, progress),
+            horizon,
+            Recorder(log_every, metrics, efficiency, horizon, progress),
             progress,
             *callbacks,
             checkpoints,
@@ -166,14 +177,16 @@ def _quality(module: LanguageModel) -> dict[str, float]:
     return {key.removeprefix("validation/"): value for key, value in module.validation_metrics.items()}
 
 
-def _check_settings(**settings: int | None) -> None:
-    optional = ("validate_every", "save_every")
+def _check_settings(max_seconds: float | None, **settings: int | None) -> None:
+    optional = ("validate_every", "save_every", *(["max_steps"] if max_seconds is not None else []))
     for key, value in settings.items():
         if value is None and key in optional:
             continue
         if not isinstance(value, int) or value < 1:
             accepted = "a whole number of at least 1" + (", or null" if key in optional else "")
             raise ValueError(f"trainer.{key}={value!r}: must be {accepted}")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"trainer.max_seconds={max_seconds!r}: must be a positive number, or null")
 
 
 def _quieten_lightning() -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from model.training.efficiency import Efficiency
+from model.training.horizon import Horizon
 from model.training.progress import Progress
 from model.training.run_folder import write_atomically
 
@@ -82,15 +83,18 @@ class Recorder(Callback):
     have run: a checkpoint saved in a callback would be one row ahead of its metrics.
     """
 
-    def __init__(self, log_every: int, metrics: MetricsCSV, efficiency: Efficiency, progress: Progress):
+    def __init__(
+        self, log_every: int, metrics: MetricsCSV, efficiency: Efficiency, horizon: Horizon, progress: Progress
+    ):
         self.log_every = log_every
         self.metrics = metrics
         self.efficiency = efficiency
+        self.horizon = horizon
         self.progress = progress
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if module.stepped and (step % self.log_every == 0 or step == trainer.max_steps):
+        if module.stepped and (step % self.log_every == 0 or self.horizon.over):
             values = module.train_metrics()
             values |= self.efficiency.measure(module)
             self._log(trainer, step, values)

@@ -15,6 +15,7 @@ router's) is a sum over queries and is added to the nats: it trains, weighted al
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -58,12 +59,13 @@ class LanguageModel(lightning.LightningModule):
         self.batch_size = self.batch_tokens = 0  # sequences and positions in it
         self.learning_rate = 0.0
         self.validation_metrics: dict[str, float] = {}
+        self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (horizon.py)
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings = dict(self.optimizer_settings)
         schedule = settings.pop("schedule")
         optimizer = build_optimizer(self.model, **settings)
-        scheduler = build_schedule(optimizer, self.trainer.max_steps, **schedule)
+        scheduler = build_schedule(optimizer, self.trainer.max_steps, self.progress, **schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Training

@@ -21,6 +21,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+SHARES = 1_000_000
+"""Steps that a run has for a schedule that follows time: fine enough for any share."""
+
+
 def build_optimizer(
     model: nn.Module,
     *,
@@ -118,14 +122,24 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
-def build_schedule(optimizer: Optimizer, max_steps: int, *, name: str, **settings: float) -> LambdaLR:
-    """Multiplies every group's learning rate by a factor that depends on the step alone."""
+def build_schedule(
+    optimizer: Optimizer,
+    max_steps: int,
+    progress: Callable[[], float] | None = None,
+    *,
+    name: str,
+    **settings: float,
+) -> LambdaLR:
+    """Multiplies every group's learning rate by a factor that depends on the step alone; or, given `progress`, on the
+    share of the run that it says is done."""
     if name not in SCHEDULES:
         raise ValueError(f"optimizer.schedule.name={name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
     for key, value in settings.items():
         if not 0 <= value <= 1:
             raise ValueError(f"optimizer.schedule.{key}={value} is a share, and must lie in [0, 1]")
     factor = SCHEDULES[name]
+    if progress is not None:
+        return LambdaLR(optimizer, lambda _: factor(round(min(1.0, progress()) * SHARES), SHARES, **settings))
     return LambdaLR(optimizer, lambda step: factor(step, max_steps, **settings))
 
 

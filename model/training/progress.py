@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from model.training.horizon import Horizon
+
 log = logging.getLogger(__name__)
 
 SHOWN = {
@@ -25,17 +27,18 @@ SHOWN = {
 class Progress(Callback):
     """Shows what metrics.Recorder logs."""
 
-    def __init__(self, console: Console | None = None):
+    def __init__(self, horizon: Horizon, console: Console | None = None):
+        self.horizon = horizon
         self.console = console or Console(stderr=True)
         self.bar: Bar | None = None
         self.active = False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.active = trainer.is_global_zero
-        self.first_step, self.max_steps, self.started = trainer.global_step, trainer.max_steps, time.perf_counter()
+        self.progress_before, self.started = self.horizon.progress, time.perf_counter()
         if self.active and self.console.is_terminal:
             self.bar = Bar(
-                TextColumn("step"),
+                TextColumn("step" if self.horizon.max_steps else "second"),
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("{task.description}"),
@@ -44,12 +47,16 @@ class Progress(Callback):
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step)
+            total = self.horizon.max_steps or round(self.horizon.max_seconds)
+            self.task = self.bar.add_task("", total=total, completed=self._completed(trainer))
             self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=trainer.global_step)
+            self.bar.update(self.task, completed=self._completed(trainer))
+
+    def _completed(self, trainer: Trainer) -> int:
+        return trainer.global_step if self.horizon.max_steps else round(self.horizon.seconds)
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """One logged event: the bar's text, or one line."""
@@ -57,15 +64,15 @@ class Progress(Callback):
             return
         text = "  ".join(form.format(values[key]) for key, form in SHOWN.items() if key in values)
         if self.bar is None or "validation/loss" in values:
-            log.info("step %d/%d  %s  ETA %s", step, self.max_steps, text, self._eta(step))
+            log.info("step %s  %s  ETA %s", self.horizon.describe(step), text, self._eta())
         else:
             self.bar.update(self.task, description=text)
 
-    def _eta(self, step: int) -> str:
-        done = step - self.first_step
+    def _eta(self) -> str:
+        done, left = self.horizon.progress - self.progress_before, max(0.0, 1 - self.horizon.progress)
         if done <= 0:
             return "-"
-        seconds = round((time.perf_counter() - self.started) / done * (self.max_steps - step))
+        seconds = round((time.perf_counter() - self.started) / done * left)
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
