@@ -59,6 +59,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from scripts.pictures import draw_loss_by_position, draw_patterns
 
     first_rank = rank_zero_only.rank == 0
+    if not first_rank:
+        logging.getLogger().setLevel(logging.WARNING)  # the first one says it
     check(config)
     seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"])

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
 SHARES = 1_000_000
 """Steps that a run has for a schedule that follows time: fine enough for any share."""
 

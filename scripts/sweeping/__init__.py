@@ -1,6 +1,6 @@
 """Sweeps: one command, many runs, resumable and on an equal footing.
 
-    configs/sweep/*.yaml --points.py--> jobs --budget.py--> on an equal footing --launch.py--> launcher --jobs.py--> runs
+    configs/sweep/*.yaml --points.py--> jobs --budget.py--> jobs of equal cost --launch.py--> launcher --jobs.py--> runs
 
 Read in this order:
 

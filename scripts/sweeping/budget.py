@@ -44,7 +44,8 @@ class Footing:
             values = dict.fromkeys(job.get(key) for job in jobs)
             if len(values) > 1:
                 raise ConfigError(
-                    f"{key}={','.join(map(str, values))}: sweep.match={self.match} sets it; accepted with sweep.match=null"
+                    f"{key}={','.join(map(str, values))}: sweep.match={self.match} sets it; accepted with "
+                    "sweep.match=null"
                 )
 
     def overrides(self, job: Overrides, config: Mapping[str, Any]) -> Overrides:
@@ -62,7 +63,8 @@ class Footing:
         fitting = round(self.budget[key] / per_step)
         if fitting < 1:
             raise ConfigError(
-                f"sweep.{key}={self.budget[key]:,.0f}: less than one step ({per_step:,.0f}) of {' '.join(job.values())}"
+                f"sweep.{key}={self.budget[key]:.12g}: less than one step of a job, {per_step:.12g} with "
+                f"attention={config['attention']['name']}"
             )
         return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
 

@@ -181,7 +181,6 @@ def _run_apart(folder: Path, job: records.Job, say: str) -> None:
             hint = ", as when the system has no memory left" if how == "SIGKILL" else ""
             ended.end(INTERRUPTED if stopped else FAILED, 0.0, f"its process ended with {how}{hint}")
             log.info("%s %s: %s", say, ended.state, ended.exit_reason)
-    report(folder)
 
 
 SAY = "FARSIGHT_JOB"

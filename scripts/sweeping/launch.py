@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from configs.build import ConfigError
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 
 FLAGS = ("-m", "--multirun")
 
+UNTOLD = ("seed", "outputs", "name")
+"""Settings in which jobs may differ without a label that says so."""
+
 
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Whether this command line asks for a sweep of ours."""
@@ -48,19 +53,23 @@ def launch(arguments: Sequence[str]) -> int:
     arguments: of the command line, `-m` among them.
     """
     with user_errors(), Composer(arguments) as composer:
-        return Sweep(composer).run()
+        sweep = Sweep(composer)
+        if sweep.settings.search is None:
+            return sweep.run()
+        from scripts.sweeping.search import search
+
+        return search(sweep)
 
 
 class Composer:
     """Composes configs for a command line, and makes its launcher. A context: Hydra's state is global."""
 
     def __init__(self, arguments: Sequence[str]):
-        overrides = [argument for argument in arguments if argument not in FLAGS]
-        for argument in overrides:
+        self.arguments = [argument for argument in arguments if argument not in FLAGS]
+        for argument in self.arguments:
             if argument.startswith("-"):
                 raise ConfigError(f"{argument}: with sweep= accepted are -m and overrides alone")
-        self.command = f"python train.py -m {shlex.join(overrides)}"
-        self.arguments = overrides
+        self.command = f"python train.py -m {shlex.join(self.arguments)}"
 
     def __enter__(self) -> "Composer":
         from hydra import initialize_config_dir
@@ -71,28 +80,35 @@ class Composer:
         )
         self._initialized.__enter__()
         self.loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(self.loader).parse_overrides(self.arguments)
-        self.hydra = [o for o in parsed if o.key_or_group.partition(".")[0].partition("/")[0] == "hydra"]
-        self.sweep = [o for o in parsed if o.key_or_group.partition(".")[0] == "sweep"]
-        self.own = [o for o in parsed if o not in self.hydra and o not in self.sweep]
-        for override in (*self.hydra, *self.sweep):
-            if override.is_sweep_override():
+        self.hydra, self.sweep, self.own = [], [], []
+        for override in self.parse(self.arguments):
+            root = re.split(r"[./@]", override.key_or_group)[0]
+            {"hydra": self.hydra, "sweep": self.sweep}.get(root, self.own).append(override)
+            if root in ("hydra", "sweep") and override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: accepted is one value")
         return self
 
     def __exit__(self, *details: Any) -> None:
         self._initialized.__exit__(*details)
 
-    def master(self, fixed: Overrides) -> DictConfig:
-        """The sweep's own config: what is set in every job, and what Hydra's launcher is told."""
-        from hydra.types import RunMode
+    def parse(self, lines: Sequence[str]) -> list[Override]:
+        return OverridesParser.create(self.loader).parse_overrides(list(lines))
 
-        lines = [o.input_line for o in (*self.hydra, *self.sweep)] + as_lines(fixed)
-        return self.loader.load_configuration("train", overrides=lines, run_mode=RunMode.MULTIRUN)
+    @property
+    def single(self) -> Overrides:
+        """What the command line sets to one value."""
+        return {o.get_key_element(): o.get_value_element_as_str() for o in self.own if not o.is_sweep_override()}
 
     def settings(self) -> Settings:
-        single = {o.get_key_element(): o.get_value_element_as_str() for o in self.own if not o.is_sweep_override()}
-        return Settings.of(OmegaConf.to_container(OmegaConf.select(self.master(single), "sweep"), resolve=True))
+        config = OmegaConf.select(self._master(as_lines(self.single)), "sweep")
+        return Settings.of(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+    def _master(self, more: Sequence[str] = ()) -> DictConfig:
+        """The sweep's own config, with what Hydra's launcher is told."""
+        from hydra.types import RunMode
+
+        lines = [override.input_line for override in (*self.hydra, *self.sweep)]
+        return self.loader.load_configuration("train", overrides=[*lines, *more], run_mode=RunMode.MULTIRUN)
 
     def job(self, overrides: Overrides) -> DictConfig:
         """The config that `python train.py <overrides>` composes, interpolations unresolved."""
@@ -103,7 +119,7 @@ class Composer:
             del config["hydra"]
         return config
 
-    def launcher(self, fixed: Overrides, folder: Path, worker: Worker) -> Any:
+    def launcher(self, folder: Path, worker: Worker) -> Any:
         """Hydra's launcher of this command line (hydra/launcher=...), at work in `folder`."""
         from hydra._internal.callbacks import Callbacks
         from hydra.core.plugins import Plugins
@@ -112,11 +128,10 @@ class Composer:
         # Processes elsewhere find our packages, whatever they are started as.
         paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        place = f"hydra.sweep.dir={as_quoted(str(folder))}"
-        config = self.master(fixed)
+        config = self._master()
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
-            config.hydra.overrides.hydra.append(place)
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={as_quoted(str(folder))}")
         context = HydraContext(config_loader=self.loader, callbacks=Callbacks())
         return Plugins.instance().instantiate_launcher(context, worker, config)
 
@@ -134,25 +149,37 @@ class Draft:
 
 
 class Sweep:
-    """A sweep of the command line in `composer`."""
+    """The sweep of a command line. Its methods are the parts of run(), and of search.py."""
 
     def __init__(self, composer: Composer):
         self.composer = composer
         self.settings = composer.settings()
-        before = dimensions_of(self.settings.vary)
-        dimensions, self.fixed = with_command_line(before, composer.own)
-        self.dimensions = with_baseline(before, dimensions, self.settings.baseline)
         self.footing = Footing(self.settings)
-        self.folder = (Path(self._outputs()) / self.settings.name).absolute()
+        single = composer.single
+        outputs = composer.job({"outputs": single["outputs"]} if "outputs" in single else {})["outputs"]
+        self.folder = (Path(outputs) / self.settings.name).absolute()
+        self.numbers: dict[str, str] = {}  # by hash: "3/7"
 
-    def _outputs(self) -> str:
-        return self.composer.job(self.fixed if "outputs" in self.fixed else {})["outputs"]
+    def run(self) -> int:
+        """Runs what is missing of a grid; returns the exit status."""
+        drafts = self.drafts()
+        self.numbers = {draft.hash: f"{number}/{len(drafts)}" for number, draft in enumerate(drafts, 1)}
+        missing = self.enter(drafts)
+        try:
+            if missing:
+                self.launch(missing)
+        finally:  # a sweep that is stopped has a report, too
+            status = self.conclude([draft.hash for draft in drafts])
+        return status
 
     # What there is to do
 
     def drafts(self) -> list[Draft]:
         """All jobs of this command line, each with its budget."""
-        jobs = fitting(product(self.dimensions, self.fixed), self._has_key)
+        before = dimensions_of(self.settings.vary)
+        dimensions, fixed = with_command_line(before, self.composer.own)
+        dimensions = with_baseline(before, dimensions, self.settings.baseline)
+        jobs = fitting(product(dimensions, fixed), self.has_key)
         self.footing.check(jobs)
         return [self.draft(job) for job in jobs]
 
@@ -163,10 +190,11 @@ class Sweep:
     def _plain(self, job: Overrides) -> dict[str, Any]:
         return OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
 
-    def _has_key(self, certain: Overrides, key: str) -> bool:
-        node: Any = self.composer.job(certain)
+    def has_key(self, job: Overrides, key: str) -> bool:
+        """Whether the config that `job` composes has this key."""
+        node: Any = self.composer.job(job)
         for name in key.lstrip("~").split("."):
-            if not OmegaConf.is_dict(node) or name not in node.keys():  # noqa: SIM118 (`in node` is False for ???)
+            if not OmegaConf.is_dict(node) or name not in list(node.keys()):  # `in node` is False of a missing value
                 return False
             node = node._get_node(name)
         return True
@@ -174,39 +202,24 @@ class Sweep:
     def enter(self, drafts: Sequence[Draft]) -> list[Job]:
         """Puts the jobs into the manifest, where they are not there yet, and returns those that are to run."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = Manifest(
-            self.settings.name, self.settings.match, self.footing.budget, self.composer.command, versions(), None
-        )
-        with changing(self.folder, fresh) as manifest:
-            self._check_footing(manifest)
-            manifest.command, manifest.versions = self.composer.command, versions()
-            for draft in drafts:
-                if manifest.job(draft.hash) is None:
-                    manifest.jobs.append(self._job(draft))
-            told = labels(
-                [parsed(job.overrides) for job in manifest.jobs],
-                ("seed", "outputs", *SETS.get(self.settings.match, ())),
-            )
-            for job, label in zip(manifest.jobs, told, strict=True):
+        match, budget, command = self.settings.match, self.footing.budget, self.composer.command
+        with changing(self.folder, Manifest(self.settings.name, match, budget, command, versions())) as manifest:
+            if manifest.jobs and (manifest.match, manifest.budget) != (match, budget):
+                raise ConfigError(  # what lies in one folder is compared in one report
+                    f"sweep.name={self.settings.name}: {self.folder} holds jobs at "
+                    f"{in_words(manifest.match, manifest.budget)}, and this is {in_words(match, budget)}: "
+                    "give it another sweep.name, or that budget"
+                )
+            manifest.match, manifest.budget = match, budget
+            manifest.command, manifest.versions = command, versions()
+            manifest.jobs += [self._job(draft) for draft in drafts if manifest.job(draft.hash) is None]
+            everyone = [as_overrides(job.overrides) for job in manifest.jobs]
+            for job, label in zip(manifest.jobs, labels(everyone, (*UNTOLD, *SETS.get(match, ()))), strict=True):
                 job.label = label or job.label
                 if job.state == RUNNING and not records.is_running(self.folder, job):
                     job.end(INTERRUPTED, 0.0, "killed")
             jobs = [manifest.job(draft.hash) for draft in drafts]
-        self.numbers = {job.hash: f"{number}/{len(jobs)}" for number, job in enumerate(jobs, 1)}
-        missing = []
-        for job in jobs:
-            if job.state == DONE:
-                log.info("job %s %s: done already", self.numbers[job.hash], job.name)
-            elif job.state in (FAILED, OUT_OF_MEMORY) and not self.settings.retry_failed:
-                log.info(
-                    "job %s %s: %s, and left so by sweep.retry_failed=false",
-                    self.numbers[job.hash],
-                    job.name,
-                    job.state,
-                )
-            else:
-                missing.append(job)
-        return missing
+        return [job for job in jobs if self._is_missing(job)]
 
     def _job(self, draft: Draft) -> Job:
         lines = as_lines(draft.overrides)
@@ -220,36 +233,23 @@ class Sweep:
             command=f"python train.py {shlex.join(lines)}".strip(),
         )
 
-    def _check_footing(self, manifest: Manifest) -> None:
-        """What lies in one folder is compared in one report."""
-        if (manifest.match, manifest.budget) == (self.settings.match, self.footing.budget) or not manifest.jobs:
-            manifest.match, manifest.budget = self.settings.match, self.footing.budget
-            return
-        ours, theirs = (
-            footing(m, b) for m, b in ((self.settings.match, self.footing.budget), (manifest.match, manifest.budget))
-        )
-        raise ConfigError(
-            f"sweep.name={self.settings.name}: {self.folder} holds jobs on another footing ({theirs}) than this "
-            f"({ours}); give this sweep another name, or that footing"
-        )
+    def _is_missing(self, job: Job) -> bool:
+        """Whether the job is to run; if not, says why."""
+        if job.state == DONE:
+            log.info("job %s %s: done already", self.numbers[job.hash], job.name)
+            return False
+        if job.state in (FAILED, OUT_OF_MEMORY) and not self.settings.retry_failed:
+            reason = f"{job.state}, and sweep.retry_failed=false"
+            log.info("job %s %s: %s", self.numbers[job.hash], job.name, reason)
+            return False
+        return True
 
     # Doing it
-
-    def run(self) -> int:
-        """Runs what is missing; returns the exit status."""
-        drafts = self.drafts()
-        missing = self.enter(drafts)
-        try:
-            if missing:
-                self.launch(missing)
-        finally:  # a sweep that is stopped has a report, too
-            status = self.conclude([draft.hash for draft in drafts])
-        return status
 
     def launch(self, jobs: Sequence[Job]) -> Sequence[Any]:
         """Hands jobs to the launcher, and waits for them. Returns its returns."""
         worker = Worker(self.folder, self.numbers, self.settings.isolate)
-        launcher = self.composer.launcher(self.fixed, self.folder, worker)
+        launcher = self.composer.launcher(self.folder, worker)
         returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
         for job, result in zip(jobs, returns, strict=True):
             self._note_failure(job, result)
@@ -284,7 +284,8 @@ def as_lines(overrides: Overrides) -> list[str]:
     return [key if key.startswith("~") and not value else f"{key}={value}" for key, value in overrides.items()]
 
 
-def parsed(lines: Sequence[str]) -> Overrides:
+def as_overrides(lines: Sequence[str]) -> Overrides:
+    """And back."""
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
@@ -292,7 +293,7 @@ def as_quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def footing(match: str | None, budget: Budget) -> str:
+def in_words(match: str | None, budget: Budget) -> str:
     """A match and its budget in words."""
     if match is None or budget is None:
         return "sweep.match=null"

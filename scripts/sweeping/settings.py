@@ -49,6 +49,6 @@ class Settings:
         for key in ("retry_failed", "isolate"):
             if not isinstance(getattr(settings, key), bool):
                 raise ConfigError(f"sweep.{key}={getattr(settings, key)}: must be true or false")
-        if not isinstance(settings.vary, Mapping):
+        if not isinstance(settings.vary, Mapping) or not settings.vary:
             raise ConfigError(f"sweep.vary={settings.vary}: must map settings to lists of values")
         return settings
