@@ -80,13 +80,21 @@ class Composer:
         )
         self._initialized.__enter__()
         self.loader = GlobalHydra.instance().config_loader()
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
         self.hydra, self.sweep, self.own = [], [], []
+        try:
+            self._sort()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _sort(self) -> None:
         for override in self.parse(self.arguments):
             root = re.split(r"[./@]", override.key_or_group)[0]
             {"hydra": self.hydra, "sweep": self.sweep}.get(root, self.own).append(override)
             if root in ("hydra", "sweep") and override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: accepted is one value")
-        return self
 
     def __exit__(self, *details: Any) -> None:
         self._initialized.__exit__(*details)
@@ -100,24 +108,26 @@ class Composer:
         return {o.get_key_element(): o.get_value_element_as_str() for o in self.own if not o.is_sweep_override()}
 
     def settings(self) -> Settings:
-        config = OmegaConf.select(self._master(as_lines(self.single)), "sweep")
-        return Settings.of(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        return Settings.of(OmegaConf.to_container(self._master()["sweep"], resolve=True, throw_on_missing=True))
 
-    def _master(self, more: Sequence[str] = ()) -> DictConfig:
+    def _master(self) -> DictConfig:
         """The sweep's own config, with what Hydra's launcher is told."""
         from hydra.types import RunMode
 
         lines = [override.input_line for override in (*self.hydra, *self.sweep)]
-        return self.loader.load_configuration("train", overrides=[*lines, *more], run_mode=RunMode.MULTIRUN)
+        return self.loader.load_configuration("train", overrides=lines, run_mode=RunMode.MULTIRUN)
 
     def job(self, overrides: Overrides) -> DictConfig:
-        """The config that `python train.py <overrides>` composes, interpolations unresolved."""
+        """The config that `python train.py <overrides>` composes, interpolations unresolved. Not to be changed."""
         from hydra.types import RunMode
 
-        config = self.loader.load_configuration("train", overrides=as_lines(overrides), run_mode=RunMode.RUN)
-        with open_dict(config):
-            del config["hydra"]
-        return config
+        lines = tuple(as_lines(overrides))
+        if lines not in self._composed:
+            config = self.loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)
+            with open_dict(config):
+                del config["hydra"]
+            self._composed[lines] = config
+        return self._composed[lines]
 
     def launcher(self, folder: Path, worker: Worker) -> Any:
         """Hydra's launcher of this command line (hydra/launcher=...), at work in `folder`."""

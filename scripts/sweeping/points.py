@@ -147,13 +147,12 @@ def _group(key: str) -> str | None:
 
 
 def labels(jobs: Sequence[Overrides], apart: Iterable[str] = ("seed",)) -> list[str]:
-    """For every job what it differs in from others: attention first, then as few other settings as tell them apart.
+    """For every job what it is: its attention, where that is set, and as few other settings as tell it from others.
 
     apart: keys that no label tells.
     """
-    keys = list(dict.fromkeys(key for job in jobs for key in job if key not in apart))
-    keys.sort(key=lambda key: key != "attention")
-    found = [""] * len(jobs)
+    keys = list(dict.fromkeys(key for job in jobs for key in job if key not in ("attention", *apart)))
+    found = [job.get("attention", "") for job in jobs]
     for key in keys:
         values: dict[str, set[str | None]] = {}
         for job, label in zip(jobs, found, strict=True):
@@ -162,7 +161,7 @@ def labels(jobs: Sequence[Overrides], apart: Iterable[str] = ("seed",)) -> list[
             if len(values[found[index]]) > 1 and key in job:
                 name = "" if "." not in key else key.rpartition(".")[2] + "="
                 found[index] += f" {name}{job[key]}"
-    return [label.strip() or job.get("attention", "") for label, job in zip(found, jobs, strict=True)]
+    return [label.strip() for label in found]
 
 
 def as_override(value: Any) -> str:

@@ -1,0 +1,81 @@
+"""Sweeps of jobs that take a second, or, with `quick`, none."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from model.training.run_folder import RunFolder, config_hash
+from scripts.sweeping import read_manifest
+from scripts.sweeping.launch import Composer, Draft, Sweep, launch
+from tests.scripts.runs import SMALL, write_books
+
+TRAINER = ("trainer.max_steps=6", "trainer.validate_every=3", "trainer.save_every=2", "trainer.log_every=1")
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> list[str]:
+    """Overrides of a run of a second."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    corpus = ["data=files", f"data.path={write_books(folder / 'books')}", f"data.cache={folder / 'cache'}"]
+    return [*SMALL, *TRAINER, *corpus, "evaluation=chunked", "evaluation.baselines=false"]
+
+
+@pytest.fixture
+def reports(monkeypatch) -> list[list[str]]:
+    """The states of all jobs at each time that a report was written."""
+    written: list[list[str]] = []
+    for place in ("jobs", "launch"):
+        monkeypatch.setattr(
+            f"scripts.sweeping.{place}.report", lambda f: written.append([j.state for j in read_manifest(f).jobs])
+        )
+    return written
+
+
+@pytest.fixture
+def quick(monkeypatch) -> dict[str, Callable]:
+    """Jobs that train nothing. What is put under a label in the dictionary is called first, and may raise."""
+    happens: dict[str, Callable] = {}
+
+    def train(config: dict, path: Path) -> dict:
+        job = read_manifest(path.parent).job(config_hash(config))
+        assert job.state == "running" and job.folder == path.name
+        if job.label in happens:
+            happens[job.label]()
+        folder, _ = RunFolder.create_or_continue(path, config)
+        return folder.write_summary(state="finished", step=6, bits_per_byte=float(config["seed"]), device="stand-in")
+
+    monkeypatch.setattr("train.train", train)
+    return happens
+
+
+def jobs_of(*arguments: str) -> list[Draft]:
+    """What a sweep's command line would run."""
+    with Composer(["-m", *arguments]) as composer:
+        return Sweep(composer).drafts()
+
+
+def run_sweep(outputs: Path, *arguments: str) -> int:
+    return launch(["-m", *arguments, f"outputs={outputs}"])
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {job.name: job.state for job in read_manifest(folder).jobs}
+
+
+def table(folder: Path) -> dict[str, list]:
+    """By job: its held-out losses, whole and by position, to the last bit."""
+    found = {}
+    for job in read_manifest(folder).jobs:
+        (row,) = json.loads((folder / job.folder / "evaluation.json").read_text())["rows"]
+        found[job.name] = [row["nll_nats"], row["bits_per_byte"], [part["loss"] for part in row["by_position"]]]
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,143 @@
+"""What a sweep's command line becomes: which jobs, with which settings, under which labels."""
+
+import pytest
+
+from configs.build import ConfigError
+from configs.checks import check
+from scripts.sweeping.launch import as_overrides
+from scripts.sweeping.points import as_override, dimensions_of, labels
+from tests.commands import ROOT
+from tests.scripts.sweeping.conftest import jobs_of
+
+GRIDS = sorted(file.stem for file in (ROOT / "configs/sweep").glob("*.yaml") if file.stem not in ("base", "search"))
+
+
+def settings(*arguments: str, keys: tuple[str, ...]) -> list[tuple]:
+    return [tuple(job.overrides.get(key) for key in keys) for job in jobs_of(*arguments)]
+
+
+def told(*arguments: str) -> list[str]:
+    return labels([job.overrides for job in jobs_of(*arguments)])
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_grid_begins_with_full_attention_and_all_its_jobs_pass_the_checks(name):
+    jobs = jobs_of(f"sweep={name}")
+    assert jobs[0].config["attention"]["name"] == "dense"
+    assert len({job.hash for job in jobs}) == len(jobs) > 3
+    names = labels([job.overrides for job in jobs])
+    assert len(set(names)) == len(jobs)
+    for job in jobs:
+        assert "sweep" not in job.config
+        check(job.config)
+
+
+def test_seeds_and_other_lists_multiply_the_jobs():
+    found = settings(
+        "sweep=patterns", "attention=window", "seed=1,2,3", "optimizer=adamw,muon", keys=("attention", "seed", "optimizer")
+    )
+    assert len(found) == len(set(found)) == 2 * 3 * 2
+    assert found[:2] == [("dense", "1", "adamw"), ("dense", "1", "muon")]
+
+
+def test_the_command_line_replaces_what_varies_and_full_attention_stays_first():
+    assert told("sweep=patterns", "attention=window,strided") == ["dense", "window", "strided"]
+    assert told("sweep=patterns", "attention=window,dense") == ["dense", "window"]
+    assert told("sweep=patterns", "attention=window,strided", "sweep.baseline=null") == ["window", "strided"]
+
+
+def test_single_values_are_set_in_every_job():
+    for job in jobs_of("sweep=patterns", "attention=window", "model=tiny", "trainer.max_steps=50"):
+        assert (job.config["model"]["name"], job.config["trainer"]["max_steps"]) == ("tiny", 50)
+
+
+def test_a_setting_that_a_choice_does_not_have_is_left_out_there():
+    keys = ("attention", "attention.patterns.local.width", "attention.block")
+    found = settings("sweep=window_width", "attention.patterns.local.width=64,128", "attention.block=64", keys=keys)
+    assert found == [("dense", None, "64"), ("window", "64", "64"), ("window", "128", "64")]
+    assert told("sweep=window_width", "attention.patterns.local.width=64,128") == ["dense", "window width=64",
+                                                                                  "window width=128"]  # fmt: skip
+    assert settings("sweep=patterns", "attention=window,strided", "attention.patterns.local.width=64", keys=keys[:2]) == [
+        ("dense", None), ("window", "64"), ("strided", None)]  # fmt: skip
+
+
+def test_a_setting_that_no_choice_has_is_refused():
+    with pytest.raises(ConfigError, match=r"attention\.patterns\.locl\.width=64: no such key in attention=dense, window"):
+        jobs_of("sweep=patterns", "attention=window", "attention.patterns.locl.width=64")
+
+
+def test_settings_that_change_together_are_narrowed_together():
+    keys = ("attention", "data.sequence_length", "data.batch_size")
+    found = settings("sweep=lengths", "data.sequence_length=1024,4096", keys=keys)
+    assert found == [("dense", "1024", "8"), ("dense", "4096", "2"), ("window", "1024", "8"), ("window", "4096", "2")]
+    assert told("sweep=lengths", "data.sequence_length=1024,4096")[:2] == ["dense sequence_length=1024",
+                                                                           "dense sequence_length=4096"]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"data\.sequence_length=3000: .* change together; accepted are 1024, 2048"):
+        jobs_of("sweep=lengths", "data.sequence_length=3000")
+    assert told("sweep=schedules", "attention=growing_window") == ["dense", "growing_window"]
+
+
+def test_lengths_have_as_many_tokens_a_step():
+    for job in jobs_of("sweep=lengths"):
+        data, trainer = job.config["data"], job.config["trainer"]
+        assert data["sequence_length"] * data["batch_size"] * trainer["accumulate"] == 8192
+        assert trainer["max_steps"] == 420
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        ([{"attention": "window", "seed": "1"}, {"attention": "window", "seed": "2"}], ["window", "window"]),
+        ([{"seed": "1"}, {"seed": "2"}], ["", ""]),
+        ([{"a.b.width": "1", "c": "2"}, {"a.b.width": "3", "c": "2"}], ["width=1", "width=3"]),
+        # what only one of them sets tells it from the other
+        ([{"attention": "window"}, {"attention": "window", "optimizer.rate": "3"}], ["window", "window rate=3"]),
+        # attention comes first, and what it tells need not be told again
+        ([{"b": "1", "attention": "x"}, {"b": "2", "attention": "y"}], ["x", "y"]),
+    ],
+)
+def test_a_label_is_what_tells_a_job_from_the_others(jobs, expected):
+    assert labels(jobs) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "null"), (True, "true"), (64, "64"), (0.001, "0.001"), ("dense", "dense"), (["a", ["b", 1]], "[a,[b,1]]"),
+     ({"width": 2}, "{width:2}"), ("a b", "'a b'"), ("it's", r"'it\'s'")],
+)  # fmt: skip
+def test_values_of_a_yaml_are_written_as_on_the_command_line(value, text):
+    assert as_override(value) == text
+
+
+def test_overrides_survive_a_line():
+    assert as_overrides(["a=b=c", "~d"]) == {"a": "b=c", "~d": ""}
+
+
+@pytest.mark.parametrize("vary", [{"a": 3}, {"a": []}, {"a, b": [1, 2]}, {"a, b": [[1]]}])
+def test_a_dimension_that_is_no_list_is_refused(vary):
+    with pytest.raises(ConfigError, match=r"sweep\.vary\.a.*: must be a list"):
+        dimensions_of(vary)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sweep.match=memory"], r"sweep\.match=memory: must be one of tokens, time, flops, or null"),
+        (["sweep.tokens=0"], r"sweep\.tokens=0: must be a positive number"),
+        (["sweep.seconds=60"], r"sweep\.seconds=60: is the budget of sweep\.match=time, not tokens"),
+        (["sweep.match=tokens,time"], r"sweep\.match=tokens,time: accepted is one value"),
+        (["sweep.name=a/b"], r"sweep\.name=a/b: becomes a folder"),
+        (["sweep.retry_failed=2"], r"sweep\.retry_failed=2: must be true or false"),
+        (["+sweep.mach=time"], r"sweep\.mach=time: no such key; accepted are .*match"),
+        (["sweep.match=time"], r"sweep\.seconds=null: sweep\.match=time needs the seconds"),
+        (["trainer.max_steps=10,20"], r"trainer\.max_steps=10,20: sweep\.match=tokens sets it"),
+        (["sweep.tokens=100"], r"sweep\.tokens=100: less than one step of a job, 4096 with attention=dense"),
+        (["seed=interval(1,3)"], r"seed=interval\(1,3\): a grid takes values"),
+        (["--config-dir=x"], r"--config-dir=x: with sweep= accepted are -m and overrides alone"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_sweep_that_cannot_be_is_one_line(arguments, named):
+    with pytest.raises(ConfigError, match=named) as error:
+        jobs_of("sweep=patterns", *arguments)
+    assert "\n" not in str(error.value)
