@@ -1,0 +1,110 @@
+"""Sweeps that end in the middle of a job, as processes do: killed, stopped, or two at once."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.sweeping import read_manifest
+from scripts.sweeping.manifest import FILE
+from tests.commands import ROOT
+from tests.scripts.sweeping.conftest import run_sweep, states, table, wait_for
+
+JOBS = ("sweep=patterns", "attention=window", "attention.patterns.local.width=16", "trainer.max_steps=80",
+        "trainer.validate_every=40", "trainer.save_every=4")  # fmt: skip
+
+
+def start(outputs: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "-m", *arguments, f"outputs={outputs}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )  # fmt: skip
+
+
+def at(process: subprocess.Popen, words: str) -> None:
+    """Reads the process's log up to the line that holds `words`."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow  # two processes, which import everything, and three sweeps of two jobs
+def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, small, reports, one_thread, capsys):
+    jobs = (*JOBS, *(each for each in small if not each.startswith("trainer.") or "log_every" in each))
+    assert run_sweep(tmp_path / "undisturbed", *jobs) == 0
+    folder = tmp_path / "disturbed" / "patterns"
+
+    with start(tmp_path / "disturbed", *jobs) as process:
+        at(process, "step 9/80")
+        process.send_signal(signal.SIGKILL)
+    assert list(states(folder).values()) == ["running", "waiting"]  # nobody was left to write anything
+    first = read_manifest(folder).jobs[0]
+    assert 8 <= torch.load(folder / first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] < 80
+
+    with start(tmp_path / "disturbed", *jobs) as process:
+        at(process, "job 1/2 dense seed=1: goes on from its last checkpoint")
+        at(process, "job 2/2 window seed=1: starts")
+        at(process, "step 5/80")
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+    assert process.returncode == 130
+    assert list(states(folder).values()) == ["done", "interrupted"]
+    assert read_manifest(folder).jobs[1].exit_reason.startswith("stopped at step ")
+
+    capsys.readouterr()
+    assert run_sweep(tmp_path / "disturbed", *jobs) == 0
+    assert "job 2/2 window seed=1: goes on from its last checkpoint" in capsys.readouterr().err
+    undisturbed = tmp_path / "undisturbed" / "patterns"
+    assert table(folder) == table(undisturbed)
+    for one, other in zip(read_manifest(folder).jobs, read_manifest(undisturbed).jobs, strict=True):
+        assert one.hash == other.hash
+        weights = [
+            torch.load(place / one.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+            for place in (folder, undisturbed)
+        ]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_killed_job_without_a_checkpoint_starts_anew(tmp_path, small, reports):
+    jobs = ("sweep=patterns", "sweep.baseline=null", "attention=window", *small)
+    assert run_sweep(tmp_path / "undisturbed", *jobs) == 0
+    assert run_sweep(tmp_path / "disturbed", *jobs) == 0
+    folder = tmp_path / "disturbed" / "patterns"
+    manifest = (folder / FILE).read_text().replace('"done"', '"running"')  # as SIGKILL leaves it
+    (folder / FILE).write_text(manifest)
+    job = read_manifest(folder).jobs[0]
+    for file in (folder / job.folder / "checkpoints").iterdir():
+        file.unlink()
+    assert run_sweep(tmp_path / "disturbed", *jobs) == 0
+    assert table(folder) == table(tmp_path / "undisturbed" / "patterns")
+    assert len((folder / job.folder / "metrics.csv").read_text().splitlines()) == 1 + 6 + 2  # no row of the first try
+
+
+@pytest.mark.slow  # a second process
+def test_two_sweeps_at_once_share_the_jobs(tmp_path, small, reports):
+    jobs = ("sweep=patterns", "attention=window,strided", "seed=1,2", *small)
+    folder = tmp_path / "patterns"
+    with start(tmp_path, *jobs) as process:
+        at(process, "job 1/6 dense seed=1: starts")
+        ours = run_sweep(tmp_path, *jobs)
+        process.stderr.read()
+    wait_for(lambda: process.poll() is not None)
+    assert set(states(folder).values()) == {"done"} and len(states(folder)) == 6
+    assert ours in (0, 1) and process.returncode in (0, 1) and 0 in (ours, process.returncode)
+    for job in read_manifest(folder).jobs:
+        assert (folder / job.folder / "train.log").read_text().count("run folder:") == 1, "trained once"

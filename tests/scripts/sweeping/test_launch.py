@@ -1,0 +1,199 @@
+"""A sweep launched, and launched again: what runs, what does not, what the manifest says."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from configs.build import ConfigError
+from scripts.sweeping import read_manifest
+from scripts.sweeping.launch import is_sweep
+from scripts.sweeping.manifest import changing_job, lock
+from tests.commands import run
+from tests.scripts.sweeping.conftest import run_sweep, states
+
+PAIR = ("sweep=patterns", "attention=window")
+
+
+def fails(error: BaseException):
+    def happen():
+        raise error
+
+    return happen
+
+
+def test_a_sweep_of_real_jobs(tmp_path, small, reports, capsys):
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    folder = tmp_path / "patterns"
+    manifest = read_manifest(folder)
+    assert (manifest.sweep, manifest.match, manifest.budget) == ("patterns", "tokens", {"tokens": 6 * 64})
+    assert manifest.command.startswith("python train.py -m sweep=patterns attention=window model.width=32")
+    assert manifest.versions["torch"] == torch.__version__ and manifest.device
+    dense, window = manifest.jobs
+    assert (dense.label, dense.baseline, dense.seed) == ("dense", True, 1)
+    assert (window.label, window.baseline, window.seed) == ("window", False, 1)
+    for job in manifest.jobs:
+        place = folder / job.folder
+        for name in ("config.yaml", "summary.json", "evaluation.json", "metrics.csv", "train.log", "checkpoints/last.ckpt"):
+            assert (place / name).stat().st_size > 0, name
+        summary = json.loads((place / "summary.json").read_text())
+        assert summary["config_hash"] == job.hash == place.name and summary["state"] == "finished"
+        assert job.state == "done" and 0 < job.seconds and job.started <= job.ended
+        assert job.command.split()[:2] == ["python", "train.py"] and "sweep=" not in job.command
+        config = yaml.safe_load((place / "config.yaml").read_text())
+        assert config["attention"]["name"] == job.label
+    assert reports == [["done", "waiting"], ["done", "done"], ["done", "done"]]
+    screen = capsys.readouterr().err
+    assert "job 1/2 dense seed=1: starts" in screen and "job 2/2 window seed=1: done after" in screen
+    assert "2 of 2 jobs done" in screen
+    assert not (tmp_path / "multirun").exists()
+
+    before = (folder / dense.folder / "summary.json").stat().st_mtime_ns
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    assert "job 1/2 dense seed=1: done already" in capsys.readouterr().err
+    assert (folder / dense.folder / "summary.json").stat().st_mtime_ns == before
+
+
+def test_more_of_the_same_sweep_runs_what_is_missing(tmp_path, small, quick, reports, capsys):
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    assert run_sweep(tmp_path, *PAIR, "seed=1,2", *small) == 0
+    assert list(states(tmp_path / "patterns")) == ["dense seed=1", "window seed=1", "dense seed=2", "window seed=2"]
+    assert capsys.readouterr().err.count("starts") == 4
+
+
+def test_a_job_that_fails_stops_no_other(tmp_path, small, quick, reports, capsys):
+    quick["dense"] = fails(RuntimeError("boom\nsecond line"))
+    assert run_sweep(tmp_path, *PAIR, "seed=1,2", *small) == 1
+    folder = tmp_path / "patterns"
+    assert list(states(folder).values()) == ["failed", "failed", "done", "done"]
+    job = read_manifest(folder).jobs[0]
+    assert job.exit_reason == "RuntimeError: boom"
+    assert "Traceback" in job.traceback and "second line" in job.traceback
+    assert job.traceback in (folder / job.folder / "train.log").read_text()
+    screen = capsys.readouterr().err
+    assert "job 1/4 dense seed=1: failed after 0 s: RuntimeError: boom" in screen
+    assert "2 of 4 jobs done" in screen and "Traceback" not in screen
+
+
+def test_what_failed_runs_again_unless_it_shall_not(tmp_path, small, quick, reports, capsys):
+    quick["window"] = fails(ConfigError("attention.patterns.local.width=0: must be >= 1"))
+    assert run_sweep(tmp_path, *PAIR, *small) == 1
+    assert read_manifest(tmp_path / "patterns").jobs[1].exit_reason == "attention.patterns.local.width=0: must be >= 1"
+    del quick["window"]
+    assert run_sweep(tmp_path, *PAIR, *small, "sweep.retry_failed=false") == 1
+    assert states(tmp_path / "patterns")["window seed=1"] == "failed"
+    assert "job 2/2 window seed=1: failed, and sweep.retry_failed=false" in capsys.readouterr().err
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    job = read_manifest(tmp_path / "patterns").jobs[1]
+    assert (job.state, job.exit_reason, job.traceback) == ("done", None, None)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_job_without_memory_says_so(tmp_path, small, quick, reports, error):
+    quick["dense"] = fails(error)
+    assert run_sweep(tmp_path, *PAIR, *small) == 1
+    assert list(states(tmp_path / "patterns").values()) == ["out of memory", "done"]
+
+
+def test_a_job_that_ends_the_process_is_one_that_failed(tmp_path, small, quick, reports):
+    quick["dense"] = fails(SystemExit(3))
+    assert run_sweep(tmp_path, *PAIR, *small) == 1
+    assert list(states(tmp_path / "patterns").values()) == ["failed", "done"]
+
+
+def test_a_real_job_that_cannot_be_says_why(tmp_path, small, reports, capsys):
+    arguments = ["attention.patterns.local.width=0", "sweep.baseline=null"]
+    assert run_sweep(tmp_path, *PAIR, *small, *arguments) == 1
+    (job,) = read_manifest(tmp_path / "patterns").jobs
+    assert job.state == "failed" and job.exit_reason.startswith("attention.patterns.local.width=0: must be")
+    assert "check_attention" in (tmp_path / "patterns" / job.folder / "train.log").read_text()
+
+
+def test_a_changed_config_is_a_new_job(tmp_path, small, quick, reports):
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    assert run_sweep(tmp_path, *PAIR, *small, "optimizer.learning_rate=0.5") == 0
+    names = list(states(tmp_path / "patterns"))
+    assert names == ["dense seed=1", "window seed=1", "dense learning_rate=0.5 seed=1", "window learning_rate=0.5 seed=1"]
+    assert len({job.folder for job in read_manifest(tmp_path / "patterns").jobs}) == 4
+
+
+def test_another_budget_is_another_sweep(tmp_path, small, quick, reports, capsys):
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    with pytest.raises(SystemExit) as stop:
+        run_sweep(tmp_path, *PAIR, *small, "trainer.max_steps=7")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2
+    assert "sweep.match=tokens sweep.tokens=384, and this is sweep.match=tokens sweep.tokens=448" in line
+    assert run_sweep(tmp_path, *PAIR, *small, "trainer.max_steps=7", "sweep.name=longer") == 0
+    assert len(states(tmp_path / "longer")) == len(states(tmp_path / "patterns")) == 2
+
+
+def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path, small, quick, reports, capsys):
+    quick["window"] = fails(RuntimeError())
+    run_sweep(tmp_path, *PAIR, *small)
+    folder = tmp_path / "patterns"
+    job = read_manifest(folder).jobs[1]
+    with changing_job(folder, job.hash) as noted:
+        noted.start()
+    del quick["window"]
+    with lock(folder, job.hash):
+        assert run_sweep(tmp_path, *PAIR, *small) == 1
+        assert states(folder)["window seed=1"] == "running"
+        assert "job 2/2 window seed=1: runs in another process" in capsys.readouterr().err
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+
+
+def test_ctrl_c_stops_the_sweep_and_it_resumes(tmp_path, small, quick, reports, capsys):
+    quick["window"] = fails(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path, "sweep=patterns", "attention=window,strided", *small)
+    assert list(states(tmp_path / "patterns").values()) == ["done", "interrupted", "waiting"]
+    assert reports[-1] == ["done", "interrupted", "waiting"]
+    del quick["window"]
+    assert run_sweep(tmp_path, "sweep=patterns", "attention=window,strided", *small) == 0
+
+
+def test_a_report_that_fails_costs_a_line(tmp_path, small, quick, monkeypatch, capsys):
+    def write_report(folders):
+        raise ValueError("no figure\nat all")
+
+    monkeypatch.setitem(sys.modules, "scripts.reporting", types.SimpleNamespace(write_report=write_report))
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no report")]
+    assert lines == [f"no report of {tmp_path / 'patterns'}: ValueError: no figure"] * 3
+
+
+def test_a_report_is_written_after_every_job(tmp_path, small, quick, monkeypatch):
+    seen = []
+
+    def write_report(folders: list[Path]) -> None:
+        seen.append(([str(folder) for folder in folders], list(states(folders[0]).values())))
+
+    monkeypatch.setitem(sys.modules, "scripts.reporting", types.SimpleNamespace(write_report=write_report))
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    place = [str(tmp_path / "patterns")]
+    assert seen == [(place, ["done", "waiting"]), (place, ["done", "done"]), (place, ["done", "done"])]
+
+
+def test_what_is_a_sweep():
+    assert is_sweep(["-m", "sweep=patterns"]) and is_sweep(["sweep=x", "--multirun"])
+    assert not is_sweep(["-m", "attention=dense,window"]) and not is_sweep(["sweep=patterns"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sweep=patterns"], "sweep=patterns: a sweep takes -m and overrides alone: python train.py -m sweep=patterns"),
+        (["-m", "sweep=patern"], "sweep=patern: no such choice; accepted are lengths, patterns,"),
+        (["-m", "sweep=patterns", "sede=1"], "sede: no such key; accepted are"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_wrong_command_line_ends_in_one_line(arguments, named):
+    result = run("train.py", *arguments, check=False)
+    (line,) = result.stderr.strip().splitlines()
+    assert result.returncode == 2 and named in line

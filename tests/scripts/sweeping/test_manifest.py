@@ -1,0 +1,88 @@
+"""manifest.json: its form, and that nothing is lost when several processes change it."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+from scripts.sweeping import Job, Manifest, read_manifest
+from scripts.sweeping.manifest import changing, changing_job, is_running, lock
+
+JOB = {
+    "hash": "0123456789ab", "label": "window width=256", "overrides": ["attention=window", "seed=1"], "seed": 1,
+    "baseline": False, "folder": "0123456789ab", "command": "python train.py attention=window seed=1", "state": "done",
+    "started": "2026-01-31T12:00:00+00:00", "ended": "2026-01-31T12:01:00+00:00", "seconds": 60.0, "exit_reason": None,
+    "traceback": None,
+}  # fmt: skip
+MANIFEST = {
+    "sweep": "patterns", "match": "tokens", "budget": {"tokens": 1000}, "command": "python train.py -m sweep=patterns",
+    "versions": {"python": "3.12", "torch": "2.13", "lightning": "2.6", "farsight": "0.1"}, "device": "cpu",
+    "jobs": [JOB],
+}  # fmt: skip
+
+
+def manifest(*jobs: str) -> Manifest:
+    made = [Job(**(JOB | {"hash": name, "state": "waiting", "seconds": None})) for name in jobs]
+    return Manifest(**(MANIFEST | {"jobs": made}))
+
+
+def test_the_form_is_the_one_that_reports_read(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"later": 1}))
+    assert read_manifest(tmp_path).to_dict() == MANIFEST
+    assert read_manifest(tmp_path).job("0123456789ab").name == "window width=256 seed=1"
+    assert read_manifest(tmp_path).job("f") is None
+
+
+def test_a_job_adds_up_the_seconds_of_its_attempts(tmp_path):
+    with changing(tmp_path, manifest("a")) as new:
+        job = new.job("a")
+        job.started = None
+    with changing_job(tmp_path, "a") as job:
+        job.start()
+        job.end("failed", 2.0, "reason", "trace")
+    first = read_manifest(tmp_path).job("a")
+    assert (first.state, first.seconds, first.exit_reason, first.traceback) == ("failed", 2.0, "reason", "trace")
+    with changing_job(tmp_path, "a") as job:
+        job.start()
+    assert (job.exit_reason, job.traceback, job.ended, job.started) == (None, None, None, first.started)
+    with changing_job(tmp_path, "a") as job:
+        job.end("done", 3.0)
+    assert read_manifest(tmp_path).job("a").seconds == 5.0
+
+
+def _end_jobs(folder: Path, jobs: list[str]) -> None:
+    for job in jobs:
+        with changing_job(folder, job) as noted:
+            noted.end("done", 1.0)
+
+
+def test_processes_lose_none_of_each_others_changes(tmp_path):
+    names = [[f"{process}-{number}" for number in range(15)] for process in range(3)]
+    with changing(tmp_path, manifest(*(name for some in names for name in some))):
+        pass
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_end_jobs, args=(tmp_path, some)) for some in names]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes):
+        read_manifest(tmp_path)  # never half written
+    assert all(job.state == "done" for job in read_manifest(tmp_path).jobs)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def _hold(folder: Path, held, release) -> None:
+    with lock(folder, "a"):
+        held.set()
+        release.wait(60)
+
+
+def test_a_job_runs_as_long_as_its_process_lives(tmp_path):
+    job = manifest("a").job("a")
+    assert not is_running(tmp_path, job)
+    fork = multiprocessing.get_context("fork")
+    held, release = fork.Event(), fork.Event()
+    process = fork.Process(target=_hold, args=(tmp_path, held, release))
+    process.start()
+    assert held.wait(60) and is_running(tmp_path, job)
+    process.kill()
+    process.join()
+    assert not is_running(tmp_path, job)
