@@ -1,5 +1,7 @@
 """python train.py -m sweep=...: composes the sweep and its jobs, and hands a launcher those that are missing."""
 
+import copy
+import functools
 import importlib.metadata
 import logging
 import os
@@ -13,6 +15,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from configs.build import ConfigError
@@ -21,7 +24,17 @@ from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
 from scripts.sweeping.budget import SETS, Budget, Footing
 from scripts.sweeping.jobs import ROOT, Worker, report
-from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, Job, Manifest, changing
+from scripts.sweeping.manifest import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    OUT_OF_MEMORY,
+    RUNNING,
+    WAITING,
+    Job,
+    Manifest,
+    changing,
+)
 from scripts.sweeping.points import (
     Overrides,
     dimensions_of,
@@ -102,19 +115,13 @@ class Composer:
     def parse(self, lines: Sequence[str]) -> list[Override]:
         return OverridesParser.create(self.loader).parse_overrides(list(lines))
 
-    @property
-    def single(self) -> Overrides:
-        """What the command line sets to one value."""
-        return {o.get_key_element(): o.get_value_element_as_str() for o in self.own if not o.is_sweep_override()}
-
-    def settings(self) -> Settings:
-        return Settings.of(OmegaConf.to_container(self._master()["sweep"], resolve=True, throw_on_missing=True))
-
-    def _master(self) -> DictConfig:
-        """The sweep's own config, with what Hydra's launcher is told."""
+    @functools.cached_property
+    def master(self) -> DictConfig:
+        """The sweep's own config: its settings, its place, and what Hydra's launcher is told."""
         from hydra.types import RunMode
 
-        lines = [override.input_line for override in (*self.hydra, *self.sweep)]
+        place = [override for override in self.own if override.key_or_group == "outputs"]
+        lines = [override.input_line for override in (*self.hydra, *self.sweep, *place)]
         return self.loader.load_configuration("train", overrides=lines, run_mode=RunMode.MULTIRUN)
 
     def job(self, overrides: Overrides) -> DictConfig:
@@ -138,7 +145,7 @@ class Composer:
         # Processes elsewhere find our packages, whatever they are started as.
         paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        config = self._master()
+        config = copy.deepcopy(self.master)
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={as_quoted(str(folder))}")
@@ -163,11 +170,10 @@ class Sweep:
 
     def __init__(self, composer: Composer):
         self.composer = composer
-        self.settings = composer.settings()
+        master = composer.master
+        self.settings = Settings.of(OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True))
         self.footing = Footing(self.settings)
-        single = composer.single
-        outputs = composer.job({"outputs": single["outputs"]} if "outputs" in single else {})["outputs"]
-        self.folder = (Path(outputs) / self.settings.name).absolute()
+        self.folder = (Path(master["outputs"]) / self.settings.name).absolute()
         self.numbers: dict[str, str] = {}  # by hash: "3/7"
 
     def run(self) -> int:
@@ -194,6 +200,9 @@ class Sweep:
         return [self.draft(job) for job in jobs]
 
     def draft(self, job: Overrides) -> Draft:
+        logger = self._plain(job)["logger"]
+        if logger["name"] == "wandb" and logger["group"] is None:
+            job = job | {"logger.group": self.settings.name}
         job = self.footing.overrides(job, self._plain(job))
         return Draft(job, self._plain(job))
 
@@ -256,25 +265,33 @@ class Sweep:
 
     # Doing it
 
-    def launch(self, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Hands jobs to the launcher, and waits for them. Returns its returns."""
+    def launch(self, jobs: Sequence[Job]) -> None:
+        """Hands jobs to the launcher, and waits for them. Where the launcher itself fails (a worker of joblib's was
+        killed, which ends the others), the jobs that it had begun are interrupted, and the others launched again."""
         worker = Worker(self.folder, self.numbers, self.settings.isolate)
-        launcher = self.composer.launcher(self.folder, worker)
-        returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=0)
-        for job, result in zip(jobs, returns, strict=True):
-            self._note_failure(job, result)
-        return returns
-
-    def _note_failure(self, job: Job, result: Any) -> None:
-        """A job that failed outside of what jobs.py watches over, in a process elsewhere."""
-        from hydra.core.utils import JobStatus
-
-        if result.status is not JobStatus.FAILED:
+        while jobs:
+            try:
+                returns = self.composer.launcher(self.folder, worker).launch([job.overrides for job in jobs], 0)
+            except Exception as error:
+                log.warning("the launcher failed: %s: %s", type(error).__name__, one_line(error))
+                left = self._left_behind(jobs, f"its process ended: {type(error).__name__}")
+                if len(left) == len(jobs):
+                    raise
+                jobs = left
+                continue
+            for job, result in zip(jobs, returns, strict=True):
+                if result.status is JobStatus.FAILED:  # outside of what jobs.py watches over
+                    self._left_behind([job], f"{type(result._return_value).__name__}: {one_line(result._return_value)}")
             return
-        with records.changing_job(self.folder, job.hash) as noted:
-            if noted.state not in (DONE, FAILED, OUT_OF_MEMORY):
-                noted.end(FAILED, 0.0, f"{type(result._return_value).__name__}: {one_line(result._return_value)}")
-                log.warning("job %s %s: failed: %s", self.numbers[job.hash], job.name, noted.exit_reason)
+
+    def _left_behind(self, jobs: Sequence[Job], reason: str) -> list[Job]:
+        """Writes down what happened to jobs that run no more; returns those that have not begun."""
+        with changing(self.folder) as manifest:
+            noted = [manifest.job(job.hash) for job in jobs]
+            for job in noted:
+                if job.state == RUNNING and not records.is_running(self.folder, job):
+                    job.end(INTERRUPTED, 0.0, reason)
+            return [job for job in noted if job.state == WAITING]
 
     def conclude(self, hashes: Sequence[str]) -> int:
         """Writes the report and says how the sweep stands."""

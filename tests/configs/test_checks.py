@@ -49,6 +49,10 @@ WRONG = [
     (["data.packing=tetris"], ["data.packing=tetris", "contiguous"]),
     (["data=files", "data.path=/no/such/folder"], ["data.path=/no/such/folder"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0", ">= 1"]),
+    (["trainer.max_steps=null"], ["trainer.max_steps=None", "integer >= 1"]),
+    (["trainer.max_seconds=0"], ["trainer.max_seconds=0", "positive number, or null"]),
+    (["trainer.max_seconds=1m"], ["trainer.max_seconds=1m", "positive number, or null"]),
+    (["sweep=patterns"], ["sweep=patterns", "python train.py -m sweep=patterns"]),
     (["trainer.gradient_clip=-1"], ["trainer.gradient_clip=-1", "positive"]),
     (["trainer.precision=8-bit"], ["trainer.precision=8-bit", "32-true"]),
     (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "bf16-mixed"]),
@@ -87,6 +91,10 @@ def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match="no file matches"):
         check(compose("data=files", f"data.path={tmp_path / 'empty'}"))
+
+
+def test_a_run_may_end_by_its_seconds_alone():
+    check(compose("trainer.max_steps=null", "trainer.max_seconds=7.5"))
 
 
 def test_the_default_config_passes():

@@ -10,6 +10,7 @@ from configs.build import build_data, build_model, build_plan
 from configs.checks import EVALUATION_KEYS, TRAINER_KEYS, check
 from kernels import Axis
 from model.attention import build_view, cost_of
+from scripts.sweeping.launch import Composer, Sweep
 from tests.commands import ROOT, compose
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -30,7 +31,10 @@ def test_a_yaml_opens_with_what_it_is_for_and_a_command(file):
 def test_the_commands_at_the_heads_of_the_yamls_compose():
     for file in FILES:
         command = re.search(r"Try: python train\.py ?(.*)", file.read_text())
-        if command:
+        if command and "sweep=" in command.group(1):
+            with Composer(command.group(1).split("  ")[0].split()) as composer:
+                assert Sweep(composer).settings.name, file
+        elif command:
             overrides = re.findall(r"'[^']*'|[^\s']+", command.group(1).split("  ")[0])
             overrides = [override.strip("'") for override in overrides if override != "-m"]
             assert compose(*overrides)["name"], file

@@ -102,5 +102,5 @@ def test_log_goes_to_the_file_while_inside(tmp_path):
 
 def test_config_hash_ignores_what_only_names_the_run():
     config = {"name": "a", "resume": None, "seed": 1, "model": {"width": 8}}
-    assert config_hash(config) == config_hash(config | {"name": "b", "resume": "x"})
+    assert config_hash(config) == config_hash(config | {"name": "b", "resume": "x", "outputs": "c"})
     assert config_hash(config) != config_hash(config | {"seed": 2})

@@ -50,7 +50,8 @@ def test_equal_flops_are_more_steps_where_a_step_is_cheaper(small):
     data = build_data(dense.config["data"])
     data.setup()
     spent = [
-        job.config["trainer"]["max_steps"] * flops_per_step(job.config, data, data.vocabulary) for job in (dense, window)
+        job.config["trainer"]["max_steps"] * flops_per_step(job.config, data, data.vocabulary)
+        for job in (dense, window)
     ]
     assert dense.config["trainer"]["max_steps"] == 200 < window.config["trainer"]["max_steps"]
     assert spent[1] == pytest.approx(spent[0], rel=0.005)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.utils import JobStatus
 
 from configs.build import ConfigError
 from scripts.sweeping import read_manifest
-from scripts.sweeping.launch import is_sweep
+from scripts.sweeping.launch import Composer, is_sweep
 from scripts.sweeping.manifest import changing_job, lock
 from tests.commands import run
-from tests.scripts.sweeping.conftest import run_sweep, states
+from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
 
 PAIR = ("sweep=patterns", "attention=window")
 
@@ -38,11 +39,18 @@ def test_a_sweep_of_real_jobs(tmp_path, small, reports, capsys):
     assert (window.label, window.baseline, window.seed) == ("window", False, 1)
     for job in manifest.jobs:
         place = folder / job.folder
-        for name in ("config.yaml", "summary.json", "evaluation.json", "metrics.csv", "train.log", "checkpoints/last.ckpt"):
+        for name in (
+            "config.yaml",
+            "summary.json",
+            "evaluation.json",
+            "metrics.csv",
+            "train.log",
+            "checkpoints/last.ckpt",
+        ):
             assert (place / name).stat().st_size > 0, name
         summary = json.loads((place / "summary.json").read_text())
         assert summary["config_hash"] == job.hash == place.name and summary["state"] == "finished"
-        assert job.state == "done" and 0 < job.seconds and job.started <= job.ended
+        assert job.state == "done" and job.seconds > 0 and job.started <= job.ended
         assert job.command.split()[:2] == ["python", "train.py"] and "sweep=" not in job.command
         config = yaml.safe_load((place / "config.yaml").read_text())
         assert config["attention"]["name"] == job.label
@@ -117,7 +125,12 @@ def test_a_changed_config_is_a_new_job(tmp_path, small, quick, reports):
     assert run_sweep(tmp_path, *PAIR, *small) == 0
     assert run_sweep(tmp_path, *PAIR, *small, "optimizer.learning_rate=0.5") == 0
     names = list(states(tmp_path / "patterns"))
-    assert names == ["dense seed=1", "window seed=1", "dense learning_rate=0.5 seed=1", "window learning_rate=0.5 seed=1"]
+    assert names == [
+        "dense seed=1",
+        "window seed=1",
+        "dense learning_rate=0.5 seed=1",
+        "window learning_rate=0.5 seed=1",
+    ]
     assert len({job.folder for job in read_manifest(tmp_path / "patterns").jobs}) == 4
 
 
@@ -155,6 +168,46 @@ def test_ctrl_c_stops_the_sweep_and_it_resumes(tmp_path, small, quick, reports, 
     assert reports[-1] == ["done", "interrupted", "waiting"]
     del quick["window"]
     assert run_sweep(tmp_path, "sweep=patterns", "attention=window,strided", *small) == 0
+
+
+class Crashing:
+    """A launcher that dies with its second job, as joblib does when a worker is killed."""
+
+    def __init__(self, folder, worker):
+        self.folder, self.worker = folder, worker
+
+    def launch(self, overrides, initial_job_idx):
+        for number, lines in enumerate(overrides, 1):
+            (job,) = [job for job in read_manifest(self.folder).jobs if job.overrides == lines]
+            with changing_job(self.folder, job.hash) as noted:
+                noted.start()
+                if number != 2:
+                    noted.end("done", 1.0)
+            if number == 2:
+                raise OSError("a worker was killed")
+        return [types.SimpleNamespace(status=JobStatus.COMPLETED) for _ in overrides]
+
+
+def test_a_launcher_that_dies_costs_the_jobs_that_it_had_begun(tmp_path, small, reports, monkeypatch, capsys):
+    monkeypatch.setattr(Composer, "launcher", lambda self, folder, worker: Crashing(folder, worker))
+    assert run_sweep(tmp_path, "sweep=patterns", "attention=window,strided", *small) == 1
+    assert list(states(tmp_path / "patterns").values()) == ["done", "interrupted", "done"]
+    assert read_manifest(tmp_path / "patterns").jobs[1].exit_reason == "its process ended: OSError"
+    assert "the launcher failed: OSError: a worker was killed" in capsys.readouterr().err
+
+
+def test_a_launcher_that_begins_nothing_is_an_error(tmp_path, small, reports, monkeypatch):
+    launcher = types.SimpleNamespace(launch=lambda *_: fails(OSError("no cluster"))())
+    monkeypatch.setattr(Composer, "launcher", lambda *_: launcher)
+    with pytest.raises(OSError, match="no cluster"):
+        run_sweep(tmp_path, *PAIR, *small)
+    assert list(states(tmp_path / "patterns").values()) == ["waiting", "waiting"]
+
+
+def test_wandb_groups_the_runs_of_a_sweep():
+    for arguments, group in ((["logger=wandb"], "patterns"), (["logger=wandb", "logger.group=mine"], "mine")):
+        jobs = jobs_of(*PAIR, *arguments)
+        assert [job.config["logger"]["group"] for job in jobs] == [group, group]
 
 
 def test_a_report_that_fails_costs_a_line(tmp_path, small, quick, monkeypatch, capsys):

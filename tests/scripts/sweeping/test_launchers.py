@@ -124,7 +124,9 @@ def test_a_search_over_seeds_is_refused(tmp_path, small, capsys):
 def test_what_a_search_searches():
     from scripts.sweeping.launch import Composer
 
-    with Composer(["-m", "sweep=search", "a=1,2", "b=interval(0.1,1)", "c=tag(log,interval(1,100))", "d=3"]) as composer:
+    with Composer(
+        ["-m", "sweep=search", "a=1,2", "b=interval(0.1,1)", "c=tag(log,interval(1,100))", "d=3"]
+    ) as composer:
         space, fixed = space_of({"d": [1], "e": "range(1,4)", "f": [True, None]}, composer.own, composer.parse)
         assert space == {
             "a": ["1", "2"],

@@ -34,7 +34,11 @@ def test_every_grid_begins_with_full_attention_and_all_its_jobs_pass_the_checks(
 
 def test_seeds_and_other_lists_multiply_the_jobs():
     found = settings(
-        "sweep=patterns", "attention=window", "seed=1,2,3", "optimizer=adamw,muon", keys=("attention", "seed", "optimizer")
+        "sweep=patterns",
+        "attention=window",
+        "seed=1,2,3",
+        "optimizer=adamw,muon",
+        keys=("attention", "seed", "optimizer"),
     )
     assert len(found) == len(set(found)) == 2 * 3 * 2
     assert found[:2] == [("dense", "1", "adamw"), ("dense", "1", "muon")]
@@ -62,7 +66,9 @@ def test_a_setting_that_a_choice_does_not_have_is_left_out_there():
 
 
 def test_a_setting_that_no_choice_has_is_refused():
-    with pytest.raises(ConfigError, match=r"attention\.patterns\.locl\.width=64: no such key in attention=dense, window"):
+    with pytest.raises(
+        ConfigError, match=r"attention\.patterns\.locl\.width=64: no such key in attention=dense, window"
+    ):
         jobs_of("sweep=patterns", "attention=window", "attention.patterns.locl.width=64")
 
 
