@@ -22,14 +22,16 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from model.training.run_folder import RUN_FOLDER
     from scripts.console import resolve, user_errors
-    from scripts.sweeping.jobs import run_as_job
 
     with user_errors():
         settings = resolve(config)
+
+        from lightning.pytorch.utilities import rank_zero_only
+
+        from model.training.run_folder import RUN_FOLDER
+        from scripts.sweeping.jobs import run_as_job
+
         place = os.environ.get(RUN_FOLDER)
         if place and rank_zero_only.rank == 0:
             sys.exit(run_as_job(settings))
@@ -107,11 +109,15 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
 
 def command() -> None:
     """`-m` with `sweep=` is a sweep of ours; everything else is Hydra's."""
-    from scripts.sweeping.launch import is_sweep, launch
-
     if is_sweep(sys.argv[1:]):
+        from scripts.sweeping.launch import launch
+
         sys.exit(launch(sys.argv[1:]))
     main()
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    return any(flag in arguments for flag in ("-m", "--multirun")) and any(a.startswith("sweep=") for a in arguments)
 
 
 if __name__ == "__main__":

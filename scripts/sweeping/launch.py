@@ -54,11 +54,6 @@ UNTOLD = ("seed", "outputs", "name")
 """Settings in which jobs may differ without a label that says so."""
 
 
-def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether this command line asks for a sweep of ours."""
-    return any(flag in arguments for flag in FLAGS) and any(a.startswith("sweep=") for a in arguments)
-
-
 def launch(arguments: Sequence[str]) -> int:
     """Runs what is missing of a sweep. Returns the exit status: 0 all jobs are done, 1 not all; raises SystemExit(2)
     for a sweep that cannot be, after one line, and KeyboardInterrupt where somebody stopped it.

@@ -20,9 +20,10 @@ JOBS = ("sweep=patterns", "attention=window", "attention.patterns.local.width=16
 
 def start(outputs: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "train.py", "-m", *arguments, f"outputs={outputs}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )  # fmt: skip
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+    )
 
 
 def at(process: subprocess.Popen, words: str) -> None:

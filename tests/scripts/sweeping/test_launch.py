@@ -12,10 +12,11 @@ from hydra.core.utils import JobStatus
 
 from configs.build import ConfigError
 from scripts.sweeping import read_manifest
-from scripts.sweeping.launch import Composer, is_sweep
+from scripts.sweeping.launch import Composer
 from scripts.sweeping.manifest import changing_job, lock
 from tests.commands import run
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
+from train import is_sweep
 
 PAIR = ("sweep=patterns", "attention=window")
 
@@ -241,7 +242,7 @@ def test_what_is_a_sweep():
     ("arguments", "named"),
     [
         (["sweep=patterns"], "sweep=patterns: a sweep takes -m and overrides alone: python train.py -m sweep=patterns"),
-        (["-m", "sweep=patern"], "sweep=patern: no such choice; accepted are lengths, patterns,"),
+        (["-m", "sweep=widths"], "sweep=widths: no such choice; accepted are lengths, patterns,"),
         (["-m", "sweep=patterns", "sede=1"], "sede: no such key; accepted are"),
     ],
     ids=lambda value: str(value),

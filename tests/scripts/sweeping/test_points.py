@@ -61,8 +61,8 @@ def test_a_setting_that_a_choice_does_not_have_is_left_out_there():
     assert found == [("dense", None, "64"), ("window", "64", "64"), ("window", "128", "64")]
     assert told("sweep=window_width", "attention.patterns.local.width=64,128") == ["dense", "window width=64",
                                                                                   "window width=128"]  # fmt: skip
-    assert settings("sweep=patterns", "attention=window,strided", "attention.patterns.local.width=64", keys=keys[:2]) == [
-        ("dense", None), ("window", "64"), ("strided", None)]  # fmt: skip
+    arguments = ["sweep=patterns", "attention=window,strided", "attention.patterns.local.width=64"]
+    assert settings(*arguments, keys=keys[:2]) == [("dense", None), ("window", "64"), ("strided", None)]
 
 
 def test_a_setting_that_no_choice_has_is_refused():
