@@ -41,9 +41,9 @@ class Worker:
     numbers: dict[str, str]  # by config hash: "3/7"
     isolate: bool = False
 
-    def __call__(self, config: DictConfig) -> float | None:
-        """Returns the job's held-out bits per byte where it is done; raises KeyboardInterrupt where somebody stopped
-        it, and nothing else."""
+    def __call__(self, config: DictConfig) -> None:
+        """How the job ended is in the manifest. Raises KeyboardInterrupt where somebody stopped it: no other must
+        start."""
         from lightning.pytorch.utilities import rank_zero_only
 
         from scripts.console import resolve
@@ -57,16 +57,14 @@ class Worker:
             raise RuntimeError(f"{self.folder} knows no job of config {hash}: is this another version of the code?")
         if rank_zero_only.rank != 0:  # a cluster's further task of the same job
             train(settings, self.folder / hash)
-            return None
+            return
         say = f"job {self.numbers.get(hash, '?')} {job.name}:"
         if self.isolate or _wants_ranks(settings["trainer"]):
             _run_apart(self.folder, job, say)
         else:
             run_job(self.folder, hash, settings, say)
-        ended = records.read_manifest(self.folder).job(hash)
-        if ended.state == INTERRUPTED:
+        if records.read_manifest(self.folder).job(hash).state == INTERRUPTED:
             raise KeyboardInterrupt
-        return RunFolder(self.folder / hash).read_summary().get("bits_per_byte") if ended.state == DONE else None
 
 
 def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
