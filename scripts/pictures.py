@@ -62,6 +62,7 @@ def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]]
     low, high = ([b[bound] for b in buckets] for bound in ("low", "high"))
     axes.fill_between(middle, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel("loss (nats/token)")
 

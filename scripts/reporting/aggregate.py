@@ -27,6 +27,10 @@ MEASURED = (
 CONFIDENCE = 0.95
 
 
+Seeded = tuple[int | None, float]
+"""(seed, number)."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `count` seeds; `low` and `high` bound it with CONFIDENCE, None where there is one seed."""
@@ -58,6 +62,10 @@ class Row:
     @property
     def counted(self) -> tuple[Job, ...]:
         return tuple(job for job in self.jobs if job.counted)
+
+    def seeded(self, name: str) -> list[Seeded]:
+        """A number of its jobs that count, by seed."""
+        return [(job.seed, number) for job in self.counted if (number := job.number(name)) is not None]
 
     @property
     def example(self) -> Job:
@@ -101,11 +109,8 @@ def estimate(numbers: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, count)
 
 
-def difference(of: Row, against: Row, name: str = QUALITY) -> Estimate | None:
-    """`of` less `against`, in the mean over seeds; None where one of them has no number."""
-    ours, theirs = (
-        [(job.seed, number) for job in row.counted if (number := job.number(name)) is not None] for row in (of, against)
-    )
+def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | None:
+    """`ours` less `theirs`, in the mean over seeds; None where one of them has no number."""
     if not ours or not theirs:
         return None
     seeds, other_seeds = (sorted(str(seed) for seed, _ in numbers) for numbers in (ours, theirs))
@@ -187,7 +192,11 @@ def _hold_against_baselines(rows: list[Row]) -> list[Row]:
             for key in COSTS
             if key in row.values and key in against.values and against.values[key].mean
         }
-        result.append(replace(row, against=against, difference=difference(row, against), ratios=ratios))
+        result.append(
+            replace(
+                row, against=against, difference=difference(row.seeded(QUALITY), against.seeded(QUALITY)), ratios=ratios
+            )
+        )
     return result
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from scripts.reporting import words
 from scripts.reporting.aggregate import Row, make_rows
-from scripts.reporting.curves import curve_of, positions_of, routing_of
-from scripts.reporting.figures import Draw, cost_panels, draw_curves, draw_positions
+from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
+from scripts.reporting.figures import Draw, cost_panels, draw_curves, draw_position_differences, draw_positions
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.style import Style, make_styles
 from scripts.reporting.table import Column, make_columns
 
 CURVES = (
-    ("train/bits_per_byte", "training bits per byte, smoothed", True),
-    ("validation/bits_per_byte", "validation bits per byte", False),
+    ("train/bits_per_byte", "training", "bits per byte, smoothed", True),
+    ("validation/bits_per_byte", "validation", "bits per byte", False),
 )
-"""(column of metrics.csv, name, whether it is smoothed)."""
+"""(column of metrics.csv, of what, its axis, whether it is smoothed)."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,23 @@ def gather(folders: Sequence[str | Path]) -> Content:
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((words.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
     curves = []
-    for name, label, smooth in CURVES:
+    for name, kind, label, smooth in CURVES:
         found = [curve_of(row, name, smooth) for row in rows]
         if any(curve is not None for curve in found):
             curves += [
-                (f"{label} by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
-                for along, title in (("tokens", "tokens trained on"), ("seconds", "training time"))
+                (f"{kind}, by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
+                for along, title in (("tokens", "tokens"), ("seconds", "training time"))
             ]
     if curves:
         figures["loss_curves"] = tuple(curves)
     positions = [positions_of(row) for row in rows]
     if any(positions):
-        draw = partial(draw_positions, positions=positions, styles=styles)
-        figures["loss_by_position"] = (("held-out loss by position in the document", draw),)
+        panels = [("held-out loss", partial(draw_positions, positions=positions, styles=styles))]
+        less = [position_differences_of(row) for row in rows]
+        if any(less):
+            drawn = partial(draw_position_differences, differences=less, styles=styles)
+            panels.append(("less dense's, at the same positions", drawn))
+        figures["loss_by_position"] = tuple(panels)
     return Content(
         sweeps=sweeps,
         rows=rows,

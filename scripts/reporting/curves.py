@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.reporting.aggregate import Row
+from scripts.reporting.aggregate import Row, difference
 from scripts.reporting.jobs import Job, finite
 
-SMOOTHED = 12
-"""Training loss is the mean of the last 1/12 of a run's logged steps: batches differ far more than patterns do."""
+SMOOTHED = 6
+"""Training loss is the mean of the last sixth of a run's logged steps: batches differ far more than patterns do."""
 
 ROUTING = "train/routing_"
 """What a router's health is logged under."""
@@ -86,6 +86,24 @@ def positions_of(row: Row) -> list[dict[str, float]]:
         | {key: statistics.fmean(found[start, stop][key] for found in evaluations) for key in ("loss", "low", "high")}
         for start, stop in edges
     ]
+
+
+def position_differences_of(row: Row) -> list[dict[str, float]]:
+    """Loss by position less that of the row's baseline, with bounds over seeds (none where there is one seed: then
+    they are the difference itself). Only buckets that all seeds of both have."""
+    if row.against is None:
+        return []
+    ours, theirs = ({job.seed: _buckets(job.evaluation) for job in each.counted} for each in (row, row.against))
+    everything = [*ours.values(), *theirs.values()]
+    if not ours or not theirs:
+        return []
+    found = []
+    for edge in sorted(set.intersection(*(set(buckets) for buckets in everything))):
+        losses = [[(seed, buckets[edge]["loss"]) for seed, buckets in each.items()] for each in (ours, theirs)]
+        less = difference(*losses)
+        low, high = (less.mean, less.mean) if less.low is None else (less.low, less.high)
+        found.append({"start": edge[0], "stop": edge[1], "loss": less.mean, "low": low, "high": high})
+    return found
 
 
 def _buckets(evaluation: Mapping[str, object] | None) -> dict[tuple[float, float], Mapping[str, float]]:

@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import matplotlib
 
@@ -26,8 +27,9 @@ from scripts.reporting.curves import Curve
 from scripts.reporting.style import LIGHT, Style, follow_css
 from scripts.reporting.table import unit_of
 
-Draw = Callable[[Axes], None]
-"""Draws one panel."""
+Draw = Callable[[Axes], "Callable[[], None] | None"]
+"""Draws one panel; what it returns is called once the figure's layout stands, as the places of labels depend on it."""
+Point = tuple[float, float]
 
 COST_AXES = {
     "step_seconds": ("seconds", "step time"),
@@ -62,62 +64,65 @@ SETTINGS = {
 }
 
 
-def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: str, numbers: Sequence[int]) -> None:
-    """Bits per byte against `cost`, with the seeds' intervals, the dense baseline's cross-hairs, and the Pareto front."""
+def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: str) -> Callable[[], None] | None:
+    """Bits per byte against `cost`: the seeds' intervals, the dense baseline's cross-hairs, the Pareto front."""
     kind, title = COST_AXES[cost]
     shown = [
         (row, style, number)
-        for row, style, number in zip(rows, styles, numbers, strict=True)
+        for number, (row, style) in enumerate(zip(rows, styles, strict=True), 1)
         if cost in row.values and QUALITY in row.values
     ]
     size, unit = unit_of(kind, max((row.values[cost].mean for row, _, _ in shown), default=0.0))
     axes.set_xlabel(f"{title} ({unit})")
     axes.set_ylabel("held-out bits per byte")
     if not shown:
-        return _say(axes, "no finished job yet")
+        _say(axes, "no finished job yet")
+        return None
     points = [(row.values[cost].mean / size, row.values[QUALITY].mean) for row, _, _ in shown]
     xs = [x for x, _ in points]
     if min(xs) > 0 and max(xs) / min(xs) > 8:
         axes.set_xscale("log")
         _plain_log_ticks(axes, min(xs), max(xs))
+    bars = []
     for (row, style, _), (x, y) in zip(shown, points, strict=True):
         if row.baseline:
-            axes.axvline(x, color=LIGHT["front"], linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-            axes.axhline(y, color=LIGHT["front"], linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-        found = [row.values[cost], row.values[QUALITY]]
-        half = [
-            None if each.half_width is None else each.half_width / scale
-            for each, scale in zip(found, (size, 1), strict=True)
-        ]
-        error = dict(fmt="none", ecolor=style.color, elinewidth=1.1, capsize=2.5, alpha=0.75, zorder=2)
-        axes.errorbar([x], [y], xerr=half[0], yerr=half[1], **error)
-        axes.plot([x], [y], style.marker, color=style.color, markersize=7.5, zorder=4,
-                  markeredgecolor=LIGHT["paper"], markeredgewidth=0.9)  # fmt: skip
+            cross = {"color": LIGHT["front"], "linewidth": 0.8, "linestyle": (0, (1, 3)), "zorder": 1}
+            axes.axvline(x, **cross)
+            axes.axhline(y, **cross)
+        half_x, half_y = ((row.values[name].half_width or 0.0) / scale for name, scale in ((cost, size), (QUALITY, 1)))
+        error = {"ecolor": style.color, "elinewidth": 1.1, "capsize": 2.5, "alpha": 0.75, "zorder": 2}
+        axes.errorbar([x], [y], xerr=half_x or None, yerr=half_y or None, fmt="none", **error)
+        bars += [((x - half_x, y), (x + half_x, y)), ((x, y - half_y), (x, y + half_y))]
+        point = {"markersize": 7.5, "zorder": 4, "markeredgecolor": LIGHT["paper"], "markeredgewidth": 0.9}
+        axes.plot([x], [y], style.marker, color=style.color, **point)
     _frame(axes, points)
-    front = sorted(points[index] for index in pareto_front(points))
-    _draw_front(axes, front)
+    bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
     names = [row.label if len(shown) <= MOST_NAMES else str(number) for row, _, number in shown]
-    place_labels(axes, points, names)
+    return partial(place_labels, axes, points, names, bars)
 
 
-def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
-    """Writes `names` beside `points` so that no two of them overlap, nor a point, nor the frame; a name that had to go
-    far is tied to its point by a line. Places are tried nearest first, the most crowded points' first."""
+def place_labels(
+    axes: Axes, points: Sequence[Point], names: Sequence[str], bars: Sequence[tuple[Point, Point]] = ()
+) -> None:
+    """Writes `names` beside `points` so that none overlaps another, a point, one of the `bars` (from, to), or the
+    frame; a name that had to go far is tied to its point by a line. Nearest places are tried first, and the points in
+    the largest crowd choose first."""
     figure = axes.figure
-    figure.canvas.draw()
     renderer, to_pixels = figure.canvas.get_renderer(), figure.dpi / 72
     centres = [axes.transData.transform(point) for point in points]
     frame = axes.get_window_extent(renderer)
     mark = 5.5 * to_pixels
-    taken = [Bbox.from_bounds(x - mark, y - mark, 2 * mark, 2 * mark) for x, y in centres]
+    ends = [axes.transData.transform(bar) for bar in bars]
+    taken = [Bbox([start - 1, stop + 1]) for start, stop in ends]
+    taken += [Bbox.from_bounds(x - mark, y - mark, 2 * mark, 2 * mark) for x, y in centres]
 
     def crowd(index: int) -> float:
         return sum(1 / (1 + math.dist(centres[index], other)) for other in centres)
 
     for index in sorted(range(len(points)), key=lambda i: (-crowd(i), i)):
         x, y = centres[index]
-        text = axes.annotate(_literal(names[index]), points[index], xytext=(0, 0), textcoords="offset points", fontsize=8.5,
-                             ha="left", va="center", zorder=5)  # fmt: skip
+        where = {"xytext": (0, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+        text = axes.annotate(_literal(names[index]), points[index], fontsize=8.5, zorder=5, **where)
         extent = text.get_window_extent(renderer)
         width, height = extent.width + 2 * to_pixels, extent.height
         for distance, angle in _places():
@@ -150,7 +155,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Sty
     largest = max(curve.along(along)[-1] for curve, _ in drawn)
     if kind == "tokens":
         size, unit = unit_of(kind, largest)
-        axes.set_xlabel(f"{title} ({ {'B': 'billions', 'M': 'millions', 'k': 'thousands'}.get(unit, 'tokens') })")
+        axes.set_xlabel(f"{title} ({unit or 'tokens'})")
     else:
         size, unit = next(((s, u) for s, u in ((3600.0, "h"), (60.0, "min")) if largest >= 2 * s), (1.0, "s"))
         axes.set_xlabel(f"{title} ({unit})")
@@ -167,13 +172,28 @@ def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Sty
 
 
 def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
-    """Loss by position of every row that has one, with bands."""
+    """Loss by position of every row that has one, with bands: over documents, or, of differences, over seeds."""
     for buckets, style in zip(positions, styles, strict=True):
         if buckets:
             plot_loss_by_position(axes, buckets, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.4,
                                   linestyle=style.linestyle)  # fmt: skip
+    for band in axes.collections:
+        band.set_alpha(0.4 / (2 + len(axes.collections)))
     if not any(positions):
         _say(axes, "no evaluation yet")
+
+
+def draw_position_differences(
+    axes: Axes, differences: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]
+) -> None:
+    """The same less dense's: where in a document a pattern loses or gains."""
+    draw_positions(axes, differences, styles)
+    axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
+    losses = [0.0, *(bucket["loss"] for buckets in differences for bucket in buckets)]
+    span = max(losses) - min(losses)
+    if span:  # the widest intervals, of two seeds, go out of the picture rather than flatten every line
+        axes.set_ylim(min(losses) - span, max(losses) + span)
+    axes.set_ylabel("loss less dense's (nats/token)")
 
 
 def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> str:
@@ -181,7 +201,7 @@ def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> s
     with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained", facecolor="none")
         FigureCanvasAgg(figure)
-        draw(figure.add_subplot())
+        _compose(figure, [(draw, figure.add_subplot())])
         text = _svg(figure)
     svg = text[text.index("<svg ") :]
     head, _, body = svg.partition(">")
@@ -202,14 +222,13 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
             facecolor=LIGHT["paper"],
         )
         FigureCanvasAgg(figure)
-        for place, draw in enumerate(panels, 1):
-            draw(figure.add_subplot(lines, columns, place))
         handles = [
-            Line2D([], [], color=style.color, marker=style.marker, linestyle=style.linestyle, label=_literal(row.label))
-            for row, style in zip(rows, styles, strict=True)
+            Line2D([], [], color=s.color, marker=s.marker, linestyle=s.linestyle, label=_literal(row.label))
+            for row, s in zip(rows, styles, strict=True)
         ]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * columns))
+        _compose(figure, [(draw, figure.add_subplot(lines, columns, n)) for n, draw in enumerate(panels, 1)])
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
         return {f"{name}.png": picture.getvalue(), f"{name}.svg": _svg(figure).encode()}
@@ -217,8 +236,16 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
 
 def cost_panels(rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, Draw]:
     """A panel for each of COSTS."""
-    numbers = range(1, len(rows) + 1)
-    return {cost: lambda axes, cost=cost: draw_cost(axes, rows, styles, cost, numbers) for cost in COSTS}
+    return {cost: partial(draw_cost, rows=rows, styles=styles, cost=cost) for cost in COSTS}
+
+
+def _compose(figure: Figure, panels: Sequence[tuple[Draw, Axes]]) -> None:
+    later = [draw(axes) for draw, axes in panels]
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # it stays as it is now laid out
+    for finish in later:
+        if finish is not None:
+            finish()
 
 
 def _svg(figure: Figure) -> str:
@@ -245,15 +272,20 @@ def _frame(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
         axes.locator_params(nbins=4)
 
 
-def _draw_front(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
-    """The stairs of the best quality within a cost: from the first point up, and from the last one to the right."""
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    xs = [front[0][0], *(x for x, _ in front), right]
-    ys = [top, *(y for _, y in front), front[-1][1]]
-    axes.plot(xs, ys, color=LIGHT["front"], linewidth=1.3, drawstyle="steps-post", zorder=1.5)
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
+def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """The stairs of the best quality within a cost: from the first point up, and from the last one to the right.
+    Returns their steps."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    corners = [(front[0][0], limits[1][1])]
+    for x, y in front:
+        corners += [(x, corners[-1][1]), (x, y)]
+    corners.append((limits[0][1], front[-1][1]))
+    axes.plot(*zip(*corners, strict=True), color=LIGHT["front"], linewidth=1.3, zorder=1.5)
+    axes.set(xlim=limits[0], ylim=limits[1])
+    return [
+        (min(start, stop), max(start, stop)) if start[0] == stop[0] else (start, stop)
+        for start, stop in itertools.pairwise(corners)
+    ]
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:

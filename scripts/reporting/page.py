@@ -6,7 +6,7 @@ and pictures within it, and no request at all.
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -79,16 +79,19 @@ def write_page(content: Content, pictures: Mapping[str, bytes]) -> str:
 
 def _head(content: Content) -> str:
     told = "; ".join((content.progress, *content.footing))
-    cautions = _list(content.cautions, "cautions") if content.cautions else ""
+    cautions = _list(map(escape, content.cautions), "cautions") if content.cautions else ""
+    labels = [row.label for row in content.rows]
     return (
-        f"<header>\n<h1>{escape(content.title)}</h1>\n"
+        f'<header>\n<p class="kicker">Farsight: quality and cost of attention patterns</p>\n<h1>{escape(content.title)}</h1>\n'
         f'<p class="soft">{escape(told[:1].upper() + told[1:])}.</p>\n</header>\n'
-        f'<section class="short">\n<h2>In short</h2>\n{_list(content.readings)}\n{cautions}\n</section>'
+        f'<section class="short">\n<h2>In short</h2>\n{_list(_bold(line, labels) for line in content.readings)}\n{cautions}\n</section>'
     )
 
 
 def _figures(content: Content, name: str) -> str:
     title, hint = SECTIONS[name]
+    if name == "pareto" and not any(row.values for row in content.rows):
+        return ""
     figures = []
     for place, (label, draw) in enumerate(content.figures[name]):
         svg = to_inline_svg(draw, f"{name}_{place}")
@@ -96,10 +99,10 @@ def _figures(content: Content, name: str) -> str:
         figures.append(
             f'<figure role="img" aria-label="{escape(alternative)}"><figcaption>{escape(label)}</figcaption>{svg}</figure>'
         )
-    single = " single" if len(figures) == 1 else ""
+    pairs = "" if len(figures) == 3 else " pairs"
     return (
         f'<section>\n<h2>{title}</h2>\n<p class="hint">{hint}</p>\n{_legend(content)}\n'
-        f'<div class="panels{single}">\n{"".join(figures)}\n</div>\n</section>'
+        f'<div class="panels{pairs}">\n{"".join(figures)}\n</div>\n</section>'
     )
 
 
@@ -133,11 +136,13 @@ def _table(content: Content) -> str:
             order = "" if cell.order is None else f' data-order="{escape(str(cell.order))}"'
             if place == 0:
                 number = f"{index + 1} " if len(content.rows) > 1 else ""
-                named = f'<span class="name">{_key(style)}<span class="soft">{number}</span>{escape(cell.text)}</span>'
+                named = (
+                    f'<span class="name">{_key(style)}<span class="number">{number}</span>{escape(cell.text)}</span>'
+                )
                 cells.append(f'<th scope="row" class="text"{order}>{named}</th>')
             else:
                 cells.append(f"<td{kind(column)}{order}>{escape(cell.text)}</td>")
-        lines.append(("<tr class=\"baseline\">" if row.baseline else "<tr>") + "".join(cells) + "</tr>")
+        lines.append(('<tr class="baseline">' if row.baseline else "<tr>") + "".join(cells) + "</tr>")
     return (
         '<section>\n<h2>Table</h2>\n<p class="hint">Press a heading to sort by it. The same numbers in full are in '
         "pareto.csv.</p>\n"
@@ -150,14 +155,15 @@ def _table(content: Content) -> str:
 def _patterns(content: Content, pictures: Mapping[str, bytes]) -> str:
     figures = [
         f'<figure><figcaption>{escape(row.label)}</figcaption><img alt="Which keys each query of {escape(row.label)} sees" '
-        f'loading="lazy" src="data:image/png;base64,{base64.b64encode(pictures[row.label]).decode()}"></figure>'
+        f'src="data:image/png;base64,{base64.b64encode(pictures[row.label]).decode()}"></figure>'
         for row in content.rows
         if row.label in pictures
     ]
     if not figures:
         return ""
     return (
-        '<section>\n<h2>Patterns</h2>\n<p class="hint">Queries from top to bottom, keys from left to right; dark is seen.'
+        '<section>\n<h2>Patterns</h2>\n<p class="hint">Queries from top to bottom, keys from left to right. Filled is seen; '
+        "paler is seen in a summary, or where a router may choose it."
         f'</p>\n<div class="patterns">{"".join(figures)}</div>\n</section>'
     )
 
@@ -231,9 +237,16 @@ def _surroundings(content: Content) -> str:
     return f"<section>\n<h2>Versions and device</h2>\n<dl>{lines}</dl>\n</section>" if lines else ""
 
 
-def _list(lines: tuple[str, ...], kind: str = "") -> str:
+def _list(lines: Iterable[str], kind: str = "") -> str:
+    """A list of lines of HTML."""
     named = f' class="{kind}"' if kind else ""
-    return f"<ul{named}>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    return f"<ul{named}>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
+
+
+def _bold(line: str, labels: Sequence[str]) -> str:
+    """The line as HTML; a pattern that it begins with stands out."""
+    label = max((label for label in labels if line.startswith(f"{label} ")), key=len, default="")
+    return (f"<strong>{escape(label)}</strong>" if label else "") + escape(line[len(label) :])
 
 
 def _name(job: Job) -> str:

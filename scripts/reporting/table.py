@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scripts.reporting.aggregate import COSTS, MEASURED, QUALITY, Estimate, Row
 from scripts.reporting.jobs import STATES
 
+MINUS = "\N{MINUS SIGN}"
 SHORT = {"step_seconds": "time", "attention_flops_per_token": "FLOPs", "peak_memory_bytes": "memory"}
 """A cost in one word, where there is room for no more."""
 
@@ -30,7 +31,7 @@ UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "seconds": ((1.0, "s"), (1e-3, "ms")),
     "flops": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),
-    "tokens": ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")),
+    "tokens": ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1, "")),
 }
 """What a kind of number is told in, largest first: the first whose size the column's largest number reaches."""
 
@@ -56,24 +57,23 @@ class Column:
 def make_columns(rows: Sequence[Row]) -> list[Column]:
     """The readable table of `rows`; columns without any number are left out."""
     several_seeds = any(len(row.counted) > 1 for row in rows)
+    quality = "held out; lower is better" + ("; ± 95 % over seeds" if several_seeds else "")
     found = [
         Column("pattern", "what a query sees", tuple(Cell(row.label, row.label) for row in rows), numeric=False),
-        Column("state", "jobs done, and what became of the others", tuple(_state(row) for row in rows), numeric=False),
-        _estimates(
-            rows, QUALITY, "bits/byte", "held out; lower is better" + ("; ± 95 % over seeds" * several_seeds), _fixed(4)
-        ),
-        Column("vs dense", "bits per byte more (+) or fewer (−) than dense; ± 95 %", tuple(map(_difference, rows))),
+        _estimates(rows, QUALITY, "bits/byte", quality, _fixed(4)),
+        Column("vs dense", "bits per byte more or fewer than dense; ± 95 %", tuple(map(_difference, rows))),
         _in_units(rows, "step_seconds", "step time", "median of an optimizer step", "seconds"),
-        _ratios(rows, "step_seconds", "time × dense", "step time over dense's"),
+        _ratios(rows, "step_seconds", "time/dense", "step time over dense's"),
+        _in_units(rows, COSTS[1], "attention a token", "attention FLOPs a token, training, from the layouts", "flops"),
+        _ratios(rows, COSTS[1], "FLOPs/dense", "attention FLOPs over dense's"),
+        _in_units(rows, "peak_memory_bytes", "memory", "most that was held while training", "bytes"),
+        Column("front", "no other is better in quality and in this cost", tuple(_fronts(row) for row in rows), False),
+        Column("jobs", "what became of them", tuple(_state(row) for row in rows), numeric=False),
         _estimates(rows, "tokens_per_second", "tokens/s", "while training", lambda value: f"{value:,.0f}"),
-        _in_units(rows, COSTS[1], "attention/token", "attention FLOPs a token, training, from the layouts", "flops"),
-        _ratios(rows, COSTS[1], "FLOPs × dense", "attention FLOPs over dense's"),
-        _in_units(rows, "peak_memory_bytes", "peak memory", "most that was held while training", "bytes"),
         _estimates(rows, "density_pairs", "pairs seen", "of dense causal attention's", lambda value: f"{value:.1%}"),
         _estimates(rows, "density_tiles", "tiles computed", "of dense's", lambda value: f"{value:.1%}"),
         _in_units(rows, "train_tokens", "trained on", "tokens", "tokens"),
         _estimates(rows, "train_seconds", "train time (s)", "with its evaluations", lambda value: f"{value:,.0f}"),
-        Column("front", "no other is better in quality and in this cost", tuple(_fronts(row) for row in rows), False),
     ]
     return [column for column in found if any(cell.order is not None for cell in column.cells)]
 
@@ -95,7 +95,7 @@ def significant(value: float, digits: int = 3) -> str:
 def signed(value: float, places: int = 4) -> str:
     """With its sign; a true minus is as wide as a plus. What rounds to nothing has none."""
     text = f"{value:+.{places}f}"
-    return text.lstrip("+-") if not float(text) else text.replace("-", "−")
+    return text.lstrip("+-") if not float(text) else text.replace("-", MINUS)
 
 
 def write_csv(rows: Sequence[Row]) -> str:

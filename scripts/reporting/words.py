@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 from scripts.reporting.aggregate import COSTS, QUALITY, Row
 from scripts.reporting.jobs import STATES, Sweep
@@ -70,14 +71,13 @@ def readings(rows: Sequence[Row]) -> list[str]:
     if len(judged) > 1:
         best = min(judged, key=lambda row: row.values[QUALITY].mean)
         found.append(f"Best in quality: {best.label}, {best.values[QUALITY].mean:.4f} bits per byte.")
+        fronts: dict[tuple[str, ...], list[str]] = {}
         for cost in COSTS:
-            front = [row for row in judged if cost in row.fronts]
+            front = sorted((row for row in judged if cost in row.fronts), key=lambda row: row.values[cost].mean)
             if front:
-                front.sort(key=lambda row: row.values[cost].mean)
-                found.append(
-                    f"On the Pareto front of {COST_NAMES[cost]} (from cheapest to best): "
-                    f"{', '.join(row.label for row in front)}."
-                )
+                fronts.setdefault(tuple(row.label for row in front), []).append(COST_NAMES[cost])
+        for labels, costs in fronts.items():
+            found.append(f"On the Pareto front of {_and(costs)}, from cheapest to best: {', '.join(labels)}.")
     return found
 
 
@@ -90,6 +90,9 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     if single and len(judged) > 1:
         which = "Every pattern" if len(single) == len(judged) else ", ".join(row.label for row in single)
         found.append(f"{which} ran with one seed: no interval, and small differences may be chance.")
+    bounds = [row.values[QUALITY] for row in judged if row.values[QUALITY].low is not None]
+    if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
+        found.append("Fronts are drawn through means; where intervals overlap, a place on a front is not certain.")
     if len(judged) > 1 and any(sweep.match is None for sweep in sweeps):
         found += [
             f"Not equal: {name} from {low} to {high}."
@@ -140,6 +143,10 @@ def _against_dense(row: Row) -> str:
     return f"{row.label} {took}{change} ({surety})."
 
 
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def _budget(sweep: Sweep) -> str:
     budget = sweep.budget or {}
     for key, kind, unit in (("tokens", "tokens", " tokens"), ("seconds", None, " s"), ("flops", "flops", "")):
@@ -158,5 +165,4 @@ def _told(value: float, kind: str | None) -> str:
     if kind is None:
         return significant(value)
     size, unit = unit_of(kind, value)
-    names = {"B": " billion", "M": " million", "k": " thousand"}
-    return significant(value / size) + (names.get(unit, "") if kind == "tokens" else f" {unit}")
+    return significant(value / size) + (f" {unit.removesuffix('s')}" if unit else "")

@@ -140,7 +140,11 @@ def write_metrics(
         for key in ("train/bits_per_byte", "validation/bits_per_byte"):
             row[key] = str(float(row[key]) + gain + chance.gauss(0, 0.01)) if row[key] else ""
         if routed and row["train/loss"]:
-            row |= {"train/routing_entropy": "0.89", "train/routing_never_chosen": "0.013", "train/routing_age": "812.5"}
+            row |= {
+                "train/routing_entropy": "0.89",
+                "train/routing_never_chosen": "0.013",
+                "train/routing_age": "812.5",
+            }
     columns = list(dict.fromkeys([*(reader.fieldnames or []), *(key for row in rows for key in row)]))
     with open(file, "w", newline="") as out:
         writer = csv.DictWriter(out, columns, lineterminator="\n")
