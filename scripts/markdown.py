@@ -16,5 +16,5 @@ def bounded(value: float, low: float, high: float, sign: str = "") -> str:
 
 def escape(text: str) -> str:
     """Text from a file as literal text in one line of Markdown: no markup, no HTML, no cell's end."""
-    literal = re.sub(r"[\\`*\[\]|~]|^#|\b_\B|\B_\b|\B_\B", r"\\\g<0>", " ".join(text.split()))
+    literal = re.sub(r"[\\`*\[\]|~]|^#|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
     return literal.replace("&", "&amp;").replace("<", "&lt;")

@@ -97,7 +97,7 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
         axes.plot([x], [y], style.marker, color=style.color, **point)
     _frame(axes, points)
     bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
-    names = [row.label if len(shown) <= MOST_NAMES else str(number) for row, _, number in shown]
+    names = [row.label if len(rows) <= MOST_NAMES else str(number) for row, _, number in shown]
     return partial(place_labels, axes, points, names, bars)
 
 
@@ -214,24 +214,30 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
     """{"name.png": ..., "name.svg": ...}: the panels side by side, with a legend below."""
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     lines = -(-len(panels) // columns)
-    legend = -(-len(rows) // (3 * columns))
+    width = PANEL[0] * columns
+    names = [_literal(name) for name in legend_names(rows)]
+    beside = max(1, int(width / (0.7 + 0.085 * max(map(len, names), default=0))))  # legend's columns, by their inches
+    size = width, PANEL[1] * lines + 0.24 * -(-len(names) // beside)
     with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
-        figure = Figure(
-            figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.25 * legend),
-            layout="constrained",
-            facecolor=LIGHT["paper"],
-        )
+        figure = Figure(figsize=size, layout="constrained", facecolor=LIGHT["paper"])
         FigureCanvasAgg(figure)
         handles = [
-            Line2D([], [], color=s.color, marker=s.marker, linestyle=s.linestyle, label=_literal(row.label))
-            for row, s in zip(rows, styles, strict=True)
+            Line2D([], [], color=style.color, marker=style.marker, linestyle=style.linestyle, label=label)
+            for style, label in zip(styles, names, strict=True)
         ]
         if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 * columns))
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), beside))
         _compose(figure, [(draw, figure.add_subplot(lines, columns, n)) for n, draw in enumerate(panels, 1)])
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
         return {f"{name}.png": picture.getvalue(), f"{name}.svg": _svg(figure).encode()}
+
+
+def legend_names(rows: Sequence[Row]) -> list[str]:
+    """The rows' labels; with their numbers where points have no room for names."""
+    if len(rows) <= MOST_NAMES:
+        return [row.label for row in rows]
+    return [f"{number} {row.label}" for number, row in enumerate(rows, 1)]
 
 
 def cost_panels(rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, Draw]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.reporting.aggregate import Row
 from scripts.reporting.content import Content, reason, standing, surroundings
-from scripts.reporting.figures import to_inline_svg
+from scripts.reporting.figures import legend_names, to_inline_svg
 from scripts.reporting.jobs import Job
 from scripts.reporting.style import DARK, LIGHT, Style, css_variables
 
@@ -107,9 +107,8 @@ def _figures(content: Content, name: str) -> str:
 
 
 def _legend(content: Content) -> str:
-    items = [
-        f"<li>{_key(style)}{escape(row.label)}</li>" for row, style in zip(content.rows, content.styles, strict=True)
-    ]
+    named = zip(content.styles, legend_names(content.rows), strict=True)
+    items = [f"<li>{_key(style)}{escape(name)}</li>" for style, name in named]
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 

@@ -103,8 +103,9 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             for low, high in [_range(judged, key, kind)]
             if low != high
         ]
+    found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
-        (job.evaluation["documents_from"], job.evaluation.get("documents"), job.evaluation.get("bytes")) for job in jobs
+        (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes")) for job in jobs
     }
     if len(texts) > 1:
         found.append("The jobs were not judged on the same held-out text: their bits per byte do not compare.")
@@ -136,9 +137,9 @@ def _against_dense(row: Row) -> str:
     if found.low is None:
         surety = "one seed, no interval"
     else:
-        surety = f"95 % interval {signed(found.low)} to {signed(found.high)}, {found.count} seeds"
+        surety = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.count} seeds"
         if found.low <= 0 <= found.high:
-            change = f"{change}, which these seeds do not tell from no difference"
+            change = f"{change}, which may be chance"
     took = f"takes {' and '.join(costs)} and " if costs else ""
     return f"{row.label} {took}{change} ({surety})."
 
