@@ -5,8 +5,8 @@
     python scripts/report.py outputs/window/2026-01-31_12-00-00_000000 outputs/dense --output comparison
     python scripts/report.py outputs/patterns --wandb                      also as wandb artifacts
 
-It writes report.html (one file, opens offline), report.md, pareto.csv, and every figure as PNG and SVG into SWEEP_DIR/report
-or where --output says.
+It writes report.html (one file, opens offline), report.md, pareto.csv, and every figure as PNG and SVG: into
+SWEEP_DIR/report, or where --output says.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """From jobs to rows: seeds together, each pattern against its dense baseline, and which of them are on a Pareto front.
 
 Intervals are Student's, 95 %, over seeds: half-width t(0.975, n - 1) s / sqrt(n). A difference of two rows is taken
-seed by seed where both have the same seeds (at least two), else by Welch's unequal-variance interval with its degrees of freedom
-rounded down; where a row has one seed there is no interval, and none is made up.
+seed by seed where both have the same seeds (at least two), else by Welch's interval for unequal variances with its
+degrees of freedom rounded down; where a row has one seed there is no interval, and none is made up.
 """
 
 import math

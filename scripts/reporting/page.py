@@ -22,17 +22,18 @@ TINT = {"light": "#f4f6f8", "dark": "#1f262e"}
 SECTIONS = {
     "pareto": (
         "Quality against cost",
-        "Down is better, left is cheaper. The grey stairs are the Pareto front: below and left of them nothing was found. "
-        "Dotted lines cross at dense. Bars are 95 % intervals over seeds.",
+        "Down is better, left is cheaper. The grey stairs are the Pareto front: below and left of them nothing was "
+        "found. Dotted lines cross at dense. Bars are 95 % intervals over seeds.",
     ),
     "loss_curves": (
         "Loss while training",
-        "The first steps are cut off at the top. Training time is without evaluation and compilation. Faint lines: jobs "
-        "that are not done.",
+        "The first steps are cut off at the top. Training time is without evaluation and compilation. Faint lines: "
+        "jobs that are not done.",
     ),
     "loss_by_position": (
         "Loss by position",
-        "Held-out loss against how far into its document a token is. Bands are 95 % over documents, the mean of the seeds'.",
+        "Held-out loss against how far into its document a token is. Bands are 95 % over documents, the mean of the "
+        "seeds'; of the difference to dense, over seeds.",
     ),
 }
 
@@ -81,10 +82,12 @@ def _head(content: Content) -> str:
     told = "; ".join((content.progress, *content.footing))
     cautions = _list(map(escape, content.cautions), "cautions") if content.cautions else ""
     labels = [row.label for row in content.rows]
+    readings = _list(_bold(line, labels) for line in content.readings)
     return (
-        f'<header>\n<p class="kicker">Farsight: quality and cost of attention patterns</p>\n<h1>{escape(content.title)}</h1>\n'
+        '<header>\n<p class="kicker">Farsight: quality and cost of attention patterns</p>\n'
+        f"<h1>{escape(content.title)}</h1>\n"
         f'<p class="soft">{escape(told[:1].upper() + told[1:])}.</p>\n</header>\n'
-        f'<section class="short">\n<h2>In short</h2>\n{_list(_bold(line, labels) for line in content.readings)}\n{cautions}\n</section>'
+        f'<section class="short">\n<h2>In short</h2>\n{readings}\n{cautions}\n</section>'
     )
 
 
@@ -97,7 +100,8 @@ def _figures(content: Content, name: str) -> str:
         svg = to_inline_svg(draw, f"{name}_{place}")
         alternative = f"{title}: {label}. The numbers are in the table." if name == "pareto" else label
         figures.append(
-            f'<figure role="img" aria-label="{escape(alternative)}"><figcaption>{escape(label)}</figcaption>{svg}</figure>'
+            f'<figure role="img" aria-label="{escape(alternative)}"><figcaption>{escape(label)}</figcaption>'
+            f"{svg}</figure>"
         )
     pairs = "" if len(figures) == 3 else " pairs"
     return (
@@ -124,7 +128,8 @@ def _key(style: Style) -> str:
 def _table(content: Content) -> str:
     kind = lambda column: "" if column.numeric else ' class="text"'  # noqa: E731
     heads = "".join(
-        f'<th scope="col"{kind(column)} title="{escape(column.hint)}"><button type="button">{escape(column.title)}</button></th>'
+        f'<th scope="col"{kind(column)} title="{escape(column.hint)}">'
+        f'<button type="button">{escape(column.title)}</button></th>'
         for column in content.columns
     )
     lines = []
@@ -153,7 +158,8 @@ def _table(content: Content) -> str:
 
 def _patterns(content: Content, pictures: Mapping[str, bytes]) -> str:
     figures = [
-        f'<figure><figcaption>{escape(row.label)}</figcaption><img alt="Which keys each query of {escape(row.label)} sees" '
+        f"<figure><figcaption>{escape(row.label)}</figcaption>"
+        f'<img alt="Which keys each query of {escape(row.label)} sees" '
         f'src="data:image/png;base64,{base64.b64encode(pictures[row.label]).decode()}"></figure>'
         for row in content.rows
         if row.label in pictures
@@ -161,8 +167,8 @@ def _patterns(content: Content, pictures: Mapping[str, bytes]) -> str:
     if not figures:
         return ""
     return (
-        '<section>\n<h2>Patterns</h2>\n<p class="hint">Queries from top to bottom, keys from left to right. Filled is seen; '
-        "paler is seen in a summary, or where a router may choose it."
+        '<section>\n<h2>Patterns</h2>\n<p class="hint">Queries from top to bottom, keys from left to right. Filled is '
+        "seen; paler is seen in a summary, or where a router may choose it."
         f'</p>\n<div class="patterns">{"".join(figures)}</div>\n</section>'
     )
 

@@ -105,7 +105,8 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
         ]
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
-        (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes")) for job in jobs
+        (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes"))
+        for job in jobs
     }
     if len(texts) > 1:
         found.append("The jobs were not judged on the same held-out text: their bits per byte do not compare.")

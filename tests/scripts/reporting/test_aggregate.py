@@ -82,7 +82,9 @@ def test_the_front_is_that_of_brute_force(points):
 
 
 def test_rows_hold_their_seeds_and_stand_against_dense():
-    rows = rows_of(job("dense", 1, 1.0, 2.0), job("window", 1, 1.2, 1.0), job("dense", 2, 1.1, 2.0), job("window", 2, 1.5))
+    rows = rows_of(
+        job("dense", 1, 1.0, 2.0), job("window", 1, 1.2, 1.0), job("dense", 2, 1.1, 2.0), job("window", 2, 1.5)
+    )
     window = rows["window"]
     assert [found.seed for found in window.counted] == [1, 2] and window.against.label == "dense"
     assert window.values["bits_per_byte"].mean == pytest.approx(1.35)
@@ -120,7 +122,9 @@ def test_a_length_is_held_against_the_dense_of_its_length():
 
 def test_the_only_dense_of_another_length_is_no_baseline():
     of = lambda length: {"context": str(length), "config": {"data": {"sequence_length": length}}}  # noqa: E731
-    rows = rows_of(job("dense", 1, 1.0, **of(1024)), job("window", 1, 1.1, **of(2048)), job("fixed", 1, 1.1, **of(1024)))
+    rows = rows_of(
+        job("dense", 1, 1.0, **of(1024)), job("window", 1, 1.1, **of(2048)), job("fixed", 1, 1.1, **of(1024))
+    )
     assert rows["window"].against is None and rows["fixed"].against.label == "dense"
 
 

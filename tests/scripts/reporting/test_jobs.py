@@ -71,7 +71,9 @@ def test_a_done_job_without_a_folder_is_not_counted(tmp_path):
 def test_numbers_that_are_none_are_left_out(tmp_path):
     folder = make_sweep(tmp_path / "s", ["window"], [1])
     run = read_one(folder).folder
-    (run / "summary.json").write_text('{"state": "finished", "step_seconds": NaN, "peak_memory_bytes": null, "step": 2}')
+    (run / "summary.json").write_text(
+        '{"state": "finished", "step_seconds": NaN, "peak_memory_bytes": null, "step": 2}'
+    )
     (run / "metrics.csv").write_text("step,train/loss,extra\n1,nan,inf\n2,1.5,-inf\n3,2.")
     job = read_one(folder)
     assert job.number("step_seconds") is None and job.number("peak_memory_bytes") is None
@@ -128,7 +130,9 @@ def test_a_run_that_has_not_begun_is_waiting(tmp_path):
     assert job.state == "waiting" and not job.problems
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", '{"jobs": 3}', '{"jobs": [{"hash": "a", "state": "gone"}]}', '{"jobs": [{}]}'])
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", '{"jobs": 3}', '{"jobs": [{"hash": "a", "state": "gone"}]}', '{"jobs": [{}]}']
+)
 def test_a_broken_manifest_is_one_line(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(RunFolderError, match=r"manifest\.json: cannot be read") as error:

@@ -7,13 +7,16 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from scripts.markdown import escape
+from scripts.report import main
 from scripts.reporting import write_report
 from scripts.reporting.content import gather
 from scripts.reporting.markdown import write_markdown
 from scripts.reporting.page import write_page
 from scripts.reporting.table import CSV_COLUMNS, MINUS, significant, write_csv
+from tests.commands import run
 from tests.scripts.reporting.sweeps import make_sweep
 
 FILES = {"pareto.csv", "report.md", "report.html", "pareto.png", "pareto.svg", "loss_curves.png", "loss_curves.svg",
@@ -65,15 +68,23 @@ def test_the_csv_has_a_row_a_pattern_in_full_precision(content):
     assert float(rows["window"]["difference_low"]) == window.difference.low
     assert rows["window"]["seeds"] == "1 2 3" and rows["window"]["commands"].count("\n") == 2
     assert rows["fixed"]["seeds"] == "3" and rows["fixed"]["bits_per_byte_low"] == ""
-    assert (rows["fixed"]["jobs_failed"], rows["fixed"]["jobs_interrupted"], rows["fixed"]["jobs_done"]) == ("1", "1", "1")
+    assert (rows["fixed"]["jobs_failed"], rows["fixed"]["jobs_interrupted"], rows["fixed"]["jobs_done"]) == (
+        "1",
+        "1",
+        "1",
+    )
     assert rows["routed"]["bits_per_byte"] == "" and rows["routed"]["jobs_out_of_memory"] == "1"
 
 
 def test_the_markdown_table_has_the_numbers_of_the_csv(content):
     text = write_markdown(content)
-    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")
+    ]
     header = next(line for line in lines if "bits/byte" in line)
-    table = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header) and "---" not in line[0]]
+    table = [
+        dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header) and "---" not in line[0]
+    ]
     table = {line["pattern"]: line for line in table if line["pattern"] != "pattern"}
     scales = {"step time (ms)": ("step_seconds", 1e3), "memory (GB)": ("peak_memory_bytes", 1e-9), "bits/byte": ("bits_per_byte", 1),
               "vs dense": ("difference_from_baseline", 1), "attention a token (MFLOP)": ("attention_flops_per_token", 1e-6),
@@ -87,7 +98,9 @@ def test_the_markdown_table_has_the_numbers_of_the_csv(content):
                 continue
             mean = float(shown[0].replace(",", "").replace(MINUS, "-"))
             places = len(shown[0].partition(".")[2])
-            assert mean == pytest.approx(float(row[name]) * scale, abs=0.5001 * 10**-places, rel=0.005 if not places else 0)
+            assert mean == pytest.approx(
+                float(row[name]) * scale, abs=0.5001 * 10**-places, rel=0.005 if not places else 0
+            )
             if len(shown) > 1:
                 ends = ("difference_low", "difference_high") if title == "vs dense" else (f"{name}_low", f"{name}_high")
                 low, high = (float(row[end]) for end in ends)
@@ -113,7 +126,13 @@ def test_the_page_is_one_file_that_asks_for_nothing(page):
 
 
 def test_nothing_from_a_file_becomes_markup(tmp_path):
-    hostile = {"command": HOSTILE, "versions": {HOSTILE: HOSTILE}, "device": HOSTILE, "match": HOSTILE, "sweep": HOSTILE}
+    hostile = {
+        "command": HOSTILE,
+        "versions": {HOSTILE: HOSTILE},
+        "device": HOSTILE,
+        "match": HOSTILE,
+        "sweep": HOSTILE,
+    }
     folder = make_sweep(tmp_path / "s", ["dense", "window"], [1], {("window", 1): "out of memory"})
     manifest = json.loads((folder / "manifest.json").read_text()) | hostile
     for job in manifest["jobs"]:
@@ -173,7 +192,42 @@ def test_a_pattern_that_no_run_drew_is_drawn_from_its_config(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.01234, "0.0123"), (1.5, "1.50"), (0.9996, "1.00"), (123.4, "123"), (12345, "12,300"), (-2.0, "-2.00")],
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (1.5, "1.50"),
+        (0.9996, "1.00"),
+        (123.4, "123"),
+        (12345, "12,300"),
+        (-2.0, "-2.00"),
+    ],
 )
 def test_numbers_are_told_to_three_digits(value, text):
     assert significant(value) == text
+
+
+def test_the_command_joins_runs_and_says_where_it_wrote(tmp_path):
+    sweep = make_sweep(tmp_path / "s", ["dense", "window"], [1])
+    runs = [str(file.parent) for file in sweep.glob("*/config.yaml")]
+    result = run("scripts/report.py", *runs, "--output", str(tmp_path / "joined"))
+    assert result.stdout.startswith(f"written: {tmp_path / 'joined' / 'report.html'}")
+    text = (tmp_path / "joined" / "report.md").read_text()
+    assert text.startswith("# Runs\n") and "window takes 0." in text and "--config-name config" in text
+
+
+def test_a_wrong_folder_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report.py", str(tmp_path)])
+    monkeypatch.setattr("scripts.console.start_logging", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and len(said.splitlines()) == 1 and "holds no manifest.json" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_a_run_without_a_manifest_composes_the_runs_own_config(tmp_path):
+    make_sweep(tmp_path / "s", ["strided"], [7])
+    (file,) = (tmp_path / "s").glob("*/config.yaml")
+    (job,) = gather([file.parent]).jobs
+    composed = run(*job.command.split()[1:], "--cfg", "job").stdout
+    assert yaml.safe_load(composed) == yaml.safe_load(file.read_text())
