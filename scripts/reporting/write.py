@@ -20,7 +20,8 @@ def write_report(folders: Sequence[str | Path], output: Path | None = None, wand
 
     Args:
         folders: sweeps (a manifest.json), runs (a config.yaml), or folders of runs; several are joined in one report.
-        output: the folder to write to; None: `report` in the first sweep, or beside it in the first folder that is given.
+        output: the folder to write to; None: `report` in the first folder if that is a sweep or a folder of runs, and
+            beside it if it is a run.
         wandb: whether table and figures also become wandb artifacts; None: where the jobs chose the wandb logger, and
             once no job is running or waiting any more.
 

@@ -1,4 +1,4 @@
-"""Sweeps as the launcher leaves them, with invented but likely numbers around a real run's (docs/results/default_cpu)."""
+"""Sweeps as the launcher leaves them, with invented but likely numbers around those of docs/results/default_cpu."""
 
 import copy
 import csv

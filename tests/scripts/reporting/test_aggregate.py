@@ -130,11 +130,12 @@ def test_the_only_dense_of_another_length_is_no_baseline():
 
 def test_sweeps_that_are_joined_keep_their_own_rows_and_baselines():
     sweeps = [
-        Sweep(name, Path(name), tuple(
-            job(label, 1, bits, sweep=name, folder=Path(name) / label) for label, bits in (("dense", low), ("window", 2.0))
-        ))
-        for name, low in (("tokens", 1.0), ("time", 1.5))
-    ]  # fmt: skip
+        Sweep(name, Path(name), tuple(job(*each, sweep=name, folder=Path(name) / each[0]) for each in jobs))
+        for name, jobs in (
+            ("tokens", [("dense", 1, 1.0), ("window", 1, 2.0)]),
+            ("time", [("dense", 1, 1.5), ("window", 1, 2.0)]),
+        )
+    ]
     rows = {row.label: row for row in make_rows(sweeps)}
     assert list(rows) == ["tokens: dense", "tokens: window", "time: dense", "time: window"]
     assert rows["tokens: window"].difference.mean == 1.0 and rows["time: window"].difference.mean == 0.5
