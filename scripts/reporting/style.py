@@ -1,8 +1,9 @@
 """How a pattern looks: one colour and one mark for each, the same in every figure and in the page.
 
 Figures are drawn in the light colours. In the page their SVG's colours become CSS variables, which the dark scheme
-sets otherwise; that is why every role has a colour of its own. The eight hues were chosen to stay apart under the
-common colour blindnesses; marks and, from the ninth pattern on, dashes tell them apart without any colour.
+sets otherwise; that is why every role has a colour of its own. The eight hues stay apart under the common colour
+blindnesses (found by a search for the largest least distance; the tests hold it); marks and, from the ninth pattern on,
+dashes tell patterns apart without any colour.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ LIGHT = {
     "line": "#d5dae1",
     "paper": "#fffffe",
     "front": "#8a94a3",
-    "c0": "#0068b0",
-    "c1": "#d1560f",
-    "c2": "#0b8a67",
-    "c3": "#b0487f",
-    "c4": "#8a6d00",
-    "c5": "#2f9bd0",
-    "c6": "#6a4fc4",
-    "c7": "#7d5a4a",
+    "c0": "#3d8efc",
+    "c1": "#c88600",
+    "c2": "#7f9b69",
+    "c3": "#900ca2",
+    "c4": "#9d3700",
+    "c5": "#a577ad",
+    "c6": "#3822e5",
+    "c7": "#461b00",
 }
 DARK = {
     "ink": "#e7ebf0",
@@ -31,14 +32,14 @@ DARK = {
     "line": "#39424e",
     "paper": "#171c22",
     "front": "#7d8896",
-    "c0": "#5aa9ec",
-    "c1": "#ff9152",
-    "c2": "#3fc79b",
-    "c3": "#f08fc4",
-    "c4": "#e0bf45",
-    "c5": "#8fd8ff",
-    "c6": "#b3a1ff",
-    "c7": "#cfae9c",
+    "c0": "#0aa6ff",
+    "c1": "#ffc935",
+    "c2": "#acffb5",
+    "c3": "#d0405e",
+    "c4": "#915d00",
+    "c5": "#9179a8",
+    "c6": "#5154e9",
+    "c7": "#ff9063",
 }
 HUES = 8
 DASHES: tuple[tuple[float, ...] | None, ...] = (None, (4, 1.6), (1.2, 1.2), (5, 1.4, 1.2, 1.4))

@@ -118,7 +118,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
         found.append(
             f"The jobs ran on different devices ({', '.join(sorted(devices))}): times and memory do not compare."
         )
-    if any(device in ("cpu", "x86_64", "aarch64", "arm64") or "cpu" in device.lower() for device in devices):
+    if any(job.summary.get("device") == "cpu" or job.setting("trainer", "accelerator") == "cpu" for job in jobs):
         found.append(
             "On a CPU, peak memory is the most that the whole process ever held: of jobs that ran one after another in "
             "one process, a later one cannot show less than an earlier one."

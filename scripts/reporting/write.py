@@ -1,6 +1,7 @@
 """write_report(): from folders to report/, at any time: before the first job has finished, half-way, and in the end."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def _draw_pattern(job: Job, output: Path) -> Path | None:
 
     try:
         plan = build_plan(job.config["attention"])
-        draw_patterns(plan.patterns, length, file, plan.block)
+        partial = file.with_name(f"{job.hash}.{os.getpid()}.partial.png")
+        draw_patterns(plan.patterns, length, partial, plan.block)
+        os.replace(partial, file)
     except (ConfigError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s: its pattern cannot be drawn: %s", job.label, error)
         return None

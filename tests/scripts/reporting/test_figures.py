@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -54,15 +55,15 @@ def test_every_role_has_one_colour_in_light_and_in_dark():
     assert LIGHT.keys() == DARK.keys() and len(set(LIGHT.values())) == len(LIGHT)
 
 
+def linear(color: str) -> np.ndarray:
+    """Linear RGB of "#rrggbb"."""
+    parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
 def contrast(one: str, other: str) -> float:
     """As WCAG 2 defines it."""
-
-    def luminance(color: str) -> float:
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    dark, light = sorted(float(np.array([0.2126, 0.7152, 0.0722]) @ linear(color)) for color in (one, other))
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -71,6 +72,32 @@ def test_colours_stand_out_from_the_paper(colors):
     """WCAG: 4.5 for text, 3 for marks."""
     for role, least in (("ink", 4.5), ("soft", 4.5), ("front", 3.0), *((f"c{n}", 3.0) for n in range(8))):
         assert contrast(colors[role], colors["paper"]) >= least, role
+
+
+# Machado, Oliveira and Fernandes 2009, at full severity, for linear RGB.
+VISIONS = {
+    "usual": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("colors", [LIGHT, DARK], ids=["light", "dark"])
+def test_patterns_stay_apart_for_every_eye(colors, vision):
+    """CIE 1976 distance; about 2.3 is just to be told apart side by side."""
+
+    def lab(color: str) -> np.ndarray:
+        seen = np.clip(np.array(VISIONS[vision]) @ linear(color), 0, 1)
+        white = np.array(XYZ) @ np.ones(3)
+        ratio = np.array(XYZ) @ seen / white
+        x, y, z = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+        return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+    places = [lab(colors[role]) for role in ("ink", *(f"c{n}" for n in range(8)))]
+    assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(places, 2)) > 25
 
 
 def test_the_inline_figure_follows_the_pages_colours_and_keeps_its_text():
