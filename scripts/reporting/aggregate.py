@@ -83,15 +83,16 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
     for sweep in sweeps:
         for job in sweep.jobs:
             grouped.setdefault((str(sweep.folder) if sweep.name else "", sweep.name, job.label), []).append(job)
-    several = len({place for place, _, _ in grouped}) > 1
+    places = {place: name for place, name, _ in grouped}
     rows = []
-    for (_, name, label), jobs in grouped.items():
+    for (place, name, label), jobs in grouped.items():
+        alone = list(places.values()).count(name) == 1
         counted = [job for job in jobs if job.counted]
         found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
         rows.append(
             Row(
                 sweep=name,
-                label=f"{name or 'runs'}: {label}" if several else label,
+                label=f"{(name if alone else place) or 'runs'}: {label}" if len(places) > 1 else label,
                 baseline=any(job.baseline for job in jobs),
                 jobs=tuple(jobs),
                 values={key: estimate(numbers) for key, numbers in found.items() if numbers},

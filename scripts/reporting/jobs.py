@@ -22,6 +22,8 @@ STATES = ("done", "running", "waiting", "interrupted", "out of memory", "failed"
 RUN_STATES = {"finished": "done"}
 """Where the state of a run in its summary.json is called otherwise for a job."""
 
+LENGTHS_OF_RUNS = ("trainer.max_steps", "trainer.max_seconds")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -109,19 +111,20 @@ def _read_sweep(folder: Path) -> Sweep:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         name, entries = str(manifest.get("sweep") or folder.name), manifest["jobs"]
-        jobs = tuple(_read_job(name, folder, entry) for entry in entries)
+        jobs = tuple(_read_job(name, folder, entry, bool(manifest.get("match"))) for entry in entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{file}: cannot be read as a sweep's manifest ({_one_line(error)})") from None
     told = {key: manifest.get(key) for key in ("match", "budget", "command", "device")}
     return Sweep(name, folder, jobs, versions=manifest.get("versions") or {}, **told)
 
 
-def _read_job(sweep: str, folder: Path, entry: Mapping[str, Any]) -> Job:
+def _read_job(sweep: str, folder: Path, entry: Mapping[str, Any], matched: bool) -> Job:
     path = folder / (entry.get("folder") or entry["hash"])
     state, overrides = entry["state"], tuple(entry.get("overrides") or ())
     if state not in STATES:
         raise ValueError(f"state {state!r}: must be one of {', '.join(STATES)}")
-    other = sorted(text for text in overrides if not text.lstrip("+~").startswith(("attention", "seed")))
+    own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # equal footing sets these as each job needs
+    other = sorted(text for text in overrides if not text.lstrip("+~").startswith(own))
     told = {key: entry.get(key) for key in ("seed", "exit_reason", "traceback", "started", "ended")}
     return Job(
         sweep=sweep,

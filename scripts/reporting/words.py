@@ -120,8 +120,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
         )
     if any(job.summary.get("device") == "cpu" or job.setting("trainer", "accelerator") == "cpu" for job in jobs):
         found.append(
-            "On a CPU, peak memory is the most that the whole process ever held: of jobs that ran one after another in "
-            "one process, a later one cannot show less than an earlier one."
+            "On a CPU, peak memory is that of the whole process and what earlier jobs left in it: compare it with care."
         )
     return found
 

@@ -44,6 +44,22 @@ def test_a_sweep_is_read_whole(tmp_path):
     assert "RunOutOfMemoryError" in read_one(folder, seed=STATES.index("out of memory")).traceback
 
 
+@pytest.mark.parametrize(("match", "equal"), [("flops", True), (None, False)])
+def test_steps_that_equal_footing_gave_do_not_set_a_job_apart(tmp_path, match, equal):
+    entries = [make_job(tmp_path, label, 1) for label in ("dense", "window")]
+    for entry, steps in zip(entries, (100, 300), strict=True):
+        entry["overrides"] += [f"trainer.max_steps={steps}", "data.sequence_length=64"]
+    (tmp_path / "manifest.json").write_text(json.dumps({"jobs": entries, "match": match}))
+    dense, window = read_sweeps([tmp_path])[0].jobs
+    assert (dense.context == window.context) == equal and "data.sequence_length=64" in dense.context
+
+
+def test_sweeps_of_one_name_stay_two(tmp_path):
+    folders = [make_sweep(tmp_path / place / "s", ["window"], [1]) for place in ("one", "other")]
+    labels = [row.label for row in make_rows(read_sweeps(folders))]
+    assert labels == [f"{folder}: window" for folder in folders]
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "evaluation.json", "metrics.csv"])
 @pytest.mark.parametrize("content", [None, "", "{", "\0\xff not text"], ids=["missing", "empty", "cut off", "bytes"])
 def test_a_file_that_cannot_be_read_is_named_and_nothing_stops(tmp_path, name, content):
