@@ -270,12 +270,20 @@ def _overlap(one: Bbox, other: Bbox) -> bool:
     return one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1
 
 
-def _frame(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Room around the points and their bars for labels."""
+def _frame(axes: Axes, points: Sequence[Point]) -> None:
+    """Room around the points and their bars for labels. Intervals of quality are shown whole; those of a cost, which
+    with two seeds reach far, below nothing even, run out of the picture where they would squeeze the points."""
     axes.margins(x=0.18, y=0.16)
     axes.autoscale_view()
+    xs = [x for x, _ in points]
+    room = max(max(xs) - min(xs), 0.15 * max(xs))
+    left, right = axes.get_xlim()
+    if axes.get_xscale() == "linear":
+        axes.set_xlim(max(left, min(xs) - room, 0.0), min(right, max(xs) + room))
+    else:
+        axes.set_xlim(max(left, min(xs) / 2), min(right, max(xs) * 2))
     if len(points) == 1:
-        axes.locator_params(nbins=4)
+        axes.locator_params(axis="y", nbins=4)
 
 
 def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]:

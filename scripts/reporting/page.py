@@ -23,7 +23,8 @@ SECTIONS = {
     "pareto": (
         "Quality against cost",
         "Down is better, left is cheaper. The grey stairs are the Pareto front: below and left of them nothing was "
-        "found. Dotted lines cross at dense. Bars are 95 % intervals over seeds.",
+        "found. Dotted lines cross at dense. Bars are 95 % intervals over seeds; long ones of a cost run out of the "
+        "picture.",
     ),
     "loss_curves": (
         "Loss while training",
