@@ -20,6 +20,7 @@ from configs.checks import check_device, check_evaluation
 from model.evaluation import compare
 from model.training.run_folder import new_run_path, write_atomically, write_json
 from scripts.loading import Run, open_documents, open_run, retokenize, same_tokenizer
+from scripts.markdown import bounded, table
 from scripts.measuring import measure
 from scripts.scoring import Scoring
 
@@ -86,13 +87,13 @@ def _write(folder: Path, result: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = result["rows"]
     write_json(folder / "comparison.json", result)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         protocol = row["protocol"] | {"protocol": row["protocol"]["name"]}
         writer.writerow(row | protocol | {"tokenizer": _tokenizer(row)})
-    write_atomically(folder / "comparison.csv", table.getvalue())
+    write_atomically(folder / "comparison.csv", lines.getvalue())
     write_atomically(folder / "comparison.md", _markdown(result) + "\n![Loss by position](loss_by_position.png)\n")
     draw_loss_by_position(rows, [row["run"] for row in rows], folder / "loss_by_position.png")
 
@@ -105,7 +106,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         f"# {len(rows)} runs on the same documents",
         f"{first['documents_from']}: {first['documents']:,} documents, {first['bytes']:,} bytes, {first['words']:,} "
         f"words. Protocol: {protocol}. In brackets: 95 % bounds over documents.",
-        _table(
+        table(
             (
                 "run",
                 "tokenizer",
@@ -133,7 +134,7 @@ def _markdown(result: Mapping[str, Any]) -> str:
         parts += [
             "## Paired difference",
             "Negative: better than the run that it is held against.",
-            _table(
+            table(
                 ("run", "against", "loss (nats/token)", "bits per byte", "better documents"),
                 [
                     (
@@ -157,9 +158,9 @@ def _by_position(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for start, stop in edges:
         found = [by_start.get(start) for by_start in buckets]
-        cells = ["" if b is None else _bounded(b["loss"], b["low"], b["high"]) for b in found]
+        cells = ["" if b is None else bounded(b["loss"], b["low"], b["high"]) for b in found]
         lines.append((f"{start:,} to {stop:,}", *cells))
-    return _table(("tokens", *(row["run"] for row in rows)), lines)
+    return table(("tokens", *(row["run"] for row in rows)), lines)
 
 
 def _tokenizer(row: Mapping[str, Any]) -> str:
@@ -169,13 +170,4 @@ def _tokenizer(row: Mapping[str, Any]) -> str:
 
 
 def _bounds(values: Mapping[str, Any], name: str, sign: str = "") -> str:
-    return _bounded(values[name], values[f"{name}_low"], values[f"{name}_high"], sign)
-
-
-def _bounded(value: float, low: float, high: float, sign: str = "") -> str:
-    return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return bounded(values[name], values[f"{name}_low"], values[f"{name}_high"], sign)

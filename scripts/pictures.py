@@ -49,18 +49,22 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     """A PNG of loss against position in the document, one line a row of evaluation.json, with its confidence band."""
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for row, label in zip(rows, labels, strict=True):
-        buckets = row["by_position"]
-        middle = [(b["start"] + b["stop"]) / 2 for b in buckets]
-        (line,) = axes.plot(middle, [b["loss"] for b in buckets], marker="o", markersize=4, label=label)
-        axes.fill_between(
-            middle, [b["low"] for b in buckets], [b["high"] for b in buckets], color=line.get_color(), alpha=0.15
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("position in the document (tokens)")
-    axes.set_ylabel("loss (nats/token)")
+        plot_loss_by_position(axes, row["by_position"], label=label)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     _save(figure, file)
+
+
+def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]], **line: Any) -> None:
+    """One line, with its confidence band, of the `by_position` of a row of evaluation.json; `line` as plot takes it."""
+    middle = [(b["start"] + b["stop"]) / 2 for b in buckets]
+    (drawn,) = axes.plot(middle, [b["loss"] for b in buckets], **{"marker": "o", "markersize": 4} | line)
+    low, high = ([b[bound] for b in buckets] for bound in ("low", "high"))
+    axes.fill_between(middle, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
+    axes.set_xlabel("position in the document (tokens)")
+    axes.set_ylabel("loss (nats/token)")
 
 
 def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

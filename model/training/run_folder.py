@@ -187,10 +187,10 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

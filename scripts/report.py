@@ -1,0 +1,36 @@
+"""The report of sweeps and runs: quality against cost as a page, a Markdown file, a table and figures.
+
+    python scripts/report.py outputs/patterns                              a sweep, also while it runs
+    python scripts/report.py outputs/patterns outputs/window_width         several, in one report
+    python scripts/report.py outputs/window/2026-01-31_12-00-00_000000 outputs/dense --output comparison
+    python scripts/report.py outputs/patterns --wandb                      also as wandb artifacts
+
+It writes report.html (one file, opens offline), report.md, pareto.csv, and every figure as PNG and SVG: into
+SWEEP_DIR/report, or where --output says.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    from scripts.console import user_errors
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="SWEEP_DIR", help="a sweep, a run, or a folder of runs"
+    )
+    parser.add_argument("--output", type=Path, help="folder to write to; SWEEP_DIR/report if left out")
+    parser.add_argument(
+        "--wandb", action=argparse.BooleanOptionalAction, help="log it there; if left out, where the jobs log there"
+    )
+    arguments = parser.parse_args()
+    with user_errors():
+        from scripts.reporting import write_report
+
+        page = write_report(arguments.folders, arguments.output, arguments.wandb)
+        print(f"written: {page} ({page.with_name('report.md').name}, {page.with_name('pareto.csv').name} beside it)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""The report of sweeps and runs: what each pattern cost and what it bought, for those who were not there.
+
+jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics; whatever is missing is said, not guessed
+aggregate.py   jobs -> rows: seeds together, each pattern against its dense baseline, Pareto fronts
+table.py       rows -> pareto.csv and the table of both pages
+words.py       rows -> what was found, in plain sentences
+figures.py     rows -> figures (style.py: their colours)
+markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, the folder, and the same for wandb
+"""
+
+from scripts.reporting.write import write_report
+
+__all__ = ["write_report"]

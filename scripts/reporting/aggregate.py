@@ -1,0 +1,213 @@
+"""From jobs to rows: seeds together, each pattern against its dense baseline, and which of them are on a Pareto front.
+
+Intervals are Student's, 95 %, over seeds: half-width t(0.975, n - 1) s / sqrt(n). A difference of two rows is taken
+seed by seed where both have the same seeds (at least two), else by Welch's interval for unequal variances with its
+degrees of freedom rounded down; where a row has one seed there is no interval, and none is made up.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from scripts.reporting.jobs import Job, Sweep
+
+QUALITY = "bits_per_byte"
+COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
+"""What quality is set against: a panel and a Pareto front each."""
+
+MEASURED = (
+    QUALITY,
+    *COSTS,
+    *("tokens_per_second", "density_pairs", "density_tiles", "flops_per_token", "train_tokens", "train_seconds"),
+    *("parameters", "mfu_exact"),
+)
+"""Numbers of a job that are aggregated over seeds."""
+
+CONFIDENCE = 0.95
+
+
+Seeded = tuple[int | None, float]
+"""(seed, number)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` seeds; `low` and `high` bound it with CONFIDENCE, None where there is one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+    @property
+    def half_width(self) -> float | None:
+        return None if self.low is None else self.mean - self.low
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pattern of one sweep, over its seeds."""
+
+    sweep: str
+    label: str
+    baseline: bool
+    jobs: tuple[Job, ...]
+    values: Mapping[str, Estimate]  # of MEASURED, what there is, over the jobs that count
+    fronts: frozenset[str] = frozenset()  # those of COSTS on whose Pareto front it is
+    against: "Row | None" = field(default=None, repr=False)  # its dense baseline
+    difference: Estimate | None = None  # of bits per byte to that: negative is better
+    ratios: Mapping[str, float] = field(default_factory=dict)  # of costs to that baseline's
+
+    @property
+    def counted(self) -> tuple[Job, ...]:
+        return tuple(job for job in self.jobs if job.counted)
+
+    def seeded(self, name: str) -> list[Seeded]:
+        """A number of its jobs that count, by seed."""
+        return [(job.seed, number) for job in self.counted if (number := job.number(name)) is not None]
+
+    @property
+    def example(self) -> Job:
+        """The job whose picture and config stand for all."""
+        return next(iter(self.counted), self.jobs[0])
+
+    @property
+    def sequence_length(self) -> int | None:
+        return self.example.setting("data", "sequence_length")
+
+
+def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
+    """A row for every label of every sweep, in the order of their jobs; also for those without a finished job."""
+    grouped: dict[tuple[str, str, str], list[Job]] = {}
+    for sweep in sweeps:
+        for job in sweep.jobs:
+            grouped.setdefault((str(sweep.folder) if sweep.name else "", sweep.name, job.label), []).append(job)
+    places = {place: name for place, name, _ in grouped}
+    rows = []
+    for (place, name, label), jobs in grouped.items():
+        alone = list(places.values()).count(name) == 1
+        counted = [job for job in jobs if job.counted]
+        found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
+        rows.append(
+            Row(
+                sweep=name,
+                label=f"{(name if alone else place) or 'runs'}: {label}" if len(places) > 1 else label,
+                baseline=any(job.baseline for job in jobs),
+                jobs=tuple(jobs),
+                values={key: estimate(numbers) for key, numbers in found.items() if numbers},
+            )
+        )
+    return _hold_against_baselines(_mark_fronts(rows))
+
+
+def estimate(numbers: Sequence[float]) -> Estimate:
+    """Mean and interval of at least one number."""
+    mean, count = statistics.fmean(numbers), len(numbers)
+    if count < 2:
+        return Estimate(mean, None, None, count)
+    half = student_quantile(count - 1) * statistics.stdev(numbers) / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | None:
+    """`ours` less `theirs`, in the mean over seeds; None where one of them has no number."""
+    if not ours or not theirs:
+        return None
+    seeds, other_seeds = (sorted(str(seed) for seed, _ in numbers) for numbers in (ours, theirs))
+    if len(ours) > 1 and seeds == other_seeds and len(set(seeds)) == len(seeds):
+        return estimate([number - dict(theirs)[seed] for seed, number in ours])
+    ours, theirs = [number for _, number in ours], [number for _, number in theirs]
+    mean, count = statistics.fmean(ours) - statistics.fmean(theirs), min(len(ours), len(theirs))
+    if count < 2:
+        return Estimate(mean, None, None, count)
+    parts = [statistics.variance(numbers) / len(numbers) for numbers in (ours, theirs)]
+    if not sum(parts):
+        return Estimate(mean, mean, mean, count)
+    freedom = sum(parts) ** 2 / sum(p**2 / (len(n) - 1) for p, n in zip(parts, (ours, theirs), strict=True))
+    half = student_quantile(max(1, math.floor(freedom))) * math.sqrt(sum(parts))
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other beats: as low in both numbers, and lower in one. Equal points all stay."""
+    front, best_before, best = [], math.inf, math.inf  # lowest y of all smaller x, and so far
+    order = sorted(range(len(points)), key=lambda index: points[index])
+    for place, index in enumerate(order):
+        x, y = points[index]
+        if place == 0 or x > points[order[place - 1]][0]:
+            best_before, lowest_here = best, y  # sorted by y within equal x
+        if y == lowest_here and y < best_before:
+            front.append(index)
+        best = min(best, y)
+    return sorted(front)
+
+
+def student_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """t with P(|T| <= t) = `confidence`, for a whole number of degrees of freedom; by bisection."""
+    low, high = 0.0, 1.0
+    while _student_within(high, freedom) < confidence:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, freedom) < confidence else (low, middle)
+    return high
+
+
+def _student_within(t: float, freedom: int) -> float:
+    """P(|T| <= t). Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if freedom % 2:
+        term, total = cosine, cosine if freedom > 1 else 0.0
+        for k in range(3, freedom - 1, 2):
+            term *= cosine**2 * (k - 1) / k
+            total += term
+        return 2 / math.pi * (angle + sine * total)
+    term = total = 1.0
+    for k in range(2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return sine * total
+
+
+def _mark_fronts(rows: list[Row]) -> list[Row]:
+    fronts: list[set[str]] = [set() for _ in rows]
+    for cost in COSTS:
+        numbered = [index for index, row in enumerate(rows) if cost in row.values and QUALITY in row.values]
+        points = [(rows[index].values[cost].mean, rows[index].values[QUALITY].mean) for index in numbered]
+        for place in pareto_front(points):
+            fronts[numbered[place]].add(cost)
+    return [replace(row, fronts=frozenset(found)) for row, found in zip(rows, fronts, strict=True)]
+
+
+def _hold_against_baselines(rows: list[Row]) -> list[Row]:
+    result = []
+    for row in rows:
+        against = None if row.baseline else _baseline_of(row, rows)
+        if against is None:
+            result.append(row)
+            continue
+        ratios = {
+            key: row.values[key].mean / against.values[key].mean
+            for key in COSTS
+            if key in row.values and key in against.values and against.values[key].mean
+        }
+        result.append(
+            replace(
+                row, against=against, difference=difference(row.seeded(QUALITY), against.seeded(QUALITY)), ratios=ratios
+            )
+        )
+    return result
+
+
+def _baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The dense row of its sweep with the same settings besides; or else the only one of its sequence length."""
+    dense = [other for other in rows if other.baseline and _same_sweep(other, row)]
+    same = [other for other in dense if other.jobs[0].context == row.jobs[0].context]
+    alike = [other for other in dense if other.sequence_length == row.sequence_length]
+    return same[0] if same else alike[0] if len(alike) == 1 else None
+
+
+def _same_sweep(one: Row, other: Row) -> bool:
+    return one.sweep == other.sweep and (not one.sweep or one.jobs[0].folder.parent == other.jobs[0].folder.parent)

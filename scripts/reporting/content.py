@@ -1,0 +1,126 @@
+"""Everything that report.md, report.html and wandb say, gathered once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from scripts.reporting import words
+from scripts.reporting.aggregate import Row, make_rows
+from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
+from scripts.reporting.figures import Draw, cost_panels, draw_curves, draw_position_differences, draw_positions
+from scripts.reporting.jobs import Job, Sweep, read_sweeps
+from scripts.reporting.style import Style, make_styles
+from scripts.reporting.table import Column, make_columns
+
+CURVES = (
+    ("train/bits_per_byte", "training", "bits per byte, smoothed", True),
+    ("validation/bits_per_byte", "validation", "bits per byte", False),
+)
+"""(column of metrics.csv, of what, its axis, whether it is smoothed)."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is said; how it looks is for the pages."""
+
+    sweeps: tuple[Sweep, ...]
+    rows: tuple[Row, ...]
+    styles: tuple[Style, ...]
+    columns: tuple[Column, ...]
+    title: str
+    progress: str
+    footing: tuple[str, ...]
+    readings: tuple[str, ...]
+    cautions: tuple[str, ...]
+    figures: dict[str, tuple[tuple[str, Draw], ...]]  # {file's name: ((what it shows, how it is drawn), ...)}
+    routing: tuple[tuple[Row, dict[str, float]], ...]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for sweep in self.sweeps for job in sweep.jobs]
+
+    @property
+    def ended(self) -> list[Job]:
+        """Jobs that count for nothing, and why: failed, out of memory, interrupted; or done and not judged."""
+        bad = ("failed", "out of memory", "interrupted")
+        return [job for job in self.jobs if job.state in bad or (job.state == "done" and not job.counted)]
+
+    @property
+    def pending(self) -> list[Job]:
+        return [job for job in self.jobs if job.state in ("running", "waiting")]
+
+
+def gather(folders: Sequence[str | Path]) -> Content:
+    """Reads the folders. Raises RunFolderError where one of them is neither a sweep nor a run."""
+    sweeps = tuple(read_sweeps(folders))
+    rows = tuple(make_rows(sweeps))
+    styles = tuple(make_styles(rows))
+    figures = {"pareto": tuple((words.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
+    curves = []
+    for name, kind, label, smooth in CURVES:
+        found = [curve_of(row, name, smooth) for row in rows]
+        if any(curve is not None for curve in found):
+            curves += [
+                (f"{kind}, by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
+                for along, title in (("tokens", "tokens"), ("seconds", "training time"))
+            ]
+    if curves:
+        figures["loss_curves"] = tuple(curves)
+    positions = [positions_of(row) for row in rows]
+    if any(positions):
+        panels = [("held-out loss", partial(draw_positions, positions=positions, styles=styles))]
+        less = [position_differences_of(row) for row in rows]
+        if any(less):
+            drawn = partial(draw_position_differences, differences=less, styles=styles)
+            panels.append(("less dense's, at the same positions", drawn))
+        figures["loss_by_position"] = tuple(panels)
+    return Content(
+        sweeps=sweeps,
+        rows=rows,
+        styles=styles,
+        columns=tuple(make_columns(rows)),
+        title=words.title_of(sweeps),
+        progress=words.progress(sweeps),
+        footing=tuple(words.footing(sweeps)),
+        readings=tuple(words.readings(rows)),
+        cautions=tuple(words.cautions(sweeps, rows)),
+        figures=figures,
+        routing=tuple((row, found) for row in rows if (found := routing_of(row))),
+    )
+
+
+def surroundings(content: Content) -> list[tuple[str, str]]:
+    """(name, value) of device and versions, as the jobs say and, before any has begun, as their sweep does."""
+    told: dict[str, list[str]] = {}
+    sources = [job.summary for job in content.jobs if job.summary] or [
+        {"device": sweep.device, "versions": sweep.versions} for sweep in content.sweeps
+    ]
+    sources += [{"versions": sweep.versions} for sweep in content.sweeps]
+    for source in sources:
+        versions = source.get("versions")
+        named = {"device": source.get("device"), "devices a job": source.get("devices")}
+        named |= versions if isinstance(versions, dict) else {}
+        for name, value in named.items():
+            if value is not None and str(value) not in told.setdefault(name, []):
+                told[name].append(str(value))
+    return [(name, ", ".join(values)) for name, values in told.items() if values]
+
+
+def reason(job: Job) -> str:
+    """Why a job does not count, in one line."""
+    parts = [job.exit_reason or "", *job.problems]
+    if job.state == "done" and not job.counted:
+        parts.append("so it was not judged on held-out text")
+    return "; ".join(part for part in parts if part) or "no reason was written down"
+
+
+def standing(job: Job) -> str:
+    """How far a job has come that is not done: "step 120, training bits per byte 2.31"."""
+    steps = [row["step"] for row in job.metrics]
+    if not steps:
+        return "nothing logged yet" if job.state == "running" else ""
+    train = [row["train/bits_per_byte"] for row in job.metrics if "train/bits_per_byte" in row]
+    most = job.setting("trainer", "max_steps")
+    parts = [f"step {int(steps[-1]):,}" + (f" of {most:,}" if isinstance(most, int) else "")]
+    return ", ".join(parts + ([f"training bits per byte {train[-1]:.4f}"] if train else []))

@@ -1,0 +1,128 @@
+"""What metrics.csv and evaluation.json say along a run or along a document, with the seeds of a row together."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scripts.reporting.aggregate import Row, difference
+from scripts.reporting.jobs import Job, finite
+
+SMOOTHED = 6
+"""Training loss is the mean of the last sixth of a run's logged steps: batches differ far more than patterns do."""
+
+ROUTING = "train/routing_"
+"""What a router's health is logged under."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A logged number of a row, in the mean over its seeds, at the steps that all of them logged."""
+
+    tokens: tuple[float, ...]
+    seconds: tuple[float, ...]  # of training: without evaluation, checkpoints and the first steps' compilation
+    values: tuple[float, ...]
+    finished: bool  # False: of jobs that are not done
+
+    def along(self, name: str) -> tuple[float, ...]:
+        return {"tokens": self.tokens, "seconds": self.seconds}[name]
+
+
+def curve_of(row: Row, name: str, smooth: bool = False) -> Curve | None:
+    """The curve of `name`, a column of metrics.csv, of a row's done jobs (or of the others where none is done); None
+    where fewer than two steps of it were logged."""
+    jobs = row.counted or row.jobs
+    seeds = [found for job in jobs if len(found := _points(job, name, smooth)) > 1]
+    if not seeds:
+        return None
+    steps = sorted(set.intersection(*(set(found) for found in seeds)))
+    if len(steps) < 2:
+        steps, seeds = sorted(seeds[0]), seeds[:1]
+    columns = [tuple(statistics.fmean(found[step][column] for found in seeds) for step in steps) for column in range(3)]
+    return Curve(*columns, finished=bool(row.counted))
+
+
+def _points(job: Job, name: str, smooth: bool) -> dict[int, tuple[float, float, float]]:
+    """{step: (tokens, seconds, value)} of one job."""
+    per_step = tokens_per_step(job)
+    if per_step is None:
+        return {}
+    times = [row["step_seconds"] for row in job.metrics if row.get("step_seconds", 0) > 0]
+    pace = times[0] if times else 0.0  # of the first steps, which are not measured
+    points: dict[int, tuple[float, float, float]] = {}
+    seconds, before, recent = 0.0, 0.0, []
+    keep = max(1, sum(name in row for row in job.metrics) // SMOOTHED) if smooth else 1
+    for row in job.metrics:
+        pace = row.get("step_seconds", pace)
+        seconds += max(0.0, row["step"] - before) * pace
+        before = max(before, row["step"])
+        if name in row:
+            recent = [*recent, row[name]][-keep:]
+            points[int(row["step"])] = row["step"] * per_step, seconds, statistics.fmean(recent)
+    return points
+
+
+def tokens_per_step(job: Job) -> float | None:
+    """As its summary counted them, or as its config says."""
+    tokens, steps = finite(job.summary.get("train_tokens")), finite(job.summary.get("step"))
+    if tokens and steps:
+        return tokens / steps
+    parts = [
+        job.setting("data", "sequence_length"), job.setting("data", "batch_size"), job.setting("trainer", "accumulate"),
+        job.summary.get("devices", 1),
+    ]  # fmt: skip
+    numbers = [finite(part) for part in parts]
+    return None if None in numbers else float(numbers[0] * numbers[1] * numbers[2] * numbers[3])
+
+
+def positions_of(row: Row) -> list[dict[str, float]]:
+    """Loss by position, the mean over seeds of each bucket and of its bounds (which are over documents); only buckets
+    that all seeds have."""
+    evaluations = [_buckets(job.evaluation) for job in row.counted]
+    if not evaluations:
+        return []
+    edges = sorted(set.intersection(*(set(found) for found in evaluations)))
+    return [
+        {"start": start, "stop": stop}
+        | {key: statistics.fmean(found[start, stop][key] for found in evaluations) for key in ("loss", "low", "high")}
+        for start, stop in edges
+    ]
+
+
+def position_differences_of(row: Row) -> list[dict[str, float]]:
+    """Loss by position less that of the row's baseline, with bounds over seeds (none where there is one seed: then
+    they are the difference itself). Only buckets that all seeds of both have."""
+    if row.against is None:
+        return []
+    ours, theirs = ({job.seed: _buckets(job.evaluation) for job in each.counted} for each in (row, row.against))
+    everything = [*ours.values(), *theirs.values()]
+    if not ours or not theirs:
+        return []
+    found = []
+    for edge in sorted(set.intersection(*(set(buckets) for buckets in everything))):
+        losses = [[(seed, buckets[edge]["loss"]) for seed, buckets in each.items()] for each in (ours, theirs)]
+        less = difference(*losses)
+        low, high = (less.mean, less.mean) if less.low is None else (less.low, less.high)
+        found.append({"start": edge[0], "stop": edge[1], "loss": less.mean, "low": low, "high": high})
+    return found
+
+
+def _buckets(evaluation: Mapping[str, object] | None) -> dict[tuple[float, float], Mapping[str, float]]:
+    found = (evaluation or {}).get("by_position")
+    keys = ("start", "stop", "loss", "low", "high")
+    whole = [b for b in found if all(finite(b.get(key)) is not None for key in keys)] if isinstance(found, list) else []
+    return {(bucket["start"], bucket["stop"]): bucket for bucket in whole}
+
+
+def routing_of(row: Row) -> dict[str, float]:
+    """{name: the last logged value, in the mean over seeds} of what routers logged of themselves."""
+    jobs = row.counted or row.jobs
+    names = dict.fromkeys(key for job in jobs for logged in job.metrics for key in logged if key.startswith(ROUTING))
+    last = {name: [_last(job.metrics, name) for job in jobs] for name in names}
+    return {
+        name.removeprefix(ROUTING): statistics.fmean(v for v in values if v is not None)
+        for name, values in last.items()
+    }
+
+
+def _last(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return next((row[name] for row in reversed(metrics) if name in row), None)

@@ -1,0 +1,322 @@
+"""The figures: quality against each cost, loss while training, and loss by position.
+
+Each is drawn on axes that are given, so that a panel can stand alone (in the page, as SVG that follows its colours)
+or beside others (as PNG and SVG files). The same inputs give the same bytes.
+"""
+
+import io
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+from matplotlib.transforms import Bbox
+
+from scripts.pictures import plot_loss_by_position
+from scripts.reporting.aggregate import COSTS, QUALITY, Row, pareto_front
+from scripts.reporting.curves import Curve
+from scripts.reporting.style import LIGHT, Style, follow_css
+from scripts.reporting.table import unit_of
+
+Draw = Callable[[Axes], "Callable[[], None] | None"]
+"""Draws one panel; what it returns is called once the figure's layout stands, as the places of labels depend on it."""
+Point = tuple[float, float]
+
+COST_AXES = {
+    "step_seconds": ("seconds", "step time"),
+    "attention_flops_per_token": ("flops", "attention FLOPs a token"),
+    "peak_memory_bytes": ("bytes", "peak memory"),
+}
+MOST_NAMES = 16
+"""Points that are labelled by name; of more than these, by their number in the table."""
+
+PANEL = (4.7, 3.7)  # inches: on a phone a point of text is then about a pixel
+SETTINGS = {
+    "font.size": 9.5,
+    "axes.edgecolor": LIGHT["front"],
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.titlesize": 10,
+    "axes.titlecolor": LIGHT["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": LIGHT["front"],
+    "ytick.color": LIGHT["front"],
+    "xtick.labelcolor": LIGHT["soft"],
+    "ytick.labelcolor": LIGHT["soft"],
+    "text.color": LIGHT["ink"],
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: it can be read out, and takes the page's font
+    "axes.unicode_minus": True,
+}
+
+
+def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: str) -> Callable[[], None] | None:
+    """Bits per byte against `cost`: the seeds' intervals, the dense baseline's cross-hairs, the Pareto front."""
+    kind, title = COST_AXES[cost]
+    shown = [
+        (row, style, number)
+        for number, (row, style) in enumerate(zip(rows, styles, strict=True), 1)
+        if cost in row.values and QUALITY in row.values
+    ]
+    size, unit = unit_of(kind, max((row.values[cost].mean for row, _, _ in shown), default=0.0))
+    axes.set_xlabel(f"{title} ({unit})")
+    axes.set_ylabel("held-out bits per byte")
+    if not shown:
+        _say(axes, "no finished job yet")
+        return None
+    points = [(row.values[cost].mean / size, row.values[QUALITY].mean) for row, _, _ in shown]
+    xs = [x for x, _ in points]
+    if min(xs) > 0 and max(xs) / min(xs) > 8:
+        axes.set_xscale("log")
+        _plain_log_ticks(axes, min(xs), max(xs))
+    bars = []
+    for (row, style, _), (x, y) in zip(shown, points, strict=True):
+        if row.baseline:
+            cross = {"color": LIGHT["front"], "linewidth": 0.8, "linestyle": (0, (1, 3)), "zorder": 1}
+            axes.axvline(x, **cross)
+            axes.axhline(y, **cross)
+        half_x, half_y = ((row.values[name].half_width or 0.0) / scale for name, scale in ((cost, size), (QUALITY, 1)))
+        error = {"ecolor": style.color, "elinewidth": 1.1, "capsize": 2.5, "alpha": 0.75, "zorder": 2}
+        axes.errorbar([x], [y], xerr=half_x or None, yerr=half_y or None, fmt="none", **error)
+        bars += [((x - half_x, y), (x + half_x, y)), ((x, y - half_y), (x, y + half_y))]
+        point = {"markersize": 7.5, "zorder": 4, "markeredgecolor": LIGHT["paper"], "markeredgewidth": 0.9}
+        axes.plot([x], [y], style.marker, color=style.color, **point)
+    _frame(axes, points)
+    bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
+    names = [row.label if len(rows) <= MOST_NAMES else str(number) for row, _, number in shown]
+    return partial(place_labels, axes, points, names, bars)
+
+
+def place_labels(
+    axes: Axes, points: Sequence[Point], names: Sequence[str], bars: Sequence[tuple[Point, Point]] = ()
+) -> None:
+    """Writes `names` beside `points` so that none overlaps another, a point, one of the `bars` (from, to), or the
+    frame; a name that had to go far is tied to its point by a line. Nearest places are tried first, and the points in
+    the largest crowd choose first."""
+    figure = axes.figure
+    renderer, to_pixels = figure.canvas.get_renderer(), figure.dpi / 72
+    centres = [axes.transData.transform(point) for point in points]
+    frame = axes.get_window_extent(renderer)
+    mark = 5.5 * to_pixels
+    ends = [axes.transData.transform(bar) for bar in bars]
+    taken = [Bbox([start - 1, stop + 1]) for start, stop in ends]
+    taken += [Bbox.from_bounds(x - mark, y - mark, 2 * mark, 2 * mark) for x, y in centres]
+
+    def crowd(index: int) -> float:
+        return sum(1 / (1 + math.dist(centres[index], other)) for other in centres)
+
+    for index in sorted(range(len(points)), key=lambda i: (-crowd(i), i)):
+        x, y = centres[index]
+        where = {"xytext": (0, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+        text = axes.annotate(_literal(names[index]), points[index], fontsize=8.5, zorder=5, **where)
+        extent = text.get_window_extent(renderer)
+        width, height = extent.width + 2 * to_pixels, extent.height
+        for distance, angle in _places():
+            dx, dy = distance * math.cos(angle) * to_pixels, distance * math.sin(angle) * to_pixels
+            left = x + dx - width * (0.5 - 0.5 * math.cos(angle))
+            box = Bbox.from_bounds(left, y + dy - height * (0.5 - 0.5 * math.sin(angle)), width, height)
+            inside = frame.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and frame.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+            if inside and not any(_overlap(box, other) for other in taken):
+                break
+        else:
+            text.remove()  # nowhere left: the table and the mark still say which it is
+            continue
+        taken.append(box)
+        text.set_position(((left - x) / to_pixels + 1, (box.y0 + box.height / 2 - y) / to_pixels))
+        if distance > 16:
+            end = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+            axes.annotate("", points[index], xytext=axes.transData.inverted().transform(end), textcoords="data",
+                          arrowprops=dict(arrowstyle="-", color=LIGHT["front"], linewidth=0.6, shrinkA=0, shrinkB=4),
+                          zorder=3)  # fmt: skip
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Style], along: str, label: str) -> None:
+    """Lines of `curves` (None: that row has none) along their "tokens" or "seconds"."""
+    drawn = [(curve, style) for curve, style in zip(curves, styles, strict=True) if curve is not None]
+    kind, title = {"tokens": ("tokens", "tokens trained on"), "seconds": ("time", "training time")}[along]
+    axes.set_ylabel(label)
+    if not drawn:
+        axes.set_xlabel(title)
+        return _say(axes, "nothing logged yet")
+    largest = max(curve.along(along)[-1] for curve, _ in drawn)
+    if kind == "tokens":
+        size, unit = unit_of(kind, largest)
+        axes.set_xlabel(f"{title} ({unit or 'tokens'})")
+    else:
+        size, unit = next(((s, u) for s, u in ((3600.0, "h"), (60.0, "min")) if largest >= 2 * s), (1.0, "s"))
+        axes.set_xlabel(f"{title} ({unit})")
+    for curve, style in drawn:
+        few = len(curve.values) < 12
+        axes.plot([x / size for x in curve.along(along)], curve.values, color=style.color, linewidth=1.5,
+                  linestyle=style.linestyle, alpha=1 if curve.finished else 0.6,
+                  marker=style.marker if few else "", markersize=4.5)  # fmt: skip
+    # The first steps, from knowing nothing, would leave no room for where runs differ.
+    early = max(curve.values[min(len(curve.values) - 1, len(curve.values) // 8)] for curve, _ in drawn)
+    lowest = min(min(curve.values) for curve, _ in drawn)
+    if early > lowest:
+        axes.set_ylim(lowest - 0.05 * (early - lowest), early + 0.05 * (early - lowest))
+
+
+def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
+    """Loss by position of every row that has one, with bands: over documents, or, of differences, over seeds."""
+    for buckets, style in zip(positions, styles, strict=True):
+        if buckets:
+            plot_loss_by_position(axes, buckets, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.4,
+                                  linestyle=style.linestyle)  # fmt: skip
+    for band in axes.collections:
+        band.set_alpha(0.4 / (2 + len(axes.collections)))
+    if not any(positions):
+        _say(axes, "no evaluation yet")
+
+
+def draw_position_differences(
+    axes: Axes, differences: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]
+) -> None:
+    """The same less dense's: where in a document a pattern loses or gains."""
+    draw_positions(axes, differences, styles)
+    axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
+    losses = [0.0, *(bucket["loss"] for buckets in differences for bucket in buckets)]
+    span = max(losses) - min(losses)
+    if span:  # the widest intervals, of two seeds, go out of the picture rather than flatten every line
+        axes.set_ylim(min(losses) - span, max(losses) + span)
+    axes.set_ylabel("loss less dense's (nats/token)")
+
+
+def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> str:
+    """One panel as an <svg> element in the page's colours; `name` keeps its ids apart from other panels'."""
+    with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained", facecolor="none")
+        FigureCanvasAgg(figure)
+        _compose(figure, [(draw, figure.add_subplot())])
+        text = _svg(figure)
+    svg = text[text.index("<svg ") :]
+    head, _, body = svg.partition(">")
+    box = next(part for part in head.split('" ') if part.startswith("viewBox="))
+    body = body[body.index("<defs>") :]  # without the metadata, which is not about the figure
+    return follow_css(f'<svg {box}" xmlns="http://www.w3.org/2000/svg" aria-hidden="true" focusable="false">{body}')
+
+
+def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, bytes]:
+    """{"name.png": ..., "name.svg": ...}: the panels side by side, with a legend below."""
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
+    lines = -(-len(panels) // columns)
+    width = PANEL[0] * columns
+    names = [_literal(name) for name in legend_names(rows)]
+    beside = max(1, int(width / (0.7 + 0.085 * max(map(len, names), default=0))))  # legend's columns, by their inches
+    size = width, PANEL[1] * lines + 0.24 * -(-len(names) // beside)
+    with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained", facecolor=LIGHT["paper"])
+        FigureCanvasAgg(figure)
+        handles = [
+            Line2D([], [], color=style.color, marker=style.marker, linestyle=style.linestyle, label=label)
+            for style, label in zip(styles, names, strict=True)
+        ]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), beside))
+        _compose(figure, [(draw, figure.add_subplot(lines, columns, n)) for n, draw in enumerate(panels, 1)])
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
+        return {f"{name}.png": picture.getvalue(), f"{name}.svg": _svg(figure).encode()}
+
+
+def legend_names(rows: Sequence[Row]) -> list[str]:
+    """The rows' labels; with their numbers where points have no room for names."""
+    if len(rows) <= MOST_NAMES:
+        return [row.label for row in rows]
+    return [f"{number} {row.label}" for number, row in enumerate(rows, 1)]
+
+
+def cost_panels(rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, Draw]:
+    """A panel for each of COSTS."""
+    return {cost: partial(draw_cost, rows=rows, styles=styles, cost=cost) for cost in COSTS}
+
+
+def _compose(figure: Figure, panels: Sequence[tuple[Draw, Axes]]) -> None:
+    later = [draw(axes) for draw, axes in panels]
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # it stays as it is now laid out
+    for finish in later:
+        if finish is not None:
+            finish()
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()
+
+
+def _places() -> Iterator[tuple[float, float]]:
+    """(distance in points, angle): beside the point first, then around it, ever further."""
+    around = [0, math.pi, math.pi / 2, -math.pi / 2, *(k * math.pi / 8 for k in range(16) if k % 4)]
+    return itertools.product((8, 11, 16, 22, 30, 40, 52, 66, 82, 100), around)
+
+
+def _overlap(one: Bbox, other: Bbox) -> bool:
+    return one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1
+
+
+def _frame(axes: Axes, points: Sequence[Point]) -> None:
+    """Room around the points and their bars for labels. Intervals of quality are shown whole; those of a cost, which
+    with two seeds reach far, below nothing even, run out of the picture where they would squeeze the points."""
+    axes.margins(x=0.18, y=0.16)
+    axes.autoscale_view()
+    xs = [x for x, _ in points]
+    room = max(max(xs) - min(xs), 0.15 * max(xs))
+    left, right = axes.get_xlim()
+    if axes.get_xscale() == "linear":
+        axes.set_xlim(max(left, min(xs) - room, 0.0), min(right, max(xs) + room))
+    else:
+        axes.set_xlim(max(left, min(xs) / 2), min(right, max(xs) * 2))
+    if len(points) == 1:
+        axes.locator_params(axis="y", nbins=4)
+
+
+def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]:
+    """The stairs of the best quality within a cost: from the first point up, and from the last one to the right.
+    Returns their steps."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    corners = [(front[0][0], limits[1][1])]
+    for x, y in front:
+        corners += [(x, corners[-1][1]), (x, y)]
+    corners.append((limits[0][1], front[-1][1]))
+    axes.plot(*zip(*corners, strict=True), color=LIGHT["front"], linewidth=1.3, zorder=1.5)
+    axes.set(xlim=limits[0], ylim=limits[1])
+    return [
+        (min(start, stop), max(start, stop)) if start[0] == stop[0] else (start, stop)
+        for start, stop in itertools.pairwise(corners)
+    ]
+
+
+def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
+    """Few, and written out: 20, 50, 100 and not 2 x 10^1."""
+    ticks = [base * 10.0**power for power in range(-9, 16) for base in (1, 2, 5)]
+    axes.set_xticks([tick for tick in ticks if low / 1.5 <= tick <= high * 1.5])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=LIGHT["soft"])
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _literal(text: str) -> str:
+    """matplotlib reads $...$ as mathematics, and hides a legend's label that begins with _."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text

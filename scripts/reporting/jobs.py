@@ -1,0 +1,265 @@
+"""From folders to jobs: everything that the report knows of a run, and what it could not read.
+
+A sweep's folder has a manifest.json and one run folder a job; run folders without a manifest do as well, and so does a
+folder of them. Files may be missing, cut off, or not yet written: a report is also made while jobs run.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from model.training.metrics import read_rows
+from model.training.run_folder import RunFolder, RunFolderError
+
+STATES = ("done", "running", "waiting", "interrupted", "out of memory", "failed")
+"""Of a job, in the order in which they are told."""
+
+RUN_STATES = {"finished": "done"}
+"""Where the state of a run in its summary.json is called otherwise for a job."""
+
+LENGTHS_OF_RUNS = ("trainer.max_steps", "trainer.max_seconds")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, done or not."""
+
+    sweep: str  # the name of its sweep; "" for a run without one
+    folder: Path
+    hash: str
+    label: str  # what differs between the jobs, the seed aside
+    state: str  # one of STATES
+    seed: int | None = None
+    baseline: bool = False  # dense: what the others are held against
+    context: str = ""  # equal for jobs that differ in attention and seed alone
+    overrides: tuple[str, ...] = ()
+    command: str = ""  # reproduces this job alone
+    exit_reason: str | None = None
+    traceback: str | None = None
+    started: str | None = None
+    ended: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json that the summary speaks of
+    metrics: Sequence[Mapping[str, float]] = ()  # rows of metrics.csv: what was logged, finite numbers alone
+    problems: tuple[str, ...] = ()  # what could not be read, and why it is not counted
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is done and judged: only such jobs are in the table's numbers."""
+        return self.state == "done" and self.evaluation is not None
+
+    def number(self, name: str) -> float | None:
+        """A finite number of its held-out evaluation, or else of its summary; None where there is none."""
+        source = self.evaluation if name == "bits_per_byte" else self.summary
+        return finite((source or {}).get(name))
+
+    def setting(self, group: str, key: str) -> Any:
+        """One setting of its config; None where there is none."""
+        return _group(self.config, group).get(key)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Jobs that were launched together (or, without a manifest, are shown together)."""
+
+    name: str  # "" where there is no manifest
+    folder: Path
+    jobs: tuple[Job, ...]
+    match: str | None = None  # tokens | time | flops
+    budget: Mapping[str, Any] | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str | None = None
+
+
+def finite(value: Any) -> float | None:
+    """`value` if it is a finite number, else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
+    """Every sweep among `folders`, in their order, and last all runs that have no manifest, as one.
+
+    Raises:
+        RunFolderError: a folder is neither, or its manifest.json cannot be read.
+    """
+    sweeps, runs = [], []
+    for folder in dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders):
+        if (folder / "manifest.json").is_file():
+            sweeps.append(_read_sweep(folder))
+            continue
+        found = (
+            [folder] if (folder / "config.yaml").is_file() else sorted(f.parent for f in folder.glob("*/config.yaml"))
+        )
+        if not found:
+            raise RunFolderError(
+                f"{folder}: holds no manifest.json and no config.yaml; accepted are sweeps, runs, and folders of runs"
+            )
+        runs += [run for run in found if run not in runs]
+    return [*sweeps, *([Sweep("", runs[0].parent, tuple(_read_runs(runs)))] if runs else [])]
+
+
+def _read_sweep(folder: Path) -> Sweep:
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        name, entries = str(manifest.get("sweep") or folder.name), manifest["jobs"]
+        jobs = tuple(_read_job(name, folder, entry, bool(manifest.get("match"))) for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{file}: cannot be read as a sweep's manifest ({_one_line(error)})") from None
+    told = {key: manifest.get(key) for key in ("match", "budget", "command", "device")}
+    return Sweep(name, folder, jobs, versions=manifest.get("versions") or {}, **told)
+
+
+def _read_job(sweep: str, folder: Path, entry: Mapping[str, Any], matched: bool) -> Job:
+    path = folder / (entry.get("folder") or entry["hash"])
+    state, overrides = entry["state"], tuple(entry.get("overrides") or ())
+    if state not in STATES:
+        raise ValueError(f"state {state!r}: must be one of {', '.join(STATES)}")
+    own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # equal footing sets these as each job needs
+    other = sorted(text for text in overrides if not text.lstrip("+~").startswith(own))
+    told = {key: entry.get(key) for key in ("seed", "exit_reason", "traceback", "started", "ended")}
+    return Job(
+        sweep=sweep,
+        folder=path,
+        hash=str(entry["hash"]),
+        label=str(entry.get("label") or entry["hash"]),
+        state=state,
+        baseline=bool(entry.get("baseline")),
+        context=" ".join(other),
+        overrides=overrides,
+        command=entry.get("command") or "",
+        **told,
+        **_read_run(path, state),
+    )
+
+
+def _read_runs(folders: Sequence[Path]) -> Iterable[Job]:
+    """Runs without a manifest: what one would say of them is read off their configs."""
+    read = [_read_run(folder, "done") for folder in folders]
+    labels = _labels([run["config"] for run in read])
+    for folder, label, run in zip(folders, labels, read, strict=True):
+        config, summary = run["config"], run["summary"]
+        state = summary.get("state", "running" if summary or run["metrics"] else "waiting")
+        state = RUN_STATES.get(state, state)
+        yield Job(
+            sweep="",
+            folder=folder,
+            hash=str(summary.get("config_hash") or folder.name),
+            label=label,
+            state=state if state in STATES else "failed",
+            seed=config.get("seed"),
+            baseline=_group(config, "attention").get("name") == "dense",
+            context=json.dumps(_settings(config, without=("attention", "seed")), sort_keys=True, default=str),
+            # A run's config is whole, so that it composes itself; Hydra's own folder and log are switched off.
+            command=f"python train.py --config-path {folder} --config-name config "
+            "hydra.run.dir=. hydra.output_subdir=null hydra/job_logging=none",
+            exit_reason=f"summary.json says {state!r}" if state not in ("done", "running", "waiting") else None,
+            **(run | {"problems": run["problems"] if state == "done" else ()}),
+        )
+
+
+def _read_run(folder: Path, state: str) -> dict[str, Any]:
+    """The files of a run folder, as arguments of Job."""
+    problems: list[str] = []
+    files = RunFolder(folder)
+
+    def read(name: str, parse: Any, default: Any) -> Any:
+        if not (folder / name).is_file():
+            if state == "done":
+                problems.append(f"{name} is missing")
+            return default
+        try:
+            return parse()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            problems.append(f"{name} cannot be read ({_one_line(error)})")
+            return default
+
+    config = read("config.yaml", lambda: dict(files.read_config()), {})
+    summary = read("summary.json", lambda: dict(files.read_summary()), {})
+    evaluation = read("evaluation.json", lambda: _held_out(folder / "evaluation.json", config, summary), None)
+    metrics = read("metrics.csv", lambda: _read_metrics(files.metrics_file), ())
+    if evaluation is not None and finite(evaluation.get("bits_per_byte")) is None:
+        problems.append("evaluation.json has no finite bits_per_byte")
+        evaluation = None
+    return {
+        "config": config,
+        "summary": summary,
+        "evaluation": evaluation,
+        "metrics": metrics,
+        "problems": tuple(problems),
+    }
+
+
+def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the rows of evaluation.json (evaluate.py may have added some) the one that the run itself ended with."""
+    rows = [dict(row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+    if not rows:
+        raise ValueError("it holds no row")
+    split = _group(config, "evaluation").get("split")
+    own = [row for row in rows if row.get("bits_per_byte") == summary.get("bits_per_byte")]
+    last = [
+        row for row in rows if (row.get("checkpoint"), row.get("documents_from")) == ("checkpoints/last.ckpt", split)
+    ]
+    return (own or last or rows)[0]
+
+
+def _read_metrics(file: Path) -> list[dict[str, float]]:
+    rows = []
+    for row in read_rows(file)[1]:
+        numbers = {}
+        for key, cell in row.items():
+            try:
+                number = finite(float(cell))
+            except (TypeError, ValueError):  # not logged in this row, or the end of a line that is being written
+                continue
+            if number is not None and key is not None:
+                numbers[key] = number
+        if "step" in numbers:
+            rows.append(numbers)
+    return rows
+
+
+def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The attention's name of each run, and behind it every other setting in which runs of that name differ."""
+    names = [str(_group(config, "attention").get("name") or config.get("name") or "run") for config in configs]
+    flat = [dict(_flatten(_settings(config, without=("seed",)))) for config in configs]
+    labels = []
+    for name, own in zip(names, flat, strict=True):
+        others = [other for other_name, other in zip(names, flat, strict=True) if other_name == name]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        labels.append(" ".join([name, *(f"{key.rpartition('.')[2]}={own[key]}" for key in sorted(differing))]))
+    return labels
+
+
+def _settings(config: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    """What makes one run another: not where it is written, nor what it was resumed from."""
+    left_out = {"name", "outputs", "resume", "logger", *without}
+    settings = {key: value for key, value in config.items() if key not in left_out}
+    if "seed" in without and isinstance(settings.get("data"), Mapping):  # data.seed follows the run's
+        settings["data"] = {key: value for key, value in settings["data"].items() if key != "seed"}
+    return settings
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    group = config.get(name)
+    return group if isinstance(group, Mapping) else {}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,53 @@
+"""report.md: the same report as plain text, for a terminal, a pull request, or a note."""
+
+from scripts.markdown import escape, table
+from scripts.reporting.content import Content, reason, standing, surroundings
+
+
+def write_markdown(content: Content) -> str:
+    parts = [
+        f"# {escape(content.title)}",
+        escape(f"{content.progress}; {'; '.join(content.footing)}."),
+        "## In short",
+        _list([*content.readings, *content.cautions]),
+        "## Quality against cost",
+        "![Held-out bits per byte against step time, attention FLOPs and peak memory](pareto.png)",
+        _table(content),
+    ]
+    titles = {"loss_curves": "Loss while training", "loss_by_position": "Loss by position"}
+    for name, title in titles.items():
+        if name in content.figures:
+            parts += [f"## {title}", f"![{title}]({name}.png)"]
+    if content.routing:
+        names = list(dict.fromkeys(name for _, found in content.routing for name in found))
+        lines = [
+            (escape(row.label), *(f"{found[name]:,.4g}" if name in found else "" for name in names))
+            for row, found in content.routing
+        ]
+        parts += ["## Routing", table(("pattern", *map(escape, names)), lines)]
+    if content.ended:
+        parts += ["## What failed, and why"]
+        for job in content.ended:
+            parts.append(f"- {escape(f'{job.label}, seed {job.seed}: {job.state}: {reason(job)}')}")
+            if job.traceback:
+                parts.append("\n".join(f"      {line}" for line in job.traceback.rstrip().splitlines()))
+    if content.pending:
+        lines = [(escape(job.label), str(job.seed), job.state, escape(standing(job))) for job in content.pending]
+        parts += ["## Still to come", table(("pattern", "seed", "state", "so far"), lines)]
+    commands = [f"{sweep.command}" for sweep in content.sweeps if sweep.command]
+    commands += [job.command for job in content.jobs if job.command]
+    if commands:
+        parts += ["## Commands", "\n".join(f"    {' '.join(command.split())}" for command in commands)]
+    parts += ["## Versions and device", _list([f"{name}: {value}" for name, value in surroundings(content)])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(content: Content) -> str:
+    lines = [
+        tuple(escape(column.cells[index].text) for column in content.columns) for index in range(len(content.rows))
+    ]
+    return table([escape(column.title) for column in content.columns], lines)
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)

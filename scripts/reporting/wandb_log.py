@@ -1,0 +1,56 @@
+"""The report's table and figures as wandb artifacts: offline unless the jobs' own logger said otherwise."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+from scripts.reporting.content import Content
+
+SENT = ("pareto.csv", "report.md", "report.html")
+
+
+def log_to_wandb(content: Content, folder: Path, mode: str | None = None) -> Path | None:
+    """Logs what `folder` (of write_report) holds: the table, the figures, and an artifact with all files.
+
+    The wandb run is grouped by the sweep's name and has an id that its folder gives it: writing the report again
+    continues it.
+
+    Args:
+        mode: offline | online | disabled; None: as the jobs' logger group says, and offline where they have none.
+
+    Returns:
+        The folder of the wandb run, to `wandb sync` later; None where the mode is disabled.
+    """
+    import wandb
+
+    loggers = [job.config["logger"] for job in content.jobs if job.setting("logger", "name") == "wandb"]
+    settings = loggers[0] if loggers else {}
+    group = content.sweeps[0].name or None
+    run = wandb.init(
+        project=settings.get("project") or "farsight",
+        group=group or settings.get("group"),
+        name=f"{group or 'runs'}/report",
+        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12],
+        resume="allow",
+        job_type="report",
+        dir=folder,
+        mode=mode or settings.get("mode") or "offline",
+        reinit="create_new",  # a job of the same process may have a run of its own open
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    with run:
+        header, *lines = csv.reader((folder / "pareto.csv").read_text(encoding="utf-8").splitlines(keepends=True))
+        figures = [folder / f"{name}.png" for name in content.figures]
+        pictures = {figure.stem: wandb.Image(str(figure)) for figure in figures if figure.is_file()}
+        run.log({"pareto_table": wandb.Table(columns=header, data=lines)} | pictures)
+        artifact = wandb.Artifact(
+            f"report-{run.id}", type="report", metadata={"sweeps": [s.name for s in content.sweeps]}
+        )
+        for file in [folder / name for name in SENT] + [
+            f.with_suffix(end) for f in figures for end in (".png", ".svg")
+        ]:
+            if file.is_file():
+                artifact.add_file(str(file))
+        run.log_artifact(artifact)
+        place = Path(run.dir).parent if not run.disabled else None
+    return place

@@ -1,0 +1,169 @@
+"""What was found, in plain sentences: every number is computed, and none is said more surely than it is known."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+from scripts.reporting.aggregate import COSTS, QUALITY, Row
+from scripts.reporting.jobs import STATES, Sweep
+from scripts.reporting.table import signed, significant, unit_of
+
+MOST_ROWS = 8
+"""Patterns that are told one by one; of more than these, those on the front of step time."""
+
+MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
+COST_NAMES = {
+    "step_seconds": "step time",
+    "attention_flops_per_token": "attention FLOPs",
+    "peak_memory_bytes": "peak memory",
+}
+
+
+def title_of(sweeps: Sequence[Sweep]) -> str:
+    return ", ".join(sweep.name or "Runs" for sweep in sweeps)
+
+
+def progress(sweeps: Sequence[Sweep]) -> str:
+    """How many jobs are where: "7 of 9 jobs done, 1 running, 1 failed"."""
+    states = Counter(job.state for sweep in sweeps for job in sweep.jobs)
+    total = sum(states.values())
+    rest = [f"{states[state]} {state}" for state in STATES[1:] if states[state]]
+    jobs = "job" if total == 1 else "jobs"
+    return ", ".join([f"{states['done']} of {total} {jobs} done", *rest])
+
+
+def footing(sweeps: Sequence[Sweep]) -> list[str]:
+    """What the sweeps held equal, by their own word."""
+    return [
+        (f"{sweep.name}: " if len(sweeps) > 1 and sweep.name else "")
+        + (
+            f"every job had {MATCHED.get(str(sweep.match), str(sweep.match))}{_budget(sweep)}"
+            if sweep.match
+            else "nothing was held equal by a sweep"
+        )
+        for sweep in sweeps
+    ]
+
+
+def readings(rows: Sequence[Row]) -> list[str]:
+    """The findings, most important first."""
+    judged = [row for row in rows if QUALITY in row.values]
+    if not judged:
+        return ["No job has finished and been judged yet, so there is nothing to compare."]
+    found = []
+    held = [row for row in judged if row.difference is not None]
+    if len(held) > MOST_ROWS:
+        shown = [row for row in held if "step_seconds" in row.fronts] or held[:MOST_ROWS]
+        found.append(f"{len(held)} patterns were held against dense; here are those on the front of step time.")
+    else:
+        shown = held
+    found += [_against_dense(row) for row in shown]
+    if not held:
+        baselines = [row for row in rows if row.baseline]
+        if not baselines:
+            found.append(
+                "There is no dense baseline among these jobs: the patterns are compared with one another alone."
+            )
+        elif not any(row in judged for row in baselines):
+            found.append("Dense has not finished: there is nothing to hold the patterns against yet.")
+        elif len(judged) > len([row for row in judged if row.baseline]):
+            found.append("No dense baseline has the same settings as these patterns.")
+    if len(judged) > 1:
+        best = min(judged, key=lambda row: row.values[QUALITY].mean)
+        found.append(f"Best in quality: {best.label}, {best.values[QUALITY].mean:.4f} bits per byte.")
+        fronts: dict[tuple[str, ...], list[str]] = {}
+        for cost in COSTS:
+            front = sorted((row for row in judged if cost in row.fronts), key=lambda row: row.values[cost].mean)
+            if front:
+                fronts.setdefault(tuple(row.label for row in front), []).append(COST_NAMES[cost])
+        for labels, costs in fronts.items():
+            found.append(f"On the Pareto front of {_and(costs)}, from cheapest to best: {', '.join(labels)}.")
+    return found
+
+
+def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
+    """What a reader should not overlook before believing a difference."""
+    judged = [row for row in rows if QUALITY in row.values]
+    jobs = [job for row in judged for job in row.counted]
+    found = []
+    single = [row for row in judged if row.values[QUALITY].count == 1]
+    if single and len(judged) > 1:
+        which = "Every pattern" if len(single) == len(judged) else ", ".join(row.label for row in single)
+        found.append(f"{which} ran with one seed: no interval, and small differences may be chance.")
+    bounds = [row.values[QUALITY] for row in judged if row.values[QUALITY].low is not None]
+    if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
+        found.append("Fronts are drawn through means; where intervals overlap, a place on a front is not certain.")
+    if len(judged) > 1 and any(sweep.match is None for sweep in sweeps):
+        found += [
+            f"Not equal: {name} from {low} to {high}."
+            for key, name, kind in (
+                ("train_tokens", "tokens trained on", "tokens"),
+                ("train_seconds", "training time", None),
+            )
+            for low, high in [_range(judged, key, kind)]
+            if low != high
+        ]
+    found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
+    texts = {
+        (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes"))
+        for job in jobs
+    }
+    if len(texts) > 1:
+        found.append("The jobs were not judged on the same held-out text: their bits per byte do not compare.")
+    protocols = {str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs}
+    if len(protocols) > 1:
+        found.append("The jobs were judged under different protocols (window, stride): see each evaluation.json.")
+    devices = {str(job.summary.get("device")) for job in jobs}
+    if len(devices) > 1:
+        found.append(
+            f"The jobs ran on different devices ({', '.join(sorted(devices))}): times and memory do not compare."
+        )
+    if any(job.summary.get("device") == "cpu" or job.setting("trainer", "accelerator") == "cpu" for job in jobs):
+        found.append(
+            "On a CPU, peak memory is that of the whole process and what earlier jobs left in it: compare it with care."
+        )
+    return found
+
+
+def _against_dense(row: Row) -> str:
+    costs = []
+    if "step_seconds" in row.ratios:
+        costs.append(f"{row.ratios['step_seconds']:.2f} of {row.against.label}'s step time")
+    if "attention_flops_per_token" in row.ratios:
+        costs.append(f"{row.ratios['attention_flops_per_token']:.2f} of its attention FLOPs")
+    found = row.difference
+    size = f"{abs(found.mean):.4f} bits per byte"
+    change = f"loses {size}" if found.mean > 0 else f"gains {size}" if found.mean < 0 else "neither gains nor loses"
+    if found.low is None:
+        surety = "one seed, no interval"
+    else:
+        surety = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.count} seeds"
+        if found.low <= 0 <= found.high:
+            change = f"{change}, which may be chance"
+    took = f"takes {' and '.join(costs)} and " if costs else ""
+    return f"{row.label} {took}{change} ({surety})."
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _budget(sweep: Sweep) -> str:
+    budget = sweep.budget or {}
+    for key, kind, unit in (("tokens", "tokens", " tokens"), ("seconds", None, " s"), ("flops", "flops", "")):
+        if isinstance(budget.get(key), int | float):
+            return f" ({_told(budget[key], kind)}{unit})"
+    return ""
+
+
+def _range(rows: Sequence[Row], key: str, kind: str | None) -> tuple[str, str]:
+    numbers = [row.values[key].mean for row in rows if key in row.values] or [0.0]
+    unit = " s" if kind is None else ""
+    return _told(min(numbers), kind) + unit, _told(max(numbers), kind) + unit
+
+
+def _told(value: float, kind: str | None) -> str:
+    if kind is None:
+        return significant(value)
+    size, unit = unit_of(kind, value)
+    return significant(value / size) + (f" {unit.removesuffix('s')}" if unit else "")

@@ -1,0 +1,87 @@
+"""The sentences at the top: computed, and no surer than the numbers."""
+
+import dataclasses
+from pathlib import Path
+
+from scripts.reporting.aggregate import make_rows
+from scripts.reporting.jobs import Sweep
+from scripts.reporting.words import cautions, footing, progress, readings
+from tests.scripts.reporting.test_aggregate import job
+
+
+def read(*jobs, **sweep):
+    sweeps = [Sweep("s", Path("s"), jobs, **sweep)]
+    rows = make_rows(sweeps)
+    return readings(rows), cautions(sweeps, rows)
+
+
+def test_a_loss_that_all_seeds_show_is_told_with_its_interval():
+    jobs = [job("dense", seed, 1.0 + seed / 10, 2.0) for seed in (1, 2, 3)]
+    jobs += [job("window", seed, 1.0 + seed / 10 + more, 1.0) for seed, more in ((1, 0.02), (2, 0.03), (3, 0.025))]
+    told, _ = read(*jobs)
+    # Differences 0.02, 0.03, 0.025: mean 0.025, s = 0.005, half-width 4.30265 * 0.005 / sqrt(3) = 0.01242.
+    assert told[0] == (
+        "window takes 0.50 of dense's step time and 0.50 of its attention FLOPs and loses 0.0250 bits per byte "
+        "(95 % interval of the difference +0.0126 to +0.0374, 3 seeds)."
+    )
+
+
+def test_a_difference_within_the_noise_is_called_so():
+    jobs = [job("dense", seed, 1.0) for seed in (1, 2)] + [job("window", 1, 0.97), job("window", 2, 1.01)]
+    told, warned = read(*jobs)
+    assert "gains 0.0100 bits per byte, which may be chance (95 % interval" in told[0]
+    assert any("where intervals overlap" in line for line in warned)
+
+
+def test_one_seed_has_no_interval_and_says_so():
+    told, warned = read(job("dense", 1, 1.0), job("window", 1, 1.1))
+    assert told[0].endswith("loses 0.1000 bits per byte (one seed, no interval).")
+    assert any("one seed: no interval" in line for line in warned)
+
+
+def test_without_dense_nothing_is_held_against_it():
+    told, _ = read(job("window", 1, 1.0), job("fixed", 1, 1.1))
+    assert "no dense baseline among these jobs" in told[0] and "dense's" not in " ".join(told)
+    told, _ = read(job("window", 1, 1.0), job("dense", 1, 1.0, state="running"))
+    assert told[0].startswith("Dense has not finished")
+
+
+def test_nothing_finished_is_said():
+    told, warned = read(job("window", 1, 1.0, state="failed"))
+    assert told == ["No job has finished and been judged yet, so there is nothing to compare."] and not warned
+
+
+def test_the_best_and_the_fronts_are_named():
+    told, _ = read(job("dense", 1, 1.0, 3.0), job("window", 1, 1.1, 1.0), job("fixed", 1, 1.2, 2.0))
+    assert "Best in quality: dense, 1.0000 bits per byte." in told
+    assert "On the Pareto front of step time and attention FLOPs, from cheapest to best: window, dense." in told
+
+
+def test_many_patterns_are_told_by_the_front_alone():
+    many = [job(f"window {n}", 1, 1.1 + n / 100, 1.0 + n / 10) for n in range(9)]
+    told, _ = read(job("dense", 1, 1.0, 3.0), *many)
+    assert told[0].startswith("9 patterns were held against dense") and told[1].startswith("window 0 takes")
+    assert not any(line.startswith("window 1 ") for line in told)
+
+
+def test_what_does_not_compare_is_warned_of():
+    here, there = ({"bits_per_byte": 1.0, "documents_from": "test", "documents": n} for n in (7, 8))
+    gpu = {"device": "NVIDIA H200", "train_tokens": 5_000_000}
+    jobs = [job("dense", 1, 1.0, evaluation=here, summary=gpu),
+            job("window", 1, 1.0, evaluation=there | {"protocol": {"name": "whole"}},
+                summary={"device": "cpu", "train_tokens": 2_000_000})]  # fmt: skip
+    _, warned = read(*jobs)
+    text = " ".join(warned)
+    for part in ("same held-out text", "different protocols", "different devices (NVIDIA H200, cpu)", "whole process",
+                 "tokens trained on from 2.00 million to 5.00 million"):  # fmt: skip
+        assert part in text, part
+    _, warned = read(*(dataclasses.replace(each, evaluation=here, summary=gpu) for each in jobs), match="tokens")
+    assert [line for line in warned if "seed" not in line] == []
+
+
+def test_the_head_says_what_was_equal_and_how_far_it_is():
+    jobs = (job("dense", 1, 1.0), job("window", 1, 1.0, state="out of memory"), job("fixed", 1, 1.0, state="waiting"))
+    sweep = Sweep("s", Path("s"), jobs, match="time", budget={"seconds": 120})
+    assert progress([sweep]) == "1 of 3 jobs done, 1 waiting, 1 out of memory"
+    assert footing([sweep]) == ["every job had the same training time (120 s)"]
+    assert footing([Sweep("", Path("s"), jobs)]) == ["nothing was held equal by a sweep"]
