@@ -134,9 +134,13 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:
-    """A run's own config, with the keys of the `evaluation` group that there were none of when the run began: how it is
-    judged in the end may have grown; what it trains on has not."""
-    return OmegaConf.merge({"evaluation": composed["evaluation"]}, saved)
+    """A run's own config, with the keys of the `evaluation` group (and trainer.max_seconds) that there were none of
+    when the run began: how it is judged in the end may have grown; what it trains on has not."""
+    later = {
+        "evaluation": composed["evaluation"],
+        "trainer": {"max_seconds": composed["trainer"]["max_seconds"]},
+    }
+    return OmegaConf.merge(later, saved)
 
 
 @contextmanager

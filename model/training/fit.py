@@ -42,7 +42,7 @@ def fit(
     folder: RunFolder,
     *,
     max_steps: int | None,
-    max_seconds: float | None = None,
+    max_seconds: float | None,
     accumulate: int,
     gradient_clip: float | None,
     validate_every: int | None,

@@ -31,6 +31,7 @@ OPTIMIZER = dict(
 )
 TRAINER = dict(
     max_steps=12,
+    max_seconds=None,
     accumulate=1,
     gradient_clip=1.0,
     validate_every=4,

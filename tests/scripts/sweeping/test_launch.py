@@ -238,16 +238,7 @@ def test_what_is_a_sweep():
     assert not is_sweep(["-m", "attention=dense,window"]) and not is_sweep(["sweep=patterns"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["sweep=patterns"], "sweep=patterns: a sweep takes -m and overrides alone: python train.py -m sweep=patterns"),
-        (["-m", "sweep=widths"], "sweep=widths: no such choice; accepted are lengths, patterns,"),
-        (["-m", "sweep=patterns", "sede=1"], "sede: no such key; accepted are"),
-    ],
-    ids=lambda value: str(value),
-)
-def test_a_wrong_command_line_ends_in_one_line(arguments, named):
-    result = run("train.py", *arguments, check=False)
+def test_a_wrong_command_line_ends_in_one_line():
+    result = run("train.py", "-m", "sweep=widths", check=False)
     (line,) = result.stderr.strip().splitlines()
-    assert result.returncode == 2 and named in line
+    assert result.returncode == 2 and "sweep=widths: no such choice; accepted are lengths, patterns," in line
