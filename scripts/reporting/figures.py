@@ -6,8 +6,7 @@ or beside others (as PNG and SVG files). The same inputs give the same bytes.
 
 import io
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import matplotlib
@@ -19,17 +18,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
-from matplotlib.transforms import Bbox
 
 from scripts.pictures import plot_loss_by_position
 from scripts.reporting.aggregate import COSTS, QUALITY, Row, pareto_front
 from scripts.reporting.curves import Curve
+from scripts.reporting.labels import Point, literal, place_labels
 from scripts.reporting.style import LIGHT, Style, follow_css
 from scripts.reporting.table import unit_of
 
 Draw = Callable[[Axes], "Callable[[], None] | None"]
 """Draws one panel; what it returns is called once the figure's layout stands, as the places of labels depend on it."""
-Point = tuple[float, float]
 
 COST_AXES = {
     "step_seconds": ("seconds", "step time"),
@@ -99,49 +97,6 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
     bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
     names = [row.label if len(rows) <= MOST_NAMES else str(number) for row, _, number in shown]
     return partial(place_labels, axes, points, names, bars)
-
-
-def place_labels(
-    axes: Axes, points: Sequence[Point], names: Sequence[str], bars: Sequence[tuple[Point, Point]] = ()
-) -> None:
-    """Writes `names` beside `points` so that none overlaps another, a point, one of the `bars` (from, to), or the
-    frame; a name that had to go far is tied to its point by a line. Nearest places are tried first, and the points in
-    the largest crowd choose first."""
-    figure = axes.figure
-    renderer, to_pixels = figure.canvas.get_renderer(), figure.dpi / 72
-    centres = [axes.transData.transform(point) for point in points]
-    frame = axes.get_window_extent(renderer)
-    mark = 5.5 * to_pixels
-    ends = [axes.transData.transform(bar) for bar in bars]
-    taken = [Bbox([start - 1, stop + 1]) for start, stop in ends]
-    taken += [Bbox.from_bounds(x - mark, y - mark, 2 * mark, 2 * mark) for x, y in centres]
-
-    def crowd(index: int) -> float:
-        return sum(1 / (1 + math.dist(centres[index], other)) for other in centres)
-
-    for index in sorted(range(len(points)), key=lambda i: (-crowd(i), i)):
-        x, y = centres[index]
-        where = {"xytext": (0, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
-        text = axes.annotate(_literal(names[index]), points[index], fontsize=8.5, zorder=5, **where)
-        extent = text.get_window_extent(renderer)
-        width, height = extent.width + 2 * to_pixels, extent.height
-        for distance, angle in _places():
-            dx, dy = distance * math.cos(angle) * to_pixels, distance * math.sin(angle) * to_pixels
-            left = x + dx - width * (0.5 - 0.5 * math.cos(angle))
-            box = Bbox.from_bounds(left, y + dy - height * (0.5 - 0.5 * math.sin(angle)), width, height)
-            inside = frame.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and frame.y0 <= box.y0 and box.y1 <= figure.bbox.y1
-            if inside and not any(_overlap(box, other) for other in taken):
-                break
-        else:
-            text.remove()  # nowhere left: the table and the mark still say which it is
-            continue
-        taken.append(box)
-        text.set_position(((left - x) / to_pixels + 1, (box.y0 + box.height / 2 - y) / to_pixels))
-        if distance > 16:
-            end = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-            axes.annotate("", points[index], xytext=axes.transData.inverted().transform(end), textcoords="data",
-                          arrowprops=dict(arrowstyle="-", color=LIGHT["front"], linewidth=0.6, shrinkA=0, shrinkB=4),
-                          zorder=3)  # fmt: skip
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Style], along: str, label: str) -> None:
@@ -215,7 +170,7 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     lines = -(-len(panels) // columns)
     width = PANEL[0] * columns
-    names = [_literal(name) for name in legend_names(rows)]
+    names = [literal(name) for name in legend_names(rows)]
     beside = max(1, int(width / (0.7 + 0.085 * max(map(len, names), default=0))))  # legend's columns, by their inches
     size = width, PANEL[1] * lines + 0.24 * -(-len(names) // beside)
     with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
@@ -258,16 +213,6 @@ def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
-
-
-def _places() -> Iterator[tuple[float, float]]:
-    """(distance in points, angle): beside the point first, then around it, ever further."""
-    around = [0, math.pi, math.pi / 2, -math.pi / 2, *(k * math.pi / 8 for k in range(16) if k % 4)]
-    return itertools.product((8, 11, 16, 22, 30, 40, 52, 66, 82, 100), around)
-
-
-def _overlap(one: Bbox, other: Bbox) -> bool:
-    return one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1
 
 
 def _frame(axes: Axes, points: Sequence[Point]) -> None:
@@ -314,9 +259,3 @@ def _say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=LIGHT["soft"])
     axes.set_xticks([])
     axes.set_yticks([])
-
-
-def _literal(text: str) -> str:
-    """matplotlib reads $...$ as mathematics, and hides a legend's label that begins with _."""
-    text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text

@@ -10,8 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
-from scripts.reporting.figures import cost_panels, place_labels, to_inline_svg
+from scripts.reporting.figures import cost_panels, to_inline_svg
 from scripts.reporting.jobs import Sweep
+from scripts.reporting.labels import place_labels
 from scripts.reporting.style import DARK, LIGHT, make_styles
 from tests.scripts.reporting.test_aggregate import job
 
