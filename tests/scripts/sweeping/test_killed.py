@@ -74,6 +74,8 @@ def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, 
     assert table(folder) == table(undisturbed)
     for one, other in zip(read_manifest(folder).jobs, read_manifest(undisturbed).jobs, strict=True):
         assert one.hash == other.hash
+        log = (folder / one.folder / "train.log").read_text()
+        assert log.count("step 1/80 ") == log.count("step 80/80  loss") == 1, "gone on with, and not begun again"
         weights = [
             torch.load(place / one.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
             for place in (folder, undisturbed)

@@ -67,11 +67,13 @@ def test_a_sweep_of_real_jobs(tmp_path, small, reports, capsys):
     assert (folder / dense.folder / "summary.json").stat().st_mtime_ns == before
 
 
-def test_more_of_the_same_sweep_runs_what_is_missing(tmp_path, small, quick, reports, capsys):
+def test_more_of_the_same_sweep_runs_what_is_missing(tmp_path, small, quick, reports, monkeypatch, capsys):
     assert run_sweep(tmp_path, *PAIR, *small) == 0
     assert run_sweep(tmp_path, *PAIR, "seed=1,2", *small) == 0
     assert list(states(tmp_path / "patterns")) == ["dense seed=1", "window seed=1", "dense seed=2", "window seed=2"]
     assert capsys.readouterr().err.count("starts") == 4
+    monkeypatch.setattr(Composer, "launcher", lambda *_: pytest.fail("there is nothing to launch"))
+    assert run_sweep(tmp_path, *PAIR, "seed=1,2", *small) == 0
 
 
 def test_a_job_that_fails_stops_no_other(tmp_path, small, quick, reports, capsys):
