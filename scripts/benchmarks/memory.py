@@ -93,7 +93,6 @@ def measure(overrides: list[str]) -> dict[str, Any]:
 
 def _train(config: dict[str, Any]) -> float:
     """A few steps as train.py takes them, in a folder that goes again; the peak counts from here on. Their seconds."""
-    import gc
     import tempfile
     import time
 
@@ -108,7 +107,6 @@ def _train(config: dict[str, Any]) -> float:
     data.setup()
     trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
     trainer |= {"max_steps": STEPS, "validate_every": None, "save_every": None, "log_every": 1}
-    gc.collect()
     _reset_peak()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +120,11 @@ def _train(config: dict[str, Any]) -> float:
 
 
 def _reset_peak() -> None:
+    import gc
+
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":

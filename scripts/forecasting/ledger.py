@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 WORKSPACE = "workspace of kernels"
 
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
+
 Workspace = Callable[[torch._ops.OpOverload, tuple], int]
 """(operator, its arguments) -> bytes that it holds while it runs, besides its results: opaque operators show none."""
 
@@ -34,6 +36,7 @@ class Ledger(TorchDispatchMode):
         self.granularity, self.workspace = granularity, workspace
         self.label = ""
         self.phase = ""
+        self.fused = False
         self.held: Counter[str] = Counter()
         self.total = 0
         self.most: dict[str, int] = {}
@@ -68,9 +71,25 @@ class Ledger(TorchDispatchMode):
         """Books a tensor that no operator made."""
         self._book(tensor.untyped_storage(), self.label)
 
+    @contextmanager
+    def fused_kernels(self) -> Iterator[None]:
+        """Inside, only what matrix products read and write is booked: all else stays within fused kernels."""
+        before, self.fused = self.fused, True
+        try:
+            yield
+        finally:
+            self.fused = before
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         label = self.label
+        if self.fused:
+            if func in PRODUCTS:
+                for leaf in (*tree_leaves(args), result):
+                    if isinstance(leaf, Tensor):
+                        self._book(leaf.untyped_storage(), label)
+                self._look(0)
+            return result
         if func is torch.ops.aten._to_copy.default:
             label = self.copies_of.get(id(args[0].untyped_storage()), label)
         for leaf in tree_leaves(result):

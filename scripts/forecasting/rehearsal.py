@@ -21,9 +21,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels.patterns import Pattern
-from model import Transformer
+from model import Transformer, loss
 from model.attention import View
 from model.training.optimizer import build_optimizer
+from scripts.forecasting.fused import compile_rehearsed
 from scripts.forecasting.ledger import Ledger
 from scripts.forecasting.workspace import workspace_bytes
 from scripts.loading import AUTOCAST, DTYPES
@@ -114,6 +115,8 @@ class _Rehearsal:
             ledger.label_copies(parameter, COPIES)
             parameter.register_post_accumulate_grad_hook(lambda p: ledger.relabel(p.grad, GRADIENTS))
         for kind, layer in zip(self.kinds, self.model.layers, strict=True):
+            if self.config["trainer"]["compile"]:
+                compile_rehearsed(layer, ledger)
             layer.forward = _labelled(ledger, LAYER + self.names[kind], layer.forward)
             for parameter in layer.parameters():
                 ledger.label_copies(parameter, COPIES_OF + self.names[kind])
@@ -128,6 +131,9 @@ class _Rehearsal:
     def run(self) -> None:
         """An update, then the step behind it; under accumulation one micro-batch more."""
         ledger, trainer = self.ledger, self.config["trainer"]
+        if trainer["compile"]:
+            with self.mode:
+                self._forward()  # traces what is compiled: what tracing leaves behind is not the step's
         with self._running(GRADIENTS):
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -145,7 +151,7 @@ class _Rehearsal:
         for micro_batch in range(min(2, trainer["accumulate"])):
             ledger.phase = "forward"
             with self._running(EMBEDDING):
-                loss = self._forward()
+                total = self._forward()
                 if micro_batch == 0:
                     # As Lightning's closure: gradients are dropped behind the forward pass.
                     self.held = dict(ledger.held)
@@ -153,12 +159,12 @@ class _Rehearsal:
                     optimizer.zero_grad()
             ledger.phase = "backward"
             with self._running(BACKWARD):
-                loss.backward()
-            del loss
+                total.backward()
+            del total
 
     def _forward(self) -> Tensor:
         dtype = AUTOCAST.get(self.config["trainer"]["precision"])
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None), _few_chunks():
             out = self.model.loss(self.tokens, self.targets, self.position, self.views)
             total = out.total if out.auxiliary is None else out.total + out.auxiliary
         return total / self.tokens.numel()
@@ -201,6 +207,17 @@ def _names(model: Transformer) -> dict[Kind, str]:
     schedule = model.plan.schedule
     entries = {pattern: schedule[layer % len(schedule)] for layer, pattern in reversed([*enumerate(model.patterns)])}
     return {pattern: entry if isinstance(entry, str) else "+".join(entry) for pattern, entry in entries.items()}
+
+
+@contextmanager
+def _few_chunks() -> Iterator[None]:
+    """The loss of the first chunks of tokens alone: the others hold no more than these, one after another."""
+    chunks = loss._chunks
+    loss._chunks = lambda *sizes: chunks(*sizes)[:4]
+    try:
+        yield
+    finally:
+        loss._chunks = chunks
 
 
 @contextmanager
