@@ -97,11 +97,12 @@ def _mendable() -> tuple[type[Exception], ...]:
     from configs.build import ConfigError
     from data import CorpusError
     from model.training.checkpoints import CheckpointError
-    from model.training.module import DivergedError, LayoutOverflowError
+    from model.training.endings import DivergedError, RunOutOfMemoryError
+    from model.training.module import LayoutOverflowError
     from model.training.run_folder import RunFolderError
 
     ours = ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, LayoutOverflowError
-    return *ours, OmegaConfBaseException
+    return *ours, RunOutOfMemoryError, OmegaConfBaseException
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -129,9 +130,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:
-    """A run's own config, with the keys of the `evaluation` group that there were none of when the run began: how it is
-    judged in the end may have grown; what it trains on has not."""
-    return OmegaConf.merge({"evaluation": composed["evaluation"]}, saved)
+    """A run's own config, with the keys that there were none of when the run began: how it is judged in the end, and
+    what it does when something goes wrong, may have grown; what it trains on has not."""
+    endings = {key: composed["trainer"][key] for key in ("on_nan", "max_skipped_steps")}
+    later = {"evaluation": composed["evaluation"], "preflight": composed["preflight"], "trainer": endings}
+    return OmegaConf.merge(later, saved)
 
 
 @contextmanager

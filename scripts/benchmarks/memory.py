@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def measure(overrides: list[str]) -> dict[str, Any]:
     """Forecast and measured bytes of a few steps of the run that `overrides` describe, in this process."""
-    import torch
 
     from configs.build import build_data
+    from model.training.efficiency import peak_memory_bytes, resident_bytes
     from scripts.benchmarks.models import composed
     from scripts.forecasting import forecast
     from scripts.loading import device_of
@@ -77,9 +77,9 @@ def measure(overrides: list[str]) -> dict[str, Any]:
     kept = [each for each in overrides if each.split("=")[0] not in ("model", "data.sequence_length")]
     _train(composed(*(each for each in kept if not each.startswith("model.")), *tiny))
     _reset_peak()
-    before = _status("VmRSS") if device.type == "cpu" else 0
+    before = resident_bytes() if device.type == "cpu" else 0
     seconds = _train(config)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM") - before
+    peak = peak_memory_bytes(device) - before
     expected = said.memory.step_bytes
     return {
         "forecast_mb": round(expected / 1e6, 1),
@@ -132,8 +132,3 @@ def _reset_peak() -> None:
 
         ctypes.CDLL(None).malloc_trim(0)  # hand back what is free, so that it counts again when it is used again
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from what is resident now
-
-
-def _status(key: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{key}:"))

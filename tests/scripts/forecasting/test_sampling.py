@@ -7,7 +7,6 @@ from configs.build import build_model
 from scripts.forecasting import flops_per_step
 from scripts.forecasting.sampling import MOST, Sample, devices_of
 
-
 ROUTED = ("window=16", "block=16", "top_k=2")
 SMALL_PATTERNS = {
     "window": ("attention.patterns.local.width=16",),
