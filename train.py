@@ -37,6 +37,7 @@ def train(config: DictConfig) -> dict:
     from model.training.run_folder import RunFolder, find_checkpoint, new_run_path
     from scripts.console import print_report, resolve
     from scripts.evaluate import evaluate_last
+    from scripts.forecasting.table import expect
     from scripts.pictures import draw_loss_by_position, draw_patterns
 
     config = resolve(config)
@@ -44,6 +45,7 @@ def train(config: DictConfig) -> dict:
     seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"])
     data.setup()
+    expected, warning = expect(config, data)
     model = build_model(config, data.vocabulary)
     if config["init_from"]:
         load_weights(model, find_checkpoint(config["init_from"]))
@@ -58,13 +60,15 @@ def train(config: DictConfig) -> dict:
     data.tokenizer.save(folder.path / "tokenizer.json")
     with folder.logging_to_file():
         log.info("run folder: %s", folder.path)
+        if warning:
+            log.warning(warning)
         log.info(
             "corpus %s, %s tokens to train on", data.corpus.fingerprint, f"{data.corpus.splits['train'].total_tokens:,}"
         )
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
-        result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
+        result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint, expected=expected)
         if result.state != "finished":
             return result.summary
         row = evaluate_last(model, data, folder, config)

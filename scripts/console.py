@@ -184,7 +184,7 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("training speed", summary.get("tokens_per_second"), "{:,.0f} tokens/s"),
         ("attention density, pairs", summary.get("density_pairs"), "{:.1%}"),
         ("attention density, tiles", summary.get("density_tiles"), "{:.1%}"),
-        ("peak memory", _gigabytes(summary.get("peak_memory_bytes")), "{:.2f} GB"),
+        ("peak memory", _peak(summary), "{}"),
         ("parameters", summary.get("parameters"), "{:,}"),
         ("trained on", summary.get("train_tokens"), "{:,} tokens"),
         ("training time", summary.get("train_seconds"), "{:,.0f} s"),
@@ -192,5 +192,8 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
     return [(name, form.format(value)) for name, value, form in cells if value is not None]
 
 
-def _gigabytes(size: int | None) -> float | None:
-    return None if size is None else size / 1e9
+def _peak(summary: dict[str, Any]) -> str | None:
+    measured, forecast = summary.get("peak_memory_bytes"), summary.get("forecast", {}).get("peak_memory_bytes")
+    if measured is None:
+        return None
+    return f"{measured / 1e9:.2f} GB" + (f" (forecast {forecast / 1e9:.2f})" if forecast else "")

@@ -139,7 +139,7 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 
 def config_hash(config: dict[str, Any]) -> str:
     """12 hex digits that change with any setting, except those that only name the run."""
-    settings = {key: value for key, value in config.items() if key not in ("name", "resume")}
+    settings = {key: value for key, value in config.items() if key not in ("name", "resume", "preflight")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
