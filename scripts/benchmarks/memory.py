@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overrides", nargs="*", default=[], help="further settings, as train.py takes them")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/memory.json"))
     parser.add_argument("--heap", action="store_true", help="on a CPU: with glibc's heap as it is")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the output has already")
     parser.add_argument("--one", action="store_true", help="measure in this process the run that --overrides describe")
 
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from scripts.benchmarks.results import markdown, write
 
-    rows = []
+    rows = json.loads(arguments.output.read_text())["rows"] if arguments.append else []
     grid = itertools.product(arguments.models, arguments.attention, arguments.lengths, arguments.checkpointing)
     for model, attention, length, checkpointing in grid:
         settings = [f"model={model}", f"attention={attention}", f"data.sequence_length={length}"]
@@ -75,10 +76,10 @@ def measure(overrides: list[str]) -> dict[str, Any]:
     device = device_of(config["trainer"]["accelerator"])
     tiny = ["model=nano", "model.layers=1", "data.sequence_length=128"]
     kept = [each for each in overrides if each.split("=")[0] not in ("model", "data.sequence_length")]
-    _train(composed(*(each for each in kept if not each.startswith("model.")), *tiny))
+    train_steps(composed(*(each for each in kept if not each.startswith("model.")), *tiny))
     _reset_peak()
     before = resident_bytes() if device.type == "cpu" else 0
-    seconds = _train(config)
+    _, seconds = train_steps(config)
     peak = peak_memory_bytes(device) - before
     expected = said.memory.step_bytes
     return {
@@ -91,8 +92,8 @@ def measure(overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _train(config: dict[str, Any]) -> float:
-    """A few steps as train.py takes them, in a folder that goes again; the peak counts from here on. Their seconds."""
+def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, Any], float]:
+    """Steps as train.py takes them, in a folder that goes again; the peak counts from here on. (summary, seconds)."""
     import tempfile
     import time
 
@@ -106,7 +107,7 @@ def _train(config: dict[str, Any]) -> float:
     data = build_data(config["data"])
     data.setup()
     trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
-    trainer |= {"max_steps": STEPS, "validate_every": None, "save_every": None, "log_every": 1}
+    trainer |= {"max_steps": steps, "validate_every": None, "save_every": None, "log_every": 1}
     _reset_peak()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -115,8 +116,8 @@ def _train(config: dict[str, Any]) -> float:
         if config["trainer"]["compile"]:
             model.compile_around_attention()
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
-        fit(module, data, RunFolder.create(Path(folder) / "run", config), **trainer)
-    return time.perf_counter() - started
+        result = fit(module, data, RunFolder.create(Path(folder) / "run", config), **trainer)
+    return result.summary, time.perf_counter() - started
 
 
 def _reset_peak() -> None:

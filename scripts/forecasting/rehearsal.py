@@ -11,7 +11,7 @@ phase of a step holds a known share of what they add:
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,19 +61,20 @@ def rehearse(
     views: one a layer, of a batch of `batch` sequences of `length`, in the sizes that they have in training. config: a
     composed training config.
     """
-    views_of = dict(zip(model.patterns, views, strict=True))
-    rehearsal = _Rehearsal(model, views_of, batch, length, config, device)
+    layers = [model.patterns.index(kind) for kind in dict.fromkeys(model.patterns)]
+    rehearsal = _Rehearsal(model, views, layers, batch, length, config, device)
     rehearsal.run()
     return rehearsal.of_depth(Counter(model.patterns))
 
 
 class _Rehearsal:
-    """Of a model with one layer of each kind."""
+    """Of a model with just these `layers`: one of each kind, or all."""
 
     def __init__(
         self,
         model: Transformer,
-        views: Mapping[Kind, View],
+        views: Sequence[View],
+        layers: Sequence[int],
         batch: int,
         length: int,
         config: Mapping[str, Any],
@@ -82,22 +83,22 @@ class _Rehearsal:
         self.config, self.device = config, device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger(GRANULARITY[device.type], workspace_bytes)
-        self.kinds = list(views)
+        self.kinds = [model.patterns[layer] for layer in layers]
         self.names = _names(model)
-        layers = [model.patterns.index(kind) for kind in self.kinds]
+        shared = {id(views[layer]): views[layer] for layer in layers}
         schedule = [model.plan.schedule[layer % len(model.plan.schedule)] for layer in layers]
         with self._running(WEIGHTS), torch.device(device):
             plan = dataclasses.replace(model.plan, schedule=schedule)
             with _default_dtype(DTYPES.get(config["trainer"]["precision"], torch.float32)):
                 self.model = Transformer(dataclasses.replace(model.config, layers=len(layers)), plan).train()
         with self._running(LAYOUTS):
-            storages = {t.untyped_storage()._cdata: t.untyped_storage() for v in views.values() for t in _tensors(v)}
+            storages = {t.untyped_storage()._cdata: t.untyped_storage() for v in shared.values() for t in _tensors(v)}
             # Those of the batch before are let go of only behind the forward pass.
             self.earlier = torch.empty(sum(s.nbytes() for s in storages.values()), dtype=torch.uint8, device=device)
-            self.views = [_map_tensors(view, self.mode.from_tensor) for view in views.values()]
-            for view in self.views:
-                for tensor in _tensors(view):
-                    self.ledger.book(tensor)
+            fakes = {key: _map_tensors(view, self.mode.from_tensor) for key, view in shared.items()}
+            for tensor in _tensors(list(fakes.values())):
+                self.ledger.book(tensor)
+            self.views = [fakes[id(views[layer])] for layer in layers]
         with self._running(BATCH):
             new = lambda dtype: torch.zeros(batch, length, dtype=dtype, device=device)  # noqa: E731
             self.tokens, self.targets, self.position = new(torch.int64), new(torch.int64), new(torch.int32)
