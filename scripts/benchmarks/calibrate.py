@@ -14,9 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=["nano", "tiny"], help="choices of configs/model")
     parser.add_argument("--attention", nargs="+", default=["dense", "window"], help="choices of configs/attention")
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 2048], help="tokens a sequence")
-    parser.add_argument(
-        "--overrides", nargs="*", default=[], help="further settings, as train.py takes them: trainer=gpu"
-    )
+    parser.add_argument("--overrides", nargs="*", default=[], help="further settings of train.py")
     parser.add_argument("--output", type=Path, default=Path("docs/results/calibration.json"))
 
 

@@ -27,7 +27,7 @@ def test_the_command_prints_a_table_and_writes_a_file(books, tmp_path):  # noqa:
     result = run("scripts/preflight.py", *settings(books), "attention=window", f"output={tmp_path}/said.json")
     for words in ("parameters", "tokens a step", "layers 0, 1: local", "FLOPs", "peak memory", "activations of local"):
         assert words in result.stdout, words
-    assert "not calibrated: run python scripts/benchmark.py calibrate" in " ".join(result.stdout.split())
+    assert "not calibrated: run" in result.stdout
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["tokens"] == 64 * said["steps"] and said["flops"] == said["flops_per_step"] * said["steps"]
     assert said["step_seconds"] is None and len(said["layers"]) == 2
@@ -58,7 +58,7 @@ def test_what_exceeds_the_device_warns_or_refuses(composed, monkeypatch):  # noq
     small = dataclasses.replace(said, device_bytes=said.memory.peak_bytes - 1)
     line = check_forecast(small, config, data, data.vocabulary)
     assert "\n" not in line and "exceeds the" in line and line.count(" less)") == 3
-    with pytest.raises(ConfigError, match="preflight=refuse: the forecast of .* exceeds"):
+    with pytest.raises(ConfigError, match=r"preflight=refuse: the forecast of .* exceeds"):
         check_forecast(small, config | {"preflight": "refuse"}, data, data.vocabulary)
     assert expect(config | {"preflight": "off"}, data) == (None, None)
 
