@@ -89,7 +89,7 @@ def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def _shades(view: View, cells: int, last: int | None) -> np.ndarray:
+def _shades(view: View, cells: int, last: int | None = None) -> np.ndarray:
     masks = [(view.dense_mask()[0, 0], 1.0)] if isinstance(view, BlockLayout) else view.token_masks()
     return sum(shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in masks)
 
