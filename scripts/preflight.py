@@ -28,14 +28,18 @@ def preflight(config: dict) -> None:
     """Prints the table, warns where the forecast exceeds the device, and writes `output`."""
     from rich.console import Console
 
-    from configs.build import build_data
+    from configs.build import ConfigError, build_data
     from configs.checks import check
+    from kernels.attention import WHOLE
     from model.training.run_folder import write_json
     from scripts.forecasting import forecast
-    from scripts.forecasting.table import check_forecast, print_forecast
+    from scripts.forecasting.table import UNFORESEEN, check_forecast, print_forecast
 
     output = config.pop("output")
     check(config)
+    backend = config["attention"]["backend"]
+    if backend in WHOLE:
+        raise ConfigError(f"{UNFORESEEN.format(backend)}: accepted are auto, blocked, triton and flash")
     data = build_data(config["data"])
     data.setup()
     said = forecast(config, data, data.vocabulary)

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configs.build import ConfigError
+from kernels.attention import WHOLE
 from model.training.endings import Expectation
 from scripts.forecasting.advice import Advice, advise
 from scripts.forecasting.forecast import Forecast, LayerForecast, forecast
 from scripts.forecasting.speed import COMMAND
+
+UNFORESEEN = "attention.backend={} is differentiated as a whole, and what it keeps is not known before it runs"
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +91,9 @@ def expect(config: Mapping[str, Any], data: "DataModule") -> tuple[Expectation |
     """
     if config["preflight"] == "off":
         return None, None
+    backend = config["attention"]["backend"]
+    if backend in WHOLE:
+        return None, f"no forecast: {UNFORESEEN.format(backend)}"
     vocabulary = data.vocabulary
     said = forecast(config, data, vocabulary)
     lower = lambda: [(each.settings, each.saves) for each in advise(config, data, vocabulary)]  # noqa: E731

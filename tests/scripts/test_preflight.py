@@ -107,6 +107,14 @@ def test_the_report_has_measured_and_forecast_in_one_row():
     assert ("peak memory", "1.90 GB") in report_rows(row, {"peak_memory_bytes": 1_900_000_000})
 
 
+def test_a_backend_that_cannot_be_rehearsed_is_named_and_stops_no_run(composed):  # noqa: F811
+    config, data = composed("attention.backend=reference")
+    expected, line = expect(config, data)
+    assert expected is None and "attention.backend=reference" in line
+    result = run("scripts/preflight.py", "attention.backend=reference", check=False)
+    assert result.returncode == 2 and "attention.backend=reference is differentiated" in result.stderr
+
+
 def test_preflight_is_checked():
     result = run("train.py", "preflight=maybe", check=False)
     assert result.returncode == 2 and "preflight=maybe: must be one of warn, refuse, off" in result.stderr
