@@ -58,6 +58,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from model.training.run_folder import RunFolder, find_checkpoint, new_run_path, telling_other_ranks
     from scripts.console import print_report
     from scripts.evaluate import evaluate_last
+    from scripts.forecasting.table import expect
     from scripts.pictures import draw_loss_by_position, draw_patterns
 
     first_rank = rank_zero_only.rank == 0
@@ -67,6 +68,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"])
     data.setup()
+    expected, warning = expect(config, data)
     model = build_model(config, data.vocabulary)
     if config["init_from"]:
         load_weights(model, find_checkpoint(config["init_from"]))
@@ -86,6 +88,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         data.tokenizer.save(folder.path / "tokenizer.json")
     with folder.logging_to_file() if first_rank else contextlib.nullcontext():
         log.info("run folder: %s", folder.path)
+        if warning:
+            log.warning(warning)
         log.info(
             "corpus %s, %s tokens to train on", data.corpus.fingerprint, f"{data.corpus.splits['train'].total_tokens:,}"
         )
@@ -93,7 +97,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
         with telling_other_ranks(folder):
-            result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
+            result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint, expected=expected)
         if result.state != "finished" or not first_rank:
             return result.summary
         row = evaluate_last(model, data, folder, config)

@@ -9,12 +9,14 @@ from configs.build import ConfigError, build_data, build_model_config, build_pla
 from kernels.attention import BACKENDS, GPU_BACKENDS
 from kernels.layout import BLOCKS
 from model.attention import attend_class
+from model.training.endings import ON_NAN
 
 TRAINER_KEYS = (
     *("max_steps", "max_seconds", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
-    *("precision", "accelerator", "devices", "strategy", "compile"),
+    *("precision", "accelerator", "devices", "strategy", "compile", "on_nan", "max_skipped_steps"),
 )
 EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol", "by_context", "key_tokens")
+PREFLIGHT = ("warn", "refuse", "off")
 PRECISIONS = ("64-true", "32-true", "16-mixed", "bf16-mixed", "bf16-true")
 
 
@@ -36,7 +38,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
         name = config["sweep"]["name"]
         raise ConfigError(f"sweep={name}: a sweep takes -m and overrides alone: python train.py -m sweep={name}")
     groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
-    _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from"))
+    _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from", "preflight"))
+    _require_in("preflight", config["preflight"], PREFLIGHT)
     _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))
     _require_known("trainer.", config["trainer"], TRAINER_KEYS)
 
@@ -81,6 +84,10 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     if clip is not None and not clip > 0:
         raise ConfigError(f"trainer.gradient_clip={clip}: must be a positive number, or null")
     check_device(trainer["accelerator"], trainer["precision"], "trainer.")
+    _require_in("trainer.on_nan", trainer["on_nan"], ON_NAN)
+    skipped = trainer["max_skipped_steps"]
+    if skipped != 0:
+        _require_count("trainer.max_skipped_steps", skipped, optional=False)
     if not isinstance(trainer["compile"], bool):
         raise ConfigError(f"trainer.compile={trainer['compile']}: must be true or false")
 

@@ -145,6 +145,13 @@ class DataModule(LightningDataModule):
         chosen = np.random.default_rng(self.seed).choice(len(dataset), min(sequences, len(dataset)), replace=False)
         return torch.utils.data.default_collate([dataset[int(index)] for index in sorted(chosen)])
 
+    def document_names(self, first: int, last: int) -> list[str]:
+        """Names of the documents in the training samples `first` <= n < `last` of the run (see `cursor`), in order."""
+        dataset = self._sequences("train", seed=self.seed)
+        stream = Stream(dataset, self.seed, 0, lambda: 0, 0, 1)
+        documents = (each for sample in range(first, last) for each in dataset.documents(stream.at(sample)))
+        return [dataset.split.names[document] for document in dict.fromkeys(documents)]
+
     def _sequences(self, split: str, seed: int | None = None) -> Dataset:
         return pack(self.packing, self.corpus.splits[split], self.sequence_length, self.tokenizer.bos, seed)
 

@@ -45,15 +45,25 @@ class Contiguous(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return assemble(self._pieces(index), self.sequence_length, self.bos)
 
+    def documents(self, index: int) -> list[int]:
+        """The documents of the split that a sequence holds tokens of."""
+        return [int(self.order[place]) for place in self._places(index)]
+
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
         """What the documents give to the sequence: its tokens, and one more, the last one's target."""
-        start = index * self.sequence_length
-        stop = min(start + self.sequence_length + 1, self.split.total_tokens)
-        first = np.searchsorted(self.starts, start, side="right") - 1
-        last = np.searchsorted(self.starts, stop, side="left")
-        for place in range(first, last):
+        start, stop = self._range(index)
+        for place in self._places(index):
             offset = self.starts[place]
             yield self.split.tokens(self.order[place])[max(0, start - offset) : stop - offset]
+
+    def _range(self, index: int) -> tuple[int, int]:
+        start = index * self.sequence_length
+        return start, min(start + self.sequence_length + 1, self.split.total_tokens)
+
+    def _places(self, index: int) -> range:
+        start, stop = self._range(index)
+        first = np.searchsorted(self.starts, start, side="right") - 1
+        return range(first, np.searchsorted(self.starts, stop, side="left"))
 
 
 class Whole(Dataset):
@@ -69,8 +79,12 @@ class Whole(Dataset):
     def __len__(self) -> int:
         return int(self.first[-1])
 
+    def documents(self, index: int) -> list[int]:
+        """The document of the split that a sequence holds tokens of."""
+        return [int(np.searchsorted(self.first, index, side="right") - 1)]
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        document = np.searchsorted(self.first, index, side="right") - 1
+        (document,) = self.documents(index)
         start = (index - self.first[document]) * self.sequence_length
         piece = self.split.tokens(document)[start : start + self.sequence_length + 1]
         return assemble([piece], self.sequence_length, self.bos)

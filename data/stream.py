@@ -30,6 +30,11 @@ class Stream(DistributedSampler):
         self.length = length
         self.cursor = cursor
 
+    def at(self, sample: int) -> int:
+        """The sample number that is `sample`-th of the run, over all ranks."""
+        number, place = divmod(sample, len(self.dataset))
+        return int(np.random.default_rng((self.seed, number)).permutation(len(self.dataset))[place])
+
     def __len__(self) -> int:
         return self.length
 

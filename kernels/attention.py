@@ -24,7 +24,7 @@ from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout import BlockLayout
 from kernels.routing import Selection
 from kernels.selected import selected_attention
-from kernels.shapes import check_tensors, require
+from kernels.shapes import check_tensors, computes, require
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def attention(
         return (out, lse) if return_lse else out
     _check_shapes(q, k, v, layout)
     passes = choose_backends(q, k, v, layout, backend)
-    if q.is_cuda and not torch.compiler.is_compiling():
+    if q.is_cuda and computes(q):
         problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block
         for name in {"triton", "flash"}.intersection(passes):
             selfcheck.check(_module(name), *problem, plain=name == "flash")
@@ -146,7 +146,7 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> tuple[str,
         width = min(layout.window, layout.keys) if flash else 0
         passes = tuple("flash" if flash and low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
         reason = "the fastest here that are proven for this dtype and head_dim, and deterministic"
-    if not torch.compiler.is_compiling():
+    if computes(q):
         _say_once(passes, reason)
     return passes
 

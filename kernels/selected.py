@@ -18,7 +18,7 @@ from kernels import selfcheck
 from kernels.backends import reference
 from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.routing import Selection
-from kernels.shapes import check_tensors, require
+from kernels.shapes import check_tensors, computes, require
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def selected_attention(
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
         with torch.autocast(q.device.type, enabled=False):
             return reference.masked_attention(q, k, v, selection.dense_mask(), scale)
-    if backend == "triton" and q.is_cuda and not torch.compiler.is_compiling():
+    if backend == "triton" and q.is_cuda and computes(q):
         group = q.shape[1] // selection.selectors
         settings = (q.device, q.dtype, q.shape[-1], group, selection.block, selection.strategy)
         selfcheck.check_selection(_module(backend), *settings)
@@ -72,7 +72,7 @@ def choose_backend(q: Tensor, selection: Selection, backend: str = "auto") -> st
         return "blocked"
     reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
     if backend == "auto":
-        if not torch.compiler.is_compiling():
+        if computes(q):
             _say_once("blocked" if reason else "triton", reason or "the fastest that is proven for this call")
         return "blocked" if reason else "triton"
     if reason:

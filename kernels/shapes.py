@@ -2,12 +2,18 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def require(condition: bool, message: str) -> None:
     """Raises ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def computes(q: Tensor) -> bool:
+    """Whether a call on `q` computes something: not where it is traced for a compiler, or rehearsed on fake tensors."""
+    return not torch.compiler.is_compiling() and not isinstance(q, FakeTensor)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, device: torch.device, queries: int, keys: int, name: str) -> None:

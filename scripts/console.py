@@ -102,11 +102,12 @@ def mendable() -> tuple[type[Exception], ...]:
     from configs.build import ConfigError
     from data import CorpusError
     from model.training.checkpoints import CheckpointError
-    from model.training.module import DivergedError, LayoutOverflowError
+    from model.training.endings import DivergedError, RunOutOfMemoryError
+    from model.training.module import LayoutOverflowError
     from model.training.run_folder import RunFolderError
 
     ours = ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, LayoutOverflowError
-    return *ours, OmegaConfBaseException
+    return *ours, RunOutOfMemoryError, OmegaConfBaseException
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -134,12 +135,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:
-    """A run's own config, with the keys of the `evaluation` group (and trainer.max_seconds) that there were none of
-    when the run began: how it is judged in the end may have grown; what it trains on has not."""
-    later = {
-        "evaluation": composed["evaluation"],
-        "trainer": {"max_seconds": composed["trainer"]["max_seconds"]},
-    }
+    """A run's own config, with the keys that there were none of when the run began: how it is judged in the end, and
+    how it may end, may have grown; what it trains on has not."""
+    endings = {key: composed["trainer"][key] for key in ("max_seconds", "on_nan", "max_skipped_steps")}
+    later = {"evaluation": composed["evaluation"], "preflight": composed["preflight"], "trainer": endings}
     return OmegaConf.merge(later, saved)
 
 
@@ -190,7 +189,7 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("training speed", summary.get("tokens_per_second"), "{:,.0f} tokens/s"),
         ("attention density, pairs", summary.get("density_pairs"), "{:.1%}"),
         ("attention density, tiles", summary.get("density_tiles"), "{:.1%}"),
-        ("peak memory", _gigabytes(summary.get("peak_memory_bytes")), "{:.2f} GB"),
+        ("peak memory", _peak(summary), "{}"),
         ("parameters", summary.get("parameters"), "{:,}"),
         ("trained on", summary.get("train_tokens"), "{:,} tokens"),
         ("training time", summary.get("train_seconds"), "{:,.0f} s"),
@@ -198,5 +197,8 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
     return [(name, form.format(value)) for name, value, form in cells if value is not None]
 
 
-def _gigabytes(size: int | None) -> float | None:
-    return None if size is None else size / 1e9
+def _peak(summary: dict[str, Any]) -> str | None:
+    measured, forecast = summary.get("peak_memory_bytes"), summary.get("forecast", {}).get("peak_memory_bytes")
+    if measured is None:
+        return None
+    return f"{measured / 1e9:.2f} GB" + (f" (forecast {forecast / 1e9:.2f})" if forecast else "")

@@ -21,26 +21,34 @@ LONGEST = 8192
 """Tokens of the longest document that is drawn: its pairs are held one by one, and a picture shows no more anyway."""
 
 
-def draw_patterns(patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128) -> None:
+def draw_patterns(
+    patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128, zoom: int | None = None
+) -> None:
     """A PNG with one panel a pattern: its mask over one document of `length` tokens (at most LONGEST).
 
     Panels show at most 512 x 512 cells; where a cell stands for several pairs, its shade is the share of visible ones.
-    Tokens that are seen in a summary are lighter, the lighter the more of them it stands for.
+    Tokens that are seen in a summary are lighter, the lighter the more of them it stands for. `zoom`: a second panel a
+    pattern, of the last so many tokens alone.
     """
     length = min(length, LONGEST)
+    parts = [None] if zoom is None or zoom >= length else [None, zoom]
     columns = min(COLUMNS, len(patterns))
-    rows = -(-len(patterns) // columns)
+    rows = -(-len(patterns) // columns) * len(parts)
     figure, panels = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False)
-    for panel in panels.flat[len(patterns) :]:
+    for panel in panels.flat:
         panel.axis("off")
-    for panel, (name, pattern) in zip(panels.flat, patterns.items(), strict=False):
+    for index, (name, pattern) in enumerate(patterns.items()):
         view = build_view(pattern, Axis.tokens(length), block)
-        cost = cost_of(view, batch=1, heads=1, head_dim=1)
-        panel.imshow(_shades(view, 512), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
-        panel.set_title(name, fontsize=10)
-        panel.set_xlabel(f"{cost.density_pairs:.0%} of the pairs of {length:,} tokens", fontsize=8)
-        panel.set_xticks([])
-        panel.set_yticks([])
+        density = cost_of(view, batch=1, heads=1, head_dim=1).density_pairs
+        for number, last in enumerate(parts):
+            panel = panels[index // columns * len(parts) + number][index % columns]
+            panel.axis("on")
+            panel.imshow(_shades(view, 512, last), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
+            panel.set_title(name, fontsize=10)
+            said = f"{density:.0%} of the pairs of {length:,} tokens" if last is None else f"the last {last:,} tokens"
+            panel.set_xlabel(said, fontsize=8)
+            panel.set_xticks([])
+            panel.set_yticks([])
     panels[0][0].set_ylabel("queries", fontsize=8)
     _save(figure, file)
 
@@ -85,9 +93,9 @@ def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def _shades(view: View, cells: int) -> np.ndarray:
+def _shades(view: View, cells: int, last: int | None = None) -> np.ndarray:
     masks = [(view.dense_mask()[0, 0], 1.0)] if isinstance(view, BlockLayout) else view.token_masks()
-    return sum(shade * _shrink(mask.numpy(), cells) for mask, shade in masks)
+    return sum(shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in masks)
 
 
 def _shrink(mask: np.ndarray, cells: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Draws the patterns of an attention choice and says how dense they are.
+"""Draws the patterns of an attention choice and says how dense they are, and how far they carry information.
 
 python scripts/show_pattern.py attention=strided length=4096
 python scripts/show_pattern.py attention=window attention.patterns.local.width=1024 output=window.png
@@ -11,7 +11,10 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kernels.patterns import Pattern
+    from model import AttentionPlan
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="show_pattern")
@@ -47,8 +50,40 @@ def show(config: dict) -> None:
     console = Console()
     console.print(table)
     output = Path(config["output"])
-    draw_patterns(patterns, length, output, block)
+    draw_patterns(patterns, length, output, block, zoom=config["zoom"])
     console.print(f"drawn in {output}")
+    if not config["all"]:
+        _show_reach(console, build_plan(config["attention"]), config)
+
+
+def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None:
+    """Every layer's mask in characters, whole and near the diagonal, and how far information travels with depth."""
+    from rich.table import Table
+
+    from scripts.reach import layer_mask, reach_by_depth, terminal_picture, union_density, unreached
+
+    length, layers = config["reach_length"], config["layers"]
+    masks = dict(layer_mask(plan, layer, length) for layer in range(len(plan.schedule)))
+    zoom = min(config["zoom"], length)
+    for name, mask in masks.items():
+        for title, part in ((f"{length:,} tokens", mask), (f"the last {zoom:,}", mask[-zoom:, -zoom:])):
+            console.print(f"{name}, {title}", highlight=False)
+            console.print(terminal_picture(part), highlight=False, soft_wrap=True)
+    depths, known = reach_by_depth(plan, layers, length)
+    table = Table("layers", "pattern", "pairs that a path connects", "past tokens that the last one can know of",
+                  "furthest", title=f"reach by depth, one document of {length:,} tokens")  # fmt: skip
+    for depth in depths:
+        cells = (str(depth.layers), depth.pattern, f"{depth.share:.2%}", f"{depth.last_knows:,}", f"{depth.furthest:,}")
+        table.add_row(*cells)
+    console.print(table)
+    console.print(f"seen by some layer or head: {union_density(list(masks.values())):.2%} of the pairs")
+    missing = unreached(known)
+    if missing:
+        share = missing / (length * (length + 1) // 2)
+        console.print(
+            f"warning: after {layers} layers no path leads to {share:.2%} of the pairs of a token and one before it "
+            f"({missing:,} of {length:,} tokens')"
+        )
 
 
 def _all_patterns() -> "dict[str, Pattern]":

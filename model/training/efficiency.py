@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
 SKIPPED_STEPS = 3
+STATUS = Path("/proc/self/status")
 
 # Dense bf16 tensor-core peaks from NVIDIA's data sheets (without sparsity); the first that is in the device's name.
 PEAK_FLOPS = {
@@ -64,12 +65,20 @@ def peak_memory_bytes(device: torch.device) -> int:
     started (VmHWM), libraries and data included: compare such numbers only between processes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    if STATUS.exists():
+        return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Bytes of this process that are resident now; where the system does not say, the most that ever were."""
+    return _status("VmRSS") if STATUS.exists() else peak_memory_bytes(torch.device("cpu"))
+
+
+def _status(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
 
 
 class FetchTimer(PassThroughProfiler):

@@ -15,6 +15,14 @@ from lightning.pytorch.loggers import Logger
 
 from model.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from model.training.efficiency import Efficiency, FetchTimer
+from model.training.endings import (
+    ON_NAN,
+    OUT_OF_MEMORY,
+    Expectation,
+    RunOutOfMemoryError,
+    is_out_of_memory,
+    out_of_memory_message,
+)
 from model.training.horizon import FOREVER, Horizon
 from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
@@ -27,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended."""
+    """How a run ended that did not fail."""
 
     state: str  # "finished" or "interrupted" (and then resumable)
     step: int  # optimizer steps done, over all sessions
@@ -52,9 +60,12 @@ def fit(
     accelerator: str,
     devices: int | str,
     strategy: str,
+    on_nan: str,
+    max_skipped_steps: int,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
+    expected: Expectation | None = None,
 ) -> FitResult:
     """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM or Ctrl-C; either way the run can be
     continued.
@@ -70,12 +81,17 @@ def fit(
         save_every: optimizer steps between saves of last.ckpt besides those after validations; None for none.
         log_every: optimizer steps between rows of metrics.csv.
         precision, accelerator, devices, strategy: as Lightning's Trainer takes them.
+        on_nan: what a loss or gradient that is not finite does: "stop", or "skip_step", which leaves weights and
+            optimizer as they are and goes on (and waits for the device at every step, to look).
+        max_skipped_steps: so many in the whole run; one more ends it.
         loggers, callbacks: further ones (wandb, ...).
         resume: a checkpoint to continue from, exactly; its metrics.csv rows and best score go on in `folder`.
+        expected: what was forecast, for summary.json and for what is said if memory does not suffice.
 
     Raises:
         CheckpointError: `resume` does not fit the model.
         DivergedError: the loss became NaN or infinite; summary.json then says `failed`.
+        RunOutOfMemoryError: memory did not suffice; summary.json then says `out of memory`.
     """
     _check_settings(
         max_steps=max_steps,
@@ -84,6 +100,13 @@ def fit(
         validate_every=validate_every,
         save_every=save_every,
         max_seconds=max_seconds,
+    )
+    if on_nan not in ON_NAN:
+        raise ValueError(f"trainer.on_nan={on_nan!r}: must be one of {', '.join(ON_NAN)}")
+    module.on_nan, module.max_skipped_steps, module.checkpoint = (
+        on_nan,
+        max_skipped_steps,
+        folder.checkpoints / "last.ckpt",
     )
     _quieten_lightning()
     fetch_timer, interrupt = FetchTimer(), Interrupt()
@@ -129,8 +152,9 @@ def fit(
 
     rank_zero = trainer.is_global_zero
     if rank_zero:
-        folder.write_summary(state="running", **_facts(module, trainer))
-    state = "failed"
+        forecast = {"forecast": dict(expected.forecast)} if expected and expected.forecast else {}
+        folder.write_summary(state="running", **_facts(module, trainer), **forecast)
+    state, short = "failed", None
     try:
         with interrupt:
             trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True if resume else None)
@@ -141,12 +165,24 @@ def fit(
         state = "interrupted"
         if rank_zero:
             log.warning("interrupted by %s; continue with: python train.py resume=%s", request, folder.path)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        state, step = OUT_OF_MEMORY, trainer.global_step
+        short = error.with_traceback(None)  # whose frames hold the step's tensors
     except SystemExit as stop:  # Lightning's answer to KeyboardInterrupt, and the end of a Hydra sweep
         raise KeyboardInterrupt from stop
     finally:
         measured = efficiency.summary() if efficiency.session_steps else {}  # else an earlier session's stays
         summary = measured | _quality(module) | {"state": state, "step": trainer.global_step}
+        if module.skipped_steps:
+            summary["skipped_steps"] = module.skipped_steps
         summary = folder.write_summary(**summary) if rank_zero else summary
+    if short is not None:
+        message = out_of_memory_message(short, step, trainer.strategy.root_device, expected)
+        if rank_zero:
+            log.error(message)
+        raise RunOutOfMemoryError(message)
     return FitResult(
         state=state,
         step=trainer.global_step,

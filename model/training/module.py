@@ -14,8 +14,10 @@ token of the step, whatever the split: accumulate=3 equals one batch three times
 router's) is a sum over queries and is added to the nats: it trains, weighted alike, and is in no reported loss.
 """
 
+import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -24,13 +26,12 @@ from torch import Tensor, nn
 
 from model.loss import IGNORE
 from model.training.checkpoints import check_keys
+from model.training.endings import ON_NAN, DivergedError, diverged_message
 from model.training.optimizer import build_optimizer, build_schedule
 
+log = logging.getLogger(__name__)
+
 FIRST_TOKENS = 512
-
-
-class DivergedError(ArithmeticError):
-    """The loss or its gradient became infinite or not a number."""
 
 
 class LayoutOverflowError(RuntimeError):
@@ -60,6 +61,10 @@ class LanguageModel(lightning.LightningModule):
         self.learning_rate = 0.0
         self.validation_metrics: dict[str, float] = {}
         self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (horizon.py)
+        self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() says otherwise
+        self.skipped_steps = 0  # over all sessions
+        self.checkpoint: Path | None = None  # where the last one is saved
+        self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings = dict(self.optimizer_settings)
@@ -82,7 +87,10 @@ class LanguageModel(lightning.LightningModule):
             self.sums.zero_()
             self.stepped = False
         # The cursor moves here and not in on_train_batch_end: callbacks run before that hook, and would save it late.
+        begun = self.trainer.datamodule.cursor
         self.trainer.datamodule.advance(len(batch["tokens"]))
+        step = self.trainer.global_step + 1
+        self.samples[step] = (self.samples.get(step, (begun,))[0], self.trainer.datamodule.cursor)
 
         self.model.set_step(self.trainer.global_step)
         out, self.layouts = self._forward(batch)
@@ -110,6 +118,12 @@ class LanguageModel(lightning.LightningModule):
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # an FSDP2 shard
             local.mul_(scale.to(local.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.on_nan == "skip_step" and self._is_broken(norm):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # neither it nor its state moves; the schedule goes on
+            self._skip()
+            gradient_clip_val = None
         if gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
@@ -125,6 +139,7 @@ class LanguageModel(lightning.LightningModule):
             **_units("train", self._over_ranks(self.sums).tolist()),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
+            **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
             **{f"train/routing_{name}": value.item() for name, value in self.model.noted().items()},
         }
 
@@ -143,13 +158,38 @@ class LanguageModel(lightning.LightningModule):
             )
         step = int(self.diverged_at)
         if step >= 0:
-            raise DivergedError(
-                f"step {step}: the loss or its gradient is not finite. checkpoints/last.ckpt is from before that step. "
-                "Try a lower optimizer.learning_rate, a longer warm-up, a smaller trainer.gradient_clip, or bf16 or "
-                "32-bit trainer.precision."
-            )
+            raise DivergedError(self._diverged(step))
+        self.samples = {last: self.samples[last] for last in list(self.samples)[-1:]}
+
+    def _diverged(self, step: int) -> str:
+        saved = self.checkpoint if self.checkpoint and self.checkpoint.exists() else None
+        return diverged_message(step, self._documents_of(step), saved, self.skipped_steps)
+
+    def _documents_of(self, step: int) -> list[str]:
+        """Names of the documents that a recent step trained on, where the data know them."""
+        names = getattr(self.trainer.datamodule, "document_names", None)
+        return names(*self.samples[step]) if names and step in self.samples else []
+
+    def _is_broken(self, norm: Tensor) -> bool:
+        """Whether this step's loss or gradient is not finite, on any rank; waits for the device."""
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        sound = torch.stack([self.sums[0].isfinite(), norm.isfinite()]).all()
+        return bool(self._over_ranks((~sound).double()))
+
+    def _skip(self) -> None:
+        self.skipped_steps += 1
+        self.diverged_at.fill_(-1)
+        step = self.trainer.global_step + 1
+        if self.skipped_steps > self.max_skipped_steps:
+            raise DivergedError(self._diverged(step))
+        log.warning(
+            "step %d skipped (%d of at most %d): its loss or gradient is not finite; its batch holds %s",
+            *(step, self.skipped_steps, self.max_skipped_steps, ", ".join(self._documents_of(step)) or "?"),
+        )
 
     def _watch(self, value: Tensor) -> None:
+        if self.on_nan == "skip_step":  # looked at before the step
+            return
         first_time = (self.diverged_at < 0) & ~value.detach().isfinite()
         self.diverged_at = torch.where(first_time, self.trainer.global_step + 1, self.diverged_at)
 
@@ -203,8 +243,12 @@ class LanguageModel(lightning.LightningModule):
     def _over_ranks(self, sums: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_keys(self, checkpoint["state_dict"], "resume")
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
 
 def _units(stage: str, sums: list[float]) -> dict[str, float]:

@@ -177,8 +177,9 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """12 hex digits that change with any setting, except those that only name the run and its place."""
-    settings = {key: value for key, value in config.items() if key not in ("name", "outputs", "resume")}
+    """12 hex digits that change with any setting, except those that only name the run and its place, or judge it before
+    it starts."""
+    settings = {key: value for key, value in config.items() if key not in ("name", "outputs", "resume", "preflight")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

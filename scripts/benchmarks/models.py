@@ -7,19 +7,24 @@ if TYPE_CHECKING:
     from model import Transformer
 
 
+def composed(*overrides: str) -> "dict[str, Any]":
+    """The training config that a command line composes, as plain dicts."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    configs = str(Path(__file__).parents[2] / "configs")
+    with initialize_config_dir(version_base="1.3", config_dir=configs):
+        return OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+
+
 def untrained(attention: str, model: str) -> "tuple[Transformer, dict[str, Any]]":
     """(a model of the choices `attention` and `model` of the configs, on the GPU where there is one; the whole
     config)."""
     import torch
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     from configs.build import build_model
 
-    configs = str(Path(__file__).parents[2] / "configs")
-    with initialize_config_dir(version_base="1.3", config_dir=configs):
-        config = compose("train", overrides=[f"attention={attention}", f"model={model}"])
-    config = OmegaConf.to_container(config, resolve=True)
+    config = composed(f"attention={attention}", f"model={model}")
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return build_model(config, config["data"]["tokenizer"]["vocabulary"]).to(device), config

@@ -36,12 +36,13 @@ class Sample:
     config: Mapping[str, Any]
 
     @staticmethod
-    def draw(config: Mapping[str, Any], data: DataModule, vocabulary: int) -> "Sample":
-        """Of a composed training config and its data module, which is set up; `vocabulary`: the tokenizer's."""
+    def draw(config: Mapping[str, Any], data: DataModule, vocabulary: int, sequences: int | None = None) -> "Sample":
+        """Of a composed training config and its data module, which is set up; `vocabulary`: the tokenizer's;
+        `sequences`: as many as MOST and TOKENS say by default."""
         with torch.device("meta"):
             model = build_model(config, vocabulary)
         device = device_of(config["trainer"]["accelerator"])
-        sequences = max(1, min(MOST, TOKENS[device.type] // data.sequence_length))
+        sequences = sequences or max(1, min(MOST, TOKENS[device.type] // data.sequence_length))
         return Sample(model, data.sample(sequences)["document"].to(device), config)
 
     @cached_property

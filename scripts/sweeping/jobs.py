@@ -114,7 +114,7 @@ def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str |
         with open(path / "train.log", "a", encoding="utf-8") as file:
             file.write(trace)
         summary = RunFolder(path).read_summary()
-        memory = summary.get("state") == OUT_OF_MEMORY or isinstance(error, _memory_errors())
+        memory = _out_of_memory(error)
         reason = one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
         return OUT_OF_MEMORY if memory else FAILED, reason, trace, summary
     if summary["state"] == INTERRUPTED:
@@ -122,10 +122,10 @@ def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str |
     return DONE, None, None, summary
 
 
-def _memory_errors() -> tuple[type[BaseException], ...]:
-    import torch
+def _out_of_memory(error: BaseException) -> bool:
+    from model.training.endings import RunOutOfMemoryError, is_out_of_memory
 
-    return MemoryError, torch.OutOfMemoryError
+    return isinstance(error, RunOutOfMemoryError) or is_out_of_memory(error)
 
 
 def _tidy() -> None:

@@ -41,6 +41,8 @@ TRAINER = dict(
     accelerator="cpu",
     devices=1,
     strategy="auto",
+    on_nan="stop",
+    max_skipped_steps=0,
 )
 
 

@@ -1,0 +1,72 @@
+"""The forecast of a run's peak memory, on each device."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from kernels import Axis
+from model.attention import View, build_view
+from model.training.efficiency import resident_bytes
+from scripts.forecasting.rehearsal import rehearse
+from scripts.forecasting.sampling import Sample
+
+PROCESS = "allocator, small objects"
+
+ADDED = {"cpu": 5_300_000, "cuda": 32 << 20}
+"""The one fitted number: what a step adds besides tensors. On a CPU small objects and code that is first used then (the
+same in all of nano's runs in docs/results/memory_cpu.json), on a GPU cuBLAS's workspace (32 MB is what PyTorch takes on
+a Hopper GPU)."""
+
+
+LOADED_LATER = 33_000_000
+"""Bytes of libraries that a CPU's process loads between the forecast and its first step (fitted, in the same runs)."""
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """`parts`: bytes by part at the peak of a training step. `phase`: when it is, "forward", "backward" or "update".
+    `before`: what the process holds without the model (its libraries), where the measured peak is the process's: on a
+    CPU; else 0."""
+
+    parts: dict[str, int]
+    phase: str
+    before: int
+
+    @property
+    def step_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """What summary.json's `peak_memory_bytes` will be."""
+        return self.step_bytes + self.before
+
+
+def forecast_memory(sample: Sample) -> MemoryForecast:
+    """Of one device's step on batches like those of the sample."""
+    config, device = sample.config, sample.document.device
+    before = resident_bytes() + LOADED_LATER if device.type == "cpu" else 0
+    batch, length = config["data"]["batch_size"], config["data"]["sequence_length"]
+    step = rehearse(sample.model, _views(sample, batch), batch, length, config, device)
+    return MemoryForecast(step.parts | {PROCESS: ADDED[device.type]}, step.phase, before)
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """The memory that a run on `device` may take in all: a GPU's own, or this machine's (a container's limit is not
+    known); None where nothing says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _views(sample: Sample, batch: int) -> list[View]:
+    """Of a batch as large as in training, in the sizes that they have in training; the sample over again if need be."""
+    document = sample.document.repeat(-(-batch // len(sample.document)), 1)[:batch]
+    tokens = Axis.tokens(document.shape[1], document)
+    block, fixed = sample.model.plan.block, document.is_cuda
+    views = {pattern: build_view(pattern, tokens, block, fixed) for pattern in dict.fromkeys(sample.model.patterns)}
+    return [views[pattern] for pattern in sample.model.patterns]
