@@ -22,11 +22,28 @@ from typing import Any
 BANDWIDTH, PEAK = 4.3e12, 700e12
 SAMPLES = 32
 SWEPT = {
-    "forward": [(64, 4, 1, 128), (64, 4, 2, 128), (64, 4, 1, 168), (64, 4, 2, 168), (128, 4, 2, None)],
-    "backward": [(32, 4, 2, None), (32, 4, 3, None), (32, 4, 1, None), (64, 4, 1, None), (64, 4, 2, None)],
+    "forward": [
+        (64, 4, 2, 168),
+        (64, 4, 2, None),
+        (64, 4, 3, 168),
+        (64, 4, 2, 168, True),
+        (64, 4, 1, 168, True),
+        (128, 4, 2, None),
+        (128, 4, 2, None, True),
+    ],
+    "backward": [
+        *((32, 4, 2, None, bulk, turned) for bulk in (False, True) for turned in (False, True)),
+        (32, 4, 3, None, True, True),
+        (32, 4, 1, None, True, True),
+        (64, 4, 2, None),
+        (64, 4, 2, None, True),
+        (64, 8, 2, None, True),
+        (64, 8, 2, 128, True),
+    ],
     "tiles": [(128, 4, 2, None), (64, 4, 2, None), (64, 4, 3, None), (64, 4, 2, 128), (64, 4, 3, 128)],
+    "slots": [(16, 4), (16, 8), (32, 4), (32, 8)],
 }
-"""Rows, warps, stages and register limit of each kernel that `--sweep` times."""
+"""What `--sweep` times of each kernel: the fields of a SelectedConfig (a SumConfig for slots)."""
 SIDES = ("by_block", "shared_tiles", "fla", "flex", "dense")
 
 
@@ -242,56 +259,90 @@ class _Measurement:
         return worst
 
     def sweep(self) -> list[dict[str, Any]]:
-        """Time of each of our kernels by rows, warps, stages and registers, and by the memory for partial results."""
-        from dataclasses import replace
-
+        """Time of each of our kernels alone, over all pieces of queries, by its config."""
         import torch
 
         from kernels.backends.triton import selected_backward, selected_forward, selected_plan, shared_tiles
         from kernels.backends.triton.backward import prepare
-        from kernels.backends.triton.selected_configs import SelectedConfig, choose
+        from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig
+        from kernels.backends.triton.selected_slots import add_slots
 
         q, k, v = (t.detach() for t in (self.q, self.k, self.v))
-        partial_bytes = self.group * self.head_dim * 2
-        plan = selected_plan.make_plan(self.selection, self.group, partial_bytes)
-        out, lse = selected_forward.forward(q, k, v, self.selection, plan, self.scale)
-        rows_of = prepare(self.grad, None, out, lse, 64)
-        tiled = replace(self.selection, strategy="shared_tiles")
-
-        def forward(config: Any, plan: Any = plan) -> None:
-            selected_forward.forward(q, k, v, self.selection, plan, self.scale, config)
-
-        def backward(config: Any, plan: Any = plan) -> None:
-            selected_backward.backward(self.grad, q, k, v, rows_of, self.selection, plan, self.scale, config)
-
-        def tiles(config: Any) -> None:
-            shared_tiles.forward(q, k, v, tiled, self.scale, config)
-
+        selection, scale, group = self.selection, self.scale, self.group
+        plan = selected_plan.make_plan(selection, group, group * self.head_dim * 2, step=128)
+        out, lse = selected_forward.forward(q, k, v, selection, scale)
+        prepared = prepare(self.grad, None, out, lse, 64)
+        rows_of = selected_backward.by_query(prepared, self.length)
+        truth = out, *selected_backward.backward(self.grad, q, k, v, rows_of, selection, scale)
+        partial = torch.empty(plan.rows, self.head_dim, dtype=q.dtype, device="cuda")
+        partial_lse = torch.empty(plan.rows, dtype=torch.float32, device="cuda")
+        lines = self.batch * self.kv_heads
+        places = torch.full((lines, plan.piece, selection.slots), -1, dtype=torch.int32, device="cuda")
         found = []
 
-        def measure(kernel: str, note: str, step: Callable) -> None:
-            row = self._facts(kernel) | {"note": note}
+        def forward(config: Any) -> None:
+            for piece in range(plan.pieces):
+                selected_forward.partials_of_piece(
+                    q, k, v, selection, plan, piece, scale, config, partial, partial_lse, places
+                )
+
+        grads = torch.zeros(2, lines, self.length, self.head_dim, dtype=torch.float32, device="cuda")
+        chunks = torch.empty(max(plan.slots, 1), 2, self.block, self.head_dim, dtype=torch.float32, device="cuda")
+
+        def backward(config: Any) -> None:
+            for piece in range(plan.pieces):
+                selected_backward.partials_of_piece(
+                    self.grad, q, k, v, rows_of, selection, plan, piece, scale, config, partial, places, grads, chunks
+                )
+
+        def slots(config: Any, softmax: bool) -> None:
+            lses = (partial_lse, lse) if softmax else (None, None)
+            for piece in range(plan.pieces):
+                add_slots(partial, lses[0], places, out, lses[1], piece * plan.piece, group, scale, config)
+
+        def measure(kernel: str, config: Any, step: Callable, whole: Callable | None = None) -> None:
+            fields = " ".join(f"{name} {value}" for name, value in vars(config).items())
+            row = self._facts(kernel) | {"note": fields}
             try:
-                row["backward_ms" if kernel == "backward" else "forward_ms"] = round(_time(step, 3), 2)
+                if whole is not None:
+                    ours = whole(config)
+                    row["relative_error"] = max(
+                        float((a - b).float().norm() / b.float().norm())
+                        for a, b in zip(ours, truth if len(ours) > 1 else truth[:1], strict=True)
+                    )
+                    del ours
+                row["backward_ms" if kernel.startswith("backward") else "forward_ms"] = round(_time(step, 3), 2)
             except Exception as reason:  # a shape that does not fit the device is a result, too
                 row["note"] += f": {type(reason).__name__}"
             found.append(row)
             torch.cuda.empty_cache()
 
-        for kernel, step in (("forward", forward), ("backward", backward), ("tiles", tiles)):
-            for shape in SWEPT[kernel]:
-                note = "rows {} warps {} stages {} registers {}".format(*shape)
-                measure(kernel, note, functools.partial(step, SelectedConfig(*shape)))
-        for kernel, step in (("forward", forward), ("backward", backward)):
-            for outputs in (1, 2, 4, 8, 16):
-                piece = max(1, self.length * outputs // self.selection.slots)
-                other = selected_plan.make_plan(self.selection, self.group, partial_bytes, piece)
-                note = f"partial results: {outputs} times the output's memory"
-                measure(
-                    kernel,
-                    note,
-                    functools.partial(step, choose(kernel, q.dtype, self.head_dim, self.group), other),
-                )
+        for fields in SWEPT["forward"]:
+            config = SelectedConfig(*fields)
+            whole = lambda c: selected_forward.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
+            measure("forward", config, functools.partial(forward, config), whole)
+        forward(SelectedConfig(*SWEPT["forward"][0]))  # what the slots' sums are timed on
+        for fields in SWEPT["slots"]:
+            for softmax in (True, False):
+                config = SumConfig(*fields)
+                measure("slots" if softmax else "backward: slots", config, functools.partial(slots, config, softmax))
+        whole = lambda c: (  # noqa: E731
+            truth[0],
+            *selected_backward.backward(self.grad, q, k, v, rows_of, selection, scale, c),
+        )
+        for fields in SWEPT["backward"]:
+            config = SelectedConfig(*fields)
+            measure("backward", config, functools.partial(backward, config), whole)
+        for fields in SWEPT["tiles"]:
+            config = SelectedConfig(*fields)
+            whole = lambda c: shared_tiles.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
+            measure("tiles", config, functools.partial(shared_tiles.forward, q, k, v, selection, scale, config), whole)
+        for name, step in {
+            "plan": lambda: selected_plan.make_plan(selection, group, group * self.head_dim * 2),
+            "backward: prepare": lambda: prepare(self.grad, None, out, lse, 64),
+            "backward: by query": lambda: selected_backward.by_query(prepared, self.length),
+        }.items():
+            found.append(self._facts(name) | {"forward_ms": round(_time(step, 3), 2)})
         return found
 
 

@@ -11,8 +11,11 @@ triton = pytest.importorskip("triton")
 from kernels import Selection, attention, block_mass, first_keys, select  # noqa: E402
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selected as backend  # noqa: E402
-from kernels.backends.triton import selected_plan  # noqa: E402
-from kernels.backends.triton.selected_configs import choose  # noqa: E402
+from kernels.backends.triton import (
+    selected_configs,
+    selected_plan,
+)
+from kernels.backends.triton.selected_configs import SelectedConfig, choose  # noqa: E402
 from kernels.backends.triton.shared_tiles import unions  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
 from tests.kernels.routing_oracle import naive_mask, random_choice  # noqa: E402
@@ -76,6 +79,24 @@ def test_matches_the_oracle(documents, selectors, group, head_dim, block, slots,
     check(selection, documents, tensors(batch, 2 * group, 2, length, length, head_dim, dtype))
 
 
+@pytest.mark.parametrize(
+    ("documents", "group", "head_dim", "dtype"),
+    [(packing([50, 3, 47], [16, 70, 14]), 3, 96, torch.float32), (packing([70]), 16, 32, torch.float16)],
+)
+def test_every_way_to_write_partial_results(monkeypatch, documents, group, head_dim, dtype):
+    """By the copy engine, which writes whole steps of rows; dQ computed turned: the same results, to the bit."""
+    batch, length = documents.shape
+    inputs = tensors(batch, 2 * group, 2, length, length, head_dim, dtype)
+    selection = selection_of(documents, 2, 2, 16)
+    plain = check(selection, documents, inputs)
+    for config in (SelectedConfig(32, 4, 1, bulk=True), SelectedConfig(32, 4, 1, bulk=True, turned=True)):
+        for kernel in ("forward", "backward"):
+            key = kernel, dtype.itemsize, 64 if head_dim <= 64 else 128
+            monkeypatch.setitem(selected_configs._TABLE, key, config)
+        ours = check(selection, documents, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(plain[:2], ours[:2], strict=True))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.7])
 def test_any_scale(scale, strategy):
@@ -126,7 +147,7 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
     done = []
     for index, items in enumerate(plan.items.tolist()):
         taken = {}
-        for list_of, first, count, slot in items:
+        for list_of, first, count, slot, _ in items:
             assert count <= max(1, rows // 2)
             line, block = divmod(list_of, blocks)
             for entry in entries[line, first : first + count].tolist():

@@ -13,6 +13,18 @@ class SelectedConfig:
     warps: int
     stages: int
     registers: int | None = None
+    bulk: bool = False
+    """By key block: whether partial results are written by the copy engine (TMA), not by the threads."""
+    turned: bool = False
+    """Backward by key block: whether a step computes dQ^T, in one wgmma whatever the rows are, and turns it."""
+
+
+@dataclass(frozen=True)
+class SumConfig:
+    """How slots are added up: rows a program, warps."""
+
+    rows: int = 16
+    warps: int = 4
 
 
 # (kernel, bytes an element, padded head_dim) -> choice
@@ -57,3 +69,8 @@ def choose(kernel: str, dtype: torch.dtype, head_dim: int, group: int) -> Select
     padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
     key = kernel, dtype.itemsize, padded
     return _SMALL_GROUP.get(key, _TABLE[key]) if group < 16 else _TABLE[key]
+
+
+def choose_sum(head_dim: int) -> SumConfig:
+    """How the slots are added up."""
+    return SumConfig() if head_dim <= 128 else SumConfig(warps=8)
