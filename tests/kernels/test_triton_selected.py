@@ -11,10 +11,7 @@ triton = pytest.importorskip("triton")
 from kernels import Selection, attention, block_mass, first_keys, select  # noqa: E402
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selected as backend  # noqa: E402
-from kernels.backends.triton import (
-    selected_configs,
-    selected_plan,
-)
+from kernels.backends.triton import selected_configs, selected_plan  # noqa: E402
 from kernels.backends.triton.selected_configs import SelectedConfig, choose  # noqa: E402
 from kernels.backends.triton.shared_tiles import unions  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
