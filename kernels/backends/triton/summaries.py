@@ -242,7 +242,7 @@ def _pool(
         _store(joined_k + to, nothing, nothing, within, HALF)
         _store(joined_v + to, nothing, nothing, within, HALF)
         return
-    start, whole, token = _span(axis + batch * axis_batch + slot, axis_row)
+    whole, token = _span(axis + batch * axis_batch + slot, axis_row)
     query_1 = nothing
     query_2 = nothing
     if LEARNED:
@@ -269,9 +269,9 @@ def _pool(
 
 @triton.jit
 def _span(axis, row):
-    """(start in the document, whether a span begins in the slot, its first token's index); axis: start, end, origin."""
+    """(whether a span begins in the slot, its first token's index in the sequence); axis: start, end, origin."""
     start = tl.load(axis)
-    return start, tl.load(axis + row) > start, tl.load(axis + 2 * row) + start
+    return tl.load(axis + row) > start, tl.load(axis + 2 * row) + start
 
 
 @triton.jit
@@ -338,7 +338,7 @@ def _pool_backward(
     wide_head = head.to(tl.int64)
     nothing = tl.zeros([H], tl.float32)
     to_sums = sums + ((batch * slots + slot) * kv_heads + head) * 2 * HALF + half
-    start, whole, token = _span(axis + batch * axis_batch + slot, axis_row)
+    whole, token = _span(axis + batch * axis_batch + slot, axis_row)
     if whole == 0:
         if LEARNED:
             _store(to_sums, nothing, nothing, within, HALF)
@@ -351,7 +351,7 @@ def _pool_backward(
     x += batch * x_batch + wide_head * x_head
     y += batch * y_batch + wide_head * y_head
     first = token // UNIT
-    p_1, p_2, u_1, u_2, m, l = _pooled(
+    p_1, p_2, u_1, u_2, m, l = _pooled(  # noqa: E741
         x, y, x_step, y_step, first, query_1, query_2, half, within, PIECES, HALF, H, M, LEARNED
     )
     angle = batch * angle_batch + (token + middle).to(tl.int64) * angle_step + half
