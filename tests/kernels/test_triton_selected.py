@@ -138,13 +138,16 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
     selection = selection_of(documents, 2, 3, 16)
     monkeypatch.setattr(selected_plan, "ROWS_AN_ITEM", rows)
     monkeypatch.setattr(selected_plan, "queries_at_once", lambda *_: min(piece, 100))
-    plan = selected_plan.make_plan(selection, 2, 1)
+    plan = selected_plan.make_plan(selection, 2, 1, step=8)
     blocks = selection.offsets.shape[2] - 1
     entries = selection.entries.view(4, -1)
     done = []
     for index, items in enumerate(plan.items.tolist()):
         taken = {}
-        for list_of, first, count, slot, _ in items:
+        begin = 0  # items have room for whole steps of rows, one behind the other: steps are written whole
+        for list_of, first, count, slot, first_row in items:
+            assert first_row == begin or not count
+            begin += -(-2 * count // 8) * 8
             assert count <= max(1, rows // 2)
             line, block = divmod(list_of, blocks)
             for entry in entries[line, first : first + count].tolist():
@@ -152,6 +155,7 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
                 done.append((line, block, entry))
             if count:
                 taken.setdefault(list_of, []).append(slot)
+        assert begin <= plan.rows
         for list_of, slots in taken.items():
             first_slot, cut = plan.cuts[index, list_of].tolist()
             assert slots == (list(range(first_slot, first_slot + cut)) if len(slots) > 1 else [-1])
