@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton")
 from kernels import Selection, attention, block_mass, first_keys, select  # noqa: E402
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selected as backend  # noqa: E402
-from kernels.backends.triton import selected_configs, selected_plan  # noqa: E402
+from kernels.backends.triton import selected_backward, selected_configs, selected_overlap, selected_plan  # noqa: E402
 from kernels.backends.triton.selected_configs import SelectedConfig, choose  # noqa: E402
 from kernels.backends.triton.shared_tiles import unions  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
@@ -123,6 +123,7 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     selection = Selection.from_chosen(chosen.to(DEVICE), 80, 16, first_keys(documents).to(DEVICE))
     whole = check(selection, documents, inputs)
     monkeypatch.setattr(selected_plan, "ROWS_AN_ITEM", 8)
+    monkeypatch.setattr(selected_backward, "ROWS_AN_ITEM", 8)
     monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 25 * 2 * 2 * 2 * (2 * 32 * 4))
     monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
     plan = selected_plan.make_plan(selection, 2, 2 * 32 * 4)
@@ -130,6 +131,10 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     assert int(plan.cuts[..., 1].sum(1).max()) <= plan.slots
     cut = check(selection, documents, inputs)
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True)), "forward: the same sums"
+    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", True)
+    beside = check(selection, documents, inputs)
+    for got, want in zip((*beside[:2], *beside[2]), (*cut[:2], *cut[2]), strict=True):
+        assert torch.equal(got, want), "two rooms in turn: the same bits"
 
 
 @pytest.mark.parametrize(("piece", "rows"), [(1000, 6), (7, 6), (1, 2), (33, 100)])
@@ -303,6 +308,42 @@ def test_pieces_of_queries_on_the_gpu(monkeypatch):
     assert torch.equal(out, whole)
     for got, want in zip(backend.backward(grad, None, q, k, v, out, lse, selection, 0.1), grads, strict=True):
         assert (got.double() - want.double()).norm() / want.double().norm() < 5e-3
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "cuda_graph"])
+def test_sums_on_a_second_stream_change_no_bit(monkeypatch, graph):
+    """Many pieces, whose two rooms are reused again and again, beside sums that read them."""
+    q, k, v, grad, selection = routed(16384, 1, 64, 4, 128, 64, 16)
+    monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 64 << 20)
+    monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
+
+    def both():
+        out, lse = backend.forward(q, k, v, selection, 0.1)
+        return out, lse, *backend.backward(grad, None, q, k, v, out, lse, selection, 0.1)
+
+    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", False)
+    plain = both()
+    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", True)
+    run = both
+    if graph:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            both()
+        torch.cuda.current_stream().wait_stream(side)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            results = both()
+        run = lambda: recorded.replay() or results  # noqa: E731
+    for _ in range(10):
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        found = run()
+        assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+        del found
+        assert torch.cuda.memory_allocated() == held
 
 
 @gpu

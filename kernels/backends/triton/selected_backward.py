@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig, choose, choose_sum
+from kernels.backends.triton.selected_overlap import Sums
 from kernels.backends.triton.selected_plan import (
     SELECTED_ITEM,
     SelectedPlan,
@@ -16,6 +17,9 @@ from kernels.backends.triton.selected_plan import (
 )
 from kernels.backends.triton.selected_slots import add_slots
 from kernels.routing import Selection
+
+ROWS_AN_ITEM = 4096
+"""As selected_plan.ROWS_AN_ITEM: here an item also writes the gradients of K and V once."""
 
 
 def backward(
@@ -29,8 +33,10 @@ def backward(
     config: SelectedConfig | None = None,
     sums: SumConfig | None = None,
     piece: int | None = None,
+    beside: bool | None = None,
+    rows_an_item: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv); rows_of from `by_query`; scale > 0. Configs and `piece`, queries at once, are for benchmarks."""
+    """(dq, dk, dv); rows_of from `by_query`; scale > 0. For benchmarks: what follows it (see selected_forward.py)."""
     (batch, heads), head_dim = q.shape[:2], q.shape[-1]
     kv_heads, keys = k.shape[1:3]
     selectors, slots, block = selection.selectors, selection.slots, selection.block
@@ -38,31 +44,21 @@ def backward(
     config = config or choose("backward", q.dtype, head_dim, group)
     sums = sums or choose_sum(head_dim)
     step = config.rows if config.bulk else 1
-    plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step)
+    plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step, rows_an_item or ROWS_AN_ITEM)
     dq = torch.empty_like(q)
-    partial_dq = torch.empty(plan.rows, head_dim, dtype=q.dtype, device=q.device)
-    places = torch.empty(lines, plan.piece, slots, dtype=torch.int32, device=q.device)
     # A block's program is the only one to add to it, piece of queries after piece.
     grads = torch.zeros(2, lines, blocks * block, head_dim, dtype=torch.float32, device=q.device)
     chunks = torch.empty(max(plan.slots, 1), 2, block, head_dim, dtype=torch.float32, device=q.device)
-    for index in range(plan.pieces):
-        partials_of_piece(
-            grad_out,
-            q,
-            k,
-            v,
-            rows_of,
-            selection,
-            plan,
-            index,
-            scale,
-            config,
-            partial_dq,
-            places.fill_(-1),
-            grads,
-            chunks,
-        )
-        add_slots(partial_dq, None, places, dq, None, index * plan.piece, group, scale, sums)
+    with Sums(q.device, plan.pieces, beside) as leader:
+        partial_dq = torch.empty(leader.rooms, plan.rows, head_dim, dtype=q.dtype, device=q.device)
+        places = torch.empty(leader.rooms, lines, plan.piece, slots, dtype=torch.int32, device=q.device)
+        given = grad_out, q, k, v, rows_of, selection, plan
+        for index in range(plan.pieces):
+            room = leader.wait_for_room(index)
+            partials = partial_dq[room], places[room].fill_(-1)
+            partials_of_piece(*given, index, scale, config, *partials, grads, chunks)
+            with leader.of(index):
+                add_slots(partials[0], None, partials[1], dq, None, index * plan.piece, group, scale, sums)
     # Selectors of one KV head add up; keys beyond the end were padding.
     grads = grads.view(2, batch, kv_heads, selectors // kv_heads, blocks * block, head_dim)
     grads = grads[:, :, :, 0] if selectors == kv_heads else grads.sum(3)
@@ -274,6 +270,7 @@ def _backward(
                 partial_dq + to.to(tl.int64)[:, None] * HEAD_DIM + column[None, :],
                 dq.to(q.dtype.element_ty),
                 live[:, None] & within,
+                eviction_policy="evict_first",  # read once, later: q's rows rather stay
             )
         tl.store(places + entry, to, live & (head == 0))
         entry = next_entry

@@ -30,7 +30,7 @@ class SumConfig:
 # (kernel, bytes an element, padded head_dim) -> choice
 _TABLE = {
     ("forward", 2, 64): SelectedConfig(128, 4, 2),
-    ("forward", 2, 128): SelectedConfig(128, 4, 2),
+    ("forward", 2, 128): SelectedConfig(64, 4, 2, 168),
     ("forward", 2, 256): SelectedConfig(64, 4, 2),
     ("mass", 2, 64): SelectedConfig(128, 4, 2),
     ("mass", 2, 128): SelectedConfig(128, 4, 2),
@@ -39,7 +39,7 @@ _TABLE = {
     ("tiles", 2, 128): SelectedConfig(128, 4, 2),
     ("tiles", 2, 256): SelectedConfig(128, 8, 1),
     ("backward", 2, 64): SelectedConfig(64, 4, 2),
-    ("backward", 2, 128): SelectedConfig(32, 4, 2),
+    ("backward", 2, 128): SelectedConfig(32, 4, 3, None, True, True),
     ("backward", 2, 256): SelectedConfig(32, 8, 1),
     # float32 without tf32 runs on the ordinary units, and its products are unrolled: few rows.
     ("forward", 4, 64): SelectedConfig(32, 8, 1),

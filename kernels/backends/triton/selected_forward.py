@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig, choose, choose_sum
+from kernels.backends.triton.selected_overlap import Sums
 from kernels.backends.triton.selected_plan import (
     SELECTED_ITEM,
     SelectedPlan,
@@ -27,8 +28,9 @@ def forward(
     config: SelectedConfig | None = None,
     sums: SumConfig | None = None,
     piece: int | None = None,
+    beside: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse); scale > 0. Configs and `piece`, the queries at once, are for benchmarks."""
+    """(out, lse); scale > 0. For benchmarks: configs, `piece` (queries at once), `beside` (selected_overlap.py)."""
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group, lines = heads // selectors, batch * selectors
@@ -38,13 +40,16 @@ def forward(
     plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step)
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
-    partial_out = torch.empty(plan.rows, head_dim, dtype=q.dtype, device=q.device)
-    partial_lse = torch.empty(plan.rows, dtype=torch.float32, device=q.device)
-    places = torch.empty(lines, plan.piece, slots, dtype=torch.int32, device=q.device)
-    for index in range(plan.pieces):
-        first_query = index * plan.piece
-        partials_of_piece(q, k, v, selection, plan, index, scale, config, partial_out, partial_lse, places.fill_(-1))
-        add_slots(partial_out, partial_lse, places, out, lse, first_query, group, 1.0, sums)
+    with Sums(q.device, plan.pieces, beside) as leader:
+        partial_out = torch.empty(leader.rooms, plan.rows, head_dim, dtype=q.dtype, device=q.device)
+        partial_lse = torch.empty(leader.rooms, plan.rows, dtype=torch.float32, device=q.device)
+        places = torch.empty(leader.rooms, lines, plan.piece, slots, dtype=torch.int32, device=q.device)
+        for index in range(plan.pieces):
+            room = leader.wait_for_room(index)
+            partials = partial_out[room], partial_lse[room], places[room].fill_(-1)
+            partials_of_piece(q, k, v, selection, plan, index, scale, config, *partials)
+            with leader.of(index):
+                add_slots(*partials, out, lse, index * plan.piece, group, 1.0, sums)
     return out, lse
 
 
@@ -185,6 +190,7 @@ def _forward(
                 partial_out + to.to(tl.int64)[:, None] * HEAD_DIM + column[None, :],
                 o.to(q.dtype.element_ty),
                 live[:, None] & within,
+                eviction_policy="evict_first",  # read once, later: q's rows rather stay
             )
         tl.store(partial_lse + to, m + tl.log2(total), live)
         tl.store(places + entry, to, live & (head == 0))

@@ -56,16 +56,22 @@ def rows_of_partials(partial: Tensor, rows: int, columns: int) -> TensorDescript
 
 
 def make_plan(
-    selection: Selection, group: int, bytes_a_slot: int, piece: int | None = None, step: int = 1
+    selection: Selection,
+    group: int,
+    bytes_a_slot: int,
+    piece: int | None = None,
+    step: int = 1,
+    rows_an_item: int | None = None,
 ) -> SelectedPlan:
     """The plan for `group` query heads a selector whose partial result of a slot takes `bytes_a_slot`.
 
-    piece: queries at once, for benchmarks. step: each item has room for a multiple of so many rows.
+    piece: queries at once, for benchmarks. step: each item has room for a multiple of so many rows. rows_an_item: at
+    most, by default ROWS_AN_ITEM.
     """
     lines, blocks = selection.batch * selection.selectors, selection.offsets.shape[2] - 1
     piece = min(piece or queries_at_once(selection, bytes_a_slot), selection.queries)
     pieces = triton.cdiv(selection.queries, piece)
-    longest = max(1, ROWS_AN_ITEM // group)
+    longest = max(1, (rows_an_item or ROWS_AN_ITEM) // group)
     bounds = torch.empty(lines * blocks, pieces + 1, dtype=torch.int32, device=selection.device)
     _find_bounds[(lines * blocks,)](
         selection.offsets,
