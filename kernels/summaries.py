@@ -38,7 +38,7 @@ def join_summaries(
     middle of its span. Differentiable in keys, unrotated, values and query.
     """
     levels = [level for level in hierarchy.levels if level.span > 1]
-    axes = [torch.stack([level.axis.start, level.axis.end, level.axis.origin], 1) for level in levels]
+    axes = [level.places for level in levels]
     cos, sin = (each.contiguous() for each in rotation)
     query = None if query is None else query[: len(levels)]
     spans = [level.span for level in levels]
@@ -80,9 +80,7 @@ def _join(
     places = _places(tokens, axes, block)
     joined = [values.new_empty(batch, kv_heads, places[-1], head_dim) for _ in range(2)]
     if keys is not None:
-        for whole, part in zip(joined, (keys, values), strict=True):
-            whole[:, :, :length] = part.transpose(1, 2)
-            whole[:, :, length : places[0]] = 0
+        _kernels().copy_tokens((_rows(keys), _rows(values)), [whole.transpose(1, 2) for whole in joined], places[0])
     given = _rows(unrotated), _rows(values), None if query is None else query.contiguous()
     pooled = _kernels().forward(*given, cos, sin, axes, spans, places, joined)
     return *joined, pooled
@@ -115,8 +113,9 @@ def _join_backward(
     """Gradients of unrotated, values and query (without one: of size 0)."""
     length = values.shape[1]
     grads = _rows(grad_keys), _rows(grad_values)
-    of_values = grads[1][:, :, :length].transpose(1, 2)
-    of_values = of_values.clone(memory_format=torch.contiguous_format) if tokens else torch.zeros_like(values)
+    of_values = values.new_empty(values.shape) if tokens else values.new_zeros(values.shape)
+    if tokens:
+        _kernels().copy_tokens([grads[1][:, :, :length].transpose(1, 2)], [of_values], length)
     given = _rows(unrotated), _rows(values), None if query is None else query.contiguous()
     places = _places(length if tokens else 0, axes, block)
     of_unrotated, of_query = _kernels().backward(grads, *given, cos, sin, axes, spans, places, pooled, of_values)
