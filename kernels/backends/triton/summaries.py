@@ -168,7 +168,8 @@ def backward(
 
 def _shape(head_dim: int, pieces: int) -> dict[str, int]:
     half = head_dim // 2
-    return dict(HALF=half, H=triton.next_power_of_2(half), M=min(AT_ONCE, triton.next_power_of_2(pieces)), num_warps=WARPS)
+    at_once = min(AT_ONCE, triton.next_power_of_2(pieces))
+    return dict(HALF=half, H=triton.next_power_of_2(half), M=at_once, num_warps=WARPS)
 
 
 @triton.jit(do_not_specialize=["length", "padded"])
