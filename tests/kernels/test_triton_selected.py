@@ -233,6 +233,7 @@ def test_every_choice_exists():
                 for group in (1, 16):
                     config = choose(kernel, dtype, head_dim, group)
                     assert config.rows >= 16 and config.warps in (4, 8, 16)
+                    assert not (kernel == "backward" and config.bulk and config.stages < 2)
 
 
 def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=None, strategy="by_block", seed=0):

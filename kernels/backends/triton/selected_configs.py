@@ -14,7 +14,8 @@ class SelectedConfig:
     stages: int
     registers: int | None = None
     bulk: bool = False
-    """By key block: whether partial results are written by the copy engine (TMA), not by the threads."""
+    """By key block: whether partial results are written by the copy engine (TMA), not by the threads. Backward with at
+    least 2 stages: with 1, Triton 3.6 gave wrong gradients on an H200 (docs/kernels.md)."""
     turned: bool = False
     """Backward by key block: whether a step computes dQ^T, in one wgmma whatever the rows are, and turns it."""
 
