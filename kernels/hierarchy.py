@@ -24,6 +24,8 @@ class Level:
     axis: Axis
     pairs: Tensor
     """int64 `[batch, 1]`: visible (query, key) pairs of this level."""
+    places: Tensor
+    """int32 `[batch, 3, slots]`: the axis's start, end and origin, as kernels read them (kernels/summaries.py)."""
 
     @property
     def name(self) -> str:
@@ -115,7 +117,8 @@ def _build(pattern: Hierarchical | tuple[Summaries, ...], tokens: Axis, block: i
             continue
         axis = tokens if level.span == 1 else Axis.summaries(tokens, level.span)
         layouts.append(build_layout(level, tokens, axis, block, fixed=fixed))
-        built.append(Level(level.span, axis, layouts[-1].pairs))
+        places = torch.stack([axis.start, axis.end, axis.origin], 1)
+        built.append(Level(level.span, axis, layouts[-1].pairs, places))
     layout = concatenate(layouts)
     if isinstance(pattern, Hierarchical):  # one rule for all of its keys, whatever they stand for
         keys = concatenate_axes([level.axis for level in built], block)

@@ -43,7 +43,12 @@ class Selection:
     chosen: Tensor
     """int32 `[batch, selectors, queries, slots]`: key blocks by rising index; then -1 where there are fewer."""
     first_key: Tensor
-    """int32 `[batch, queries]`: the first key that a query may see, its document's first token."""
+    """int32 `[batch, queries]`: the first key that a query may see, its document's first token.
+
+    Queries that choose the same block have the same first key, if it is within the block or behind: kernels ask one
+    query a list and not each. `select` keeps to that, as blocks are eligible within one document alone; a Selection
+    made by hand must, too. Nothing checks it at run time: that would wait for the GPU.
+    """
     offsets: Tensor
     """int32 `[batch, selectors, key blocks + 1]`: block j's queries are `entries[offsets[j] : offsets[j + 1]]`."""
     entries: Tensor

@@ -25,9 +25,7 @@ class HierarchicalAttend(Attend):
         self.pool.compile(dynamic=False)
 
     def forward(self, inputs: Inputs, view: Hierarchy) -> tuple[Tensor, Tensor]:
-        v_BTKD = inputs.v_BKTD.transpose(1, 2)
-        summaries = self.pool(inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation, view.levels[1:])
-        keys, values = zip((inputs.k_BKTD, inputs.v_BKTD), *summaries, strict=True)
-        return attention(
-            inputs.q_BHTD, view.join(keys), view.join(values), view.layout, return_lse=True, backend=self.backend
-        )
+        k_BTKD, v_BTKD = inputs.k_BKTD.transpose(1, 2), inputs.v_BKTD.transpose(1, 2)
+        given = k_BTKD, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
+        keys, values = self.pool.join(view, *given, self.backend)
+        return attention(inputs.q_BHTD, keys, values, view.layout, return_lse=True, backend=self.backend)

@@ -70,10 +70,10 @@ class NativeSparseAttend(RoutedAttend):
         parts = [window, routed]
         if view.summaries is not None:
             v_BTKD = inputs.v_BKTD.transpose(1, 2)
-            levels = view.summaries.levels
-            ((keys, values),) = self.pool(inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation, levels)
-            arguments = (inputs.q_BHTD, view.summaries.join([keys]), view.summaries.join([values]))
-            parts.append(attention(*arguments, view.summaries.layout, return_lse=True, backend=self.backend))
+            given = None, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
+            keys, values = self.pool.join(view.summaries, *given, self.backend)
+            arguments = (inputs.q_BHTD, keys, values, view.summaries.layout)
+            parts.append(attention(*arguments, return_lse=True, backend=self.backend))
         out, lse = merge(parts)
         if self.gates is not None:
             # Each branch has a softmax of its own; sinks, if any, are weighed against all of them together.

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.hierarchy import Level
+from kernels.hierarchy import Hierarchy, Level
 from kernels.pooling import middles, pool
+from kernels.summaries import fused, join_summaries
 from model.attention.base import Rotation
 from model.config import ModelConfig
 from model.rope import rotate
@@ -47,6 +48,26 @@ class SummaryPool(nn.Module):
             turned = rotate(keys, *(torch.take_along_dim(each, index, 1) for each in rotation))
             summaries.append((turned.to(dtype).transpose(1, 2), values.to(dtype).transpose(1, 2)))
         return summaries
+
+    def join(
+        self,
+        hierarchy: Hierarchy,
+        k_BTKD: Tensor | None,
+        unrotated_k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        rotation: Rotation,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        """(keys, values) `[batch, kv_heads, keys, head_dim]` of all levels of `hierarchy`, as its layout wants them;
+        k is None where tokens are none of them. backend: attention's. On a GPU all of it is one operator."""
+        if fused(v_BTKD, backend):
+            return join_summaries(hierarchy, k_BTKD, unrotated_k_BTKD, v_BTKD, self.query, rotation)
+        levels = [level for level in hierarchy.levels if level.span > 1]
+        parts = self(unrotated_k_BTKD, v_BTKD, rotation, levels)
+        if k_BTKD is not None:
+            parts = [(k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2)), *parts]
+        keys, values = zip(*parts, strict=True)
+        return hierarchy.join(keys), hierarchy.join(values)
 
     def scores(self, level: int, keys: Tensor) -> Tensor | None:
         """How much each of the keys `[batch, pieces, kv_heads, head_dim]` weighs in its summary on this level, from 0:

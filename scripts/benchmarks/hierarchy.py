@@ -1,8 +1,10 @@
 """Time of hierarchical attention beside a window whose layout has as many tiles: what summaries cost besides attention.
 
-Three calls, forward and backward, timed in turn: all that a layer does from its projections to its attention's output
-(pooling, turning and joining summaries, attention), the attention within it alone, and attention under the window. With
-`--compile` what lies around attention is compiled, as in training with trainer.compile.
+Four calls, forward and backward, timed in turn: all that a layer does from its projections to its attention's output
+(pooling, turning and joining summaries, attention), the attention within it alone, and attention under the two windows
+of whole blocks that have the next fewer and the next more tiles. The window of exactly as many tiles is between them:
+its times are interpolated, in a row that says so. With `--compile` what lies around attention is compiled, as in
+training with trainer.compile.
 """
 
 import argparse
@@ -73,7 +75,7 @@ def _measure(length: int, arguments: argparse.Namespace) -> list[dict[str, Any]]
     inputs = Inputs(q, heads_first(q), heads_first(k), heads_first(v), unrotated, rotation)
     joined = [draw(sizes.kv_heads, view.layout.keys) for _ in range(2)]
     kept = view.layout
-    window = _window_of_as_many_tiles(kept, lambda width: build_layout(Window(width), tokens, block=kept.block))
+    windows = _windows_around(kept, lambda width: build_layout(Window(width), tokens, block=kept.block))
     calls = {
         "hierarchical, whole": (lambda: attend(inputs, view)[0], [q, k, v, unrotated, *attend.parameters()], kept),
         "hierarchical, attention alone": (
@@ -81,7 +83,14 @@ def _measure(length: int, arguments: argparse.Namespace) -> list[dict[str, Any]]
             [q, *joined],
             kept,
         ),
-        "window of as many tiles": (lambda: attention(*map(heads_first, (q, k, v)), window), [q, k, v], window),
+        **{
+            f"window of {width}": (
+                lambda layout=layout: attention(*map(heads_first, (q, k, v)), layout),
+                [q, k, v],
+                layout,
+            )
+            for width, layout in windows.items()
+        },
     }
     grad = torch.randn_like(heads_first(q))
     forward, backward = {name: [] for name in calls}, {name: [] for name in calls}
@@ -92,20 +101,25 @@ def _measure(length: int, arguments: argparse.Namespace) -> list[dict[str, Any]]
             if turn >= 2:
                 forward[name].append(seconds)
                 backward[name].append(back)
-    both = {name: statistics.median(map(sum, zip(forward[name], backward[name], strict=True))) for name in calls}
-    return [
-        {
-            "length": length,
-            "batch": batch,
-            "call": name,
+    found = {
+        name: {
             "tiles": int(layout.rows.count.sum()),
             "visible_pairs": int(layout.pairs.sum()),
-            "forward_ms": round(1e3 * statistics.median(forward[name]), 3),
-            "backward_ms": round(1e3 * statistics.median(backward[name]), 3),
-            "times_the_window": round(both[name] / both["window of as many tiles"], 3),
+            "forward_ms": 1e3 * statistics.median(forward[name]),
+            "backward_ms": 1e3 * statistics.median(backward[name]),
         }
         for name, (_, _, layout) in calls.items()
-    ]
+    }
+    as_many = _between(int(kept.rows.count.sum()), *(found[f"window of {width}"] for width in windows))
+    found["window of as many tiles, interpolated"] = as_many
+    rows = []
+    for name, row in found.items():
+        both = row["forward_ms"] + row["backward_ms"]
+        facts = {"length": length, "batch": batch, "call": name}
+        facts |= {key: round(value, 3) for key, value in row.items()}
+        facts["us_a_tile"] = round(1e3 * both / (batch * row["tiles"]), 3)
+        rows.append(facts | {"times_the_window": round(both / (as_many["forward_ms"] + as_many["backward_ms"]), 3)})
+    return rows
 
 
 def _sizes(length: int, arguments: argparse.Namespace) -> Any:
@@ -119,16 +133,30 @@ def _sizes(length: int, arguments: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
-def _window_of_as_many_tiles(layout: Any, build: Callable[[int], Any]) -> Any:
-    """The layout of the widest window with no more tiles than `layout`: windows of whole blocks, by bisection."""
+def _windows_around(layout: Any, build: Callable[[int], Any]) -> dict[int, Any]:
+    """Width -> layout of the widest window with no more tiles than `layout`, and of the next one: windows of whole
+    blocks, by bisection. One alone, if it has exactly as many, or there is no wider one."""
     wanted, low, high = int(layout.rows.count.sum()), 1, -(-layout.queries // layout.block)
+    last = high
     while low < high:
         middle = (low + high + 1) // 2
         if int(build(middle * layout.block).rows.count.sum()) <= wanted:
             low = middle
         else:
             high = middle - 1
-    return build(low * layout.block)
+    found = {low * layout.block: build(low * layout.block)}
+    if low < last and int(found[low * layout.block].rows.count.sum()) < wanted:
+        found[(low + 1) * layout.block] = build((low + 1) * layout.block)
+    return found
+
+
+def _between(tiles: int, fewer: dict[str, float], more: dict[str, float] | None = None) -> dict[str, float]:
+    """The row of a window of `tiles` tiles: on the line through those of the next fewer and the next more."""
+    if more is None:
+        return dict(fewer)
+    part = (tiles - fewer["tiles"]) / (more["tiles"] - fewer["tiles"])
+    row = {key: value + part * (more[key] - value) for key, value in fewer.items()}
+    return row | {"tiles": tiles, "visible_pairs": round(row["visible_pairs"])}
 
 
 def _timed(call: Callable[[], Any], device: Any) -> tuple[Any, float]:

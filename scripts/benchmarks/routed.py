@@ -4,7 +4,9 @@ All attend by the same selection, of a stated distribution (selections.py); dens
 over selected pairs (4 D FLOP a pair and head forward, 10 D backward), so what a side computes in vain counts as waste.
 `floor_ms` is the larger of bytes / 4.3 TB/s and FLOP / 700 TFLOP/s of the by-block algorithm (bytes a (query, head,
 slot): forward q in, partial out and in; backward q and dO in, partial dQ out and in). Before it is timed, a side is
-held against float64 arithmetic on sampled queries and blocks. Sides take turns; the median counts.
+held against float64 arithmetic on sampled queries and blocks. Sides take turns; the median counts. A side is timed, and
+what there is printed and written, as soon as it is ready: fla tries 40 shapes of its kernels at its first call, which
+takes minutes.
 
 Scoring and top-k (`select`) and the transpose of the choice are timed apart, in rows of their own.
 
@@ -22,11 +24,24 @@ from typing import Any
 BANDWIDTH, PEAK = 4.3e12, 700e12
 SAMPLES = 32
 SWEPT = {
-    "forward": [(64, 4, 1, 128), (64, 4, 2, 128), (64, 4, 1, 168), (64, 4, 2, 168), (128, 4, 2, None)],
-    "backward": [(32, 4, 2, None), (32, 4, 3, None), (32, 4, 1, None), (64, 4, 1, None), (64, 4, 2, None)],
-    "tiles": [(128, 4, 2, None), (64, 4, 2, None), (64, 4, 3, None), (64, 4, 2, 128), (64, 4, 3, 128)],
+    "forward": [
+        (64, 4, 2, 168),
+        (64, 4, 1, 168),
+        (64, 4, 1, 128),
+        (64, 4, 1, 168, True),
+        (32, 4, 2, 128),
+    ],
+    "backward": [
+        (32, 4, 3, None, True, True),
+        (32, 4, 3, None, False, True),
+        (32, 4, 4, None, True, True),
+        (32, 8, 3, 128, True, True),
+        (16, 4, 3, None, True, True),
+    ],
+    "tiles": [(128, 4, 2, None), (64, 4, 3, None)],
+    "slots": [(16, 4), (8, 2), (8, 4)],
 }
-"""Rows, warps, stages and register limit of each kernel that `--sweep` times."""
+"""What `--sweep` times of each kernel: the fields of a SelectedConfig (a SumConfig for slots)."""
 SIDES = ("by_block", "shared_tiles", "fla", "flex", "dense")
 
 
@@ -61,10 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
         for heads in arguments.heads:
             for kind in arguments.kinds:
                 measurement = _Measurement(kind, batch, length, heads, arguments)
-                found = measurement.sweep() if arguments.sweep else measurement.rows()
-                print(markdown(found), flush=True)
+
+                def report(found: list[dict[str, Any]]) -> None:  # a run that is cut short has its results
+                    print(markdown(found), flush=True)
+                    write(arguments, rows + found)  # noqa: B023
+
+                found = measurement.sweep() if arguments.sweep else measurement.rows(report)
+                report(found)
                 rows += found
-                write(arguments, rows)  # after each: a run that is cut short has its results
                 torch.cuda.empty_cache()
     print(markdown(rows))
 
@@ -95,45 +114,59 @@ class _Measurement:
         self.neighbours = queries_a_tile(self.group, tiles.rows)
         self.union = selections.mean_union(self.selection, self.neighbours)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, report: Callable[[list[dict[str, Any]]], None] = lambda found: None) -> list[dict[str, Any]]:
+        """The rows of all sides; `report` gets those that are ready whenever there is one more."""
         import torch
 
         from scripts.benchmarks import peers
 
         calls: dict[str, Callable] = {}
+        times: dict[str, tuple[list[float], list[float]]] = {}
         found: list[dict[str, Any]] = []
         for side in self.arguments.sides:
             try:
                 make = self._ours if side in ("by_block", "shared_tiles") else getattr(peers, side)
                 call = make(side) if make == self._ours else make(self.selection, self.heads)
                 error = None if side == "dense" else self._check(call, side)
-                calls[side] = call
+                calls[side], times[side] = call, ([], [])
                 found.append(self._facts(side) | {"relative_error": error and float(f"{error:.1e}")})
             except (ImportError, peers.Unavailable, torch.OutOfMemoryError) as reason:
                 found.append(self._facts(side) | {"note": f"{type(reason).__name__}: {str(reason)[:80]}"})
-        forward, backward = {s: [] for s in calls}, {s: [] for s in calls}
-        for _ in range(self.arguments.rounds):
-            for side, call in calls.items():
-                marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-                marks[0].record()
-                out = call(self.q, self.k, self.v)
-                marks[1].record()
-                torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
-                marks[2].record()
-                torch.cuda.synchronize()
-                forward[side].append(marks[0].elapsed_time(marks[1]))
-                backward[side].append(marks[1].elapsed_time(marks[2]))
+            self._take_turns(calls, times)
+            self._fill(found, times)
+            report(found)
+        for _ in range(self.arguments.rounds - 1):
+            self._take_turns(calls, times)
+        self._fill(found, times)
+        return [*found, *self._selecting()]
+
+    def _take_turns(self, calls: dict[str, Callable], times: dict[str, tuple[list[float], list[float]]]) -> None:
+        """One more forward and backward time of each side."""
+        import torch
+
+        for side, call in calls.items():
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+            marks[0].record()
+            out = call(self.q, self.k, self.v)
+            marks[1].record()
+            torch.autograd.grad(out, (self.q, self.k, self.v), self.grad)
+            marks[2].record()
+            torch.cuda.synchronize()
+            times[side][0].append(marks[0].elapsed_time(marks[1]))
+            times[side][1].append(marks[1].elapsed_time(marks[2]))
+
+    def _fill(self, found: list[dict[str, Any]], times: dict[str, tuple[list[float], list[float]]]) -> None:
+        """What follows from the times so far, into the sides' rows."""
         pairs = int(self.selection.pairs().sum()) * self.group * self.head_dim
         floors = self._floors()
         for row in found:
-            if row["side"] in calls:
-                ms = [statistics.median(times[row["side"]]) for times in (forward, backward)]
+            if row["side"] in times:
+                ms = [statistics.median(each) for each in times[row["side"]]]
                 row |= {"forward_ms": round(ms[0], 2), "backward_ms": round(ms[1], 2)}
                 row |= {"forward_tflops": round(4 * pairs / ms[0] / 1e9)}
                 row |= {"backward_tflops": round(10 * pairs / ms[1] / 1e9)}
                 if row["side"] != "dense":
                     row |= {"share_of_floor": round(sum(floors) / sum(ms), 2)}
-        return [*found, *self._selecting()]
 
     def _facts(self, side: str) -> dict[str, Any]:
         names = ("forward_ms", "backward_ms", "forward_tflops", "backward_tflops", "share_of_floor", "relative_error")
@@ -242,56 +275,94 @@ class _Measurement:
         return worst
 
     def sweep(self) -> list[dict[str, Any]]:
-        """Time of each of our kernels by rows, warps, stages and registers, and by the memory for partial results."""
-        from dataclasses import replace
-
+        """Time of each of our kernels alone, over all pieces of queries, by its config."""
         import torch
 
         from kernels.backends.triton import selected_backward, selected_forward, selected_plan, shared_tiles
         from kernels.backends.triton.backward import prepare
-        from kernels.backends.triton.selected_configs import SelectedConfig, choose
+        from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig
+        from kernels.backends.triton.selected_slots import add_slots
 
         q, k, v = (t.detach() for t in (self.q, self.k, self.v))
-        partial_bytes = self.group * self.head_dim * 2
-        plan = selected_plan.make_plan(self.selection, self.group, partial_bytes)
-        out, lse = selected_forward.forward(q, k, v, self.selection, plan, self.scale)
-        rows_of = prepare(self.grad, None, out, lse, 64)
-        tiled = replace(self.selection, strategy="shared_tiles")
-
-        def forward(config: Any, plan: Any = plan) -> None:
-            selected_forward.forward(q, k, v, self.selection, plan, self.scale, config)
-
-        def backward(config: Any, plan: Any = plan) -> None:
-            selected_backward.backward(self.grad, q, k, v, rows_of, self.selection, plan, self.scale, config)
-
-        def tiles(config: Any) -> None:
-            shared_tiles.forward(q, k, v, tiled, self.scale, config)
-
+        selection, scale, group = self.selection, self.scale, self.group
+        make_plan = functools.partial(selected_plan.make_plan, selection, group, group * self.head_dim * 2, step=128)
+        plan, backward_plan = make_plan(), make_plan(rows_an_item=selected_backward.ROWS_AN_ITEM)
+        out, lse = selected_forward.forward(q, k, v, selection, scale)
+        prepared = prepare(self.grad, None, out, lse, 64)
+        rows_of = selected_backward.by_query(prepared, self.length)
+        truth = out, *selected_backward.backward(self.grad, q, k, v, rows_of, selection, scale)
+        partial = torch.empty(max(plan.rows, backward_plan.rows), self.head_dim, dtype=q.dtype, device="cuda")
+        partial_lse = torch.empty(plan.rows, dtype=torch.float32, device="cuda")
+        lines = self.batch * self.kv_heads
+        places = torch.full((lines, plan.piece, selection.slots), -1, dtype=torch.int32, device="cuda")
         found = []
 
-        def measure(kernel: str, note: str, step: Callable) -> None:
-            row = self._facts(kernel) | {"note": note}
+        def forward(config: Any) -> None:
+            for piece in range(plan.pieces):
+                selected_forward.partials_of_piece(
+                    q, k, v, selection, plan, piece, scale, config, partial, partial_lse, places
+                )
+
+        grads = torch.zeros(2, lines, self.length, self.head_dim, dtype=torch.float32, device="cuda")
+        chunks = torch.empty(
+            max(backward_plan.slots, 1), 2, self.block, self.head_dim, dtype=torch.float32, device="cuda"
+        )
+
+        def backward(config: Any) -> None:
+            given = self.grad, q, k, v, rows_of, selection, backward_plan
+            for piece in range(backward_plan.pieces):
+                selected_backward.partials_of_piece(*given, piece, scale, config, partial, places, grads, chunks)
+
+        summed = torch.empty_like(out)
+
+        def slots(config: Any, softmax: bool) -> None:
+            lses = (partial_lse, lse.clone()) if softmax else (None, None)
+            for piece in range(plan.pieces):
+                add_slots(partial, lses[0], places, summed, lses[1], piece * plan.piece, group, scale, config)
+
+        def measure(kernel: str, config: Any, step: Callable, whole: Callable | None = None) -> None:
+            fields = " ".join(f"{name} {value}" for name, value in vars(config).items())
+            row = self._facts(kernel) | {"note": fields}
             try:
-                row["backward_ms" if kernel == "backward" else "forward_ms"] = round(_time(step, 3), 2)
+                if whole is not None:
+                    ours = whole(config)
+                    row["relative_error"] = max(
+                        float((a - b).float().norm() / b.float().norm())
+                        for a, b in zip(ours, truth if len(ours) > 1 else truth[:1], strict=True)
+                    )
+                    del ours
+                row["backward_ms" if kernel.startswith("backward") else "forward_ms"] = round(_time(step, 3), 2)
             except Exception as reason:  # a shape that does not fit the device is a result, too
                 row["note"] += f": {type(reason).__name__}"
             found.append(row)
             torch.cuda.empty_cache()
 
-        for kernel, step in (("forward", forward), ("backward", backward), ("tiles", tiles)):
-            for shape in SWEPT[kernel]:
-                note = "rows {} warps {} stages {} registers {}".format(*shape)
-                measure(kernel, note, functools.partial(step, SelectedConfig(*shape)))
-        for kernel, step in (("forward", forward), ("backward", backward)):
-            for outputs in (1, 2, 4, 8, 16):
-                piece = max(1, self.length * outputs // self.selection.slots)
-                other = selected_plan.make_plan(self.selection, self.group, partial_bytes, piece)
-                note = f"partial results: {outputs} times the output's memory"
-                measure(
-                    kernel,
-                    note,
-                    functools.partial(step, choose(kernel, q.dtype, self.head_dim, self.group), other),
-                )
+        for fields in SWEPT["forward"]:
+            config = SelectedConfig(*fields)
+            whole = lambda c: selected_forward.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
+            measure("forward", config, functools.partial(forward, config), whole)
+        forward(SelectedConfig(*SWEPT["forward"][0]))  # what the slots' sums are timed on
+        for fields in SWEPT["slots"]:
+            for softmax in (True, False):
+                config = SumConfig(*fields)
+                measure("slots" if softmax else "backward: slots", config, functools.partial(slots, config, softmax))
+        whole = lambda c: (  # noqa: E731
+            truth[0],
+            *selected_backward.backward(self.grad, q, k, v, rows_of, selection, scale, c),
+        )
+        for fields in SWEPT["backward"]:
+            config = SelectedConfig(*fields)
+            measure("backward", config, functools.partial(backward, config), whole)
+        for fields in SWEPT["tiles"]:
+            config = SelectedConfig(*fields)
+            whole = lambda c: shared_tiles.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
+            measure("tiles", config, functools.partial(shared_tiles.forward, q, k, v, selection, scale, config), whole)
+        for name, step in {
+            "plan": lambda: selected_plan.make_plan(selection, group, group * self.head_dim * 2),
+            "backward: prepare": lambda: prepare(self.grad, None, out, lse, 64),
+            "backward: by query": lambda: selected_backward.by_query(prepared, self.length),
+        }.items():
+            found.append(self._facts(name) | {"forward_ms": round(_time(step, 3), 2)})
         return found
 
 

@@ -11,8 +11,8 @@ triton = pytest.importorskip("triton")
 from kernels import Selection, attention, block_mass, first_keys, select  # noqa: E402
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selected as backend  # noqa: E402
-from kernels.backends.triton import selected_plan  # noqa: E402
-from kernels.backends.triton.selected_configs import choose  # noqa: E402
+from kernels.backends.triton import selected_backward, selected_configs, selected_overlap, selected_plan  # noqa: E402
+from kernels.backends.triton.selected_configs import SelectedConfig, choose  # noqa: E402
 from kernels.backends.triton.shared_tiles import unions  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
 from tests.kernels.routing_oracle import naive_mask, random_choice  # noqa: E402
@@ -76,6 +76,24 @@ def test_matches_the_oracle(documents, selectors, group, head_dim, block, slots,
     check(selection, documents, tensors(batch, 2 * group, 2, length, length, head_dim, dtype))
 
 
+@pytest.mark.parametrize(
+    ("documents", "group", "head_dim", "dtype"),
+    [(packing([50, 3, 47], [16, 70, 14]), 3, 96, torch.float32), (packing([70]), 16, 32, torch.float16)],
+)
+def test_every_way_to_write_partial_results(monkeypatch, documents, group, head_dim, dtype):
+    """By the copy engine, which writes whole steps of rows; dQ computed turned: the same results, to the bit."""
+    batch, length = documents.shape
+    inputs = tensors(batch, 2 * group, 2, length, length, head_dim, dtype)
+    selection = selection_of(documents, 2, 2, 16)
+    plain = check(selection, documents, inputs)
+    for config in (SelectedConfig(32, 4, 1, bulk=True), SelectedConfig(32, 4, 1, bulk=True, turned=True)):
+        for kernel in ("forward", "backward"):
+            key = kernel, dtype.itemsize, 64 if head_dim <= 64 else 128
+            monkeypatch.setitem(selected_configs._TABLE, key, config)
+        ours = check(selection, documents, inputs)
+        assert all(torch.equal(a, b) for a, b in zip(plain[:2], ours[:2], strict=True))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.7])
 def test_any_scale(scale, strategy):
@@ -105,6 +123,7 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     selection = Selection.from_chosen(chosen.to(DEVICE), 80, 16, first_keys(documents).to(DEVICE))
     whole = check(selection, documents, inputs)
     monkeypatch.setattr(selected_plan, "ROWS_AN_ITEM", 8)
+    monkeypatch.setattr(selected_backward, "ROWS_AN_ITEM", 8)
     monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 25 * 2 * 2 * 2 * (2 * 32 * 4))
     monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
     plan = selected_plan.make_plan(selection, 2, 2 * 32 * 4)
@@ -112,6 +131,10 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     assert int(plan.cuts[..., 1].sum(1).max()) <= plan.slots
     cut = check(selection, documents, inputs)
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True)), "forward: the same sums"
+    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", True)
+    beside = check(selection, documents, inputs)
+    for got, want in zip((*beside[:2], *beside[2]), (*cut[:2], *cut[2]), strict=True):
+        assert torch.equal(got, want), "two rooms in turn: the same bits"
 
 
 @pytest.mark.parametrize(("piece", "rows"), [(1000, 6), (7, 6), (1, 2), (33, 100)])
@@ -120,13 +143,16 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
     selection = selection_of(documents, 2, 3, 16)
     monkeypatch.setattr(selected_plan, "ROWS_AN_ITEM", rows)
     monkeypatch.setattr(selected_plan, "queries_at_once", lambda *_: min(piece, 100))
-    plan = selected_plan.make_plan(selection, 2, 1)
+    plan = selected_plan.make_plan(selection, 2, 1, step=8)
     blocks = selection.offsets.shape[2] - 1
     entries = selection.entries.view(4, -1)
     done = []
     for index, items in enumerate(plan.items.tolist()):
         taken = {}
-        for list_of, first, count, slot in items:
+        begin = 0  # items have room for whole steps of rows, one behind the other: steps are written whole
+        for list_of, first, count, slot, first_row in items:
+            assert first_row == begin or not count
+            begin += -(-2 * count // 8) * 8
             assert count <= max(1, rows // 2)
             line, block = divmod(list_of, blocks)
             for entry in entries[line, first : first + count].tolist():
@@ -134,6 +160,7 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
                 done.append((line, block, entry))
             if count:
                 taken.setdefault(list_of, []).append(slot)
+        assert begin <= plan.rows
         for list_of, slots in taken.items():
             first_slot, cut = plan.cuts[index, list_of].tolist()
             assert slots == (list(range(first_slot, first_slot + cut)) if len(slots) > 1 else [-1])
@@ -206,6 +233,7 @@ def test_every_choice_exists():
                 for group in (1, 16):
                     config = choose(kernel, dtype, head_dim, group)
                     assert config.rows >= 16 and config.warps in (4, 8, 16)
+                    assert not (kernel == "backward" and config.bulk and config.stages < 2)
 
 
 def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=None, strategy="by_block", seed=0):
@@ -281,6 +309,42 @@ def test_pieces_of_queries_on_the_gpu(monkeypatch):
     assert torch.equal(out, whole)
     for got, want in zip(backend.backward(grad, None, q, k, v, out, lse, selection, 0.1), grads, strict=True):
         assert (got.double() - want.double()).norm() / want.double().norm() < 5e-3
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "cuda_graph"])
+def test_sums_on_a_second_stream_change_no_bit(monkeypatch, graph):
+    """Many pieces, whose two rooms are reused again and again, beside sums that read them."""
+    q, k, v, grad, selection = routed(16384, 1, 64, 4, 128, 64, 16)
+    monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 64 << 20)
+    monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
+
+    def both():
+        out, lse = backend.forward(q, k, v, selection, 0.1)
+        return out, lse, *backend.backward(grad, None, q, k, v, out, lse, selection, 0.1)
+
+    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", False)
+    plain = both()
+    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", True)
+    run = both
+    if graph:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            both()
+        torch.cuda.current_stream().wait_stream(side)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            results = both()
+        run = lambda: recorded.replay() or results  # noqa: E731
+    for _ in range(10):
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        found = run()
+        assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+        del found
+        assert torch.cuda.memory_allocated() == held
 
 
 @gpu

@@ -51,9 +51,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float)
     q, k, v = addressable(q), addressable(k), addressable(v)
     if selection.strategy == "shared_tiles":
         return shared_tiles.forward(q, k, v, selection, scale)
-    group = q.shape[1] // selection.selectors
-    plan = make_plan(selection, group, group * q.shape[-1] * q.element_size())
-    return selected_forward.forward(q, k, v, selection, plan, scale)
+    return selected_forward.forward(q, k, v, selection, scale)
 
 
 def backward(
@@ -71,10 +69,8 @@ def backward(
     flipped = scale < 0
     q, scale = positive_scale(q, scale)
     q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)
-    rows_of = prepare(grad_out, grad_lse, out, lse, 64)
-    group = q.shape[1] // selection.selectors
-    plan = make_plan(selection, group, group * q.shape[-1] * q.element_size())
-    dq, dk, dv = selected_backward.backward(grad_out, q, k, v, rows_of, selection, plan, scale)
+    rows_of = selected_backward.by_query(prepare(grad_out, grad_lse, out, lse, 64), q.shape[2])
+    dq, dk, dv = selected_backward.backward(grad_out, q, k, v, rows_of, selection, scale)
     return -dq if flipped else dq, dk, dv
 
 

@@ -6,9 +6,20 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E
-from kernels.backends.triton.selected_configs import choose
-from kernels.backends.triton.selected_plan import SELECTED_ITEM, SelectedPlan
+from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig, choose, choose_sum
+from kernels.backends.triton.selected_overlap import Sums
+from kernels.backends.triton.selected_plan import (
+    SELECTED_ITEM,
+    SelectedPlan,
+    entry_and_head,
+    make_plan,
+    rows_of_partials,
+)
+from kernels.backends.triton.selected_slots import add_slots
 from kernels.routing import Selection
+
+ROWS_AN_ITEM = 4096
+"""As selected_plan.ROWS_AN_ITEM: here an item also writes the gradients of K and V once."""
 
 
 def backward(
@@ -18,94 +29,36 @@ def backward(
     v: Tensor,
     rows_of: Tensor,
     selection: Selection,
-    plan: SelectedPlan,
     scale: float,
-    config=None,
+    config: SelectedConfig | None = None,
+    sums: SumConfig | None = None,
+    piece: int | None = None,
+    beside: bool | None = None,
+    rows_an_item: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv); rows_of from backward.prepare; scale > 0. `config` is for benchmarks."""
-    batch, heads, queries, head_dim = q.shape
+    """(dq, dk, dv); rows_of from `by_query`; scale > 0. For benchmarks: what follows it (see selected_forward.py)."""
+    (batch, heads), head_dim = q.shape[:2], q.shape[-1]
     kv_heads, keys = k.shape[1:3]
     selectors, slots, block = selection.selectors, selection.slots, selection.block
     group, lines, blocks = heads // selectors, batch * selectors, selection.offsets.shape[2] - 1
     config = config or choose("backward", q.dtype, head_dim, group)
-    columns = triton.next_power_of_2(head_dim)
-    rows = plan.piece * slots * group
+    sums = sums or choose_sum(head_dim)
+    step = config.rows if config.bulk else 1
+    plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step, rows_an_item or ROWS_AN_ITEM)
     dq = torch.empty_like(q)
-    partial_dq = torch.empty(lines, rows, head_dim, dtype=q.dtype, device=q.device)
     # A block's program is the only one to add to it, piece of queries after piece.
     grads = torch.zeros(2, lines, blocks * block, head_dim, dtype=torch.float32, device=q.device)
-    sums = torch.empty(max(plan.slots, 1), 2, block, head_dim, dtype=torch.float32, device=q.device)
-    for piece in range(plan.pieces):
-        first_query = piece * plan.piece
-        _backward[(plan.items.shape[1],)](
-            q,
-            k,
-            v,
-            grad_out,
-            rows_of,
-            plan.items[piece],
-            selection.entries,
-            selection.first_key,
-            partial_dq,
-            grads,
-            sums,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            *grad_out.stride()[:3],
-            scale * LOG2_E,
-            queries,
-            keys,
-            blocks,
-            lines,
-            selectors,
-            selectors // kv_heads,
-            heads,
-            first_query,
-            rows,
-            rows_of.shape[-1],
-            SLOTS=slots,
-            GROUP=group,
-            BLOCK=block,
-            HEAD_DIM=head_dim,
-            D=columns,
-            M=config.rows,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=config.warps,
-            num_stages=config.stages,
-            maxnreg=config.registers,
-        )
-        if plan.slots:
-            lines_at_once = min(16, block)
-            _add_cuts[(lines * blocks, block // lines_at_once)](
-                sums,
-                plan.cuts[piece],
-                grads,
-                lines * blocks,
-                BLOCK=block,
-                HEAD_DIM=head_dim,
-                D=columns,
-                M=lines_at_once,
-                num_warps=4,
-            )
-        added = max(16, 32 // max(1, columns // 64))
-        _add_slots[(triton.cdiv(min(plan.piece, queries - first_query) * group, added), lines)](
-            partial_dq,
-            selection.chosen,
-            dq,
-            *dq.stride()[:3],
-            scale,
-            queries,
-            selectors,
-            first_query,
-            rows,
-            SLOTS=slots,
-            GROUP=group,
-            HEAD_DIM=head_dim,
-            D=columns,
-            M=added,
-            num_warps=4,
-        )
+    chunks = torch.empty(max(plan.slots, 1), 2, block, head_dim, dtype=torch.float32, device=q.device)
+    with Sums(q.device, plan.pieces, beside) as leader:
+        partial_dq = torch.empty(leader.rooms, plan.rows, head_dim, dtype=q.dtype, device=q.device)
+        places = torch.empty(leader.rooms, lines, plan.piece, slots, dtype=torch.int32, device=q.device)
+        given = grad_out, q, k, v, rows_of, selection, plan
+        for index in range(plan.pieces):
+            room = leader.wait_for_room(index)
+            partials = partial_dq[room], places[room].fill_(-1)
+            partials_of_piece(*given, index, scale, config, *partials, grads, chunks)
+            with leader.of(index):
+                add_slots(partials[0], None, partials[1], dq, None, index * plan.piece, group, scale, sums)
     # Selectors of one KV head add up; keys beyond the end were padding.
     grads = grads.view(2, batch, kv_heads, selectors // kv_heads, blocks * block, head_dim)
     grads = grads[:, :, :, 0] if selectors == kv_heads else grads.sum(3)
@@ -113,9 +66,89 @@ def backward(
     return dq, torch.empty_like(k).copy_(dk), torch.empty_like(v).copy_(dv)
 
 
+def by_query(rows_of: Tensor, queries: int) -> Tensor:
+    """float32 `[batch, queries, heads, 2]` of backward.prepare's: lse and delta side by side, and a query's heads."""
+    return rows_of[..., :queries].permute(0, 3, 1, 2).contiguous()
+
+
+def partials_of_piece(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows_of: Tensor,
+    selection: Selection,
+    plan: SelectedPlan,
+    index: int,
+    scale: float,
+    config: SelectedConfig,
+    partial_dq: Tensor,
+    places: Tensor,
+    grads: Tensor,
+    chunks: Tensor,
+) -> None:
+    """Fills what `add_slots` takes for the queries of piece `index`, and adds what they give to `grads`."""
+    head_dim, block = q.shape[-1], selection.block
+    selectors, lines, blocks = selection.selectors, len(places), selection.offsets.shape[2] - 1
+    columns = triton.next_power_of_2(head_dim)
+    _backward[(plan.items.shape[1],)](
+        q,
+        k,
+        v,
+        grad_out,
+        rows_of,
+        plan.items[index],
+        selection.entries,
+        selection.first_key,
+        rows_of_partials(partial_dq, config.rows, columns) if config.bulk else partial_dq,
+        places,
+        grads,
+        chunks,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *grad_out.stride()[:3],
+        scale * LOG2_E,
+        q.shape[2],
+        k.shape[2],
+        blocks,
+        lines,
+        selectors,
+        selectors // k.shape[1],
+        q.shape[1],
+        index * plan.piece,
+        plan.piece,
+        SLOTS=selection.slots,
+        GROUP=q.shape[1] // selectors,
+        BLOCK=block,
+        HEAD_DIM=head_dim,
+        D=columns,
+        M=config.rows,
+        BULK=config.bulk,
+        TURNED=config.turned,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=config.warps,
+        num_stages=config.stages,
+        maxnreg=config.registers,
+    )
+    if plan.slots:
+        lines_at_once = min(16, block)
+        _add_cuts[(lines * blocks, block // lines_at_once)](
+            chunks,
+            plan.cuts[index],
+            grads,
+            lines * blocks,
+            BLOCK=block,
+            HEAD_DIM=head_dim,
+            D=columns,
+            M=lines_at_once,
+            num_warps=4,
+        )
+
+
 COUNTS = [
     *("queries", "keys", "blocks", "lines", "selectors", "selectors_a_kv_head", "heads"),
-    *("first_query", "rows", "padded"),
+    *("first_query", "piece"),
 ]
 
 
@@ -130,6 +163,7 @@ def _backward(
     entries,
     first_key,
     partial_dq,
+    places,
     grads,
     sums,
     q_batch,
@@ -153,14 +187,15 @@ def _backward(
     selectors_a_kv_head,
     heads,
     first_query,
-    rows,
-    padded,
+    piece,
     SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
     M: tl.constexpr,
+    BULK: tl.constexpr,
+    TURNED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # dK and dQ are left without the factor `scale`.
@@ -171,57 +206,77 @@ def _backward(
     list_index = tl.load(item)
     line = list_index // blocks
     block = list_index % blocks
+    first_row = tl.load(item + 4)
     batch = (line // selectors).to(tl.int64)
     selector = line % selectors
     kv_head = (selector // selectors_a_kv_head).to(tl.int64)
     line = line.to(tl.int64)
     list_of = entries + line * queries * SLOTS + tl.load(item + 1)
     slot = tl.load(item + 3)
+    # Of a block in which a document begins, those who choose it see that document's tokens alone.
+    first = tl.load(first_key + batch * queries + tl.load(list_of) // SLOTS)
 
     column = tl.arange(0, D)
     within = (column < HEAD_DIM)[None, :]
     line_in_block = tl.arange(0, BLOCK)
     key = block * BLOCK + line_in_block
     inside = (key < keys)[:, None] & within
-    kb = tl.load(
-        k + batch * k_batch + kv_head * k_head + key.to(tl.int64)[:, None] * k_step + column[None, :], inside, 0.0
-    )
-    vb = tl.load(
-        v + batch * v_batch + kv_head * v_head + key.to(tl.int64)[:, None] * v_step + column[None, :], inside, 0.0
-    )
+    wide_key = key.to(tl.int64)[:, None]
+    kb = tl.load(k + batch * k_batch + kv_head * k_head + wide_key * k_step + column[None, :], inside, 0.0)
+    vb = tl.load(v + batch * v_batch + kv_head * v_head + wide_key * v_step + column[None, :], inside, 0.0)
     first_head = selector * GROUP
     q_base = q + batch * q_batch + first_head.to(tl.int64) * q_head
     do_base = do + batch * do_batch + first_head.to(tl.int64) * do_head
-    rows_base = rows_of + (batch * heads + first_head) * 2 * padded
-    line_rows = line * rows
+    rows_base = rows_of + (batch * queries * heads + first_head) * 2 + tl.arange(0, 2)[None, :]
+    places += (line * piece - first_query) * SLOTS
     dk = tl.zeros([BLOCK, D], tl.float32)
     dv = tl.zeros([BLOCK, D], tl.float32)
+    # Who comes next, and what a row needs of lse and delta, is read early: the first so that rows can be asked for
+    # while a step computes, the others because few bytes in a pipeline's buffers cost as much as many.
+    index, head = entry_and_head(0, M, GROUP)
+    entry = tl.load(list_of + tl.minimum(index, count - 1))
+    lse, delta = tl.split(tl.load(rows_base + ((entry // SLOTS) * heads + head)[:, None] * 2))
+    lse = tl.where(index < count, lse, float("inf"))  # weights of 0 beyond the list
+    index, head = entry_and_head(M, M, GROUP)
+    ahead = tl.load(list_of + tl.minimum(index, count - 1))
     for start in tl.range(0, count * GROUP, M):
-        row = start + tl.arange(0, M)
-        live = row < count * GROUP
-        entry = tl.load(list_of + row // GROUP, live, 0)
-        query = entry // SLOTS
-        head = row % GROUP
-        wide_query = query.to(tl.int64)
+        index, head = entry_and_head(start, M, GROUP)
+        live = index < count  # beyond the end the last entry again
+        wide_query = (entry // SLOTS).to(tl.int64)
         wide_head = head.to(tl.int64)
-        there = live[:, None] & within
-        qb = tl.load(q_base + (wide_query * q_step + wide_head * q_head)[:, None] + column[None, :], there, 0.0)
-        dob = tl.load(do_base + (wide_query * do_step + wide_head * do_head)[:, None] + column[None, :], there, 0.0)
-        at = rows_base + wide_head * 2 * padded + wide_query
-        lse = tl.load(at, live, float("inf"))  # weights of 0 beyond the list
-        delta = tl.load(at + padded, live, 0.0)
-        first = tl.load(first_key + batch * queries + query, live, 0)
+        qb = tl.load(q_base + (wide_query * q_step + wide_head * q_head)[:, None] + column[None, :], within, 0.0)
+        dob = tl.load(do_base + (wide_query * do_step + wide_head * do_head)[:, None] + column[None, :], within, 0.0)
+        next_index, next_head = entry_and_head(start + M, M, GROUP)
+        next_lse, next_delta = tl.split(tl.load(rows_base + ((ahead // SLOTS) * heads + next_head)[:, None] * 2))
+        next_lse = tl.where(next_index < count, next_lse, float("inf"))
+        # Read twice rather than handed from variable to variable: Triton pipelines no loop that does so.
+        next_entry = tl.load(list_of + tl.minimum(next_index, count - 1))
+        after, _ = entry_and_head(start + 2 * M, M, GROUP)
+        next_ahead = tl.load(list_of + tl.minimum(after, count - 1))
         st = tl.dot(kb, qb.T, input_precision=PRECISION)
-        if tl.max(first, 0) > block * BLOCK:
-            st = tl.where(key[:, None] >= first[None, :], st, float("-inf"))
+        if first > block * BLOCK:
+            st = tl.where((key >= first)[:, None], st, float("-inf"))
         pt = tl.exp2(st * log2_scale - lse[None, :])
         dv = tl.dot(pt.to(dob.dtype), dob, dv, input_precision=PRECISION)
         dpt = tl.dot(vb, dob.T, input_precision=PRECISION)
         dst = (pt * (dpt - delta[None, :])).to(qb.dtype)
         dk = tl.dot(dst, qb, dk, input_precision=PRECISION)
-        dq = tl.dot(dst.T, kb, input_precision=PRECISION)
-        to = line_rows + (entry.to(tl.int64) - first_query.to(tl.int64) * SLOTS) * GROUP + head
-        tl.store(partial_dq + to[:, None] * HEAD_DIM + column[None, :], dq.to(partial_dq.dtype.element_ty), there)
+        dq = tl.dot(kb.T, dst, input_precision=PRECISION).T if TURNED else tl.dot(dst.T, kb, input_precision=PRECISION)
+        to = first_row + start + tl.arange(0, M)
+        if BULK:
+            partial_dq.store([first_row + start, 0], dq.to(q.dtype.element_ty))
+        else:
+            tl.store(
+                partial_dq + to.to(tl.int64)[:, None] * HEAD_DIM + column[None, :],
+                dq.to(q.dtype.element_ty),
+                live[:, None] & within,
+                eviction_policy="evict_first",  # read once, later: q's rows rather stay
+            )
+        tl.store(places + entry, to, live & (head == 0))
+        entry = next_entry
+        ahead = next_ahead
+        lse = next_lse
+        delta = next_delta
 
     offset = line_in_block[:, None] * HEAD_DIM + column[None, :]
     if slot >= 0:
@@ -265,44 +320,3 @@ def _add_cuts(
         at += 2 * BLOCK * HEAD_DIM
     tl.store(to_k, sum_k, within)
     tl.store(to_v, sum_v, within)
-
-
-@triton.jit(do_not_specialize=["queries", "selectors", "first_query", "rows"])
-def _add_slots(
-    partial_dq,
-    chosen,
-    dq,
-    dq_batch,
-    dq_head,
-    dq_step,
-    scale,
-    queries,
-    selectors,
-    first_query,
-    rows,
-    SLOTS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-):
-    """dQ: the sum over a query's slots, in their order; rows are (query, head)."""
-    line = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * M + tl.arange(0, M)
-    query = first_query + row // GROUP
-    head = row % GROUP
-    live = (query < queries) & (row < rows // SLOTS)
-    choice = chosen + (line * queries + query) * SLOTS
-    from_row = line * rows + (row // GROUP).to(tl.int64) * SLOTS * GROUP + head
-    column = tl.arange(0, D)
-    within = (column < HEAD_DIM)[None, :]
-    acc = tl.zeros([M, D], tl.float32)
-    for i in tl.range(0, SLOTS):
-        taken = live & (tl.load(choice + i, live, -1) >= 0)
-        part = tl.load(
-            partial_dq + (from_row + i * GROUP)[:, None] * HEAD_DIM + column[None, :], taken[:, None] & within, 0.0
-        )
-        acc += part.to(tl.float32)
-    head_index = (line % selectors) * GROUP + head
-    to = dq + (line // selectors) * dq_batch + head_index * dq_head + query.to(tl.int64) * dq_step
-    tl.store(to[:, None] + column[None, :], (acc * scale).to(dq.dtype.element_ty), live[:, None] & within)

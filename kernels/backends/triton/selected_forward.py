@@ -1,91 +1,110 @@
-"""The forward pass by key block (see selected.py): partial results, and their combination."""
+"""The forward pass by key block (see selected.py): partial results, which selected_slots.py combines."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import LN_2, LOG2_E
-from kernels.backends.triton.selected_configs import choose
-from kernels.backends.triton.selected_plan import SELECTED_ITEM, SelectedPlan
+from kernels.backends.triton.common import LOG2_E
+from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig, choose, choose_sum
+from kernels.backends.triton.selected_overlap import Sums
+from kernels.backends.triton.selected_plan import (
+    SELECTED_ITEM,
+    SelectedPlan,
+    entry_and_head,
+    make_plan,
+    rows_of_partials,
+)
+from kernels.backends.triton.selected_slots import add_slots
 from kernels.routing import Selection
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, selection: Selection, plan: SelectedPlan, scale: float, config=None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: Selection,
+    scale: float,
+    config: SelectedConfig | None = None,
+    sums: SumConfig | None = None,
+    piece: int | None = None,
+    beside: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse); scale > 0. `config` is for benchmarks."""
+    """(out, lse); scale > 0. For benchmarks: configs, `piece` (queries at once), `beside` (selected_overlap.py)."""
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group, lines = heads // selectors, batch * selectors
     config = config or choose("forward", q.dtype, head_dim, group)
-    columns = triton.next_power_of_2(head_dim)
+    sums = sums or choose_sum(head_dim)
+    step = config.rows if config.bulk else 1
+    plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step)
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
-    rows = plan.piece * slots * group
-    partial_out = torch.empty(lines, rows, head_dim, dtype=q.dtype, device=q.device)
-    partial_lse = torch.empty(lines, rows, dtype=torch.float32, device=q.device)
-    for piece in range(plan.pieces):
-        first_query = piece * plan.piece
-        _forward[(plan.items.shape[1],)](
-            q,
-            k,
-            v,
-            plan.items[piece],
-            selection.entries,
-            selection.first_key,
-            partial_out,
-            partial_lse,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            scale * LOG2_E,
-            queries,
-            k.shape[2],
-            selection.offsets.shape[2] - 1,
-            selectors,
-            selectors // k.shape[1],
-            first_query,
-            rows,
-            SLOTS=slots,
-            GROUP=group,
-            BLOCK=selection.block,
-            HEAD_DIM=head_dim,
-            D=columns,
-            M=config.rows,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=config.warps,
-            num_stages=config.stages,
-            maxnreg=config.registers,
-        )
-        combined = max(16, 32 // max(1, columns // 64))
-        _combine[(triton.cdiv(min(plan.piece, queries - first_query) * group, combined), lines)](
-            partial_out,
-            partial_lse,
-            selection.chosen,
-            out,
-            lse,
-            *out.stride()[:3],
-            queries,
-            selectors,
-            heads,
-            first_query,
-            rows,
-            SLOTS=slots,
-            KEPT=triton.next_power_of_2(slots),
-            GROUP=group,
-            HEAD_DIM=head_dim,
-            D=columns,
-            M=combined,
-            num_warps=4,
-        )
+    with Sums(q.device, plan.pieces, beside) as leader:
+        partial_out = torch.empty(leader.rooms, plan.rows, head_dim, dtype=q.dtype, device=q.device)
+        partial_lse = torch.empty(leader.rooms, plan.rows, dtype=torch.float32, device=q.device)
+        places = torch.empty(leader.rooms, lines, plan.piece, slots, dtype=torch.int32, device=q.device)
+        for index in range(plan.pieces):
+            room = leader.wait_for_room(index)
+            partials = partial_out[room], partial_lse[room], places[room].fill_(-1)
+            partials_of_piece(q, k, v, selection, plan, index, scale, config, *partials)
+            with leader.of(index):
+                add_slots(*partials, out, lse, index * plan.piece, group, 1.0, sums)
     return out, lse
 
 
-COUNTS = ["queries", "keys", "blocks", "selectors", "selectors_a_kv_head", "first_query", "rows", "heads"]
+def partials_of_piece(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: Selection,
+    plan: SelectedPlan,
+    index: int,
+    scale: float,
+    config: SelectedConfig,
+    partial_out: Tensor,
+    partial_lse: Tensor,
+    places: Tensor,
+) -> None:
+    """Fills what `add_slots` takes for the queries of piece `index`."""
+    head_dim, selectors = q.shape[-1], selection.selectors
+    columns = triton.next_power_of_2(head_dim)
+    _forward[(plan.items.shape[1],)](
+        q,
+        k,
+        v,
+        plan.items[index],
+        selection.entries,
+        selection.first_key,
+        rows_of_partials(partial_out, config.rows, columns) if config.bulk else partial_out,
+        partial_lse,
+        places,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        scale * LOG2_E,
+        q.shape[2],
+        k.shape[2],
+        selection.offsets.shape[2] - 1,
+        selectors,
+        selectors // k.shape[1],
+        index * plan.piece,
+        plan.piece,
+        SLOTS=selection.slots,
+        GROUP=q.shape[1] // selectors,
+        BLOCK=selection.block,
+        HEAD_DIM=head_dim,
+        D=columns,
+        M=config.rows,
+        BULK=config.bulk,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=config.warps,
+        num_stages=config.stages,
+        maxnreg=config.registers,
+    )
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=["queries", "keys", "blocks", "selectors", "selectors_a_kv_head", "first_query", "piece"])
 def _forward(
     q,
     k,
@@ -95,6 +114,7 @@ def _forward(
     first_key,
     partial_out,
     partial_lse,
+    places,
     q_batch,
     q_head,
     q_step,
@@ -111,13 +131,14 @@ def _forward(
     selectors,
     selectors_a_kv_head,
     first_query,
-    rows,
+    piece,
     SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     D: tl.constexpr,
     M: tl.constexpr,
+    BULK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     item = items + tl.program_id(0) * SELECTED_ITEM
@@ -126,105 +147,51 @@ def _forward(
         return
     line = tl.load(item) // blocks
     block = tl.load(item) % blocks
+    first_row = tl.load(item + 4)
     batch = (line // selectors).to(tl.int64)
     selector = line % selectors
     kv_head = (selector // selectors_a_kv_head).to(tl.int64)
     line = line.to(tl.int64)
     list_of = entries + line * queries * SLOTS + tl.load(item + 1)
+    # Of a block in which a document begins, those who choose it see that document's tokens alone.
+    first = tl.load(first_key + batch * queries + tl.load(list_of) // SLOTS)
 
     column = tl.arange(0, D)
+    within = (column < HEAD_DIM)[None, :]
     key = block * BLOCK + tl.arange(0, BLOCK)
-    inside = (key < keys)[:, None] & (column < HEAD_DIM)[None, :]
-    kb = tl.load(
-        k + batch * k_batch + kv_head * k_head + key.to(tl.int64)[:, None] * k_step + column[None, :], inside, 0.0
-    )
-    vb = tl.load(
-        v + batch * v_batch + kv_head * v_head + key.to(tl.int64)[:, None] * v_step + column[None, :], inside, 0.0
-    )
+    inside = (key < keys)[:, None] & within
+    wide_key = key.to(tl.int64)[:, None]
+    kb = tl.load(k + batch * k_batch + kv_head * k_head + wide_key * k_step + column[None, :], inside, 0.0)
+    vb = tl.load(v + batch * v_batch + kv_head * v_head + wide_key * v_step + column[None, :], inside, 0.0)
     q_base = q + batch * q_batch + (selector * GROUP).to(tl.int64) * q_head
-    line_rows = line * rows
+    places += (line * piece - first_query) * SLOTS
+    # Who comes next is read one step early: their rows can be asked for while this step computes.
+    index, head = entry_and_head(0, M, GROUP)
+    entry = tl.load(list_of + tl.minimum(index, count - 1))
     for start in tl.range(0, count * GROUP, M):
-        row = start + tl.arange(0, M)
-        live = row < count * GROUP
-        entry = tl.load(list_of + row // GROUP, live, 0)
-        query = entry // SLOTS
-        head = row % GROUP
-        address = query.to(tl.int64) * q_step + head.to(tl.int64) * q_head
-        qb = tl.load(q_base + address[:, None] + column[None, :], live[:, None] & (column < HEAD_DIM)[None, :], 0.0)
-        s = tl.dot(qb, kb.T, input_precision=PRECISION) * log2_scale
-        first = tl.load(first_key + batch * queries + query, live, 0)
-        # Of a block in which the document begins, its own tokens alone; the last one always is.
-        if tl.max(first, 0) > block * BLOCK:
-            s = tl.where(key[None, :] >= first[:, None], s, float("-inf"))
-        m = tl.max(s, 1)
-        p = tl.exp2(s - m[:, None])
+        index, head = entry_and_head(start, M, GROUP)
+        live = index < count  # beyond the end the last entry again, for nothing
+        address = (entry // SLOTS).to(tl.int64) * q_step + head.to(tl.int64) * q_head
+        qb = tl.load(q_base + address[:, None] + column[None, :], within, 0.0)
+        next_index, _ = entry_and_head(start + M, M, GROUP)
+        next_entry = tl.load(list_of + tl.minimum(next_index, count - 1))
+        s = tl.dot(qb, kb.T, input_precision=PRECISION)
+        if first > block * BLOCK:
+            s = tl.where((key >= first)[None, :], s, float("-inf"))
+        m = tl.max(s, 1) * log2_scale
+        p = tl.exp2(s * log2_scale - m[:, None])
         total = tl.sum(p, 1)
-        o = tl.dot(p.to(vb.dtype), vb, input_precision=PRECISION) / total[:, None]
-        to = line_rows + (entry.to(tl.int64) - first_query.to(tl.int64) * SLOTS) * GROUP + head
-        tl.store(
-            partial_out + to[:, None] * HEAD_DIM + column[None, :],
-            o.to(partial_out.dtype.element_ty),
-            live[:, None] & (column < HEAD_DIM)[None, :],
-        )
+        o = tl.dot(p.to(vb.dtype), vb, input_precision=PRECISION) * (1.0 / total)[:, None]
+        to = first_row + start + tl.arange(0, M)
+        if BULK:
+            partial_out.store([first_row + start, 0], o.to(q.dtype.element_ty))
+        else:
+            tl.store(
+                partial_out + to.to(tl.int64)[:, None] * HEAD_DIM + column[None, :],
+                o.to(q.dtype.element_ty),
+                live[:, None] & within,
+                eviction_policy="evict_first",  # read once, later: q's rows rather stay
+            )
         tl.store(partial_lse + to, m + tl.log2(total), live)
-
-
-@triton.jit(do_not_specialize=COUNTS)
-def _combine(
-    partial_out,
-    partial_lse,
-    chosen,
-    out,
-    lse,
-    out_batch,
-    out_head,
-    out_step,
-    queries,
-    selectors,
-    heads,
-    first_query,
-    rows,
-    SLOTS: tl.constexpr,
-    KEPT: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    M: tl.constexpr,
-):
-    """One softmax of a query's slots, in their order; rows are (query, head)."""
-    line = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * M + tl.arange(0, M)
-    query = first_query + row // GROUP
-    head = row % GROUP
-    live = (query < queries) & (row < rows // SLOTS)
-    slot = tl.arange(0, KEPT)
-    choice = chosen + (line * queries + query) * SLOTS
-    from_row = line * rows + (row // GROUP).to(tl.int64) * SLOTS * GROUP + head
-    there = live[:, None] & (slot < SLOTS)[None, :]
-    there = there & (tl.load(choice[:, None] + slot[None, :], there, -1) >= 0)
-    x = tl.load(partial_lse + from_row[:, None] + slot[None, :] * GROUP, there, float("-inf"))
-    highest = tl.max(x, 1)
-    finite = tl.where(highest == float("-inf"), 0.0, highest)
-    total = tl.sum(tl.exp2(x - finite[:, None]), 1)
-    seen = total > 0
-    total = tl.where(seen, finite + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
-    column = tl.arange(0, D)
-    acc = tl.zeros([M, D], tl.float32)
-    for i in tl.range(0, SLOTS):
-        taken = live & (tl.load(choice + i, live, -1) >= 0)
-        weight = tl.exp2(tl.load(partial_lse + from_row + i * GROUP, taken, float("-inf")) - total)
-        part = tl.load(
-            partial_out + (from_row + i * GROUP)[:, None] * HEAD_DIM + column[None, :],
-            taken[:, None] & (column < HEAD_DIM)[None, :],
-            0.0,
-        )
-        acc += weight[:, None] * part.to(tl.float32)
-    batch = line // selectors
-    head_index = (line % selectors) * GROUP + head
-    to = out + batch * out_batch + head_index * out_head + query.to(tl.int64) * out_step
-    tl.store(
-        to[:, None] + column[None, :],
-        acc.to(out.dtype.element_ty),
-        live[:, None] & (column < HEAD_DIM)[None, :],
-    )
-    tl.store(lse + (batch * heads + head_index) * queries + query, tl.where(seen, total * LN_2, float("-inf")), live)
+        tl.store(places + entry, to, live & (head == 0))
+        entry = next_entry

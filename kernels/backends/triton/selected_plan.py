@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.routing import Selection
 
@@ -20,8 +21,9 @@ memory of the whole output, or 2 GB."""
 ROWS_AN_ITEM = 2048
 """Rows (a query and a head each) that a program serves at most: it loads K and V of its block once for them."""
 
-SELECTED_ITEM = tl.constexpr(4)
-"""int32 values an item: line * key blocks + key block, first entry, entries (0: nothing to do), slot (-1: not cut)."""
+SELECTED_ITEM = tl.constexpr(5)
+"""int32 values an item: line * key blocks + key block, first entry, entries (0: nothing to do), slot (-1: not cut),
+first row of its partial results."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,8 @@ class SelectedPlan:
     """int32 `[pieces, lines * key blocks, 2]`: first slot and number of items of a block's list."""
     slots: int
     """Partial sums to make room for in one piece; 0: no list can be long enough to be cut."""
+    rows: int
+    """Rows of partial results to make room for in one piece."""
 
 
 def queries_at_once(selection: Selection, bytes_a_slot: int) -> int:
@@ -46,15 +50,28 @@ def queries_at_once(selection: Selection, bytes_a_slot: int) -> int:
     return min(selection.queries, max(1, budget // (an_output * selection.slots)))
 
 
-def make_plan(selection: Selection, group: int, bytes_a_slot: int, piece: int | None = None) -> SelectedPlan:
+def rows_of_partials(partial: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """Describes partial results `[rows, head_dim]` by boxes of so many rows and columns, for the copy engine."""
+    return TensorDescriptor(partial, list(partial.shape), [partial.shape[1], 1], [rows, columns])
+
+
+def make_plan(
+    selection: Selection,
+    group: int,
+    bytes_a_slot: int,
+    piece: int | None = None,
+    step: int = 1,
+    rows_an_item: int | None = None,
+) -> SelectedPlan:
     """The plan for `group` query heads a selector whose partial result of a slot takes `bytes_a_slot`.
 
-    piece: queries at once, for benchmarks.
+    piece: queries at once, for benchmarks. step: each item has room for a multiple of so many rows. rows_an_item: at
+    most, by default ROWS_AN_ITEM.
     """
     lines, blocks = selection.batch * selection.selectors, selection.offsets.shape[2] - 1
     piece = min(piece or queries_at_once(selection, bytes_a_slot), selection.queries)
     pieces = triton.cdiv(selection.queries, piece)
-    longest = max(1, ROWS_AN_ITEM // group)
+    longest = max(1, (rows_an_item or ROWS_AN_ITEM) // group)
     bounds = torch.empty(lines * blocks, pieces + 1, dtype=torch.int32, device=selection.device)
     _find_bounds[(lines * blocks,)](
         selection.offsets,
@@ -80,8 +97,9 @@ def make_plan(selection: Selection, group: int, bytes_a_slot: int, piece: int | 
     cut = torch.where(parts > 1, parts, 0)
     first_slot = cut.cumsum(1) - cut
     slot = torch.where(cut.gather(1, list_of) > 0, first_slot.gather(1, list_of) + index, -1)
-    live = item < ends[:, -1:]
-    fields = [list_of, first.gather(1, list_of) + taken, torch.where(live, left, 0), slot]
+    left = torch.where(item < ends[:, -1:], left, 0)
+    room = (left * group + step - 1) // step * step
+    fields = [list_of, first.gather(1, list_of) + taken, left, slot, room.cumsum(1) - room]
     # Lists of more than `longest` entries have fewer than 2 * entries / longest parts.
     return SelectedPlan(
         piece=piece,
@@ -89,7 +107,18 @@ def make_plan(selection: Selection, group: int, bytes_a_slot: int, piece: int | 
         items=torch.stack(fields, -1).int().contiguous(),
         cuts=torch.stack([first_slot, cut], -1).int().contiguous(),
         slots=2 * (entries // longest) if piece > longest else 0,
+        rows=entries * group + item.shape[1] * (step - 1),
     )
+
+
+@triton.jit
+def entry_and_head(start, M: tl.constexpr, GROUP: tl.constexpr):
+    """Of M rows from `start` (a multiple of M) on: which entry of the item, and which of its GROUP heads."""
+    row = tl.arange(0, M)
+    if M % GROUP == 0:  # then most of it is the same in every step
+        return start // GROUP + row // GROUP, row % GROUP
+    else:
+        return (start + row) // GROUP, (start + row) % GROUP
 
 
 @triton.jit(do_not_specialize=["blocks", "entries_a_line", "entries_a_piece"])
