@@ -13,7 +13,7 @@ from kernels.patterns import Hierarchical
 from kernels.pooling import pool
 from model.attention import Inputs
 from model.attention.hierarchical import HierarchicalAttend
-from model.decoding.direct import Part
+from kernels.decoding import Part
 from model.decoding.slots import Slots
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store

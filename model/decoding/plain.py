@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernels.patterns import Pattern
 from model.attention import Attend, Inputs
-from model.decoding.direct import Part
+from kernels.decoding import Part
 from model.decoding.slots import Slots
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store

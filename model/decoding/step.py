@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import Axis, BlockLayout, attention, build_layout, merge
-from model.decoding.direct import Part, attend
+from kernels.decoding import Part, decode_attention
 from model.decoding.slots import QUERIES_AT_ONCE, Read, Slots
 from model.rope import RotaryEmbedding
 

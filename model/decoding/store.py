@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.decoding.direct import Part
+from kernels.decoding import Part
 from model.decoding.slots import Read, Slots
 
 GROWTH, PAGE = 1.25, 256
