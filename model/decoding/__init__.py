@@ -5,7 +5,7 @@
     plain.py, hierarchical.py    the cache of a layer, by family of attention
     slots.py       which keys a pattern can still see, where they are kept, and which of them a query reads
     store.py       keys and values in their slots
-    direct.py      attention of few queries, without tiles
+    replay.py      one token of every sequence in fixed shapes, recorded as a CUDA graph
     generation.py  prompts -> continuations
     sampling.py    from logits to a token: greedy, temperature, top-k, top-p
     streaming.py   tokens to text as they come
@@ -15,6 +15,7 @@ That it all equals one pass over the whole text is proven in tests/model/decodin
 
 from model.decoding.cache import Cache, expected_bytes
 from model.decoding.generation import generate
+from model.decoding.replay import TokenStep
 from model.decoding.sampling import Sampling
 
-__all__ = ["Cache", "Sampling", "expected_bytes", "generate"]
+__all__ = ["Cache", "Sampling", "TokenStep", "expected_bytes", "generate"]

@@ -19,7 +19,8 @@ from model.attention.hierarchical import HierarchicalAttend
 from model.attention.plain import PlainAttend
 from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
 from model.decoding.plain import PlainBookkeeping, PlainCache
-from model.decoding.step import Step
+from model.decoding.slots import Slots
+from model.decoding.step import FEW, Step
 from model.transformer import Transformer
 
 FAMILIES = {
@@ -64,17 +65,54 @@ class Cache:
         """
         chunk = tokens.shape[1]
         new = [chunk] * self.batch if new is None else list(new)
+        after = self.check(new)
+        hidden = self.run(tokens, Step(self.lengths, new, chunk, self.model.plan.block, self.model.rotary))
+        self.lengths = after
+        return hidden
+
+    def check(self, new: Sequence[int]) -> list[int]:
+        """Lengths with so many tokens more. ValueError: a sequence would become longer than the model takes."""
         after = [length + more for length, more in zip(self.lengths, new, strict=True)]
         if max(after) > self.model.config.max_length:
             raise ValueError(
                 f"a sequence of {max(after)} tokens: the model takes {self.model.config.max_length} (model.max_length)"
             )
-        step = Step(self.lengths, new, chunk, self.model.plan.block, self.model.rotary)
+        return after
+
+    def run(self, tokens: Tensor, step: Step) -> Tensor:
+        """A step's tokens through the model; `lengths` are the caller's to keep."""
         for layer in self._layers:
             layer.step = step
-        hidden = self.model(tokens, step.position, self._layers)
-        self.lengths = after
-        return hidden
+        return self.model(tokens, step.position, self._layers)
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep).
+        ValueError: a layer's family has none."""
+        for layer, pattern in zip(self._layers, self.model.patterns, strict=True):
+            if not getattr(layer, "takes_fixed_steps", False):
+                raise ValueError(f"pattern={pattern}: its family has no step of fixed shapes (cuda_graph=false has all)")
+        for slots in self._slots():
+            slots.reserve(-(-capacity // slots.span), FEW)
+
+    def settle(self, lengths: Sequence[int]) -> None:
+        """Tells what a fixed step leaves to its caller: the lengths of the sequences, on the host."""
+        self.lengths = list(lengths)
+        for slots in self._slots():
+            slots.longest = max(lengths) // slots.span
+
+    def pretend(self, context: int) -> None:
+        """As if every sequence were `context` tokens long, all of them random: for benchmarks of what comes behind
+        them. Something must have been read before, in what was reserved."""
+        for layer in self._layers:
+            for tensor in layer.tensors():
+                tensor.normal_()
+        for slots in self._slots():
+            slots.count.fill_(context // slots.span)
+        self.settle([context] * self.batch)
+
+    def _slots(self) -> list[Slots]:
+        """The bookkeeping of all patterns."""
+        return list(dict.fromkeys(store.slots for layer in self._layers for store in layer.stores))
 
     @property
     def bytes_stored(self) -> int:

@@ -29,13 +29,11 @@ class HierarchicalBookkeeping:
     def look(self, step: Step) -> tuple:
         """(how the chunk sees itself, what it reads of each level, what it adds to each level of summaries, where each
         level's new keys go)."""
-        own, reads = step.own(self.levels[0]), [level.read(step.position) for level in self.levels]
+        own, reads = step.own(self.levels[0]), [step.read(level) for level in self.levels]
         filled, where = [], []
         for level, finer in zip(self.levels, [None, *self.levels], strict=False):
-            span, before = level.span, [length // level.span for length in step.lengths]
-            after = [(length + new) // span for length, new in zip(step.lengths, step.new, strict=True)]
-            new = [b - a for a, b in zip(before, after, strict=True)]
-            units = step.chunk if finer is None else max(new)
+            before, new, most = step.units(level.span)
+            units = step.chunk if finer is None else most
             if finer is not None:
                 filled.append(Filled(step, level, finer, units))
             where.append(level.write(units, before, new) if units else None)
@@ -52,12 +50,10 @@ class Filled:
 
     def __init__(self, step: Step, level: Slots, finer: Slots, units: int) -> None:
         self.units, self.ratio = units, level.span // finer.span
-        before = torch.tensor([length // finer.span for length in step.lengths], device=step.device)
-        after = torch.tensor(
-            [(length + new) // finer.span for length, new in zip(step.lengths, step.new, strict=True)],
-            device=step.device,
-        )
-        self.pieces = step.chunk if finer.span == 1 else int((after - before).max())
+        before, new, most = step.units(finer.span)
+        before, new = (torch.as_tensor(each, device=step.device) for each in (before, new))
+        after = before + new
+        self.pieces = step.chunk if finer.span == 1 else most
         offset = torch.arange(self.pieces, device=step.device)
         piece = before[:, None] + offset
         waits = (piece < after[:, None]) & (piece >= (after // self.ratio * self.ratio)[:, None])
@@ -97,9 +93,15 @@ class Pending:
             held[batch, keep] = x
         return taken
 
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return list(self._held or ())
+
 
 class HierarchicalCache:
     """One layer's: model.attention.Cached."""
+
+    takes_fixed_steps = True
 
     def __init__(self, bookkeeping: HierarchicalBookkeeping) -> None:
         self.bookkeeping = bookkeeping
@@ -111,13 +113,17 @@ class HierarchicalCache:
         own, reads, filled, where = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         k, v = inputs.k_BKTD, inputs.v_BKTD
         fresh = self._summarize(inputs, family, filled)
-        past = [found for store, read in zip(self.stores, reads, strict=True) for found in store.read(read)]
+        past = [found for store, read in zip(self.stores, reads, strict=True) for found in store.read(read, k)]
         seen = [part for part in fresh if part is not None]
         found = attend_to_all(inputs.q_BHTD, Part(k, v, own), past, seen, family.backend)
         for store, part, slots in zip(self.stores, [Part(k, v, own), *fresh], where, strict=True):
             if part is not None:
                 store.write(part.k, part.v, slots)
         return found
+
+    def tensors(self) -> list[Tensor]:
+        """All that it remembers."""
+        return [tensor for part in (*self.stores, *self._pending) for tensor in part.tensors()]
 
     def _summarize(self, inputs: Inputs, family: HierarchicalAttend, filled: list[Filled]) -> list[Part | None]:
         """Each level's new summaries, None where it has none; as SummaryPool.forward makes them."""

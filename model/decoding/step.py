@@ -1,7 +1,7 @@
 """A chunk of tokens on its way through the layers: what they share, and how they attend to it and to the past."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,19 @@ from model.rope import RotaryEmbedding
 
 FEW = 8
 """Tokens of a chunk up to which it is attended to without tiles; they are one group (slots.QUERIES_AT_ONCE)."""
+
+
+DECODING = {"reference": "direct", "blocked": "direct", "triton": "triton"}
+"""A model's backend -> that of its decoding (kernels.decode_attention); of others, which only know tiles: "auto"."""
+
+
+class Units(NamedTuple):
+    """Sequence by sequence: units that were full `before` a chunk, and `new` ones; on the host, or int64 `[batch]` on
+    the device. `most`: of new ones of any sequence, which on the device is a bound."""
+
+    before: Sequence[int] | Tensor
+    new: Sequence[int] | Tensor
+    most: int
 
 
 class Step:
@@ -35,6 +48,17 @@ class Step:
             self._found[key] = find()
         return self._found[key]
 
+    def units(self, span: int) -> Units:
+        """What the chunk is in units of `span` tokens."""
+        before = [length // span for length in self.lengths]
+        after = [(length + new) // span for length, new in zip(self.lengths, self.new, strict=True)]
+        new = [b - a for a, b in zip(before, after, strict=True)]
+        return Units(before, new, max(new))
+
+    def read(self, slots: Slots) -> list[Read]:
+        """What the chunk's tokens read of what is kept."""
+        return slots.read(self.position)
+
     def own(self, slots: Slots) -> BlockLayout | Tensor:
         """How the chunk's tokens see one another: a layout, or where there are few a mask as in Part."""
         if self.chunk <= FEW:
@@ -44,6 +68,26 @@ class Step:
         axis = Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
         pattern = slots.patterns[0] if len(slots.patterns) == 1 else slots.patterns
         return build_layout(pattern, axis, block=self.block)
+
+
+class FixedStep(Step):
+    """A step whose shapes follow from `chunk` (FEW at most) and what is reserved alone, and which asks the device for
+    nothing, so that a CUDA graph of it serves any lengths. `lengths` and `new` are int64 `[batch]` on the device; the
+    step does not change them."""
+
+    def __init__(self, lengths: Tensor, new: Tensor, chunk: int, rotary: RotaryEmbedding) -> None:
+        assert chunk <= FEW, "layouts are not of fixed shapes"
+        self.lengths, self.new, self.chunk, self.rotary = lengths, new, chunk, rotary
+        self.device = lengths.device
+        self.position = lengths[:, None] + torch.arange(chunk, device=self.device)
+        self._found = {}
+
+    def units(self, span: int) -> Units:
+        before = self.lengths // span
+        return Units(before, (self.lengths + self.new) // span - before, (self.chunk + span - 1) // span)
+
+    def read(self, slots: Slots) -> list[Read]:
+        return slots.read_fixed(self.position)
 
 
 def attend_to_all(
@@ -61,8 +105,9 @@ def attend_to_all(
         parts = [part for read, part in past if read.first == first]
         parts += [part.of(rows) for part in fresh]
         if not tiles:
-            return attend(q, [*parts, own], scale)
+            return decode_attention(q, [*parts, own], scale=scale, backend=DECODING.get(backend, "auto"))
         if parts:
-            merged = merge([attend(q[:, :, rows], parts, scale), (out[:, :, rows], lse[:, :, rows])])
+            seen = decode_attention(q[:, :, rows], parts, scale=scale, backend="direct")
+            merged = merge([seen, (out[:, :, rows], lse[:, :, rows])])
             out[:, :, rows], lse[:, :, rows] = merged
     return out, lse

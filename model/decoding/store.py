@@ -18,8 +18,7 @@ class Store:
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.capacity = 0
-        self.keys_read = 0
-        """Slots that the last step read, summed over groups of queries."""
+        self._reads: Sequence[Read] = ()
         self._k: Tensor | None = None
         self._v: Tensor | None = None
 
@@ -28,10 +27,22 @@ class Store:
         """Of keys and values, all sequences and KV heads together."""
         return 0 if self._k is None else 2 * self._k[:, :, 0].numel() * self._k.element_size()
 
-    def read(self, reads: Sequence[Read]) -> list[tuple[Read, Part]]:
-        """The keys and values of each read."""
-        self.keys_read = sum(read.mask.shape[3] for read in reads)
-        return [(read, Part(*self._pick(read.slots), read.mask)) for read in reads]
+    @property
+    def keys_read(self) -> int:
+        """Slots that the last step read, summed over groups of queries. Of fixed steps, in which the kernel skips what
+        no query sees: those seen, by the sequence that sees most."""
+        return sum(read.mask.shape[3] if read.count is None else _seen(read) for read in self._reads)
+
+    def read(self, reads: Sequence[Read], like: Tensor) -> list[tuple[Read, Part]]:
+        """The keys and values of each read; `like`: keys of the step."""
+        self._reads = reads
+        if reads:
+            self._grow(like)
+        listed = [None if isinstance(read.slots, int) else read.slots[:, None] for read in reads]
+        return [
+            (read, Part(self._k, self._v, read.mask, slots, read.count))
+            for read, slots in zip(reads, listed, strict=True)
+        ]
 
     def write(self, k: Tensor, v: Tensor, where: Sequence[Tensor]) -> None:
         """k and v `[batch, kv_heads, units, head_dim]` into slots int64 `[batch, units]`, -1 for nowhere, each."""
@@ -42,17 +53,16 @@ class Store:
             self._k[batch, :, slot] = k.transpose(1, 2)
             self._v[batch, :, slot] = v.transpose(1, 2)
 
-    def _pick(self, slots: Tensor | int) -> tuple[Tensor, Tensor]:
-        if isinstance(slots, int):
-            return self._k[:, :, :slots], self._v[:, :, :slots]
-        index = slots[:, None, :, None].expand(-1, self._k.shape[1], -1, self._k.shape[3])
-        return self._k.gather(2, index), self._v.gather(2, index)
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [] if self._k is None else [self._k, self._v]
 
     def _grow(self, like: Tensor) -> None:
         if self._k is not None and self.slots.needed <= self.capacity:
             return
         listed = self.slots.needed - self.slots.ring
-        wanted = self.slots.ring + (-(-int(listed * GROWTH) // PAGE) * PAGE if listed else 0)
+        growth = 1 if self.slots.reserved else GROWTH
+        wanted = self.slots.ring + (-(-int(listed * growth) // PAGE) * PAGE if listed else 0)
         shape = (*like.shape[:2], wanted + 1, like.shape[3])
         for name in ("_k", "_v"):
             old, new = getattr(self, name), like.new_zeros(shape)
@@ -60,3 +70,8 @@ class Store:
                 new[:, :, : self.capacity] = old[:, :, : self.capacity]
             setattr(self, name, new)
         self.capacity = wanted
+
+
+def _seen(read: Read) -> int:
+    entry = torch.arange(read.mask.shape[3], device=read.mask.device)
+    return int((read.mask.any((1, 2)) & (entry < read.count[:, None])).sum(1).max())
