@@ -1,4 +1,4 @@
-"""Softmax attention to keys in several tensors, without tiles, in plain PyTorch: `kernels.decode_attention` anywhere."""
+"""Attention to keys in several tensors, without tiles, in plain PyTorch: `kernels.decode_attention` anywhere."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

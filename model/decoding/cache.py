@@ -90,7 +90,9 @@ class Cache:
         ValueError: a layer's family has none."""
         for layer, pattern in zip(self._layers, self.model.patterns, strict=True):
             if not getattr(layer, "takes_fixed_steps", False):
-                raise ValueError(f"pattern={pattern}: its family has no step of fixed shapes (cuda_graph=false has all)")
+                raise ValueError(
+                    f"pattern={pattern}: its family has no step of fixed shapes (cuda_graph=false has all)"
+                )
         for slots in self._slots():
             slots.reserve(-(-capacity // slots.span), FEW)
 

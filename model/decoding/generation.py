@@ -32,8 +32,9 @@ def generate(
 
     `prefill_chunk`: tokens of a prompt that are read at once; memory depends on it, results do not. `cache`: an empty
     one for as many sequences, to look at afterwards. `vocabulary`: only tokens below it are chosen (a model's is often
-    rounded up beyond its tokenizer's). `cuda_graph`: tokens are decoded by replaying a recorded step (TokenStep). Raises ValueError for an empty prompt, for what is not at least 1,
-    and where prompt and continuation are longer than the model takes.
+    rounded up beyond its tokenizer's). `cuda_graph`: tokens are read by replaying a recorded step (TokenStep), on a GPU
+    alone. Raises ValueError for an empty prompt, for what is not at least 1, and where prompt and continuation are
+    longer than the model takes.
     """
     for name, value in (("new_tokens", new_tokens), ("prefill_chunk", prefill_chunk)):
         if value < 1:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kernels import Axis
+from kernels.decoding import Part
 from kernels.patterns import Hierarchical
 from kernels.pooling import pool
 from model.attention import Inputs
 from model.attention.hierarchical import HierarchicalAttend
-from kernels.decoding import Part
 from model.decoding.slots import Slots
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store

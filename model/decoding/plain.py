@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from kernels.decoding import Part
 from kernels.patterns import Pattern
 from model.attention import Attend, Inputs
-from kernels.decoding import Part
 from model.decoding.slots import Slots
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store

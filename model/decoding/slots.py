@@ -113,9 +113,7 @@ class Slots:
         seen = [pattern.visible(query, start, end).expand(*query.shape[:2], unit.shape[1]) for pattern in self.patterns]
         return torch.stack(seen, 1) & (end <= query + 1)[:, None]
 
-    def write(
-        self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Counts the next units as kept, and says where: (slots in the ring, slots of lasting keys), int64 `[batch,
         units]` each, -1 for nowhere.
 

@@ -125,9 +125,7 @@ def check(name: str, dtype: torch.dtype, sinks: bool, config=None, scale: float 
     expected, expected_lse = dense_attention(q, k, v, mask, scale or q.shape[-1] ** -0.5, sink_logits)
     if config is None:
         on_device = None if sink_logits is None else sink_logits.to(DEVICE)
-        out, lse = decode_attention(
-            q.to(DEVICE), moved(parts), scale=scale, sink_logits=on_device, backend="triton"
-        )
+        out, lse = decode_attention(q.to(DEVICE), moved(parts), scale=scale, sink_logits=on_device, backend="triton")
     else:
         from kernels.backends.triton import decode
 
@@ -208,7 +206,10 @@ def test_what_does_not_fit_is_refused_in_one_line():
         ([Part(k.half(), v.half(), mask)], "q, k, v are torch.float32, torch.float16, torch.float16: one dtype"),
         ([Part(k, v, mask.int())], r"mask torch.int32 .*: must be booleans \[2 or 1, one of \(1, 2, 4\), 3 or 1, ent"),
         ([Part(k[:, :, :9], v[:, :, :9], mask)], "a mask of 50 entries: must be k's slots, 9"),
-        ([Part(k, v, mask, torch.zeros(2, 1, 3), None, 16)], r"slots \(2, 1, 3\): must be .* 50 entries / the page, 16"),
+        (
+            [Part(k, v, mask, torch.zeros(2, 1, 3), None, 16)],
+            r"slots \(2, 1, 3\): must be .* 50 entries / the page, 16",
+        ),
         ([Part(k[:1], v[:1], mask)], r"k \(1, 2, 50, 8\): must be \[2, a divisor of 4, slots, 8\]"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -219,8 +220,11 @@ def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: head_dim 8: must be one of 32"):
         decode_attention(q, part, backend="triton")
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: 17 queries: must be at most 16"):
-        decode_attention(q.expand(-1, -1, 17, -1)[:, :, :17] if q.shape[2] == 1 else q[:, :, [0] * 17],
-                         [part[0].of(slice(0, 1))], backend="triton")
+        decode_attention(
+            q.expand(-1, -1, 17, -1)[:, :, :17] if q.shape[2] == 1 else q[:, :, [0] * 17],
+            [part[0].of(slice(0, 1))],
+            backend="triton",
+        )
     with pytest.raises(ValueError, match=r"sink_logits \(3,\): must be \[4\]"):
         decode_attention(q, part, sink_logits=torch.zeros(3))
 
