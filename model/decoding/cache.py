@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cost import decode_cost
+from kernels.patterns import Pattern
 from model.attention.hierarchical import HierarchicalAttend
 from model.attention.plain import PlainAttend
 from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
@@ -88,13 +89,18 @@ class Cache:
     def reserve(self, capacity: int) -> None:
         """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep).
         ValueError: a layer's family has none."""
-        for layer, pattern in zip(self._layers, self.model.patterns, strict=True):
-            if not getattr(layer, "takes_fixed_steps", False):
-                raise ValueError(
-                    f"pattern={pattern}: its family has no step of fixed shapes (cuda_graph=false has all)"
-                )
+        if self.without_fixed_steps is not None:
+            raise ValueError(
+                f"pattern={self.without_fixed_steps}: its family has no step of fixed shapes: cuda_graph must be false"
+            )
         for slots in self._slots():
             slots.reserve(-(-capacity // slots.span), FEW)
+
+    @property
+    def without_fixed_steps(self) -> Pattern | Sequence[Pattern] | None:
+        """A layer's pattern whose family has no step of fixed shapes; None: all have one."""
+        layers = zip(self._layers, self.model.patterns, strict=True)
+        return next((pattern for layer, pattern in layers if not getattr(layer, "takes_fixed_steps", False)), None)
 
     def settle(self, lengths: Sequence[int]) -> None:
         """Tells what a fixed step leaves to its caller: the lengths of the sequences, on the host."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.cache import Cache
-from model.decoding.replay import TokenStep
+from model.decoding.replay import TokenStep, require_gpu
 from model.decoding.sampling import Sampling
 from model.inference import evaluating
 from model.transformer import Transformer
@@ -50,6 +50,7 @@ def generate(
     with evaluating(model):
         cache = cache or Cache(model, len(prompts))
         if cuda_graph:
+            require_gpu(model.embed_tokens.weight.device)
             cache.reserve(longest)
         hidden = _prefill(model, cache, prompts, prefill_chunk)
         extend = TokenStep(cache, longest, cuda_graph=True) if cuda_graph else cache.extend

@@ -17,6 +17,12 @@ WARM_UP = 2
 """Runs before the recording: kernels are compiled and memory is taken then."""
 
 
+def require_gpu(device: torch.device) -> None:
+    """Raises ValueError where nothing can be recorded."""
+    if device.type != "cuda":
+        raise ValueError(f"cuda_graph=true: the model is on {device.type}, and must be on cuda")
+
+
 class TokenStep:
     """Reads one token of each sequence into `cache`, which may hold a text already, up to `capacity` tokens of each.
 
@@ -28,8 +34,8 @@ class TokenStep:
     @torch.no_grad()
     def __init__(self, cache: Cache, capacity: int, cuda_graph: bool) -> None:
         device = cache.model.embed_tokens.weight.device
-        if cuda_graph and device.type != "cuda":
-            raise ValueError(f"cuda_graph=true: the model is on {device.type}, and must be on cuda")
+        if cuda_graph:
+            require_gpu(device)
         cache.reserve(capacity)
         self.cache, self.capacity = cache, capacity
         self._tokens = torch.zeros(cache.batch, 1, dtype=torch.int64, device=device)

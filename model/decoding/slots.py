@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels import BlockLayout
 from kernels.patterns import Pattern
 
 QUERIES_AT_ONCE = 128
@@ -31,12 +32,13 @@ ONE_MASK = 1 << 20
 @dataclass(frozen=True, eq=False)
 class Read:
     """What the queries `[first, stop)` of a step read. `slots`: int64 `[batch, keys]`, or how many of the first slots,
-    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first or 1, keys]`."""
+    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first or 1, keys]`, or a layout of as many
+    tiles."""
 
     first: int
     stop: int
     slots: Tensor | int
-    mask: Tensor
+    mask: Tensor | BlockLayout
     count: Tensor | None = None
     """Integers `[batch]`: keys from here on are room for later ones."""
 

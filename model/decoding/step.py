@@ -57,17 +57,32 @@ class Step:
 
     def read(self, slots: Slots) -> list[Read]:
         """What the chunk's tokens read of what is kept."""
-        return slots.read(self.position)
+        if self.chunk <= FEW or not slots.everything or not slots.longest:
+            return slots.read(self.position)
+        # Unit i is in slot i. In a ragged batch, what lies behind the end of a sequence is another document.
+        unit = torch.arange(slots.longest, dtype=torch.int32, device=self.device)
+        behind = (unit >= slots.count[: self._layouts, None]).int()
+        start = (unit * slots.span).expand_as(behind)
+        keys = Axis(start, start + slots.span, behind, torch.zeros_like(start), span=slots.span)
+        return [Read(0, self.chunk, slots.longest, self._layout(slots, keys))]
 
     def own(self, slots: Slots) -> BlockLayout | Tensor:
         """How the chunk's tokens see one another: a layout, or where there are few a mask as in Part."""
-        if self.chunk <= FEW:
-            return slots.visible(self.position, self.position)
-        # One layout serves sequences of one length. It is needed once: an axis without a key is not kept.
-        start = (self.position[:1] if len(set(self.lengths)) == 1 else self.position).int()
-        axis = Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
+        return slots.visible(self.position, self.position) if self.chunk <= FEW else self._layout(slots)
+
+    @property
+    def _layouts(self) -> int:
+        """Of one pattern: one layout serves sequences of one length."""
+        return 1 if len(set(self.lengths)) == 1 else len(self.lengths)
+
+    def _axis(self) -> Axis:
+        start = self.position[: self._layouts].int()
+        return Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
+
+    def _layout(self, slots: Slots, keys: Axis | None = None) -> BlockLayout:
+        # It is needed once: an axis without a key is not kept.
         pattern = slots.patterns[0] if len(slots.patterns) == 1 else slots.patterns
-        return build_layout(pattern, axis, block=self.block)
+        return build_layout(pattern, self._axis(), keys, block=self.block)
 
 
 class FixedStep(Step):
@@ -94,12 +109,14 @@ def attend_to_all(
     q: Tensor, own: Part, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
 ) -> tuple[Tensor, Tensor]:
     """One softmax over the chunk (`own`, whose mask may be a layout), what the store gives of the `past`, and `fresh`
-    keys that the chunk has brought beside its tokens: (out, lse) as kernels.attention."""
+    keys that the chunk has brought beside its tokens: (out, lse) as kernels.attention. Layouts are for all queries."""
     scale = q.shape[-1] ** -0.5
     tiles = not isinstance(own.mask, Tensor)
     assert tiles or q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
     if tiles:
-        out, lse = attention(q, own.k, own.v, own.mask, return_lse=True, backend=backend)
+        tiled = [own, *(part for _, part in past if isinstance(part.mask, BlockLayout))]
+        out, lse = merge([attention(q, *part[:3], return_lse=True, backend=backend) for part in tiled])
+        past = [(read, part) for read, part in past if not isinstance(part.mask, BlockLayout)]
     for first in range(0, q.shape[2], QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)
         parts = [part for read, part in past if read.first == first]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels import BlockLayout
 from kernels.decoding import Part
 from model.decoding.slots import Read, Slots
 
@@ -29,9 +30,8 @@ class Store:
 
     @property
     def keys_read(self) -> int:
-        """Slots that the last step read, summed over groups of queries. Of fixed steps, in which the kernel skips what
-        no query sees: those seen, by the sequence that sees most."""
-        return sum(read.mask.shape[3] if read.count is None else _seen(read) for read in self._reads)
+        """Slots that the last step read, of the sequence that read most, summed over groups of queries."""
+        return sum(_slots_read(read) for read in self._reads)
 
     def read(self, reads: Sequence[Read], like: Tensor) -> list[tuple[Read, Part]]:
         """The keys and values of each read; `like`: keys of the step."""
@@ -39,10 +39,12 @@ class Store:
         if reads:
             self._grow(like)
         listed = [None if isinstance(read.slots, int) else read.slots[:, None] for read in reads]
-        return [
-            (read, Part(self._k, self._v, read.mask, slots, read.count))
-            for read, slots in zip(reads, listed, strict=True)
-        ]
+        found = []
+        for read, slots in zip(reads, listed, strict=True):
+            first = read.slots if slots is None else self.capacity
+            part = Part(self._k[:, :, :first], self._v[:, :, :first], read.mask, slots, read.count)
+            found.append((read, part))
+        return found
 
     def write(self, k: Tensor, v: Tensor, where: Sequence[Tensor]) -> None:
         """k and v `[batch, kv_heads, units, head_dim]` into slots int64 `[batch, units]`, -1 for nowhere, each."""
@@ -72,6 +74,11 @@ class Store:
         self.capacity = wanted
 
 
-def _seen(read: Read) -> int:
+def _slots_read(read: Read) -> int:
+    if isinstance(read.mask, BlockLayout):
+        return int(read.mask.rows.count.sum(-1).max()) * read.mask.block
+    if read.count is None:
+        return read.mask.shape[3]
+    # A step of fixed shapes has room for later keys, and its kernel skips what no query sees.
     entry = torch.arange(read.mask.shape[3], device=read.mask.device)
     return int((read.mask.any((1, 2)) & (entry < read.count[:, None])).sum(1).max())

@@ -194,10 +194,13 @@ def test_a_text_longer_than_the_model_takes_is_refused():
 def test_layouts_of_chunks_are_not_kept(monkeypatch):
     """Each is needed once: a million tokens must not fill the memory with layouts."""
     axes = []
-    build_one = lambda pattern, axis, **rest: axes.append(axis) or build_layout(pattern, axis, **rest)  # noqa: E731
+    build_one = lambda pattern, *given, block: axes.extend(given) or build_layout(pattern, *given, block=block)  # noqa: E731
     monkeypatch.setattr("model.decoding.step.build_layout", build_one)
-    cached_logits(build("window"), random_tokens(2, LENGTH), 20)
-    assert len(axes) == 4 and all(axis.key is None and axis.batch == 1 for axis in axes)
+    for name, count in (("window", 4), ("dense", 4 + 2 * 3)):  # dense: what lies before the chunk is in tiles, too
+        cached_logits(build(name), random_tokens(2, LENGTH), 20)
+        axes = [axis for axis in axes if axis is not None]
+        assert len(axes) == count and all(axis.key is None and axis.batch == 1 for axis in axes)
+        axes.clear()
 
 
 def test_a_family_without_a_cache_is_refused_and_evaluated_in_one_pass():
