@@ -73,7 +73,7 @@ def decode_attention(
     if backend == "direct":
         out, lse = direct.attend(q, parts, scale)
         return (out, lse) if sink_logits is None else add_sinks(out, lse, sink_logits)
-    if q.is_cuda:
+    if q.is_cuda and not torch.compiler.is_compiling():
         selfcheck.check_decoding(q.device, q.dtype, q.shape[-1], q.shape[1] // parts[0].k.shape[1])
     k, v, mask, slots, count, page = (list(each) for each in zip(*parts, strict=True))
     return torch.ops.farsight.decode_attention(q, k, v, mask, slots, count, page, scale, sink_logits)
@@ -88,7 +88,7 @@ def choose_backend(q: Tensor, backend: str = "auto") -> str:
         return "direct"
     reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[2])
     if backend == "auto":
-        if q.shape[2] <= FEW:
+        if q.shape[2] <= FEW and not torch.compiler.is_compiling():
             _say_once("direct" if reason else "triton", reason or "made for few queries")
         return "direct" if reason else "triton"
     if reason:
@@ -101,7 +101,7 @@ def _say_once(backend: str, reason: str) -> None:
     log.info("backend of decoding %s: %s", backend, reason)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _triton_refuses(device: str, dtype: torch.dtype, head_dim: int, queries: int) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed; possible are auto, direct"

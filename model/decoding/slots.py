@@ -64,13 +64,10 @@ class Slots:
         """Units below this one are in `_lasting`, if they last."""
         self.reserved = 0
         """Units that there is room for, in steps of fixed shapes too."""
+        self.needed = self.ring
+        """Slots of each sequence: the ring, and one for every lasting key so far, or of those to come (`reserve`)."""
         self._most = 0
         """Units that the intervals of any query below hold."""
-
-    @property
-    def needed(self) -> int:
-        """Slots of each sequence: the ring, and one for every lasting key so far, or of those to come (`reserve`)."""
-        return self.ring + (max(self.longest, self.reserved) if self.everything else len(self._lasting))
 
     @property
     def used(self) -> int:
@@ -142,11 +139,14 @@ class Slots:
 
     def _sift(self, longest: int) -> None:
         """Lists the lasting units below `longest`."""
+        if self.everything:
+            self.needed = max(self.needed, self.ring + longest)
         if self.everything or longest <= self._sifted:
             return
         unit = torch.arange(self._sifted, longest, device=self.device)
         lasts = torch.stack([pattern.lasting(unit * self.span) for pattern in self.patterns]).any(0)
         self._lasting, self._sifted = torch.cat([self._lasting, unit[lasts]]), longest
+        self.needed = self.ring + len(self._lasting)
 
     def _select(self, first: int, query: Tensor) -> Iterator[Read]:
         """What one group of queries reads; `first` is its first query's place in the step."""

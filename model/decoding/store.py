@@ -41,9 +41,10 @@ class Store:
         listed = [None if isinstance(read.slots, int) else read.slots[:, None] for read in reads]
         found = []
         for read, slots in zip(reads, listed, strict=True):
-            first = read.slots if slots is None else self.capacity
-            part = Part(self._k[:, :, :first], self._v[:, :, :first], read.mask, slots, read.count)
-            found.append((read, part))
+            k, v = self._k, self._v
+            if isinstance(read.mask, BlockLayout):
+                k, v = k[:, :, : read.slots], v[:, :, : read.slots]
+            found.append((read, Part(k, v, read.mask, slots, read.count)))
         return found
 
     def write(self, k: Tensor, v: Tensor, where: Sequence[Tensor]) -> None:

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 WARM_UP = 3
 """Tokens that are decoded before the clock starts."""
 
+STEPS = {
+    "extend": "Cache.extend",
+    "fixed": "TokenStep as it is",
+    "graph": "replayed as a CUDA graph",
+    "compiled": "compiled and replayed",
+}
+
 COPIED = 1 << 30
 """Bytes of the copy that tells a GPU's bandwidth."""
 
@@ -38,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=32, help="measured tokens; the median counts")
     parser.add_argument("--prefill-chunk", type=int, default=4096, help="tokens of a prompt that are read at once")
     parser.add_argument("--bfloat16", action="store_true", help="weights and cache in bfloat16 instead of float32")
-    parser.add_argument("--step", default="extend", choices=["extend", "fixed", "graph"], help="Cache.extend, or "
-                        "TokenStep as it is, or replayed as a CUDA graph")  # fmt: skip
+    parser.add_argument("--step", default="extend", choices=list(STEPS), help=f"{STEPS}"[1:-1])
     parser.add_argument("--pretend", action="store_true", help="random keys and values in place of a prompt")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/decode.json"))
 
@@ -108,7 +114,7 @@ def _row(
         hidden, prefill = _read(model, cache, context, arguments.prefill_chunk)
     extend: Callable = cache.extend
     if arguments.step != "extend":
-        extend = TokenStep(cache, capacity, cuda_graph=arguments.step == "graph")
+        extend = TokenStep(cache, capacity, cuda_graph=arguments.step != "fixed", compiled=arguments.step == "compiled")
     seconds = []
     for _ in range(WARM_UP + arguments.tokens):
         started = _now(device)

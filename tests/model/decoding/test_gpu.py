@@ -9,6 +9,7 @@ import torch
 from kernels.patterns import BlockSparse, Dense, Hierarchical, Strided, Window
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import TokenStep
+from model.inference import evaluating
 from tests.model.decoding.test_parity import random_tokens
 from tests.model.small import config, lively, plan
 
@@ -129,6 +130,21 @@ def test_recorded_generation_gives_the_same_text(name):
         generate(model, prompts, on_token=endings, cuda_graph=graph, **settings) for graph in (False, True)
     )
     assert plain == recorded and len(recorded[0]) == 100
+
+
+@pytest.mark.parametrize("name", ["window", "hierarchical"])
+def test_a_compiled_step_is_as_exact_as_one_pass(name):
+    """Its fused kernels round elsewhere."""
+    prompt, count, dtype = 300, 60, torch.bfloat16
+    model, tokens = build(name, dtype), random_tokens(2, prompt + count).cuda()
+    cache = Cache(model, 2)
+    with torch.no_grad(), evaluating(model):
+        cache.extend(tokens[:, :prompt])
+        step = TokenStep(cache, prompt + count, cuda_graph=True, compiled=True)
+        found = [model.logits(step(token)).clone() for token in tokens[:, prompt:].split(1, 1)]
+    exact, whole = exact_logits(model, tokens)[:, prompt:], one_pass(model, tokens).cpu()[:, prompt:]
+    error = (torch.cat(found, 1).cpu().double() - exact).abs().max()
+    assert error <= 2 * (whole.double() - exact).abs().max()
 
 
 def test_under_autocast_a_recording_outlives_what_autocast_keeps():

@@ -3,11 +3,13 @@ recorded; tests/model/decoding/test_gpu.py replays them as CUDA graphs."""
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import TokenStep, expected_bytes
 from model.decoding.slots import Slots
+from model.inference import evaluating
 from tests.kernels.oracle import PATTERNS
 from tests.model.decoding.test_parity import LENGTH, PLANS, build, every_plan, full_logits, random_tokens
 from tests.model.small import config, lively, plan
@@ -110,3 +112,19 @@ def test_a_family_without_fixed_steps_is_refused():
     cache._layers[1].takes_fixed_steps = False
     with pytest.raises(ValueError, match=r"pattern=Window\(.* its family has no step of fixed shapes"):
         TokenStep(cache, 20, cuda_graph=False)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_one_graph_and_gives_the_same(monkeypatch):
+    """At all lengths, without a break, and within `evaluating`, which compiles nothing else. (The GPU's tests use the
+    real compiler.)"""
+    monkeypatch.setattr("model.decoding.replay.COMPILER", "aot_eager")
+    model, texts, found = build("hierarchical"), random_tokens(2, LENGTH), []
+    graphs = counters["stats"]["unique_graphs"]
+    for compiled in (False, True):
+        with torch.no_grad(), evaluating(model):
+            cache = prefilled(model, texts, [30, 21])
+            step = TokenStep(cache, LENGTH, cuda_graph=False, compiled=compiled)
+            found.append(torch.cat([step(texts[:, i : i + 1], [1, i % 2]).clone() for i in range(20)], 1))
+    assert torch.equal(*found)
+    assert counters["stats"]["unique_graphs"] == graphs + 1
