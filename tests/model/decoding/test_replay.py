@@ -76,6 +76,21 @@ def test_a_step_asks_the_device_for_nothing_and_its_shapes_do_not_change(name):
         assert step(tokens).shape == (2, 1, model.config.width)
 
 
+@pytest.mark.parametrize("name", ["strided", "blocks_below_the_tile", "hierarchical"])
+def test_what_a_recording_would_read_and_write_stays_in_its_place(name):
+    """A graph knows addresses: every tensor that outlives a step keeps its own."""
+    model, texts = build(name), random_tokens(2, LENGTH)
+    cache = prefilled(model, texts, [40, 33])
+    step, places = TokenStep(cache, LENGTH, cuda_graph=False), set()
+    for index in range(25):
+        step(texts[:, index : index + 1], [1, index % 2])
+        kept = [step._lengths, step._new, step._tokens]
+        kept += [slots.count for layer in cache._layers for slots in (store.slots for store in layer.stores)]
+        kept += [tensor for layer in cache._layers for tensor in layer.tensors()]
+        places.add(tuple(tensor.data_ptr() for tensor in kept))
+    assert len(places) == 1 and len(next(iter(places))) > 8
+
+
 def test_reading_less_than_all_asks_the_device_without_a_fixed_step():
     """What the proof above can see: the same proof fails for a read whose size follows from values."""
     slots = Slots(PATTERNS["blocks_below_the_tile"], 1, torch.device("cpu"))
@@ -119,7 +134,7 @@ def test_a_compiled_step_is_one_graph_and_gives_the_same(monkeypatch):
     """At all lengths, without a break, and within `evaluating`, which compiles nothing else. (The GPU's tests use the
     real compiler.)"""
     monkeypatch.setattr("model.decoding.replay.COMPILER", "aot_eager")
-    model, texts, found = build("hierarchical"), random_tokens(2, LENGTH), []
+    model, texts, found = build("hierarchical_of_one_level"), random_tokens(2, LENGTH), []
     graphs = counters["stats"]["unique_graphs"]
     for compiled in (False, True):
         with torch.no_grad(), evaluating(model):
