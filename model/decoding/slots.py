@@ -112,9 +112,9 @@ class Slots:
         seen = [pattern.visible(query, start, end).expand(*query.shape[:2], unit.shape[1]) for pattern in self.patterns]
         return torch.stack(seen, 1) & (end <= query + 1)[:, None]
 
-    def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Counts the next units as kept, and says where: (slots in the ring, slots of lasting keys), int64 `[batch,
-        units]` each, -1 for nowhere.
+    def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> list[Tensor]:
+        """Counts the next units as kept, and says where: slots in the ring, and slots of lasting keys, where there may
+        be such; int64 `[batch, units]`, -1 for nowhere.
 
         Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real. On
         the device (int64 `[batch]` both) they must be reserved, and `longest` is the caller's to keep.
@@ -126,16 +126,18 @@ class Slots:
         offset = torch.arange(units, device=self.device)
         unit, real = self.count[:, None] + offset, offset < new[:, None]
         self.count += new  # in its place: a CUDA graph reads it there
-        # Of more new units than the ring holds, the last ones stay.
-        in_ring = real & (unit >= self.count[:, None] - self.ring)
-        ring = torch.where(in_ring, unit % max(self.ring, 1), -1)
         if self.everything:
-            return ring, torch.where(real, unit, -1)
-        place = torch.searchsorted(self._lasting, unit)
-        lasting = real & (place < len(self._lasting))
+            return [torch.where(real, unit, -1)]
+        where = []
+        if self.ring:
+            # Of more new units than the ring holds, the last ones stay.
+            in_ring = real & (unit >= self.count[:, None] - self.ring)
+            where.append(torch.where(in_ring, unit % self.ring, -1))
         if len(self._lasting):
-            lasting = lasting & (self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit)
-        return ring, torch.where(lasting, self.ring + place, -1)
+            place = torch.searchsorted(self._lasting, unit)
+            found = self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit
+            where.append(torch.where(real & found, self.ring + place, -1))
+        return where
 
     def _sift(self, longest: int) -> None:
         """Lists the lasting units below `longest`."""
