@@ -153,11 +153,12 @@ def test_the_kernel_equals_the_oracle(name, dtype, sinks):
 
 @pytest.mark.parametrize(("keys", "programs"), [(16, 1), (16, 7), (32, 1000), (128, 3)])
 @pytest.mark.parametrize("name", ["several_queries", "pages_a_kv_head"])
-def test_shares_and_steps_change_nothing(name, keys, programs):
-    """One program for all keys, or more than there are keys."""
+def test_shares_and_steps_change_nothing(name, keys, programs, monkeypatch):
+    """One program for all keys, or more than there are keys; shares that are merged two by two."""
     pytest.importorskip("triton")
     from kernels.backends.triton.decode import DecodeConfig
 
+    monkeypatch.setattr("kernels.backends.triton.decode.SHARES", 2)
     check(name, torch.float32, False, DecodeConfig(keys, 4, 1, programs))
 
 

@@ -106,7 +106,8 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
 @pytest.mark.parametrize("chunk", CHUNKS)
 @every_plan
 def test_ragged_batches_give_the_logits_of_each_text_alone(name, chunk):
-    """Prompts of different lengths, padded at the right, then tokens one by one, of which some sequences get none."""
+    """Prompts of different lengths, padded at the right, then tokens one by one, of which some sequences get none, then
+    a chunk that begins at another place in each."""
     model = build(name)
     lengths, steps = [5, 53, 28], [[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 1, 1]] * 5
     texts = random_tokens(3, LENGTH, seed=1)
@@ -126,7 +127,8 @@ def test_ragged_batches_give_the_logits_of_each_text_alone(name, chunk):
         extend(tokens, new)
     for new in steps:
         extend(torch.stack([texts[i, read[i] : read[i] + 1] for i in range(3)]), new)
-    assert cache.lengths == read == [length + 15 for length in lengths]
+    extend(torch.stack([texts[i, read[i] : read[i] + 10] for i in range(3)]), [10, 10, 9])
+    assert cache.lengths == read == [length + 15 + more for length, more in zip(lengths, (10, 10, 9), strict=True)]
     for sequence in range(3):
         alone = full_logits(model, texts[sequence : sequence + 1, : read[sequence]])[0]
         assert (torch.cat(seen[sequence]) - alone).abs().max() <= 1e-12
