@@ -16,15 +16,21 @@ from torch import Tensor
 
 from kernels.cost import decode_cost
 from model.attention.hierarchical import HierarchicalAttend
+from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
+from model.attention.routed import RoutedAttend
 from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
+from model.decoding.native_sparse import NativeSparseBookkeeping, NativeSparseCache
 from model.decoding.plain import PlainBookkeeping, PlainCache
+from model.decoding.routed import RoutedBookkeeping, RoutedCache
 from model.decoding.step import Step
 from model.transformer import Transformer
 
 FAMILIES = {
     PlainAttend: (PlainBookkeeping, PlainCache),
     HierarchicalAttend: (HierarchicalBookkeeping, HierarchicalCache),
+    RoutedAttend: (RoutedBookkeeping, RoutedCache),
+    NativeSparseAttend: (NativeSparseBookkeeping, NativeSparseCache),
 }
 """A family of attention -> what its layers share by pattern, and what each layer keeps."""
 
@@ -49,11 +55,6 @@ class Cache:
             if pattern not in shared:
                 shared[pattern] = bookkeeping(pattern, batch, device)
             self._layers.append(layer_cache(shared[pattern]))
-
-    @staticmethod
-    def serves(model: Transformer) -> bool:
-        """Whether every layer of `model` is of a family that has a cache."""
-        return all(type(layer.self_attn.attend) in FAMILIES for layer in model.layers)
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:
@@ -84,8 +85,7 @@ class Cache:
     @property
     def bytes_a_number(self) -> int:
         """Of one element of the keys and values that it holds; 0: it holds none."""
-        a_key = 2 * self.batch * self.model.config.kv_heads * self.model.config.head_dim
-        return max(store.bytes_a_slot // a_key for layer in self._layers for store in layer.stores)
+        return max(store.bytes_a_number for layer in self._layers for store in layer.stores)
 
     @property
     def bytes_allocated(self) -> int:

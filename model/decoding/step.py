@@ -66,3 +66,22 @@ def attend_to_all(
             merged = merge([attend(q[:, :, rows], parts, scale), (out[:, :, rows], lse[:, :, rows])])
             out[:, :, rows], lse[:, :, rows] = merged
     return out, lse
+
+
+def attend_to_past(q: Tensor, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """As `attend_to_all`, of keys that stand for no token of the chunk alone; 0 and -inf where there are none."""
+    found = []
+    for first in range(0, q.shape[2], QUERIES_AT_ONCE):
+        rows = slice(first, first + QUERIES_AT_ONCE)
+        parts = [part for read, part in past if read.first == first] + [part.of(rows) for part in fresh]
+        if parts:
+            found.append(attend(q[:, :, rows], parts, q.shape[-1] ** -0.5))
+        else:
+            found.append(nothing_seen(q[:, :, rows]))
+    return torch.cat([out for out, _ in found], 2), torch.cat([lse for _, lse in found], 2)
+
+
+def nothing_seen(q: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) of queries without a key."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)

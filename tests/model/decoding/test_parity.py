@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import build_layout
-from kernels.patterns import BlockSparse, Dense, Hierarchical, Pattern, Routed, Strided, Window
+from kernels.patterns import BlockSparse, Dense, Hierarchical, NativeSparse, Pattern, Routed, Strided, Window
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import expected_bytes
 from model.evaluation import Protocol, token_losses
@@ -18,6 +18,21 @@ from tests.model.small import config, lively, plan
 
 BLOCK = 16
 LENGTH = 78
+ROUTED = dict(
+    **dict(window=5, block=BLOCK, top_k=1, router="mean_key", share="group", first_block=False),
+    **dict(strategy="by_block", indexer_dim=4, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+)
+BRANCHES = dict(summary_span=6, pooling="learned", combine="lse")
+
+
+def routed(**changes) -> Routed:
+    return Routed(**ROUTED | changes)
+
+
+def native_sparse(**changes) -> NativeSparse:
+    return NativeSparse(**ROUTED | BRANCHES | changes)
+
+
 MIXED = {"local": Window(9, 2), "far": Strided(3, 8, 2), "full": Dense(), "blocks": BlockSparse(7, 1, 1, 1)}
 PLANS = {name: plan(pattern, block=BLOCK) for name, pattern in PATTERNS.items()} | {
     "blocks_without_random_ones": plan(BlockSparse(8, 2, 1, 0), block=BLOCK),
@@ -31,9 +46,28 @@ PLANS = {name: plan(pattern, block=BLOCK) for name, pattern in PATTERNS.items()}
         block=BLOCK,
     ),
     "mixed_by_head_and_depth": plan(MIXED, ["local", ["far", "full"], ["blocks", "local"]], block=BLOCK),
+    "routed": plan(routed(), block=BLOCK),
+    "routed_by_head": plan(routed(share="head", first_block=True), block=BLOCK),
+    "routed_to_all_blocks": plan(routed(window=1, top_k=99), block=BLOCK),
+    "routed_by_indexer": plan(routed(router="indexer", top_k=2, window=BLOCK), block=BLOCK),
+    "routed_by_indexer_and_head": plan(routed(router="indexer", share="head"), block=BLOCK),
+    "native_sparse": plan(native_sparse(), block=BLOCK),
+    "native_sparse_gated": plan(
+        native_sparse(combine="gates", router="indexer", pooling="mean", first_block=True, share="head"), block=BLOCK
+    ),
+    "families_mixed": plan(
+        {
+            "local": Window(9, 2),
+            "far": routed(top_k=2),
+            "branches": native_sparse(),
+            "coarse": Hierarchical(window=9, spans=(4,), reaches=(), pooling="learned"),
+        },
+        ["local", "far", "branches", "coarse"],
+        block=BLOCK,
+    ),
     "five_windows_to_one": plan({"local": Window(11), "full": Dense()}, ["local", "local", "full"], block=BLOCK),
 }
-CHUNKS = (1, 7, BLOCK - 1, BLOCK, BLOCK + 1)
+CHUNKS = (1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK - 1)
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest difference of any two logits, which are 3 to 5 in size."""
