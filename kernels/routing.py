@@ -131,9 +131,7 @@ def block_means(keys: Tensor, first_key: Tensor, block: int) -> Tensor:
     return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
 
 
-def eligible_range(
-    first_key: Tensor, window: int, block: int, query: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def eligible_range(first_key: Tensor, window: int, block: int, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit.
 
     query: the queries' own indices, int32 like `first_key`; None: 0, 1, ...
@@ -231,9 +229,7 @@ def choose_in_pieces(
     return choose(queries, summaries, *eligible_range(first_key, window, block), slots, first_block)
 
 
-def choose(
-    queries: Tensor, summaries: Tensor, lowest: Tensor, limit: Tensor, slots: int, first_block: bool
-) -> Tensor:
+def choose(queries: Tensor, summaries: Tensor, lowest: Tensor, limit: Tensor, slots: int, first_block: bool) -> Tensor:
     """`Selection.chosen` of any queries, from their `eligible_range`: the scores of a few at a time.
 
     queries `[batch, selectors, queries, dim]`; summaries `[batch, selectors or fewer, blocks, dim]`, of which each

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.cost import decode_cost
+from kernels.patterns import Routed
 from model.attention.hierarchical import HierarchicalAttend
 from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
@@ -33,6 +34,9 @@ FAMILIES = {
     NativeSparseAttend: (NativeSparseBookkeeping, NativeSparseCache),
 }
 """A family of attention -> what its layers share by pattern, and what each layer keeps."""
+
+ROUTER_BYTES = 4
+"""Of a number of a router's keys: they are float32 (float64 in models of float64), whatever the weights."""
 
 
 class Cache:
@@ -94,16 +98,25 @@ class Cache:
 
     @property
     def bytes_read(self) -> int:
-        """Of keys and values before the chunk that the last `extend` read, summed over its groups of queries."""
+        """Of what was kept that the last `extend` read, summed over its groups of queries."""
         return sum(store.keys_read * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
 
 def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
-    """(stored, read) by the token behind `context` others, keys and values of all layers: kernels.cost.decode_cost.
-    `number`: bytes of one, the weights' by default (under autocast a cache holds smaller ones)."""
+    """(stored, read) by the token behind `context` others, keys and values of all layers, and routers' keys:
+    kernels.cost.decode_cost. `number`: bytes of one, the weights' by default (under autocast a cache holds smaller
+    ones)."""
     config = model.config
-    number = model.embed_tokens.weight.element_size() if number is None else number
-    a_key = 2 * batch * config.kv_heads * config.head_dim * number
-    costs = {pattern: decode_cost(pattern, context) for pattern in dict.fromkeys(model.patterns)}
-    layers = [costs[pattern] for pattern in model.patterns]
-    return a_key * sum(cost.stored for cost in layers), a_key * sum(cost.read for cost in layers)
+    weight = model.embed_tokens.weight.element_size()
+    a_key = 2 * batch * config.kv_heads * config.head_dim * (weight if number is None else number)
+    group = config.heads // config.kv_heads
+    costs = {pattern: decode_cost(pattern, context, group) for pattern in dict.fromkeys(model.patterns)}
+    stored = read = 0
+    for pattern in model.patterns:
+        cost = costs[pattern]
+        stored, read = stored + a_key * cost.stored, read + a_key * cost.read
+        if isinstance(pattern, Routed):
+            by_key = config.kv_heads * config.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
+            a_block = batch * by_key * max(weight, ROUTER_BYTES)
+            stored, read = stored + a_block * cost.router_stored, read + a_block * cost.router_read
+    return stored, read
