@@ -12,7 +12,7 @@ from kernels.hierarchy import Hierarchy, build_hierarchy
 from kernels.layout import any_overflow
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
-from model.attention.base import Attended, Inputs
+from model.attention.base import Attended, Inputs, unused
 from model.attention.pooling import SummaryPool
 from model.attention.routed import Part, RoutedAttend, RoutedView
 from model.config import ModelConfig
@@ -78,7 +78,11 @@ class NativeSparseAttend(RoutedAttend):
         out, lse = self.combine(parts, inputs.x_BTW)
         # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
         received = lse if self.gates is None else routed[1]
-        return Attended(out, lse, self.finish(inputs, received, *routing))
+        losses = [self.finish(inputs, received, *routing)]
+        if view.summaries is None and self.training:
+            losses.append(unused(self.pool))
+        losses = [loss for loss in losses if loss is not None]
+        return Attended(out, lse, sum(losses) if losses else None)
 
     def combine(self, parts: Sequence[Part], x_BTW: Tensor) -> Part:
         """The branches, window, chosen blocks and (where there are any) summaries, as one."""

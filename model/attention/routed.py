@@ -10,7 +10,7 @@ from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_p
 from kernels.patterns import Routed
 from kernels.routing import eligible_range
 from kernels.routing_health import block_use, recall
-from model.attention.base import Attend, Attended, Inputs
+from model.attention.base import Attend, Attended, Inputs, unused
 from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
 
@@ -161,7 +161,7 @@ class RoutedAttend(Attend):
             return None
         blocks, (q, k) = summaries.shape[2], (inputs.q_BHTD, inputs.k_BKTD)
         if blocks == 0:
-            return None
+            return unused(self.indexer)
         if self.step < self.pattern.indexer_warmup:
             scale = q.shape[-1] ** -0.5
             target = dense_target(q, k, selection.first_key, self.selectors, blocks, self.pattern, scale)
