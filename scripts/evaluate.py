@@ -6,8 +6,9 @@
     python scripts/evaluate.py 'checkpoint=[RUN_A,RUN_B]'                                    runs on the same tokens
     python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
 
-The result goes to the screen and into the run's evaluation.json, one row a checkpoint, precision, protocol and documents; a
-comparison goes into a folder of its own. Scoring that was killed goes on where it was when the command is given again.
+The result goes to the screen and into the run's evaluation.json, one row a checkpoint, precision, protocol and
+documents; a comparison goes into a folder of its own. Scoring that was killed goes on where it was when the command is
+given again.
 """
 
 import json

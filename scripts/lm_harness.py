@@ -1,7 +1,7 @@
 """Runs tasks of EleutherAI's lm-evaluation-harness (RULER, LongBench, ...) on a trained run.
 
     pip install 'farsight[lm-eval]'
-    python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR --tasks TASK --output_path results/
+    python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR --tasks TASK --output_path out/
     python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR,precision=bf16-mixed --tasks TASK
 
 All that follows `python -m scripts.lm_harness` is the harness's own (`lm-eval --help`). model_args: `checkpoint`,
@@ -36,8 +36,8 @@ GENERATION = {"until": [], "max_gen_toks": 256, "do_sample": False, "temperature
 class Requests:
     """Answers the harness's three kinds of requests, in text, by a model and its tokenizer.
 
-    `tokens_at_once`: of requests that are read side by side; a text longer than that is read in chunks. `truncate`: what
-    is too long for the model loses its beginning, else it is a ValueError.
+    `tokens_at_once`: of requests that are read side by side; a text longer than that is read in chunks. `truncate`:
+    what is too long for the model loses its beginning, else it is a ValueError.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, tokens_at_once: int, truncate: bool) -> None:

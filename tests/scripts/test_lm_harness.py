@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is told, against our own scoring; and through the harness itself, where it is installed."""
+"""What lm-evaluation-harness is told, against our own scoring; and the harness itself, where it is installed."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_spaces_at_the_end_of_a_context_belong_to_what_follows():
 def test_what_is_too_long_is_refused_or_cut_at_its_beginning():
     text = TEXTS[1]
     with pytest.raises(
-        ValueError, match=r"a request of 71 tokens: the model takes 40 \(model.max_length\); truncate=True"
+        ValueError, match=r"a request of 72 tokens: the model takes 40 \(model.max_length\); truncate=True"
     ):
         requests(max_length=40).loglikelihood([(text, " a")])
     asked = requests(max_length=40, truncate=True)
