@@ -185,7 +185,7 @@ def register() -> type:
             self,
             checkpoint: str,
             precision: str = "32-true",
-            accelerator: str = "auto",
+            accelerator: str | None = None,
             tokens_at_once: int = 16384,
             truncate: bool = False,
             device: str | None = None,
@@ -196,7 +196,8 @@ def register() -> type:
             from scripts.loading import autocast, open_model
 
             super().__init__()
-            accelerator = accelerator if device is None else str(device).partition(":")[0]
+            # The harness says device="cuda" where nobody asked for it, GPU or not.
+            accelerator = accelerator or ("cpu" if device == "cpu" else "auto")
             check_device(accelerator, precision)
             model, tokenizer = open_model(checkpoint, accelerator, precision)
             self._requests = Requests(model, tokenizer, int(tokens_at_once), truncate)
