@@ -131,9 +131,13 @@ def block_means(keys: Tensor, first_key: Tensor, block: int) -> Tensor:
     return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
 
 
-def eligible_range(first_key: Tensor, window: int, block: int) -> tuple[Tensor, Tensor]:
-    """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit."""
-    query = torch.arange(first_key.shape[1], dtype=torch.int32, device=first_key.device)
+def eligible_range(first_key: Tensor, window: int, block: int, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit.
+
+    query: the queries' own indices, int32 like `first_key`; None: 0, 1, ...
+    """
+    if query is None:
+        query = torch.arange(first_key.shape[1], dtype=torch.int32, device=first_key.device)
     limit = torch.div(query - (window - 1), block, rounding_mode="floor").expand_as(first_key)
     return torch.div(first_key, block, rounding_mode="floor"), limit
 
@@ -221,7 +225,16 @@ def _(queries, summaries, first_key, slots, window, block, first_block, backend)
 def choose_in_pieces(
     queries: Tensor, summaries: Tensor, first_key: Tensor, slots: int, window: int, block: int, first_block: bool
 ) -> Tensor:
-    """`Selection.chosen` in plain PyTorch: the scores of a few queries at a time."""
+    """`Selection.chosen` in plain PyTorch, of queries that begin at index 0."""
+    return choose(queries, summaries, *eligible_range(first_key, window, block), slots, first_block)
+
+
+def choose(queries: Tensor, summaries: Tensor, lowest: Tensor, limit: Tensor, slots: int, first_block: bool) -> Tensor:
+    """`Selection.chosen` of any queries, from their `eligible_range`: the scores of a few at a time.
+
+    queries `[batch, selectors, queries, dim]`; summaries `[batch, selectors or fewer, blocks, dim]`, of which each
+    serves as many selectors in a row; lowest and limit int `[batch, queries]`.
+    """
     batch, selectors, length, _ = queries.shape
     blocks = summaries.shape[2]
     chosen = torch.full((batch, selectors, length, slots), -1, dtype=torch.int32, device=queries.device)
@@ -229,12 +242,12 @@ def choose_in_pieces(
         return chosen
     dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
     transposed = summaries.to(dtype).mT
-    lowest, limit = eligible_range(first_key, window, block)
     index = torch.arange(blocks, device=queries.device)
     at_once = max(1, _SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * blocks))
     for first in range(0, length, at_once):
         piece = slice(first, first + at_once)
-        ranks = ranked(queries[:, :, piece].to(dtype) @ transposed, index)
+        rows = queries[:, :, piece].to(dtype).reshape(batch, summaries.shape[1], -1, queries.shape[3])
+        ranks = ranked((rows @ transposed).view(batch, selectors, -1, blocks), index)
         low, end = lowest[:, None, piece, None], limit[:, None, piece, None]
         if first_block:
             ranks = torch.where(index == low, torch.iinfo(torch.int64).max - index, ranks)

@@ -16,6 +16,7 @@ BENCHMARKS = {
     "layouts": "rebuilding a layout of packed documents on a GPU, beside the attention that it serves",
     "routed": "attention to chosen blocks on a GPU: our strategies beside fla's NSA, FlexAttention and dense SDPA",
     "decode_kernel": "the kernel of decoding steps alone on a GPU, by its choice of steps, warps and programs",
+    "decode_parity": "how far decoding with a cache is from one pass over the whole text, by pattern and dtype",
     "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
     "hierarchy": "hierarchical attention with its pooling, beside a window of as many tiles",
 }

@@ -2,7 +2,9 @@
 
     cache.py       the keys and values of all layers, filled and read chunk by chunk
     step.py        a chunk on its way through the layers: how it attends to itself and to the past
-    plain.py, hierarchical.py    the cache of a layer, by family of attention
+    plain.py, hierarchical.py,
+    routed.py, native_sparse.py    the cache of a layer, by family of attention
+    summaries.py   summaries, and routers' keys, that are made as their spans fill
     slots.py       which keys a pattern can still see, where they are kept, and which of them a query reads
     store.py       keys and values in their slots
     replay.py      one token of every sequence in fixed shapes, recorded as a CUDA graph

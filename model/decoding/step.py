@@ -55,6 +55,10 @@ class Step:
         new = [b - a for a, b in zip(before, after, strict=True)]
         return Units(before, new, max(new))
 
+    def longest(self, slots: Slots) -> int:
+        """Tokens of the longest sequence behind the chunk; in a step of fixed shapes the most that there may be."""
+        return max(length + new for length, new in zip(self.lengths, self.new, strict=True))
+
     def read(self, slots: Slots) -> list[Read]:
         """What the chunk's tokens read of what is kept."""
         if self.chunk <= FEW or not slots.everything or not slots.longest:
@@ -101,6 +105,9 @@ class FixedStep(Step):
         before = self.lengths // span
         return Units(before, (self.lengths + self.new) // span - before, (self.chunk + span - 1) // span)
 
+    def longest(self, slots: Slots) -> int:
+        return slots.reserved * slots.span
+
     def read(self, slots: Slots) -> list[Read]:
         return slots.read_fixed(self.position)
 
@@ -110,21 +117,46 @@ def attend_to_all(
 ) -> tuple[Tensor, Tensor]:
     """One softmax over the chunk (`own`, whose mask may be a layout), what the store gives of the `past`, and `fresh`
     keys that the chunk has brought beside its tokens: (out, lse) as kernels.attention. Layouts are for all queries."""
-    scale = q.shape[-1] ** -0.5
-    tiles = not isinstance(own.mask, Tensor)
-    assert tiles or q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
-    if tiles:
-        tiled = [own, *(part for _, part in past if isinstance(part.mask, BlockLayout))]
-        out, lse = merge([attention(q, *part[:3], return_lse=True, backend=backend) for part in tiled])
-        past = [(read, part) for read, part in past if not isinstance(part.mask, BlockLayout)]
+    if isinstance(own.mask, Tensor):
+        return attend_to_parts(q, [*(part for _, part in past), *fresh, own], backend)
+    return _attend_in_groups(q, [own], past, fresh, backend)
+
+
+def attend_to_past(
+    q: Tensor, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+) -> tuple[Tensor, Tensor]:
+    """As `attend_to_all`, of keys that stand for no token of the chunk alone; 0 and -inf where there are none."""
+    if q.shape[2] <= FEW:
+        return attend_to_parts(q, [*(part for _, part in past), *fresh], backend)
+    return _attend_in_groups(q, [], past, fresh, backend)
+
+
+def attend_to_parts(q: Tensor, parts: Sequence[Part], backend: str) -> tuple[Tensor, Tensor]:
+    """One softmax of FEW queries over all `parts`; 0 and -inf where there is none."""
+    assert q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
+    return decode_attention(q, parts, backend=DECODING.get(backend, "auto")) if parts else nothing_seen(q)
+
+
+def nothing_seen(q: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) of queries without a key."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)
+
+
+def _attend_in_groups(
+    q: Tensor, tiled: list[Part], past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+) -> tuple[Tensor, Tensor]:
+    """Many queries: those parts whose masks are layouts by the kernels of training, others group by group."""
+    tiled += [part for _, part in past if isinstance(part.mask, BlockLayout)]
+    found = [attention(q, *part[:3], return_lse=True, backend=backend) for part in tiled]
+    out, lse = merge(found) if found else nothing_seen(q)
+    past = [(read, part) for read, part in past if not isinstance(part.mask, BlockLayout)]
     for first in range(0, q.shape[2], QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)
         parts = [part for read, part in past if read.first == first]
         parts += [part.of(rows) for part in fresh]
-        if not tiles:
-            return decode_attention(q, [*parts, own], scale=scale, backend=DECODING.get(backend, "auto"))
         if parts:
-            seen = decode_attention(q[:, :, rows], parts, scale=scale, backend="direct")
+            seen = decode_attention(q[:, :, rows], parts, backend="direct")
             merged = merge([seen, (out[:, :, rows], lse[:, :, rows])])
             out[:, :, rows], lse[:, :, rows] = merged
     return out, lse
