@@ -45,13 +45,14 @@ class Store:
     def read_blocks(self, blocks: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Keys and values of blocks of `size` slots, int64 `[batch, queries, selectors, picks]` with as many selectors
         for each KV head: `[batch, queries, selectors, picks * size, head_dim]`."""
-        batch, _, selectors, _ = blocks.shape
-        at = torch.arange(batch, device=blocks.device)[:, None, None, None]
-        head = torch.arange(selectors, device=blocks.device) // (selectors // self._k.shape[1])
-        whole = self.capacity // size
-        cut = (x[:, :, : whole * size].unflatten(2, (whole, size)) for x in (self._k, self._v))
-        k, v = (x[at, head[:, None], blocks].flatten(3, 4) for x in cut)
-        return k, v
+        batch, heads, slots, head_dim = self._k.shape
+        head = torch.arange(blocks.shape[2], device=blocks.device) // (blocks.shape[2] // heads)
+        line = torch.arange(batch, device=blocks.device)[:, None, None, None] * heads + head[:, None]
+        first = (line * slots + blocks * size).flatten()
+        # All runs of `size` slots, of which any can be picked as one row: a view whose rows overlap.
+        runs = (batch * heads * slots - size + 1, size, head_dim), (head_dim, head_dim, 1)
+        k, v = (x.as_strided(*runs).index_select(0, first) for x in (self._k, self._v))
+        return k.view(*blocks.shape[:3], -1, head_dim), v.view(*blocks.shape[:3], -1, head_dim)
 
     def write(self, k: Tensor, v: Tensor | None, where: Sequence[Tensor]) -> None:
         """k and v `[batch, kv_heads, units, head_dim]` into slots int64 `[batch, units]`, -1 for nowhere, each."""
