@@ -35,13 +35,23 @@ def plain(part: "Part") -> "Part":
     if slots is None:
         k, v = (_by_line(x[:, :, :entries], lines) for x in (k, v))
     else:
-        listed = _by_line(slots.repeat_interleave(page, 2) if page > 1 else slots, lines)
-        mask = _by_line(mask, lines) & (listed >= 0)[:, :, None]
-        slot = listed.long().clamp(min=0) * page + entry % page
+        listed = _by_line(slots, lines)
+        mask = _by_line(mask, lines) & (listed >= 0).repeat_interleave(page, 2)[:, :, None]
         batch = torch.arange(len(k), device=k.device)[:, None, None]
         head = torch.arange(lines, device=k.device)[:, None] // (lines // k.shape[1])
-        k, v = (x[batch, head, slot] for x in (k, v))
+        k, v = (take_pages(x, batch, head, listed.clamp(min=0).long(), page).flatten(2, 3) for x in (k, v))
     return part._replace(k=k, v=v, mask=mask, slots=None, count=None, page=1)
+
+
+def take_pages(x: Tensor, batch: Tensor, head: Tensor, page: Tensor, size: int) -> Tensor:
+    """Pages of `size` slots of x `[batch, kv_heads, slots, head_dim]`, named by integers that broadcast together:
+    `[..., size, head_dim]`."""
+    heads, slots, head_dim = x.shape[1:]
+    first = (batch * heads + head) * slots + page * size
+    # All runs of `size` slots, of which any can be taken as one row: a view whose rows overlap.
+    x = x.contiguous()
+    runs = x.as_strided((len(x) * heads * slots - size + 1, size, head_dim), (head_dim, head_dim, 1))
+    return runs.index_select(0, first.flatten()).view(*first.shape, size, head_dim)
 
 
 def _by_line(x: Tensor, lines: int) -> Tensor:

@@ -40,10 +40,11 @@ class NativeSparseCache(RoutedCache):
             branches = self.window_and_routed(inputs, family, looked)
             branches.append(attend_to_past(q, past, fresh, backend))
         else:
-            parts = [*self.parts_of_one(inputs, family, looked), [*(part for _, part in past), *fresh]]
+            window, picked = self.parts_of_one(inputs, family, looked)
+            summaries = [*(part for _, part in past), *fresh]
             # Without gates the three are one softmax.
-            parts = [sum(parts, [])] if family.gates is None else parts
-            branches = [attend_to_parts(q, each, backend) for each in parts]
+            joined = [[*window, *picked, *summaries]] if family.gates is None else [window, picked, summaries]
+            branches = [attend_to_parts(q, parts, backend) for parts in joined]
         self.summaries.write(fresh, of_summaries)
         return family.combine(branches, inputs.x_BTW)
 

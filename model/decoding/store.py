@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import BlockLayout
+from kernels.backends.direct import take_pages
 from kernels.decoding import Part
 from model.decoding.slots import Read, Slots
 
@@ -76,10 +77,8 @@ class Store:
         blocks, size = picks.blocks.transpose(1, 2).clamp(min=0).long(), picks.size
         batch, _, selectors, _ = blocks.shape
         at = torch.arange(batch, device=blocks.device)[:, None, None, None]
-        head = torch.arange(selectors, device=blocks.device) // (selectors // self._k.shape[1])
-        whole = self.capacity // size
-        cut = (x[:, :, : whole * size].unflatten(2, (whole, size)) for x in (self._k, self._v))
-        k, v = (x[at, head[:, None], blocks].flatten(3, 4) for x in cut)
+        head = torch.arange(selectors, device=blocks.device)[:, None] // (selectors // self._k.shape[1])
+        k, v = (take_pages(x, at, head, blocks, size).flatten(3, 4) for x in (self._k, self._v))
         return k, v
 
     def write(self, k: Tensor, v: Tensor | None, where: Sequence[Tensor]) -> None:
