@@ -33,7 +33,7 @@ Branch = tuple[Tensor, Tensor]
 @dataclass(frozen=True, eq=False)
 class Looked:
     """What a chunk asks of its layers. `own`, `reads`, `where`: of the window, as PlainBookkeeping.look. `filled`: the
-    blocks that become whole, whose router keys go to the slots `filled_where`. `lowest`, `limit`: as
+    blocks that become whole, whose router keys go to the slots `filled_where`. `limit`: as
     kernels.routing.eligible_range; no query may pick from block `most` on, which is known without asking the device."""
 
     own: object
@@ -41,7 +41,6 @@ class Looked:
     where: tuple[Tensor, Tensor]
     filled: Filled
     filled_where: tuple[Tensor, Tensor] | None
-    lowest: Tensor
     limit: Tensor
     most: int
 
@@ -58,9 +57,9 @@ class RoutedBookkeeping:
         pattern, filled = self.pattern, Filled(step, self.pattern.block, 1)
         where = self.blocks.write(filled.units, filled.before, filled.new) if filled.units else None
         query = step.position.int()
-        lowest, limit = eligible_range(torch.zeros_like(query), pattern.window, pattern.block, query)
+        _, limit = eligible_range(torch.zeros_like(query), pattern.window, pattern.block, query)
         most = max(0, (step.longest(self.tokens.slots) - pattern.window) // pattern.block)
-        return Looked(*self.tokens.look(step), filled, where, lowest, limit, most)
+        return Looked(*self.tokens.look(step), filled, where, limit, most)
 
 
 class RoutedCache:
@@ -113,9 +112,8 @@ class RoutedCache:
     def _keep_router_keys(self, keys: Tensor, looked: Looked) -> None:
         taken = self._pending.take(looked.filled, [keys.transpose(1, 2)])
         if taken is not None:
-            keys, block = taken[0].transpose(1, 2), self.bookkeeping.pattern.block
-            first_key = torch.zeros(len(keys), keys.shape[2], dtype=torch.int32, device=keys.device)
-            self.router_keys.write(block_means(keys, first_key, block), None, looked.filled_where)
+            keys, block = taken[0].flatten(1, 2).transpose(1, 2), self.bookkeeping.pattern.block
+            self.router_keys.write(block_means(keys, None, block), None, looked.filled_where)
 
     def _choose(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> Tensor:
         """As Selection.chosen, in no more slots than there are blocks to pick from."""
@@ -124,7 +122,7 @@ class RoutedCache:
             return queries.new_empty((*queries.shape[:3], 0), dtype=torch.int32)
         with torch.autocast(queries.device.type, enabled=False):  # it must not round the scores
             keys, slots = self.router_keys.read_keys(looked.most), min(pattern.slots, looked.most)
-            return choose(queries, keys, looked.lowest, looked.limit, slots, pattern.first_block)
+            return choose(queries, keys, None, looked.limit, slots, pattern.first_block)
 
     def _attend_to_blocks(self, q: Tensor, chosen: Tensor, most: int, backend: str) -> Branch:
         if not most:

@@ -57,6 +57,8 @@ class Slots:
         self.everything = None in horizons
         self.ring = 0 if self.everything else max((horizon - 1) // span for horizon in horizons)
         self.count = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.sequence = torch.arange(batch, device=device)[:, None]
+        """By which a store is indexed, besides by slots."""
         self.longest = 0
         """The largest count, known without asking the device."""
         self._lasting = torch.zeros(0, dtype=torch.int64, device=device)
@@ -114,7 +116,7 @@ class Slots:
 
     def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> list[Tensor]:
         """Counts the next units as kept, and says where: slots in the ring, and slots of lasting keys, where there may
-        be such; int64 `[batch, units]`, -1 for nowhere.
+        be such; int64 `[batch, units]`, or all slots of one unit as `[batch, slots]`, -1 for nowhere.
 
         Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real. On
         the device (int64 `[batch]` both) they must be reserved, and `longest` is the caller's to keep.
@@ -137,7 +139,7 @@ class Slots:
             place = torch.searchsorted(self._lasting, unit)
             found = self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit
             where.append(torch.where(real & found, self.ring + place, -1))
-        return where
+        return [torch.cat(where, 1)] if units == 1 and len(where) > 1 else where
 
     def _sift(self, longest: int) -> None:
         """Lists the lasting units below `longest`."""

@@ -82,9 +82,9 @@ class Store:
         return k, v
 
     def write(self, k: Tensor, v: Tensor | None, where: Sequence[Tensor]) -> None:
-        """k and v `[batch, kv_heads, units, head_dim]` into slots int64 `[batch, units]`, -1 for nowhere, each."""
+        """k and v `[batch, kv_heads, units, head_dim]` into slots as Slots.write gives them, -1 for nowhere."""
         self._grow(k, v)
-        batch = torch.arange(len(k), device=k.device)[:, None]
+        batch = self.slots.sequence
         for slot in where:  # -1, the slot behind the last, takes what nobody will read
             self._k[batch, :, slot] = k.transpose(1, 2)
             if v is not None:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels import Axis
 from kernels.decoding import Part
 from kernels.patterns.hierarchical import Summaries
-from kernels.pooling import pool
+from kernels.pooling import pool_spans
 from model.attention import Inputs
 from model.attention.pooling import SummaryPool
 from model.decoding.slots import Read, Slots
@@ -26,8 +25,9 @@ class Filled:
 
     `before`, `new`, `units`: as Step.units, whole spans of each sequence before the chunk, and those that it fills.
     `unit` int64 `[batch, units]`: their numbers. `source` int64 `[batch, units * pieces a span]`: each piece's
-    place among the pending ones and, behind them, the chunk's. `keep` int64 `[batch, pieces of the chunk]`: where a
-    piece waits that fills no span yet; -1: nowhere.
+    place among the pending ones and, behind them, the chunk's; None where the chunk is one piece, which a span of
+    pending ones begins or goes on with. `keep` int64 `[batch, pieces of the chunk]`: where a piece waits that fills no
+    span yet, or that is the only one; -1: nowhere.
     """
 
     def __init__(self, step: Step, span: int, finer: int) -> None:
@@ -37,12 +37,18 @@ class Filled:
         before, new = (torch.as_tensor(each, device=step.device) for each in (before, new))
         after = before + new
         self.pieces = step.chunk if finer == 1 else most
+        self.sequence = torch.arange(len(before), device=step.device)[:, None]
         piece = before[:, None] + torch.arange(self.pieces, device=step.device)
-        waits = (piece < after[:, None]) & (piece >= (after // self.ratio * self.ratio)[:, None])
+        waits = piece < after[:, None]
+        if self.pieces > 1:
+            waits = waits & (piece >= (after // self.ratio * self.ratio)[:, None])
         self.keep = torch.where(waits, piece % self.ratio, -1)
         if not self.units:
             return
         self.unit = (before // self.ratio)[:, None] + torch.arange(self.units, device=step.device)
+        self.source = None
+        if self.pieces == 1:
+            return
         piece = (self.unit[..., None] * self.ratio + torch.arange(self.ratio, device=step.device)).flatten(1)
         behind = self.ratio + piece - before[:, None]
         self.source = torch.where(piece < before[:, None], piece % self.ratio, behind)
@@ -58,18 +64,20 @@ class Pending:
         self._held: tuple[Tensor, ...] | None = None
 
     def take(self, filled: Filled, pieces: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        """Of each kind of pieces (keys and values), those of the filled spans, `[batch, units * ratio, heads, dim]`;
-        the others are kept. None where no span is filled."""
+        """Of each kind of pieces (keys and values), those of the filled spans, `[batch, units, ratio, heads, dim]`,
+        which may be views of what is held; the others are kept. None where no span is filled."""
         if self._held is None:
             self._held = tuple(x.new_zeros(len(x), filled.ratio + 1, *x.shape[2:]) for x in pieces)
         taken = None
-        if filled.units:
+        if filled.units and filled.source is not None:
             index = filled.source[..., None, None]
             joined = [torch.cat([held[:, :-1], x], 1) for held, x in zip(self._held, pieces, strict=True)]
             taken = tuple(x.gather(1, index.expand(-1, -1, *x.shape[2:])) for x in joined)
-        batch = torch.arange(len(filled.keep), device=filled.keep.device)[:, None]
+            taken = tuple(x.unflatten(1, (filled.units, filled.ratio)) for x in taken)
         for held, x in zip(self._held, pieces, strict=True):
-            held[batch, filled.keep] = x  # -1: the place more
+            held[filled.sequence, filled.keep] = x  # -1: the place more
+        if filled.units and filled.source is None:  # one unit at most
+            taken = tuple(held[:, None, :-1] for held in self._held)
         return taken
 
     def tensors(self) -> list[Tensor]:
@@ -134,8 +142,7 @@ class SummaryStores:
             taken = pending.take(level, pieces)
             if taken is None:
                 break
-            axis = Axis.summaries(Axis.tokens(level.units * level.ratio, device=taken[0].device), level.ratio)
-            pieces = pool(*taken, summary_pool.scores(index, taken[0]), axis, level.ratio)
+            pieces = pool_spans(*taken, summary_pool.scores(index, taken[0]))
             keys = rotate(pieces[0], level.cos, level.sin)
             parts.append(Part(keys.to(dtype).transpose(1, 2), pieces[1].to(dtype).transpose(1, 2), level.mask))
         return parts
