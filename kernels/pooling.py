@@ -16,18 +16,24 @@ def pool(
     their span; None: they weigh alike. Returns the pooled keys and values, `[batch, slots, kv_heads, head_dim]` in
     float32 (float64 for float64 inputs); empty slots hold zeros. Differentiable in every tensor.
     """
+    with torch.autocast(keys.device.type, enabled=False):
+        cut = [None if each is None else _cut(each, axis, span, unit) for each in (keys, values, scores)]
+        pooled = pool_spans(*cut)
+        whole = (axis.end > axis.start)[..., None, None]
+        return torch.where(whole, pooled[0], 0.0), torch.where(whole, pooled[1], 0.0)
+
+
+def pool_spans(keys: Tensor, values: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `pool`, of spans that are cut already: keys and values `[batch, spans, pieces, kv_heads, head_dim]`, scores
+    `[batch, spans, pieces, kv_heads]`."""
     dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
     with torch.autocast(keys.device.type, enabled=False):
         # Products of float32 weights and bfloat16 keys are float32: no copy of the keys is made, or kept for the
         # backward pass.
-        keys, values = (_cut(t, axis, span, unit) for t in (keys, values))
         if scores is None:
-            pooled = keys.mean(2, dtype=dtype), values.mean(2, dtype=dtype)
-        else:
-            weights = _cut(scores, axis, span, unit).to(dtype).softmax(2)[..., None]
-            pooled = (weights * keys).sum(2), (weights * values).sum(2)
-        whole = (axis.end > axis.start)[..., None, None]
-        return torch.where(whole, pooled[0], 0.0), torch.where(whole, pooled[1], 0.0)
+            return keys.mean(2, dtype=dtype), values.mean(2, dtype=dtype)
+        weights = scores.to(dtype).softmax(2)[..., None]
+        return (weights * keys).sum(2), (weights * values).sum(2)
 
 
 def middles(axis: Axis, span: int) -> Tensor:

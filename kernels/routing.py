@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels.layout import BLOCKS
 
@@ -120,8 +121,9 @@ def first_keys(documents: Tensor) -> Tensor:
     return torch.where(begins, index, 0).cummax(-1).values.int()
 
 
-def block_means(keys: Tensor, first_key: Tensor, block: int) -> Tensor:
-    """One router key a whole block: the mean of the block's keys that belong to its last token's document.
+def block_means(keys: Tensor, first_key: Tensor | None, block: int) -> Tensor:
+    """One router key a whole block: the mean of the block's keys that belong to its last token's document (None: all
+    are of one).
 
     keys `[batch, selectors, length, dim]` -> `[batch, selectors, length // block, dim]`, in float32 (float64 for
     float64 inputs) and differentiable. A ragged rest at the end is never eligible and has no summary.
@@ -129,6 +131,8 @@ def block_means(keys: Tensor, first_key: Tensor, block: int) -> Tensor:
     batch, selectors, length, dim = keys.shape
     blocks = length // block
     cut = keys[:, :, : blocks * block].reshape(batch, selectors, blocks, block, dim)
+    if first_key is None:
+        return (cut.to(torch.float64 if keys.dtype == torch.float64 else torch.float32) * (1 / block)).sum(3)
     index = torch.arange(blocks * block, device=keys.device).view(blocks, block)
     ours = index >= first_key[:, block - 1 : blocks * block : block, None]  # [batch, blocks, block]
     weight = ours.to(torch.float64 if keys.dtype == torch.float64 else torch.float32)
@@ -136,9 +140,13 @@ def block_means(keys: Tensor, first_key: Tensor, block: int) -> Tensor:
     return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
 
 
-def eligible_range(first_key: Tensor, window: int, block: int) -> tuple[Tensor, Tensor]:
-    """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit."""
-    query = torch.arange(first_key.shape[1], dtype=torch.int32, device=first_key.device)
+def eligible_range(first_key: Tensor, window: int, block: int, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit.
+
+    query: the queries' own indices, int32 like `first_key`; None: 0, 1, ...
+    """
+    if query is None:
+        query = torch.arange(first_key.shape[1], dtype=torch.int32, device=first_key.device)
     limit = torch.div(query - (window - 1), block, rounding_mode="floor").expand_as(first_key)
     return torch.div(first_key, block, rounding_mode="floor"), limit
 
@@ -226,28 +234,42 @@ def _(queries, summaries, first_key, slots, window, block, first_block, backend)
 def choose_in_pieces(
     queries: Tensor, summaries: Tensor, first_key: Tensor, slots: int, window: int, block: int, first_block: bool
 ) -> Tensor:
-    """`Selection.chosen` in plain PyTorch: the scores of a few queries at a time."""
+    """`Selection.chosen` in plain PyTorch, of queries that begin at index 0."""
+    return choose(queries, summaries, *eligible_range(first_key, window, block), slots, first_block)
+
+
+def choose(
+    queries: Tensor, summaries: Tensor, lowest: Tensor | None, limit: Tensor, slots: int, first_block: bool
+) -> Tensor:
+    """`Selection.chosen` of any queries, from their `eligible_range`: the scores of a few at a time.
+
+    queries `[batch, selectors, queries, dim]`; summaries `[batch, selectors or fewer, blocks, dim]`, of which each
+    serves as many selectors in a row; lowest (None: 0) and limit int `[batch, queries]`.
+    """
     batch, selectors, length, _ = queries.shape
     blocks = summaries.shape[2]
-    chosen = torch.full((batch, selectors, length, slots), -1, dtype=torch.int32, device=queries.device)
     if blocks == 0:
-        return chosen
+        return torch.full((batch, selectors, length, slots), -1, dtype=torch.int32, device=queries.device)
     dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
     transposed = summaries.to(dtype).mT
-    lowest, limit = eligible_range(first_key, window, block)
     index = torch.arange(blocks, device=queries.device)
-    at_once = max(1, _SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * blocks))
+    at_once, pieces = max(1, _SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * blocks)), []
     for first in range(0, length, at_once):
         piece = slice(first, first + at_once)
-        ranks = ranked(queries[:, :, piece].to(dtype) @ transposed, index)
-        low, end = lowest[:, None, piece, None], limit[:, None, piece, None]
+        rows = queries[:, :, piece].to(dtype).reshape(batch, summaries.shape[1], -1, queries.shape[3])
+        ranks = ranked((rows @ transposed).view(batch, selectors, -1, blocks), index)
+        eligible = index < limit[:, None, piece, None]
+        low = 0 if lowest is None else lowest[:, None, piece, None]
+        if lowest is not None:
+            eligible = eligible & (index >= low)
         if first_block:
             ranks = torch.where(index == low, torch.iinfo(torch.int64).max - index, ranks)
-        ranks = torch.where((index >= low) & (index < end), ranks, NEVER)
+        ranks = torch.where(eligible, ranks, NEVER)
         best = ranks.topk(min(slots, blocks), -1).values
         found = torch.where(best == NEVER, blocks, _LAST_INDEX - (best & _LAST_INDEX)).sort(-1).values
-        chosen[:, :, piece, : found.shape[-1]] = torch.where(found == blocks, -1, found).int()
-    return chosen
+        pieces.append(torch.where(found == blocks, -1, found).int())
+    chosen = torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0]
+    return F.pad(chosen, (0, slots - chosen.shape[3]), value=-1) if chosen.shape[3] < slots else chosen
 
 
 def ranked(scores: Tensor, index: Tensor) -> Tensor:

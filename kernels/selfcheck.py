@@ -61,6 +61,42 @@ def check_selection(
         _judge(found, backend, device, dtype, head_dim)
 
 
+@functools.cache
+def check_decoding(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> None:
+    """The same for the kernel of decoding steps (forward alone); group: query heads a KV head."""
+    if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
+        from kernels.backends.triton import decode
+
+        _judge(decoding_errors(decode, device, dtype, head_dim, group), decode, device, dtype, head_dim)
+
+
+def decoding_errors(
+    backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int
+) -> dict[str, float]:
+    """Relative errors of two queries on keys in a row, and on keys whose slots are listed; sequences of two lengths."""
+    from kernels.decoding import Part
+
+    kv_heads, entries, generator = 2, 150, torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, length, head_dim, generator=generator).to(device, dtype)
+        for heads, length in ((kv_heads * group, 2), (kv_heads, 2 * entries), (kv_heads, 2 * entries))
+    )
+    slots = torch.stack([torch.randperm(2 * entries, generator=generator)[:entries] for _ in range(2)])
+    masks = torch.rand(2, 2, 1, 2, entries, generator=generator) < 0.5
+    count = torch.tensor([entries, 7])
+    mask = torch.cat([masks[0] & (torch.arange(entries) < count[:, None])[:, None, None], masks[1]], -1)
+    place = torch.cat([torch.arange(entries).expand(2, -1), slots], 1)
+    keys = [t.double().cpu().gather(2, place[:, None, :, None].expand(-1, kv_heads, -1, head_dim)) for t in (k, v)]
+    truth = reference.masked_attention(q.double().cpu(), *keys, mask, head_dim**-0.5)
+    masks, slots, count = masks.to(device), slots.to(device), count.to(device)
+    parts = [Part(k, v, masks[0], None, count), Part(k, v, masks[1], slots[:, None])]
+    found = backend.forward(q, parts, head_dim**-0.5, None)
+    return {
+        name: float((ours.double().cpu() - right).norm() / right.norm())
+        for name, ours, right in zip(("output", "log-sum-exp"), found, truth, strict=True)
+    }
+
+
 def _judge(
     found: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> None:

@@ -27,7 +27,18 @@ from scripts.scoring import Scoring
 log = logging.getLogger("farsight")
 
 COLUMNS = (
-    *("run", "checkpoint", "documents_from", "documents", "bytes", "words", "tokens_scored", "nll_nats", "loss"),
+    *(
+        "run",
+        "checkpoint",
+        "documents_from",
+        "precision",
+        "documents",
+        "bytes",
+        "words",
+        "tokens_scored",
+        "nll_nats",
+        "loss",
+    ),
     *("loss_low", "loss_high", "perplexity", "word_perplexity", "bits_per_byte", "bits_per_byte_low"),
     *("bits_per_byte_high", "protocol", "window", "stride", "min_context", "bos", "tokenizer"),
 )
@@ -42,7 +53,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError("checkpoint=[]: must list at least one run")
     settings = config["evaluation"]
     output = Path(config["output"]) if config["output"] else new_run_path(Path("outputs"), "comparison")
-    if output.suffix or output.is_file():
+    if output.is_file():
         raise ConfigError(f"output={output}: must be a folder where several runs are compared")
     scoring = Scoring(settings["tokens_at_once"], config["precision"])
     runs: list[Run] = []
@@ -57,7 +68,8 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         own = retokenize(documents, name, runs[0], run)
         measured, found = measure(run.model, own, run.data, settings, scoring, run.checkpoint, run.label)
         run.model.to("cpu")
-        rows.append({"run": run.label, "checkpoint": str(run.checkpoint), "documents_from": name} | measured)
+        named = {"run": run.label, "checkpoint": str(run.checkpoint), "documents_from": name}
+        rows.append(named | {"precision": config["precision"]} | measured)
         losses.append(found)
     differences = [
         {"run": run.label, "against": runs[0].label}

@@ -6,8 +6,9 @@
     python scripts/evaluate.py 'checkpoint=[RUN_A,RUN_B]'                                    runs on the same tokens
     python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
 
-The result goes to the screen and into the run's evaluation.json, one row a checkpoint, protocol and documents; a
-comparison goes into a folder of its own. Scoring that was killed goes on where it was when the command is given again.
+The result goes to the screen and into the run's evaluation.json, one row a checkpoint, precision, protocol and
+documents; a comparison goes into a folder of its own. Scoring that was killed goes on where it was when the command is
+given again.
 """
 
 import json
@@ -69,7 +70,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     named = absolute if config["output"] else absolute.relative_to(run.folder)
     scoring = Scoring(settings["tokens_at_once"], config["precision"])
     measured, _ = measure(run.model, documents, run.data, settings, scoring, run.checkpoint, run.label)
-    row = {"checkpoint": str(named), "documents_from": name} | measured
+    row = {"checkpoint": str(named), "documents_from": name, "precision": config["precision"]} | measured
     add_row(output, row)
     scoring.finish()
     print_report(Console(), row)
@@ -91,17 +92,19 @@ def evaluate_last(
     model.to(device_of(trainer["accelerator"]))
     measured, _ = measure(model, data.corpus.splits[split], data, settings, scoring, None, config["name"])
     scoring.finish()
-    row = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split} | measured
+    row = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "precision": trainer["precision"]} | measured
     add_row(folder.path / "evaluation.json", row)
     return row
 
 
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds `row` to the evaluations in `path`; one of the same checkpoint, protocol and documents is replaced."""
+    """Adds `row` to the evaluations in `path`; one of the same checkpoint, precision, protocol and
+    documents is replaced."""
     from model.training.run_folder import write_json
 
     def identity(r: Mapping[str, Any]) -> tuple:
-        return r["checkpoint"], r["documents_from"], json.dumps(r["protocol"], sort_keys=True)
+        protocol = json.dumps(r["protocol"], sort_keys=True)
+        return r["checkpoint"], r["documents_from"], r.get("precision"), protocol  # older rows do not say
 
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     write_json(path, {"rows": [r for r in rows if identity(r) != identity(row)] + [dict(row)]})

@@ -59,6 +59,7 @@ def write(config: dict[str, Any]) -> list[str]:
     try:
         sampling = Sampling(**{key: config[key] for key in ("temperature", "top_k", "top_p", "seed")})
         cache = Cache(model, len(prompts))
+        cuda_graph = _cuda_graph(config["cuda_graph"], cache)
         if alone:
             show(prompts[0])
         times = [time.perf_counter()]
@@ -71,6 +72,7 @@ def write(config: dict[str, Any]) -> list[str]:
                 prefill_chunk=config["prefill_chunk"],
                 on_token=on_token,
                 cache=cache,
+                cuda_graph=cuda_graph,
                 vocabulary=tokenizer.vocabulary,
             )
     except ValueError as error:
@@ -110,6 +112,21 @@ def _stop(config: dict[str, Any]) -> list[str]:
     if not all(isinstance(text, str) and text for text in stop):
         raise ConfigError(f"stop={config['stop']}: must be a text, or a list of texts of at least one character")
     return stop
+
+
+def _cuda_graph(wanted: object, cache: "Cache") -> bool:
+    """Whether to record the step of a token; "auto" says what it chose."""
+    from configs.build import ConfigError
+
+    if isinstance(wanted, bool):
+        return wanted
+    if wanted != "auto":
+        raise ConfigError(f"cuda_graph={wanted}: must be auto, true or false")
+    if cache.model.embed_tokens.weight.device.type != "cuda":
+        return False
+    refused = cache.without_fixed_steps
+    log.info("cuda_graph: %s", f"false, {refused} has no step of fixed shapes" if refused else "true")
+    return refused is None
 
 
 def _log(cache: "Cache", times: list[float], tokens: int, batch: int) -> None:

@@ -71,7 +71,10 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint": str(run.checkpoint.absolute().relative_to(run.folder)),
         "documents_from": name,
         "tokenizer": run.data.tokenizer.identity(),
-        "protocol": {"name": "recall", "samples": settings["samples"], "bos": True, "bar": BAR, "seed": config["seed"]},
+        "protocol": {
+            **{"name": "recall", "samples": settings["samples"], "bos": True, "bar": BAR, "seed": config["seed"]},
+            "precision": config["precision"],
+        },
         "rows": rows,
         "exact_match": match,
         "effective_length": {task: effective_length(shares) for task, shares in match.items()},
@@ -152,7 +155,8 @@ def _ask(
             samples = [make(material, length, generator, **arguments, **where) for generator in generators]
         except (CorpusError, TypeError) as error:
             raise ConfigError(f"recall.tasks.{task} at recall.lengths={length}: {error}") from None
-        answers += answer(run.model, {name: torch.cat([s[name] for s in samples]) for name in samples[0]})
+        batch = {name: torch.cat([s[name] for s in samples]) for name in samples[0]}
+        answers += answer(run.model, batch, run.data.tokenizer.vocabulary)
         progress(length * len(samples))
     return answers
 

@@ -71,6 +71,10 @@ class Routed(Pattern):
 
     is_mask: ClassVar[bool] = False
 
+    @property
+    def anchor(self) -> str:
+        return "sequence"  # blocks are counted in the packed sequence
+
     def __post_init__(self) -> None:
         require_int("window", self.window, 1)
         require(self.block in BLOCKS, "block", self.block, f"one of {', '.join(map(str, BLOCKS))}")

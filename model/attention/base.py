@@ -6,6 +6,7 @@ Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from kernels import Axis, BlockLayout
@@ -104,6 +105,13 @@ class Attend(nn.Module):
         """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and
         perhaps a loss."""
         raise NotImplementedError
+
+
+def unused(module: nn.Module) -> Tensor | None:
+    """0, differentiable in every parameter of `module`, None without any: a loss to add where a batch had no use for
+    them. Data-parallel training waits for the gradient of every parameter."""
+    parameters = [parameter.sum() for parameter in module.parameters()]
+    return 0 * torch.stack(parameters).sum() if parameters else None
 
 
 def cost_of(view: View, batch: int, heads: int, head_dim: int) -> AttentionCost:

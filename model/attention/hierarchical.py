@@ -1,11 +1,9 @@
 """Hierarchical attention: tokens and summaries in one call, and so in one softmax."""
 
-from torch import Tensor
-
 from kernels import Axis, attention
 from kernels.hierarchy import Hierarchy, build_hierarchy
 from kernels.patterns import Hierarchical
-from model.attention.base import Attend, Inputs
+from model.attention.base import Attend, Attended, Inputs, unused
 from model.attention.pooling import SummaryPool
 from model.config import ModelConfig
 
@@ -24,8 +22,9 @@ class HierarchicalAttend(Attend):
     def compile_around_attention(self) -> None:
         self.pool.compile(dynamic=False)
 
-    def forward(self, inputs: Inputs, view: Hierarchy) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Inputs, view: Hierarchy) -> Attended:
         k_BTKD, v_BTKD = inputs.k_BKTD.transpose(1, 2), inputs.v_BKTD.transpose(1, 2)
         given = k_BTKD, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
         keys, values = self.pool.join(view, *given, self.backend)
-        return attention(inputs.q_BHTD, keys, values, view.layout, return_lse=True, backend=self.backend)
+        out, lse = attention(inputs.q_BHTD, keys, values, view.layout, return_lse=True, backend=self.backend)
+        return Attended(out, lse, unused(self.pool) if self.training and not view.levels[1:] else None)

@@ -33,11 +33,21 @@ class Indexer(nn.Module):
 
     def forward(self, x_BTW: Tensor, first_key: Tensor) -> tuple[Tensor, Tensor]:
         """(queries `[batch, selectors, length, dim]`, summaries `[batch, selectors, blocks, dim]`)."""
-        x_BTW = x_BTW if self.pattern.indexer_gradient else x_BTW.detach()
+        summaries = block_means(self.keys(x_BTW), first_key, self.pattern.block)
+        return self.queries(x_BTW), summaries.expand(-1, self.selectors, -1, -1)
+
+    def queries(self, x_BTW: Tensor) -> Tensor:
+        """Of the tokens, scaled: `[batch, selectors, length, dim]`."""
         dim = self.pattern.indexer_dim
-        queries = self.q_proj(x_BTW).unflatten(-1, (self.selectors, dim)).transpose(1, 2) * dim**-0.5
-        summaries = block_means(self.k_proj(x_BTW)[:, None], first_key, self.pattern.block)
-        return queries, summaries.expand(-1, self.selectors, -1, -1)
+        found = self.q_proj(self._input(x_BTW)).unflatten(-1, (self.selectors, dim))
+        return found.transpose(1, 2) * dim**-0.5
+
+    def keys(self, x_BTW: Tensor) -> Tensor:
+        """Of the tokens, for all selectors: `[batch, 1, length, dim]`."""
+        return self.k_proj(self._input(x_BTW))[:, None]
+
+    def _input(self, x_BTW: Tensor) -> Tensor:
+        return x_BTW if self.pattern.indexer_gradient else x_BTW.detach()
 
 
 def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:

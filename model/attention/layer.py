@@ -46,9 +46,13 @@ class Attention(nn.Module):
         """Queries and keys, normalized and rotated, and values, as kernels.attention takes them; the keys before the
         rotation `[batch, length, kv_heads, head_dim]` where the pattern's family wants them."""
         split = (*x_BTW.shape[:2], -1, self.head_dim)
-        q_BTHD = rotate(self.q_norm(self.q_proj(x_BTW).view(split)), *rotation)
+        q_BTHD = self.q_norm(self.q_proj(x_BTW).view(split))
         unrotated_BTKD = self.k_norm(self.k_proj(x_BTW).view(split))
-        k_BTKD = rotate(unrotated_BTKD, *rotation)
+        if x_BTW.shape[1] == 1:  # a token's time is that of starting kernels: one rotation is half as many as two
+            rotated = rotate(torch.cat([q_BTHD, unrotated_BTKD], 2), *rotation)
+            q_BTHD, k_BTKD = rotated.split([self.heads, self.kv_heads], 2)
+        else:
+            q_BTHD, k_BTKD = rotate(q_BTHD, *rotation), rotate(unrotated_BTKD, *rotation)
         v_BTKD = self.v_proj(x_BTW).view(split)
         kept = unrotated_BTKD if self.attend.wants_unrotated_keys else None
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), kept

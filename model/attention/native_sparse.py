@@ -1,5 +1,6 @@
 """NSA's three branches: the window, the chosen blocks, and the summaries of all past spans."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,9 @@ from kernels.hierarchy import Hierarchy, build_hierarchy
 from kernels.layout import any_overflow
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
-from model.attention.base import Attended, Inputs
+from model.attention.base import Attended, Inputs, unused
 from model.attention.pooling import SummaryPool
-from model.attention.routed import RoutedAttend, RoutedView
+from model.attention.routed import Part, RoutedAttend, RoutedView
 from model.config import ModelConfig
 
 
@@ -74,11 +75,20 @@ class NativeSparseAttend(RoutedAttend):
             keys, values = self.pool.join(view.summaries, *given, self.backend)
             arguments = (inputs.q_BHTD, keys, values, view.summaries.layout)
             parts.append(attention(*arguments, return_lse=True, backend=self.backend))
+        out, lse = self.combine(parts, inputs.x_BTW)
+        # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
+        received = lse if self.gates is None else routed[1]
+        losses = [self.finish(inputs, received, *routing)]
+        if view.summaries is None and self.training:
+            losses.append(unused(self.pool))
+        losses = [loss for loss in losses if loss is not None]
+        return Attended(out, lse, sum(losses) if losses else None)
+
+    def combine(self, parts: Sequence[Part], x_BTW: Tensor) -> Part:
+        """The branches, window, chosen blocks and (where there are any) summaries, as one."""
         out, lse = merge(parts)
         if self.gates is not None:
             # Each branch has a softmax of its own; sinks, if any, are weighed against all of them together.
-            gates = torch.sigmoid(self.gates(inputs.x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
+            gates = torch.sigmoid(self.gates(x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
             out = sum(gate * part for gate, (part, _) in zip(gates, parts, strict=False))
-        # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
-        received = lse if self.gates is None else routed[1]
-        return Attended(out, lse, self.finish(inputs, received, *routing))
+        return out, lse

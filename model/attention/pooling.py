@@ -70,8 +70,8 @@ class SummaryPool(nn.Module):
         return hierarchy.join(keys), hierarchy.join(values)
 
     def scores(self, level: int, keys: Tensor) -> Tensor | None:
-        """How much each of the keys `[batch, pieces, kv_heads, head_dim]` weighs in its summary on this level, from 0:
-        `[batch, pieces, kv_heads]` before the softmax; None where all weigh alike."""
+        """How much each of the keys `[..., kv_heads, head_dim]` weighs in its summary on this level, from 0:
+        `[..., kv_heads]` before the softmax; None where all weigh alike."""
         if self.query is None:
             return None
         dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32

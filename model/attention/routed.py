@@ -10,7 +10,7 @@ from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_p
 from kernels.patterns import Routed
 from kernels.routing import eligible_range
 from kernels.routing_health import block_use, recall
-from model.attention.base import Attend, Attended, Inputs
+from model.attention.base import Attend, Attended, Inputs, unused
 from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
 
@@ -131,11 +131,20 @@ class RoutedAttend(Attend):
         if self.indexer is not None:
             return self.indexer(inputs.x_BTW, first_key)
         with torch.no_grad():
-            summaries = block_means(inputs.k_BKTD, first_key, self.pattern.block)
-            queries = inputs.q_BHTD.unflatten(1, (self.selectors, -1))
-            # A group's score is the mean of its heads' scores, which is the score of its mean query.
-            queries = queries.float().mean(2).to(queries.dtype) if queries.shape[2] > 1 else queries[:, :, 0]
-            return queries, summaries.repeat_interleave(self.selectors // summaries.shape[1], 1)
+            summaries = block_means(self.router_keys(inputs), first_key, self.pattern.block)
+            return self.router_queries(inputs), summaries.repeat_interleave(self.selectors // summaries.shape[1], 1)
+
+    def router_queries(self, inputs: Inputs) -> Tensor:
+        """By which the router scores blocks: `[batch, selectors, length, dim]`."""
+        if self.indexer is not None:
+            return self.indexer.queries(inputs.x_BTW)
+        queries = inputs.q_BHTD.unflatten(1, (self.selectors, -1))
+        # A group's score is the mean of its heads' scores, which is the score of its mean query.
+        return queries.float().mean(2).to(queries.dtype) if queries.shape[2] > 1 else queries[:, :, 0]
+
+    def router_keys(self, inputs: Inputs) -> Tensor:
+        """Whose means are the blocks' summaries: `[batch, kv_heads, or 1 for all, length, dim]`."""
+        return inputs.k_BKTD if self.indexer is None else self.indexer.keys(inputs.x_BTW)
 
     def finish(
         self, inputs: Inputs, lse: Tensor, selection: Selection, queries: Tensor, summaries: Tensor
@@ -152,7 +161,7 @@ class RoutedAttend(Attend):
             return None
         blocks, (q, k) = summaries.shape[2], (inputs.q_BHTD, inputs.k_BKTD)
         if blocks == 0:
-            return None
+            return unused(self.indexer)
         if self.step < self.pattern.indexer_warmup:
             scale = q.shape[-1] ** -0.5
             target = dense_target(q, k, selection.first_key, self.selectors, blocks, self.pattern, scale)

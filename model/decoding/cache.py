@@ -15,18 +15,29 @@ import torch
 from torch import Tensor
 
 from kernels.cost import decode_cost
+from kernels.patterns import Pattern, Routed
 from model.attention.hierarchical import HierarchicalAttend
+from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
+from model.attention.routed import RoutedAttend
 from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
+from model.decoding.native_sparse import NativeSparseBookkeeping, NativeSparseCache
 from model.decoding.plain import PlainBookkeeping, PlainCache
-from model.decoding.step import Step
+from model.decoding.routed import RoutedBookkeeping, RoutedCache
+from model.decoding.slots import Slots
+from model.decoding.step import FEW, Step
 from model.transformer import Transformer
 
 FAMILIES = {
     PlainAttend: (PlainBookkeeping, PlainCache),
     HierarchicalAttend: (HierarchicalBookkeeping, HierarchicalCache),
+    RoutedAttend: (RoutedBookkeeping, RoutedCache),
+    NativeSparseAttend: (NativeSparseBookkeeping, NativeSparseCache),
 }
 """A family of attention -> what its layers share by pattern, and what each layer keeps."""
+
+ROUTER_BYTES = 4
+"""Of a number of a router's keys: they are float32 (float64 in models of float64), whatever the weights."""
 
 
 class Cache:
@@ -50,11 +61,6 @@ class Cache:
                 shared[pattern] = bookkeeping(pattern, batch, device)
             self._layers.append(layer_cache(shared[pattern]))
 
-    @staticmethod
-    def serves(model: Transformer) -> bool:
-        """Whether every layer of `model` is of a family that has a cache."""
-        return all(type(layer.self_attn.attend) in FAMILIES for layer in model.layers)
-
     @torch.no_grad()
     def extend(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:
         """Reads a chunk: tokens int64 `[batch, chunk]` -> final hidden states `[batch, chunk, width]`.
@@ -64,17 +70,61 @@ class Cache:
         """
         chunk = tokens.shape[1]
         new = [chunk] * self.batch if new is None else list(new)
+        after = self.check(new)
+        hidden = self.run(tokens, Step(self.lengths, new, chunk, self.model.plan.block, self.model.rotary))
+        self.lengths = after
+        return hidden
+
+    def check(self, new: Sequence[int]) -> list[int]:
+        """Lengths with so many tokens more. ValueError: a sequence would become longer than the model takes."""
         after = [length + more for length, more in zip(self.lengths, new, strict=True)]
         if max(after) > self.model.config.max_length:
             raise ValueError(
                 f"a sequence of {max(after)} tokens: the model takes {self.model.config.max_length} (model.max_length)"
             )
-        step = Step(self.lengths, new, chunk, self.model.plan.block, self.model.rotary)
+        return after
+
+    def run(self, tokens: Tensor, step: Step) -> Tensor:
+        """A step's tokens through the model; `lengths` are the caller's to keep."""
         for layer in self._layers:
             layer.step = step
-        hidden = self.model(tokens, step.position, self._layers)
-        self.lengths = after
-        return hidden
+        return self.model(tokens, step.position, self._layers)
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep).
+        ValueError: a layer's family has none."""
+        if self.without_fixed_steps is not None:
+            raise ValueError(
+                f"pattern={self.without_fixed_steps}: its family has no step of fixed shapes: cuda_graph must be false"
+            )
+        for slots in self._slots():
+            slots.reserve(-(-capacity // slots.span), FEW)
+
+    @property
+    def without_fixed_steps(self) -> Pattern | Sequence[Pattern] | None:
+        """A layer's pattern whose family has no step of fixed shapes; None: all have one."""
+        layers = zip(self._layers, self.model.patterns, strict=True)
+        return next((pattern for layer, pattern in layers if not getattr(layer, "takes_fixed_steps", False)), None)
+
+    def settle(self, lengths: Sequence[int]) -> None:
+        """Tells what a fixed step leaves to its caller: the lengths of the sequences, on the host."""
+        self.lengths = list(lengths)
+        for slots in self._slots():
+            slots.longest = max(lengths) // slots.span
+
+    def pretend(self, context: int) -> None:
+        """As if every sequence were `context` tokens long, all of them random: for benchmarks of what comes behind
+        them. Something must have been read before, in what was reserved."""
+        for layer in self._layers:
+            for tensor in layer.tensors():
+                tensor.normal_()
+        for slots in self._slots():
+            slots.count.fill_(context // slots.span)
+        self.settle([context] * self.batch)
+
+    def _slots(self) -> list[Slots]:
+        """The bookkeeping of all patterns."""
+        return list(dict.fromkeys(store.slots for layer in self._layers for store in layer.stores))
 
     @property
     def bytes_stored(self) -> int:
@@ -84,8 +134,7 @@ class Cache:
     @property
     def bytes_a_number(self) -> int:
         """Of one element of the keys and values that it holds; 0: it holds none."""
-        a_key = 2 * self.batch * self.model.config.kv_heads * self.model.config.head_dim
-        return max(store.bytes_a_slot // a_key for layer in self._layers for store in layer.stores)
+        return max(store.bytes_a_number for layer in self._layers for store in layer.stores)
 
     @property
     def bytes_allocated(self) -> int:
@@ -94,16 +143,25 @@ class Cache:
 
     @property
     def bytes_read(self) -> int:
-        """Of keys and values before the chunk that the last `extend` read, summed over its groups of queries."""
+        """Of what was kept that the last `extend` read, summed over its groups of queries."""
         return sum(store.keys_read * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
 
 def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
-    """(stored, read) by the token behind `context` others, keys and values of all layers: kernels.cost.decode_cost.
-    `number`: bytes of one, the weights' by default (under autocast a cache holds smaller ones)."""
+    """(stored, read) by the token behind `context` others, keys and values of all layers, and routers' keys:
+    kernels.cost.decode_cost. `number`: bytes of one, the weights' by default (under autocast a cache holds smaller
+    ones)."""
     config = model.config
-    number = model.embed_tokens.weight.element_size() if number is None else number
-    a_key = 2 * batch * config.kv_heads * config.head_dim * number
-    costs = {pattern: decode_cost(pattern, context) for pattern in dict.fromkeys(model.patterns)}
-    layers = [costs[pattern] for pattern in model.patterns]
-    return a_key * sum(cost.stored for cost in layers), a_key * sum(cost.read for cost in layers)
+    weight = model.embed_tokens.weight.element_size()
+    a_key = 2 * batch * config.kv_heads * config.head_dim * (weight if number is None else number)
+    group = config.heads // config.kv_heads
+    costs = {pattern: decode_cost(pattern, context, group) for pattern in dict.fromkeys(model.patterns)}
+    stored = read = 0
+    for pattern in model.patterns:
+        cost = costs[pattern]
+        stored, read = stored + a_key * cost.stored, read + a_key * cost.read
+        if isinstance(pattern, Routed):
+            by_key = config.kv_heads * config.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
+            a_block = batch * by_key * max(weight, ROUTER_BYTES)
+            stored, read = stored + a_block * cost.router_stored, read + a_block * cost.router_read
+    return stored, read

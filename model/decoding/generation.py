@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.cache import Cache
+from model.decoding.replay import TokenStep, require_gpu
 from model.decoding.sampling import Sampling
 from model.inference import evaluating
 from model.transformer import Transformer
@@ -25,13 +26,15 @@ def generate(
     on_token: OnToken = lambda sequence, token: False,
     cache: Cache | None = None,
     vocabulary: int | None = None,
+    cuda_graph: bool = False,
 ) -> list[list[int]]:
     """The tokens that follow each of `prompts` (which may differ in length), `new_tokens` at most.
 
     `prefill_chunk`: tokens of a prompt that are read at once; memory depends on it, results do not. `cache`: an empty
     one for as many sequences, to look at afterwards. `vocabulary`: only tokens below it are chosen (a model's is often
-    rounded up beyond its tokenizer's). Raises ValueError for an empty prompt, for what is not at least 1,
-    and where prompt and continuation are longer than the model takes.
+    rounded up beyond its tokenizer's). `cuda_graph`: tokens are read by replaying a recorded step (TokenStep), on a GPU
+    alone. Raises ValueError for an empty prompt, for what is not at least 1, and where prompt and continuation are
+    longer than the model takes.
     """
     for name, value in (("new_tokens", new_tokens), ("prefill_chunk", prefill_chunk)):
         if value < 1:
@@ -46,8 +49,12 @@ def generate(
         )
     with evaluating(model):
         cache = cache or Cache(model, len(prompts))
+        if cuda_graph:
+            require_gpu(model.embed_tokens.weight.device)
+            cache.reserve(longest)
         hidden = _prefill(model, cache, prompts, prefill_chunk)
-        return _decode(model, cache, hidden, new_tokens, sampling, on_token, vocabulary)
+        extend = TokenStep(cache, longest, cuda_graph=True) if cuda_graph else cache.extend
+        return _decode(model, extend, hidden, new_tokens, sampling, on_token, vocabulary)
 
 
 def _prefill(model: Transformer, cache: Cache, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
@@ -70,7 +77,7 @@ def _prefill(model: Transformer, cache: Cache, prompts: Sequence[Sequence[int]],
 
 def _decode(
     model: Transformer,
-    cache: Cache,
+    extend: Callable[[Tensor, Sequence[int]], Tensor],
     hidden: Tensor,
     new_tokens: int,
     sampling: Sampling,
@@ -89,5 +96,5 @@ def _decode(
                 growing[sequence] = not on_token(sequence, token)
         if count == new_tokens or not any(growing):
             return found
-        hidden = cache.extend(picked[:, None], [int(each) for each in growing])[:, -1]
+        hidden = extend(picked[:, None], [int(each) for each in growing])[:, -1]
     return found

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from kernels.decoding import Part
 from kernels.patterns import Pattern
 from model.attention import Attend, Inputs
-from model.decoding.direct import Part
 from model.decoding.slots import Slots
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store
@@ -20,12 +20,14 @@ class PlainBookkeeping:
 
     def look(self, step: Step) -> tuple:
         """(how the chunk sees itself, what it reads of the past, where its keys go)."""
-        own, reads = step.own(self.slots), self.slots.read(step.position)
+        own, reads = step.own(self.slots), step.read(self.slots)
         return own, reads, self.slots.write(step.chunk, step.lengths, step.new)
 
 
 class PlainCache:
     """One layer's: model.attention.Cached."""
+
+    takes_fixed_steps = True
 
     def __init__(self, bookkeeping: PlainBookkeeping) -> None:
         self.bookkeeping = bookkeeping
@@ -35,6 +37,10 @@ class PlainCache:
     def attend(self, inputs: Inputs, family: Attend) -> tuple[Tensor, Tensor]:
         own, reads, where = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         (store,), k, v = self.stores, inputs.k_BKTD, inputs.v_BKTD
-        found = attend_to_all(inputs.q_BHTD, Part(k, v, own), store.read(reads), [], family.backend)
+        found = attend_to_all(inputs.q_BHTD, Part(k, v, own), store.read(reads, k), [], family.backend)
         store.write(k, v, where)
         return found
+
+    def tensors(self) -> list[Tensor]:
+        """All that it remembers."""
+        return self.stores[0].tensors()

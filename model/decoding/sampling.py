@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class Sampling:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise ValueError(f"{name}={value}: must be a number")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed={self.seed}: must be an integer")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed}: must be an integer >= 0")
         if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
         if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
@@ -33,8 +34,10 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
     def generators(self, batch: int) -> list[torch.Generator]:
-        """One a sequence, so that what a sequence draws does not depend on those beside it."""
-        return [torch.Generator().manual_seed(self.seed + index) for index in range(batch)]
+        """One a sequence, so that what a sequence draws does not depend on those beside it. Seeds are mixed, not added:
+        seed 1's first sequence must not draw what seed 0's second one does."""
+        states = [np.random.SeedSequence((self.seed, index)).generate_state(1) for index in range(batch)]
+        return [torch.Generator().manual_seed(int(state[0])) for state in states]
 
     def pick(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """logits `[batch, vocabulary]` -> int64 `[batch]` on the same device."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels import BlockLayout
 from kernels.patterns import Pattern
 
 QUERIES_AT_ONCE = 128
@@ -31,12 +32,15 @@ ONE_MASK = 1 << 20
 @dataclass(frozen=True, eq=False)
 class Read:
     """What the queries `[first, stop)` of a step read. `slots`: int64 `[batch, keys]`, or how many of the first slots,
-    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first or 1, keys]`."""
+    where that wastes little. `mask`: booleans `[batch, 1 or kv_heads, stop - first or 1, keys]`, or a layout of as many
+    tiles."""
 
     first: int
     stop: int
     slots: Tensor | int
-    mask: Tensor
+    mask: Tensor | BlockLayout
+    count: Tensor | None = None
+    """Integers `[batch]`: keys from here on are room for later ones."""
 
 
 class Slots:
@@ -53,21 +57,45 @@ class Slots:
         self.everything = None in horizons
         self.ring = 0 if self.everything else max((horizon - 1) // span for horizon in horizons)
         self.count = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.sequence = torch.arange(batch, device=device)[:, None]
+        """By which a store is indexed, besides by slots."""
         self.longest = 0
         """The largest count, known without asking the device."""
         self._lasting = torch.zeros(0, dtype=torch.int64, device=device)
         self._sifted = 0
         """Units below this one are in `_lasting`, if they last."""
-
-    @property
-    def needed(self) -> int:
-        """Slots of each sequence: the ring, and one for every lasting key so far."""
-        return self.ring + self._lasting_count()
+        self.reserved = 0
+        """Units that there is room for, in steps of fixed shapes too."""
+        self.needed = self.ring
+        """Slots of each sequence: the ring, and one for every lasting key so far, or of those to come (`reserve`)."""
+        self._most = 0
+        """Units that the intervals of any query below hold."""
 
     @property
     def used(self) -> int:
         """Slots that hold a key of the longest sequence."""
-        return min(self.ring, self.longest) + self._lasting_count()
+        lasting = self.longest if self.everything else int((self._lasting < self.longest).sum())
+        return min(self.ring, self.longest) + lasting
+
+    def reserve(self, units: int, queries: int) -> None:
+        """Prepares for `units` of every sequence, and for `read_fixed` by so many queries at once."""
+        self.reserved = max(units, self.reserved)
+        self._sift(self.reserved)
+        if self.everything:
+            query = torch.arange(self.reserved * self.span + queries, device=self.device)
+            _, ends = self._disjoint(query, query + queries, len(query) + queries + self.span, queries, self.reserved)
+            self._most = int(ends[:, -1].max())
+
+    def read_fixed(self, query: Tensor) -> list[Read]:
+        """As `read`, in shapes that follow from what is reserved, and without asking the device."""
+        if self.everything:
+            slots, unit, count = self._intervals(query, self._most, self.reserved)
+        else:
+            slots, unit = self._ring_and_lasting(self.ring, len(self._lasting) > 0)
+            past = (self.count - self.ring).clamp(min=0)
+            count = torch.searchsorted(self._lasting, past) if len(self._lasting) else torch.zeros_like(past)
+            count = torch.where(count > 0, self.ring + count, self.count.clamp(max=self.ring))
+        return [Read(0, query.shape[1], slots, self._live(query, unit), count)] if unit.shape[1] else []
 
     def read(self, query: Tensor) -> list[Read]:
         """What queries at these positions, int64 `[batch, queries]`, read of the units kept so far: nothing is left out
@@ -86,38 +114,43 @@ class Slots:
         seen = [pattern.visible(query, start, end).expand(*query.shape[:2], unit.shape[1]) for pattern in self.patterns]
         return torch.stack(seen, 1) & (end <= query + 1)[:, None]
 
-    def write(self, units: int, before: Sequence[int], new: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Counts the next units as kept, and says where: (slots in the ring, slots of lasting keys), int64 `[batch,
-        units]` each, -1 for nowhere.
+    def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> list[Tensor]:
+        """Counts the next units as kept, and says where: slots in the ring, and slots of lasting keys, where there may
+        be such; int64 `[batch, units]`, or all slots of one unit as `[batch, slots]`, -1 for nowhere.
 
-        Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real.
+        Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real. On
+        the device (int64 `[batch]` both) they must be reserved, and `longest` is the caller's to keep.
         """
-        offset, real = torch.arange(units, device=self.device), torch.tensor(new, device=self.device)
-        unit, real = self.count[:, None] + offset, offset < real[:, None]
-        after = [kept + more for kept, more in zip(before, new, strict=True)]
-        self.count, self.longest = torch.tensor(after, device=self.device), max(after)
-        self._sift(self.longest)
-        # Of more new units than the ring holds, the last ones stay.
-        in_ring = real & (unit >= self.count[:, None] - self.ring)
-        ring = torch.where(in_ring, unit % max(self.ring, 1), -1)
+        if not isinstance(before, Tensor):
+            self.longest = max(kept + more for kept, more in zip(before, new, strict=True))
+            self._sift(self.longest)
+            new = torch.tensor(new, device=self.device)
+        offset = torch.arange(units, device=self.device)
+        unit, real = self.count[:, None] + offset, offset < new[:, None]
+        self.count += new  # in its place: a CUDA graph reads it there
         if self.everything:
-            return ring, torch.where(real, unit, -1)
-        place = torch.searchsorted(self._lasting, unit)
-        lasting = real & (place < len(self._lasting))
+            return [torch.where(real, unit, -1)]
+        where = []
+        if self.ring:
+            # Of more new units than the ring holds, the last ones stay.
+            in_ring = real & (unit >= self.count[:, None] - self.ring)
+            where.append(torch.where(in_ring, unit % self.ring, -1))
         if len(self._lasting):
-            lasting = lasting & (self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit)
-        return ring, torch.where(lasting, self.ring + place, -1)
-
-    def _lasting_count(self) -> int:
-        return self.longest if self.everything else len(self._lasting)
+            place = torch.searchsorted(self._lasting, unit)
+            found = self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit
+            where.append(torch.where(real & found, self.ring + place, -1))
+        return [torch.cat(where, 1)] if units == 1 and len(where) > 1 else where
 
     def _sift(self, longest: int) -> None:
         """Lists the lasting units below `longest`."""
+        if self.everything:
+            self.needed = max(self.needed, self.ring + longest)
         if self.everything or longest <= self._sifted:
             return
         unit = torch.arange(self._sifted, longest, device=self.device)
         lasts = torch.stack([pattern.lasting(unit * self.span) for pattern in self.patterns]).any(0)
         self._lasting, self._sifted = torch.cat([self._lasting, unit[lasts]]), longest
+        self.needed = self.ring + len(self._lasting)
 
     def _select(self, first: int, query: Tensor) -> Iterator[Read]:
         """What one group of queries reads; `first` is its first query's place in the step."""
@@ -148,39 +181,50 @@ class Slots:
     def _candidates(self, query: Tensor) -> tuple[Tensor | int, Tensor]:
         """(slots as in Read, the unit in each or -1, int64 `[batch, keys]`): all that the queries may see, and more."""
         if self.everything:
-            return self._intervals(query)
-        count, in_ring = self.count[:, None], min(self.ring, self.longest)
+            return self._intervals(query, None, self.longest)[:2]
+        beyond = self.longest > self.ring and len(self._lasting) > 0
+        return self._ring_and_lasting(min(self.ring, self.longest), beyond)
+
+    def _ring_and_lasting(self, in_ring: int, beyond: bool) -> tuple[int, Tensor]:
+        """As `_candidates`: the first slots of the ring, and all `beyond` it."""
+        count = self.count[:, None]
         slot = torch.arange(in_ring, device=self.device)
         unit = count - 1 - (count - 1 - slot) % max(self.ring, 1)
-        if self.longest > self.ring and len(self._lasting):
+        if beyond:
             # What is in the ring as well is read there.
             lasting = torch.where(self._lasting < count - self.ring, self._lasting, -1)
             unit = torch.cat([unit, lasting], 1)
         return unit.shape[1], torch.where(unit >= 0, unit, -1)
 
-    def _intervals(self, query: Tensor) -> tuple[Tensor | int, Tensor]:
-        """As `_candidates`, where unit i is in slot i: what the patterns name, instead of all that there is."""
-        start, stop = query[:, 0], query[:, -1] + 1
-        length = self.longest * self.span + query.shape[1] + self.span
-        found = [pattern.candidates(start, stop, length, query.shape[1]) for pattern in self.patterns]
+    def _intervals(self, query: Tensor, most: int | None, total: int) -> tuple[Tensor | int, Tensor, Tensor]:
+        """As `_candidates`, where unit i is in slot i: what the patterns name, instead of all that there is, `total`;
+        and how many of them, int64 `[batch]`. `most`: of them; None: the device is asked."""
+        length = total * self.span + query.shape[1] + self.span
+        low, ends = self._disjoint(query[:, 0], query[:, -1] + 1, length, query.shape[1], self.count[:, None])
+        most = int(ends[:, -1].max()) if most is None else most
+        if 2 * most >= total:
+            unit = torch.arange(total, device=self.device).expand(len(query), -1)
+            return total, torch.where(unit < self.count[:, None], unit, -1), self.count
+        entry = torch.arange(most, device=self.device).repeat(len(query), 1)
+        run = torch.searchsorted(ends, entry, right=True).clamp(max=ends.shape[1] - 1)
+        unit = low.gather(1, run) + entry - F.pad(ends, (1, 0))[:, :-1].gather(1, run)
+        live = entry < ends[:, -1:]
+        return torch.where(live, unit, 0), torch.where(live, unit, -1), ends[:, -1]
+
+    def _disjoint(
+        self, start: Tensor, stop: Tensor, length: int, queries: int, limit: Tensor | int
+    ) -> tuple[Tensor, Tensor]:
+        """The intervals of units below `limit` that the patterns name for queries `[start, stop)`, in order: where each
+        begins, and how many units they hold up to its end, int64 `[groups, intervals]`."""
+        found = [pattern.candidates(start, stop, length, queries) for pattern in self.patterns]
         low, high = (torch.cat([pair[side] for pair in found], -1) for side in (0, 1))
         low = (low // self.span).clamp(min=0)
-        high = torch.minimum(-(-high // self.span), self.count[:, None])
+        high = (-(-high // self.span)).clamp(max=limit)
         # Disjoint, in order: each begins where those before it have ended.
         low, order = low.sort(-1)
         high = high.gather(-1, order)
         low = torch.maximum(low, F.pad(high.cummax(-1).values[:, :-1], (1, 0)))
-        size = (high - low).clamp(min=0)
-        ends = size.cumsum(-1)
-        most = int(ends[:, -1].max())
-        if 2 * most >= self.longest:
-            unit = torch.arange(self.longest, device=self.device).expand(len(query), -1)
-            return self.longest, torch.where(unit < self.count[:, None], unit, -1)
-        entry = torch.arange(most, device=self.device).repeat(len(query), 1)
-        run = torch.searchsorted(ends, entry, right=True).clamp(max=ends.shape[1] - 1)
-        unit = low.gather(1, run) + entry - (ends - size).gather(1, run)
-        live = entry < ends[:, -1:]
-        return torch.where(live, unit, 0), torch.where(live, unit, -1)
+        return low, (high - low).clamp(min=0).cumsum(-1)
 
 
 def _pick(wanted: Tensor) -> Tensor | None:

@@ -1,18 +1,31 @@
 """A chunk of tokens on its way through the layers: what they share, and how they attend to it and to the past."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels import Axis, BlockLayout, attention, build_layout, merge
-from model.decoding.direct import Part, attend
+from kernels.decoding import Part, decode_attention
 from model.decoding.slots import QUERIES_AT_ONCE, Read, Slots
 from model.rope import RotaryEmbedding
 
 FEW = 8
 """Tokens of a chunk up to which it is attended to without tiles; they are one group (slots.QUERIES_AT_ONCE)."""
+
+
+DECODING = {"reference": "direct", "blocked": "direct", "triton": "triton"}
+"""A model's backend -> that of its decoding (kernels.decode_attention); of others, which only know tiles: "auto"."""
+
+
+class Units(NamedTuple):
+    """Sequence by sequence: units that were full `before` a chunk, and `new` ones; on the host, or int64 `[batch]` on
+    the device. `most`: of new ones of any sequence, which on the device is a bound."""
+
+    before: Sequence[int] | Tensor
+    new: Sequence[int] | Tensor
+    most: int
 
 
 class Step:
@@ -35,34 +48,115 @@ class Step:
             self._found[key] = find()
         return self._found[key]
 
+    def units(self, span: int) -> Units:
+        """What the chunk is in units of `span` tokens."""
+        before = [length // span for length in self.lengths]
+        after = [(length + new) // span for length, new in zip(self.lengths, self.new, strict=True)]
+        new = [b - a for a, b in zip(before, after, strict=True)]
+        return Units(before, new, max(new))
+
+    def longest(self, slots: Slots) -> int:
+        """Tokens of the longest sequence behind the chunk; in a step of fixed shapes the most that there may be."""
+        return max(length + new for length, new in zip(self.lengths, self.new, strict=True))
+
+    def read(self, slots: Slots) -> list[Read]:
+        """What the chunk's tokens read of what is kept."""
+        if self.chunk <= FEW or not slots.everything or not slots.longest:
+            return slots.read(self.position)
+        # Unit i is in slot i. In a ragged batch, what lies behind the end of a sequence is another document.
+        unit = torch.arange(slots.longest, dtype=torch.int32, device=self.device)
+        behind = (unit >= slots.count[: self._layouts, None]).int()
+        start = (unit * slots.span).expand_as(behind)
+        keys = Axis(start, start + slots.span, behind, torch.zeros_like(start), span=slots.span)
+        return [Read(0, self.chunk, slots.longest, self._layout(slots, keys))]
+
     def own(self, slots: Slots) -> BlockLayout | Tensor:
         """How the chunk's tokens see one another: a layout, or where there are few a mask as in Part."""
-        if self.chunk <= FEW:
-            return slots.visible(self.position, self.position)
-        # One layout serves sequences of one length. It is needed once: an axis without a key is not kept.
-        start = (self.position[:1] if len(set(self.lengths)) == 1 else self.position).int()
-        axis = Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
+        return slots.visible(self.position, self.position) if self.chunk <= FEW else self._layout(slots)
+
+    @property
+    def _layouts(self) -> int:
+        """Of one pattern: one layout serves sequences of one length."""
+        return 1 if len(set(self.lengths)) == 1 else len(self.lengths)
+
+    def _axis(self) -> Axis:
+        start = self.position[: self._layouts].int()
+        return Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
+
+    def _layout(self, slots: Slots, keys: Axis | None = None) -> BlockLayout:
+        # It is needed once: an axis without a key is not kept.
         pattern = slots.patterns[0] if len(slots.patterns) == 1 else slots.patterns
-        return build_layout(pattern, axis, block=self.block)
+        return build_layout(pattern, self._axis(), keys, block=self.block)
+
+
+class FixedStep(Step):
+    """A step whose shapes follow from `chunk` (FEW at most) and what is reserved alone, and which asks the device for
+    nothing, so that a CUDA graph of it serves any lengths. `lengths` and `new` are int64 `[batch]` on the device; the
+    step does not change them."""
+
+    def __init__(self, lengths: Tensor, new: Tensor, chunk: int, rotary: RotaryEmbedding) -> None:
+        assert chunk <= FEW, "layouts are not of fixed shapes"
+        self.lengths, self.new, self.chunk, self.rotary = lengths, new, chunk, rotary
+        self.device = lengths.device
+        self.position = lengths[:, None] + torch.arange(chunk, device=self.device)
+        self._found = {}
+
+    def units(self, span: int) -> Units:
+        before = self.lengths // span
+        return Units(before, (self.lengths + self.new) // span - before, (self.chunk + span - 1) // span)
+
+    def longest(self, slots: Slots) -> int:
+        return slots.reserved * slots.span
+
+    def read(self, slots: Slots) -> list[Read]:
+        return slots.read_fixed(self.position)
 
 
 def attend_to_all(
     q: Tensor, own: Part, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
 ) -> tuple[Tensor, Tensor]:
     """One softmax over the chunk (`own`, whose mask may be a layout), what the store gives of the `past`, and `fresh`
-    keys that the chunk has brought beside its tokens: (out, lse) as kernels.attention."""
-    scale = q.shape[-1] ** -0.5
-    tiles = not isinstance(own.mask, Tensor)
-    assert tiles or q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
-    if tiles:
-        out, lse = attention(q, own.k, own.v, own.mask, return_lse=True, backend=backend)
+    keys that the chunk has brought beside its tokens: (out, lse) as kernels.attention. Layouts are for all queries."""
+    if isinstance(own.mask, Tensor):
+        return attend_to_parts(q, [*(part for _, part in past), *fresh, own], backend)
+    return _attend_in_groups(q, [own], past, fresh, backend)
+
+
+def attend_to_past(
+    q: Tensor, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+) -> tuple[Tensor, Tensor]:
+    """As `attend_to_all`, of keys that stand for no token of the chunk alone; 0 and -inf where there are none."""
+    if q.shape[2] <= FEW:
+        return attend_to_parts(q, [*(part for _, part in past), *fresh], backend)
+    return _attend_in_groups(q, [], past, fresh, backend)
+
+
+def attend_to_parts(q: Tensor, parts: Sequence[Part], backend: str) -> tuple[Tensor, Tensor]:
+    """One softmax of FEW queries over all `parts`; 0 and -inf where there is none."""
+    assert q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
+    return decode_attention(q, parts, backend=DECODING.get(backend, "auto")) if parts else nothing_seen(q)
+
+
+def nothing_seen(q: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) of queries without a key."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)
+
+
+def _attend_in_groups(
+    q: Tensor, tiled: list[Part], past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+) -> tuple[Tensor, Tensor]:
+    """Many queries: those parts whose masks are layouts by the kernels of training, others group by group."""
+    tiled += [part for _, part in past if isinstance(part.mask, BlockLayout)]
+    found = [attention(q, *part[:3], return_lse=True, backend=backend) for part in tiled]
+    out, lse = merge(found) if found else nothing_seen(q)
+    past = [(read, part) for read, part in past if not isinstance(part.mask, BlockLayout)]
     for first in range(0, q.shape[2], QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)
         parts = [part for read, part in past if read.first == first]
         parts += [part.of(rows) for part in fresh]
-        if not tiles:
-            return attend(q, [*parts, own], scale)
         if parts:
-            merged = merge([attend(q[:, :, rows], parts, scale), (out[:, :, rows], lse[:, :, rows])])
+            seen = decode_attention(q[:, :, rows], parts, backend="direct")
+            merged = merge([seen, (out[:, :, rows], lse[:, :, rows])])
             out[:, :, rows], lse[:, :, rows] = merged
     return out, lse

@@ -1,62 +1,124 @@
 """One layer's keys and values in the slots that their pattern's bookkeeping gives them."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.decoding.direct import Part
+from kernels import BlockLayout
+from kernels.backends.direct import take_pages
+from kernels.decoding import Part
 from model.decoding.slots import Read, Slots
 
 GROWTH, PAGE = 1.25, 256
 """A store that is full becomes so much larger, in whole pages of slots."""
 
 
+class Picks(NamedTuple):
+    """Blocks of `size` slots that a step reads: `blocks`, integers `[batch, selectors, queries, picks]`, -1 for none,
+    with as many selectors for each KV head."""
+
+    blocks: Tensor
+    size: int
+
+
 class Store:
-    """Keys and values `[batch, kv_heads, slots, head_dim]`; memory is taken when the first ones come."""
+    """Keys and values `[batch, kv_heads, slots, head_dim]`, or keys alone; memory is taken when the first ones come."""
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
         self.capacity = 0
-        self.keys_read = 0
-        """Slots that the last step read, summed over groups of queries."""
+        self._reads: list[Read | Picks | int] = []
         self._k: Tensor | None = None
         self._v: Tensor | None = None
 
     @property
     def bytes_a_slot(self) -> int:
         """Of keys and values, all sequences and KV heads together."""
-        return 0 if self._k is None else 2 * self._k[:, :, 0].numel() * self._k.element_size()
+        return sum(x[:, :, 0].numel() * x.element_size() for x in (self._k, self._v) if x is not None)
 
-    def read(self, reads: Sequence[Read]) -> list[tuple[Read, Part]]:
-        """The keys and values of each read."""
-        self.keys_read = sum(read.mask.shape[3] for read in reads)
-        return [(read, Part(*self._pick(read.slots), read.mask)) for read in reads]
+    @property
+    def bytes_a_number(self) -> int:
+        """Of one element of keys that have values; 0: there are none."""
+        return 0 if self._v is None else self._v.element_size()
 
-    def write(self, k: Tensor, v: Tensor, where: Sequence[Tensor]) -> None:
-        """k and v `[batch, kv_heads, units, head_dim]` into slots int64 `[batch, units]`, -1 for nowhere, each."""
-        self._grow(k)
-        batch = torch.arange(len(k), device=k.device)[:, None]
-        for slot in where:
-            slot = torch.where(slot < 0, self.capacity, slot)  # the slot behind the last takes what nobody will read
+    @property
+    def keys_read(self) -> int:
+        """Slots that the last step read, of the sequence that read most, summed over groups of queries."""
+        return sum(_slots_read(read, self._k.shape[1]) for read in self._reads)
+
+    def read(self, reads: Sequence[Read], like: Tensor) -> list[tuple[Read, Part]]:
+        """The keys and values of each read; `like`: keys of the step."""
+        self._reads = list(reads)
+        if reads:
+            self._grow(like, like)
+        listed = [None if isinstance(read.slots, int) else read.slots[:, None] for read in reads]
+        found = []
+        for read, slots in zip(reads, listed, strict=True):
+            k, v = self._k, self._v
+            if isinstance(read.mask, BlockLayout):
+                k, v = k[:, :, : read.slots], v[:, :, : read.slots]
+            found.append((read, Part(k, v, read.mask, slots, read.count)))
+        return found
+
+    def read_keys(self, slots: int) -> Tensor:
+        """The keys in so many of the first slots."""
+        self._reads = [slots]
+        return self._k[:, :, :slots]
+
+    def read_picks(self, picks: Picks) -> tuple[Tensor, Tensor]:
+        """All keys and values, of which the caller reads those blocks, besides what `read` gave it."""
+        self._reads.append(picks)
+        return self._k, self._v
+
+    def gather(self, picks: Picks) -> tuple[Tensor, Tensor]:
+        """Keys and values of the picks, and something for -1: `[batch, queries, selectors, picks * size, head_dim]`."""
+        blocks, size = picks.blocks.transpose(1, 2).clamp(min=0).long(), picks.size
+        batch, _, selectors, _ = blocks.shape
+        at = torch.arange(batch, device=blocks.device)[:, None, None, None]
+        head = torch.arange(selectors, device=blocks.device)[:, None] // (selectors // self._k.shape[1])
+        k, v = (take_pages(x, at, head, blocks, size).flatten(3, 4) for x in (self._k, self._v))
+        return k, v
+
+    def write(self, k: Tensor, v: Tensor | None, where: Sequence[Tensor]) -> None:
+        """k and v `[batch, kv_heads, units, head_dim]` into slots as Slots.write gives them, -1 for nowhere."""
+        self._grow(k, v)
+        batch = self.slots.sequence
+        for slot in where:  # -1, the slot behind the last, takes what nobody will read
             self._k[batch, :, slot] = k.transpose(1, 2)
-            self._v[batch, :, slot] = v.transpose(1, 2)
+            if v is not None:
+                self._v[batch, :, slot] = v.transpose(1, 2)
 
-    def _pick(self, slots: Tensor | int) -> tuple[Tensor, Tensor]:
-        if isinstance(slots, int):
-            return self._k[:, :, :slots], self._v[:, :, :slots]
-        index = slots[:, None, :, None].expand(-1, self._k.shape[1], -1, self._k.shape[3])
-        return self._k.gather(2, index), self._v.gather(2, index)
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [x for x in (self._k, self._v) if x is not None]
 
-    def _grow(self, like: Tensor) -> None:
+    def _grow(self, k: Tensor, v: Tensor | None) -> None:
         if self._k is not None and self.slots.needed <= self.capacity:
             return
         listed = self.slots.needed - self.slots.ring
-        wanted = self.slots.ring + (-(-int(listed * GROWTH) // PAGE) * PAGE if listed else 0)
-        shape = (*like.shape[:2], wanted + 1, like.shape[3])
-        for name in ("_k", "_v"):
-            old, new = getattr(self, name), like.new_zeros(shape)
+        growth = 1 if self.slots.reserved else GROWTH
+        wanted = self.slots.ring + (-(-int(listed * growth) // PAGE) * PAGE if listed else 0)
+        for name, like in (("_k", k), ("_v", v)):
+            if like is None:
+                continue
+            old, new = getattr(self, name), like.new_zeros(*like.shape[:2], wanted + 1, like.shape[3])
             if old is not None:
                 new[:, :, : self.capacity] = old[:, :, : self.capacity]
             setattr(self, name, new)
         self.capacity = wanted
+
+
+def _slots_read(read: Read | Picks | int, kv_heads: int) -> int:
+    if isinstance(read, int):
+        return read
+    if isinstance(read, Picks):
+        return int((read.blocks >= 0).sum((1, 2, 3)).max()) * read.size // kv_heads
+    if isinstance(read.mask, BlockLayout):
+        return int(read.mask.rows.count.sum(-1).max()) * read.mask.block
+    if read.count is None:
+        return read.mask.shape[3]
+    # A step of fixed shapes has room for later keys, and its kernel skips what no query sees.
+    entry = torch.arange(read.mask.shape[3], device=read.mask.device)
+    return int((read.mask.any((1, 2)) & (entry < read.count[:, None])).sum(1).max())

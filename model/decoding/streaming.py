@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-LONGEST_CHARACTER = 4
-"""Bytes of UTF-8, and so tokens at most."""
+BROKEN = "\ufffd"
 
 
 class TextStream:
@@ -16,6 +15,9 @@ class TextStream:
         self.ended = False
         """Whether a stop string came."""
         self._tokens: list[int] = []
+        """Since the last one that ended with a whole character."""
+        self._taken = 0
+        """Characters of theirs that are in `_held` or were given out."""
         self._held = ""
 
     def add(self, token: int) -> str:
@@ -23,11 +25,7 @@ class TextStream:
         if self.ended:
             return ""
         self._tokens.append(token)
-        text = self.decode(self._tokens)
-        if text.endswith("\ufffd") and len(self._tokens) < LONGEST_CHARACTER:
-            return ""
-        self._tokens.clear()
-        self._held += text
+        self._take(whole=True)
         found = [place for place in map(self._held.find, self.stop) if place >= 0]
         if found:
             self.ended = True
@@ -39,9 +37,19 @@ class TextStream:
         """What is left when no more tokens come."""
         if self.ended:
             return ""
-        self._held += self.decode(self._tokens)
-        self._tokens.clear()
+        self._take(whole=False)
         return self._give(len(self._held))
+
+    def _take(self, whole: bool) -> None:
+        """Holds what the tokens have brought; `whole`: without a last character that may be but half of one. Of broken
+        bytes all but the last character will stay what they are."""
+        text = self.decode(self._tokens)
+        certain = len(text) - (whole and text.endswith(BROKEN))
+        self._held += text[self._taken : certain]
+        self._taken = certain
+        if certain == len(text):
+            self._tokens.clear()
+            self._taken = 0
 
     def _give(self, count: int) -> str:
         given, self._held = self._held[:count], self._held[count:]

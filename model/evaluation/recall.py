@@ -37,9 +37,11 @@ def answer_spans(targets: Tensor) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def answer(model: Transformer, batch: Mapping[str, Tensor]) -> list[Answer]:
+def answer(model: Transformer, batch: Mapping[str, Tensor], vocabulary: int | None = None) -> list[Answer]:
     """The answers of a batch (tokens, targets, position: int64 or int32 `[batch, length]`, one document a sequence) in
-    the order of its sequences; targets are -100 but for the answers. ValueError: the model cannot take the length."""
+    the order of its sequences; targets are -100 but for the answers. Greedy decoding chooses among tokens below
+    `vocabulary`, as generation does (a model's is often rounded up beyond its tokenizer's). ValueError: the model
+    cannot take the length."""
     length, device = batch["tokens"].shape[1], model.embed_tokens.weight.device
     if length > model.config.max_length:
         raise ValueError(f"sequences of {length} tokens: the model takes {model.config.max_length}")
@@ -47,10 +49,11 @@ def answer(model: Transformer, batch: Mapping[str, Tensor]) -> list[Answer]:
     with evaluating(model):
         hidden = model(tokens, position, model.build_layouts(None, length))
         scored = targets != IGNORE
-        logits = model.logits(hidden[scored]).float()
+        logits = model.logits(hidden[scored])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
     right = torch.zeros_like(targets, dtype=torch.bool)
     nats = torch.zeros_like(targets, dtype=torch.float64)
-    right[scored] = logits.argmax(-1) == targets[scored]
+    right[scored] = logits[:, :vocabulary].argmax(-1) == targets[scored]
     nats[scored] = F.cross_entropy(logits, targets[scored], reduction="none").double()
     right, nats = right.cpu(), nats.cpu()
     return [

@@ -107,13 +107,14 @@ def score_segments(
 ) -> Iterator[tuple[int, Segment, np.ndarray]]:
     """(document, segment, nats of the segment's scored tokens), in the order of `work`.
 
-    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory; where the
-    model's attention has no cache (Cache.serves), in one pass.
+    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory. Where a pattern
+    counts from the packed sequence's beginning, each segment is a sequence of its own: a loss must not depend on what
+    it was packed with.
     """
-    for batch in _batches(work, tokens_at_once):
+    for batch in _batches(work, 0 if _counts_from_sequence(model) else tokens_at_once):
         document, segment = batch[0]
         with evaluating(model):
-            if segment.stop - segment.start > tokens_at_once and Cache.serves(model):
+            if segment.stop - segment.start > tokens_at_once:
                 scored = [(document, segment, _score_in_chunks(model, documents, batch[0], tokens_at_once, progress))]
             else:
                 scored = list(_score(model, documents, batch))
@@ -121,8 +122,13 @@ def score_segments(
         yield from scored
 
 
+def _counts_from_sequence(model: Transformer) -> bool:
+    by_head = (pattern if isinstance(pattern, tuple) else (pattern,) for pattern in model.patterns)
+    return any(pattern.anchor == "sequence" for patterns in by_head for pattern in patterns)
+
+
 def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
-    """Segments in order, as many at once as fit."""
+    """Segments in order, as many at once as fit, and always one."""
     batch: list[Work] = []
     size = 0
     for document, segment in work:

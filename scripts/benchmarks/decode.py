@@ -1,26 +1,52 @@
-"""Time to read a prompt, and to grow it token by token, by pattern and context; and what the cache holds and reads.
+"""Time to read a prompt, and to grow it token by token, by pattern, context and batch; what the cache holds and reads.
 
-Each row is a cache of its own, filled by chunks; a few tokens are decoded first that don't count. `stored` and `read`
-are what the model's patterns ask for (kernels/cost.py); `read_measured` is what the last token really read.
+Each row is a cache of its own; a few tokens are decoded first that don't count. `stored` and `read` are what the
+model's patterns ask for (kernels/cost.py); `read_measured` is what the last token really read. `floor_ms` is the time
+in which a GPU could read the weights and those keys and values once, at the speed of a large copy on it.
+
+With --pretend no prompt is read: caches are filled with random keys and values, which takes no time, and tells as much
+of a token's cost. Reading a prompt is then measured by itself, on one sequence.
+
+    python scripts/benchmark.py decode --model small --bfloat16 --pretend --step graph --batch 1 16 \\
+        --attention dense window strided block_sparse hierarchical --contexts 8192 32768 131072
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from model import Cache, Transformer
 
 WARM_UP = 3
 """Tokens that are decoded before the clock starts."""
+
+STEPS = {
+    "extend": "Cache.extend",
+    "fixed": "TokenStep as it is",
+    "graph": "replayed as a CUDA graph",
+    "compiled": "compiled and replayed",
+}
+
+COPIED = 1 << 30
+"""Bytes of the copy that tells a GPU's bandwidth."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", nargs="+", default=["dense", "window"], help="choices of configs/attention")
     parser.add_argument("--contexts", nargs="+", type=int, default=[1024, 8192], help="tokens of the prompt")
-    parser.add_argument("--batch", type=int, default=1, help="sequences that grow at once")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1], help="sequences that grow at once")
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=32, help="measured tokens; the median counts")
     parser.add_argument("--prefill-chunk", type=int, default=4096, help="tokens of a prompt that are read at once")
     parser.add_argument("--bfloat16", action="store_true", help="weights and cache in bfloat16 instead of float32")
+    parser.add_argument("--step", default="extend", choices=list(STEPS), help=f"{STEPS}"[1:-1])
+    parser.add_argument("--pretend", action="store_true", help="random keys and values in place of a prompt")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/decode.json"))
 
 
@@ -28,47 +54,84 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON."""
     from scripts.benchmarks.results import markdown, write
 
-    rows = [measure(name, context, arguments) for name in arguments.attention for context in arguments.contexts]
+    rows = [row for attention in arguments.attention for row in measure(attention, arguments)]
+    compare(rows)
     write(arguments, rows)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
 
 
-def measure(attention: str, context: int, arguments: argparse.Namespace) -> dict[str, object]:
-    """One row: a model with random weights, a random prompt of `context` tokens."""
+def measure(attention: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a model with random weights."""
     import torch
 
-    from model import Cache
-    from model.decoding import expected_bytes
     from model.inference import evaluating
     from scripts.benchmarks.models import untrained
 
     model, _ = untrained(attention, arguments.model)
     model = model.to(torch.bfloat16) if arguments.bfloat16 else model
-    device, batch = model.embed_tokens.weight.device, arguments.batch
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(model.config.vocabulary, (batch, context), generator=generator).to(device)
-    cache, seconds = Cache(model, batch), []
-    with evaluating(model):
+    bandwidth, rows = _bandwidth(model.embed_tokens.weight.device), []
+    with evaluating(model), torch.no_grad():
+        for context in arguments.contexts:
+            prefill = _prefill(model, context, arguments) if arguments.pretend else None
+            for batch in arguments.batch:
+                row = _row(model, context, batch, prefill if batch == 1 else None, bandwidth, arguments)
+                rows.append({"attention": attention, **row})
+    return rows
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Adds to each row how many times the token of its shortest context it takes, and of dense attention at its own."""
+    times = {(row["attention"], row["context"], row["batch"]): row["ms_per_token"] for row in rows}
+    shortest = min(context for _, context, _ in times)
+    for row in rows:
+        attention, context, batch = row["attention"], row["context"], row["batch"]
+        row[f"times_{shortest}"] = round(row["ms_per_token"] / times[attention, shortest, batch], 3)
+        dense = times.get(("dense", context, batch))
+        row["times_dense"] = dense and round(row["ms_per_token"] / dense, 3)
+
+
+def _row(
+    model: "Transformer", context: int, batch: int, prefill: float | None, bandwidth: float | None,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    import torch
+
+    from model import Cache
+    from model.decoding import TokenStep, expected_bytes
+
+    device, cache, capacity = (
+        model.embed_tokens.weight.device,
+        Cache(model, batch),
+        context + WARM_UP + arguments.tokens,
+    )
+    if arguments.pretend or arguments.step != "extend":
+        cache.reserve(capacity)
+    if arguments.pretend:
+        hidden = cache.extend(torch.zeros(batch, 1, dtype=torch.int64, device=device))
+        cache.pretend(context)
+    else:
+        hidden, prefill = _read(model, cache, context, arguments.prefill_chunk)
+    extend: Callable = cache.extend
+    if arguments.step != "extend":
+        extend = TokenStep(cache, capacity, cuda_graph=arguments.step != "fixed", compiled=arguments.step == "compiled")
+    seconds = []
+    for _ in range(WARM_UP + arguments.tokens):
         started = _now(device)
-        for chunk in prompt.split(arguments.prefill_chunk, 1):
-            hidden = cache.extend(chunk)
-        prefill = _now(device) - started
-        for _ in range(WARM_UP + arguments.tokens):
-            started = _now(device)
-            token = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)
-            hidden = cache.extend(token)
-            seconds.append(_now(device) - started)
+        token = model.logits(hidden[:, -1]).argmax(-1, keepdim=True)
+        hidden = extend(token)
+        seconds.append(_now(device) - started)
     median = statistics.median(seconds[WARM_UP:])
-    last = max(cache.lengths) - 1
-    (stored, _), (_, read) = expected_bytes(model, last + 1, batch), expected_bytes(model, last, batch)
+    (stored, _), (_, read) = expected_bytes(model, capacity, batch), expected_bytes(model, capacity - 1, batch)
     assert stored == cache.bytes_stored, "the cache holds what its patterns ask for"
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    floor = None if bandwidth is None else round(1e3 * (weights + read) / bandwidth, 3)
     return {
-        "attention": attention,
         "context": context,
         "batch": batch,
-        "prefill_ms": round(1e3 * prefill, 1),
+        "prefill_ms": prefill and round(1e3 * prefill, 1),
         "ms_per_token": round(1e3 * median, 3),
+        "floor_ms": floor,
         "tokens_per_second": round(batch / median),
         "cache_gib": round(stored / 2**30, 6),
         "allocated_gib": round(cache.bytes_allocated / 2**30, 6),
@@ -77,7 +140,42 @@ def measure(attention: str, context: int, arguments: argparse.Namespace) -> dict
     }
 
 
-def _now(device) -> float:
+def _prefill(model: "Transformer", context: int, arguments: argparse.Namespace) -> float:
+    """Seconds to read one prompt; the first chunk's kernels were compiled by a short one."""
+    from model import Cache
+
+    _read(model, Cache(model, 1), min(context, 2 * arguments.prefill_chunk), arguments.prefill_chunk)
+    return _read(model, Cache(model, 1), context, arguments.prefill_chunk)[1]
+
+
+def _read(model: "Transformer", cache: "Cache", context: int, chunk: int) -> "tuple[torch.Tensor, float]":
+    """(hidden states of the last chunk, seconds) of reading a random prompt."""
+    import torch
+
+    device, generator = model.embed_tokens.weight.device, torch.Generator().manual_seed(0)
+    prompt = torch.randint(model.config.vocabulary, (cache.batch, context), generator=generator).to(device)
+    started = _now(device)
+    for part in prompt.split(chunk, 1):
+        hidden = cache.extend(part)
+    return hidden, _now(device) - started
+
+
+def _bandwidth(device: "torch.device") -> float | None:
+    """Bytes a second that a GPU reads and writes in a large copy; None on a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    source = torch.empty(COPIED, dtype=torch.uint8, device=device).random_()
+    target, seconds = torch.empty_like(source), []
+    for _ in range(8):
+        started = _now(device)
+        target.copy_(source)
+        seconds.append(_now(device) - started)
+    return 2 * COPIED / min(seconds)
+
+
+def _now(device: "torch.device") -> float:
     import torch
 
     if device.type == "cuda":

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import Axis, attention, build_layout
 from kernels.cost import AttentionCost, DecodeCost, attention_cost, causal_pairs, decode_cost, layout_bytes
-from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Strided, Window
+from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, NativeSparse, Routed, Strided, Window
 from tests.kernels.oracle import PATTERNS, brute_force_mask, packing
 
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -98,6 +98,21 @@ def test_pytorchs_counter_knows_layouts_of_one_head_and_one_batch():
 )
 def test_what_a_cache_holds_and_a_token_reads(pattern, stored, read):
     assert decode_cost(pattern, 1000) == DecodeCost(stored, read)
+
+
+ROUTED = dict(
+    **dict(window=40, block=16, top_k=3, router="mean_key", share="group", first_block=True, strategy="by_block"),
+    **dict(indexer_dim=8, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+)
+
+
+def test_a_routed_token_reads_its_window_its_blocks_and_the_routers_keys():
+    """At position 1000: a window from 960 on, 60 blocks before it, of which 4 are read."""
+    assert decode_cost(Routed(**ROUTED), 1000) == DecodeCost(1000, 40 + 4 * 16, 62, 60)
+    assert decode_cost(Routed(**ROUTED | {"share": "head"}), 1000, group=3) == DecodeCost(1000, 40 + 3 * 64, 62, 60)
+    assert decode_cost(Routed(**ROUTED), 39) == DecodeCost(39, 39, 2, 0)
+    branches = NativeSparse(**ROUTED, summary_span=30, pooling="mean", combine="lse")
+    assert decode_cost(branches, 1000) == DecodeCost(1000 + 33, 40 + 64 + 33, 62, 60)
 
 
 def test_what_a_windows_cache_holds_does_not_grow():

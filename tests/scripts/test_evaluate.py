@@ -86,6 +86,15 @@ def test_a_row_names_what_it_was_measured_on(window):
     assert row in kept and row["checkpoint"] == "checkpoints/last.ckpt"
 
 
+def test_a_row_of_another_precision_is_another_row(dense, tmp_path):
+    output = tmp_path / "rows.json"
+    for precision in ("32-true", "64-true", "32-true"):
+        row = evaluate(f"checkpoint={dense}", f"output={output}", f"precision={precision}")
+        assert row["precision"] == precision
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["precision"] for row in rows] == ["64-true", "32-true"]  # measured again, the first one is replaced
+
+
 def test_the_parts_that_are_asked_for_are_in_the_row(window, dense):
     row = evaluate(
         f"checkpoint={window}",
@@ -103,7 +112,7 @@ def test_the_parts_that_are_asked_for_are_in_the_row(window, dense):
 
 
 def test_runs_are_compared_on_the_same_tokens(window, dense, tmp_path):
-    result = evaluate(f"checkpoint=[{window},{dense}]", f"output={tmp_path / 'comparison'}")
+    result = evaluate(f"checkpoint=[{window},{dense}]", f"output={tmp_path / 'comparison.1'}")
     alone = [evaluate(f"checkpoint={run}") for run in (window, dense)]
     for row, single in zip(result["rows"], alone, strict=True):
         assert row["nll_nats"] == pytest.approx(single["nll_nats"], rel=1e-9)
@@ -112,7 +121,7 @@ def test_runs_are_compared_on_the_same_tokens(window, dense, tmp_path):
     assert difference["loss"] == pytest.approx(alone[1]["loss"] - alone[0]["loss"], abs=1e-9)
     assert difference["loss_low"] <= difference["loss"] <= difference["loss_high"]
 
-    folder = tmp_path / "comparison"
+    folder = tmp_path / "comparison.1"
     assert json.loads((folder / "comparison.json").read_text()) == json.loads(json.dumps(result))
     with open(folder / "comparison.csv") as file:
         rows = list(csv.DictReader(file))
@@ -139,7 +148,7 @@ def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, book
     [
         (["evaluation=whole", "checkpoint={short}"], "protocol.name=whole needs sequences of"),
         (["checkpoint=[]"], r"checkpoint=\[\]: must list at least one run"),
-        (["checkpoint=[{short}]", "output=a.json"], r"output=a\.json: must be a folder"),
+        (["checkpoint=[{short}]", "output={short}/config.yaml"], r"output=.*config\.yaml: must be a folder"),
         (["checkpoint={short}", "evaluation.by_context.contexts=[half]"], "by_context.contexts holds 'half': must be"),
         (["checkpoint={short}", "evaluation.key_tokens.gain=0"], r"key_tokens.gain=0: must be positive"),
         (["checkpoint={short}", "evaluation.key_tokens.confidence=1"], r"key_tokens.confidence=1: must be"),

@@ -68,6 +68,8 @@ def test_a_prompt_may_be_a_file(trained, tmp_path):
         (["prompt_file=/no/such.txt", "prompt=a"], "prompt must then be empty"),
         (["prompt=[]"], r"prompt=\[\]: must be a text"),
         (["temperature=-1"], "temperature=-1: must be 0"),
+        (["cuda_graph=true"], "cuda_graph=true: the model is on cpu, and must be on cuda"),
+        (["cuda_graph=maybe"], "cuda_graph=maybe: must be auto, true or false"),
         (["new_tokens=0"], "new_tokens=0: must be at least 1"),
         (["new_tokens=2000000"], "new_tokens=2000000: prompt and continuation would be"),
     ],

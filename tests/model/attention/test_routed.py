@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from kernels.patterns import Dense, NativeSparse, Pattern, Routed, Window
+from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed, Window
 from model import Transformer
 from model.attention import Attended
 from model.attention.indexer import SCORES_AT_ONCE
@@ -369,3 +369,20 @@ def test_settings_that_cannot_be_are_named():
             routed(**change)
     with pytest.raises(ValueError, match="combine='sum': must be one of lse, gates"):
         dataclasses.replace(PATTERNS["native_sparse"], combine="sum")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [*PATTERNS.values(), Hierarchical(window=5, spans=(16, 32), reaches=(20,), pooling="learned")],
+    ids=[*PATTERNS, "hierarchical"],
+)
+@pytest.mark.parametrize("length", [5, 15, 40])
+def test_every_parameter_has_a_gradient_in_sequences_of_any_length(pattern, length):
+    """Also where no block or span is whole: data-parallel training stops at a parameter without one."""
+    if isinstance(pattern, NativeSparse):
+        pattern = dataclasses.replace(pattern, summary_span=16)
+    model = lively(Transformer(config(sink_logits=True), plan(pattern))).train()
+    tokens, position = torch.arange(length + 1)[None] * 7 % 64, torch.arange(length)[None]
+    out = model.loss(tokens[:, :-1], tokens[:, 1:], position, model.build_layouts(None, length))
+    (out.total if out.auxiliary is None else out.total + out.auxiliary).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

@@ -29,6 +29,12 @@ def test_a_seed_gives_one_text():
     assert run(model) != run(model, sampling=sampling(seed=1))
 
 
+def test_neighbouring_seeds_share_no_sequence():
+    model, prompts = build(), [[1, 2, 3]] * 4
+    found = [tuple(tokens) for seed in (0, 1, 2) for tokens in run(model, prompts, sampling=sampling(seed=seed))]
+    assert len(set(found)) == len(found)
+
+
 def test_what_a_sequence_draws_does_not_depend_on_the_batch_or_on_the_chunk():
     model = build()
     together = run(model)
@@ -106,6 +112,7 @@ def test_temperature_zero_is_greedy():
         (dict(temperature=-1), "temperature=-1: must be 0"),
         (dict(top_k=0), "top_k=0: must be an integer >= 1"),
         (dict(top_p=0), "top_p=0: must be above 0"),
+        (dict(seed=-1), "seed=-1: must be an integer >= 0"),
     ],
 )
 def test_impossible_sampling_is_refused(changes, message):

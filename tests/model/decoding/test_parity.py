@@ -6,18 +6,35 @@ prompts, and for chunks of one token, of a few, and around the size of a tile.
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from kernels import build_layout
-from kernels.patterns import BlockSparse, Dense, Hierarchical, Pattern, Routed, Strided, Window
+from kernels import build_layout, routing
+from kernels.patterns import BlockSparse, Dense, Hierarchical, NativeSparse, Pattern, Routed, Strided, Window
 from model import Cache, Sampling, Transformer, generate
+from model.attention.routed import RoutedAttend
 from model.decoding import expected_bytes
-from model.evaluation import Protocol, token_losses
+from model.decoding import routed as decoding_routed
+from model.decoding.cache import FAMILIES
 from tests.kernels.oracle import PATTERNS, Chosen
-from tests.model.evaluation.documents import Documents
 from tests.model.small import config, lively, plan
 
 BLOCK = 16
 LENGTH = 78
+ROUTED = dict(
+    **dict(window=5, block=BLOCK, top_k=1, router="mean_key", share="group", first_block=False),
+    **dict(strategy="by_block", indexer_dim=4, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+)
+BRANCHES = dict(summary_span=6, pooling="learned", combine="lse")
+
+
+def routed(**changes) -> Routed:
+    return Routed(**ROUTED | changes)
+
+
+def native_sparse(**changes) -> NativeSparse:
+    return NativeSparse(**ROUTED | BRANCHES | changes)
+
+
 MIXED = {"local": Window(9, 2), "far": Strided(3, 8, 2), "full": Dense(), "blocks": BlockSparse(7, 1, 1, 1)}
 PLANS = {name: plan(pattern, block=BLOCK) for name, pattern in PATTERNS.items()} | {
     "blocks_without_random_ones": plan(BlockSparse(8, 2, 1, 0), block=BLOCK),
@@ -31,9 +48,28 @@ PLANS = {name: plan(pattern, block=BLOCK) for name, pattern in PATTERNS.items()}
         block=BLOCK,
     ),
     "mixed_by_head_and_depth": plan(MIXED, ["local", ["far", "full"], ["blocks", "local"]], block=BLOCK),
+    "routed": plan(routed(), block=BLOCK),
+    "routed_by_head": plan(routed(share="head", first_block=True), block=BLOCK),
+    "routed_to_all_blocks": plan(routed(window=1, top_k=99), block=BLOCK),
+    "routed_by_indexer": plan(routed(router="indexer", top_k=2, window=BLOCK), block=BLOCK),
+    "routed_by_indexer_and_head": plan(routed(router="indexer", share="head"), block=BLOCK),
+    "native_sparse": plan(native_sparse(), block=BLOCK),
+    "native_sparse_gated": plan(
+        native_sparse(combine="gates", router="indexer", pooling="mean", first_block=True, share="head"), block=BLOCK
+    ),
+    "families_mixed": plan(
+        {
+            "local": Window(9, 2),
+            "far": routed(top_k=2),
+            "branches": native_sparse(),
+            "coarse": Hierarchical(window=9, spans=(4,), reaches=(), pooling="learned"),
+        },
+        ["local", "far", "branches", "coarse"],
+        block=BLOCK,
+    ),
     "five_windows_to_one": plan({"local": Window(11), "full": Dense()}, ["local", "local", "full"], block=BLOCK),
 }
-CHUNKS = (1, 7, BLOCK - 1, BLOCK, BLOCK + 1)
+CHUNKS = (1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK - 1)
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest difference of any two logits, which are 3 to 5 in size."""
@@ -96,7 +132,7 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
     monkeypatch.setattr("model.decoding.store.PAGE", 4)
     for module in ("slots", "step"):
         monkeypatch.setattr(f"model.decoding.{module}.QUERIES_AT_ONCE", 9)
-    monkeypatch.setattr("model.decoding.direct.SCORES_AT_ONCE", 500)
+    monkeypatch.setattr("kernels.backends.direct.SCORES_AT_ONCE", 500)
     model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
     for chunk in (1, 7, 17):
@@ -106,7 +142,8 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
 @pytest.mark.parametrize("chunk", CHUNKS)
 @every_plan
 def test_ragged_batches_give_the_logits_of_each_text_alone(name, chunk):
-    """Prompts of different lengths, padded at the right, then tokens one by one, of which some sequences get none."""
+    """Prompts of different lengths, padded at the right, then tokens one by one, of which some sequences get none, then
+    a chunk that begins at another place in each."""
     model = build(name)
     lengths, steps = [5, 53, 28], [[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 1, 1]] * 5
     texts = random_tokens(3, LENGTH, seed=1)
@@ -126,7 +163,8 @@ def test_ragged_batches_give_the_logits_of_each_text_alone(name, chunk):
         extend(tokens, new)
     for new in steps:
         extend(torch.stack([texts[i, read[i] : read[i] + 1] for i in range(3)]), new)
-    assert cache.lengths == read == [length + 15 for length in lengths]
+    extend(torch.stack([texts[i, read[i] : read[i] + 10] for i in range(3)]), [10, 10, 9])
+    assert cache.lengths == read == [length + 15 + more for length, more in zip(lengths, (10, 10, 9), strict=True)]
     for sequence in range(3):
         alone = full_logits(model, texts[sequence : sequence + 1, : read[sequence]])[0]
         assert (torch.cat(seen[sequence]) - alone).abs().max() <= 1e-12
@@ -194,20 +232,109 @@ def test_a_text_longer_than_the_model_takes_is_refused():
 def test_layouts_of_chunks_are_not_kept(monkeypatch):
     """Each is needed once: a million tokens must not fill the memory with layouts."""
     axes = []
-    build_one = lambda pattern, axis, **rest: axes.append(axis) or build_layout(pattern, axis, **rest)  # noqa: E731
+    build_one = lambda pattern, *given, block: axes.extend(given) or build_layout(pattern, *given, block=block)  # noqa: E731
     monkeypatch.setattr("model.decoding.step.build_layout", build_one)
-    cached_logits(build("window"), random_tokens(2, LENGTH), 20)
-    assert len(axes) == 4 and all(axis.key is None and axis.batch == 1 for axis in axes)
+    for name, count in (("window", 4), ("dense", 4 + 2 * 3)):  # dense: what lies before the chunk is in tiles, too
+        cached_logits(build(name), random_tokens(2, LENGTH), 20)
+        axes = [axis for axis in axes if axis is not None]
+        assert len(axes) == count and all(axis.key is None and axis.batch == 1 for axis in axes)
+        axes.clear()
 
 
-def test_a_family_without_a_cache_is_refused_and_evaluated_in_one_pass():
-    """Never in silence by another pattern; scoring says what it does, and needs no cache."""
-    settings = dict(router="mean_key", share="group", first_block=False, strategy="by_block", indexer_gradient=False)
-    pattern = Routed(window=8, block=16, top_k=2, indexer_dim=8, indexer_loss=1.0, indexer_warmup=0, **settings)
-    model = lively(Transformer(config(), plan(pattern))).eval()
+def test_a_family_without_a_cache_is_refused(monkeypatch):
+    """Never in silence by another pattern."""
+    monkeypatch.delitem(FAMILIES, RoutedAttend)
     with pytest.raises(ValueError, match=r"pattern=Routed\(.* its family RoutedAttend has no cache; PlainAttend, Hier"):
-        Cache(model, 1)
-    assert not Cache.serves(model) and Cache.serves(build("hierarchical"))
-    documents, whole = Documents(70), Protocol("whole", None, None)
-    one, other = (token_losses(model, documents, whole, tokens_at_once=n)[0] for n in (16, 100))
-    assert (one == other).all()
+        Cache(build("routed"), 1)
+
+
+ROUTED_PLANS = [name for name in PLANS if "routed" in name or "native" in name]
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("name", ROUTED_PLANS)
+def test_a_cache_picks_the_blocks_that_one_pass_picks(name, dtype, monkeypatch):
+    """All of them, in every layer, and for every token: no near miss that a small difference in logits would hide."""
+    whole, cached, plain, in_steps = [], [], routing.choose_in_pieces, routing.choose
+    model, tokens = build(name, dtype), random_tokens(2, 150)
+    with monkeypatch.context() as patch:
+        patch.setattr(routing, "choose_in_pieces", lambda *rest: whole.append(plain(*rest)) or whole[-1])
+        full_logits(model, tokens)
+    patched = lambda *rest: cached.append(in_steps(*rest)) or cached[-1]  # noqa: E731
+    monkeypatch.setattr("model.decoding.routed.choose", patched)
+    for chunk in (1, 7, BLOCK + 1, 70):
+        cached.clear()
+        cached_logits(model, tokens, chunk)
+        for layer, expected in enumerate(whole):
+            found = [F.pad(each, (0, expected.shape[3] - each.shape[3]), value=-1) for each in cached[layer::2]]
+            picked = torch.cat(found, 2)
+            first = expected.shape[2] - picked.shape[2]  # no block can be picked before, and nobody was asked
+            assert (expected[:, :, :first] == -1).all() and (picked != -1).any()
+            assert torch.equal(picked.sort(-1).values, expected[:, :, first:].sort(-1).values), (chunk, layer)
+
+
+@pytest.mark.parametrize("share", ["group", "head"])
+def test_equal_scores_are_decided_as_in_one_pass(share):
+    """Every block has the same keys, and so the same score: the first ones are picked, by a cache too."""
+    model = lively(Transformer(config(), plan(routed(top_k=2, share=share), block=BLOCK))).eval()
+    for parameter in (layer.self_attn.k_proj.weight for layer in model.layers):
+        torch.nn.init.zeros_(parameter)
+    model, tokens = model.double(), random_tokens(1, 150)
+    assert (cached_logits(model, tokens, 1) - full_logits(model, tokens)).abs().max() <= 1e-12
+
+
+def test_nothing_but_the_window_and_the_picked_blocks_is_read():
+    """Whatever else lies in the store, here what is not a number, a token's result is the same."""
+    model, tokens = build("routed"), random_tokens(1, 150)
+    found = []
+    for spoil in (False, True):
+        cache, chosen = Cache(model, 1), []
+        cache.extend(tokens[:, :-1])
+        for layer in cache._layers if spoil else []:
+            choose = layer._choose
+
+            def choose_and_spoil(*given, store=layer.tokens, choose=choose, chosen=chosen):
+                picks = choose(*given)
+                unread = torch.ones(144 // BLOCK, dtype=torch.bool)
+                for block in picks.unique().tolist():
+                    unread[block] = False
+                for held in (store._k, store._v):
+                    held[:, :, :144].unflatten(2, (-1, BLOCK))[:, :, unread] = torch.nan
+                chosen.append(picks)
+                return picks
+
+            layer._choose = choose_and_spoil
+        found.append(cache.extend(tokens[:, -1:]))
+        assert len(chosen) == (2 if spoil else 0)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ROUTED_PLANS)
+def test_a_batch_of_one_length_reads_exactly_what_is_expected(name):
+    model = lively(Transformer(config(layers=3, max_length=4096), PLANS[name])).eval()
+    for batch in (1, 3):
+        tokens, cache = random_tokens(batch, 480), Cache(model, batch)
+        cache.extend(tokens[:, :-1])
+        stored, read = expected_bytes(model, 479, batch)
+        assert cache.bytes_stored == stored
+        cache.extend(tokens[:, -1:])
+        assert cache.bytes_read == read
+
+
+@pytest.mark.parametrize("name", ["routed", "routed_by_indexer_and_head", "native_sparse"])
+def test_the_triton_kernel_of_training_serves_long_chunks(name, monkeypatch):
+    """In Triton's interpreter where there is no GPU: more keys than queries, in a store with room to spare."""
+    pytest.importorskip("triton")
+    model = lively(Transformer(config(head_dim=32), PLANS[name])).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5 if parameter.dim() == 2 else 1)
+    tokens = random_tokens(2, LENGTH)
+    whole, calls = full_logits(model, tokens), []
+    attend = decoding_routed.attention
+    monkeypatch.setattr(decoding_routed, "choose_backend", lambda *_: "triton")
+    monkeypatch.setattr(decoding_routed, "FEW", 8 if torch.cuda.is_available() else -1)
+    monkeypatch.setattr(decoding_routed, "attention", lambda *a, **b: calls.append(1) or attend(*a, **b))
+    for layer in model.layers:
+        layer.self_attn.attend.backend = "triton"
+    assert (cached_logits(model, tokens, 30) - whole).abs().max() <= 1e-5 and calls

@@ -28,6 +28,19 @@ def test_a_broken_character_comes_as_what_it_is():
     assert "".join(stream(b"\xf0\x9f\x98b")[0]) == "\ufffdb"
 
 
+def test_tokens_that_cut_every_character_are_held_until_each_is_whole():
+    """However many tokens that takes: here each but the last ends within a character."""
+    whole = "😀" * 6
+    tokens = [whole.encode()[:3], *(whole.encode()[i : i + 4] for i in range(3, 23, 4)), whole.encode()[23:]]
+    text = TextStream(lambda numbers: b"".join(tokens[i] for i in numbers).decode(errors="replace"), ())
+    assert [text.add(i) for i in range(7)] == ["", *["😀"] * 6] and text.flush() == "" and text.text == whole
+
+
+def test_broken_bytes_hold_nothing_back_but_the_last():
+    given, text = stream(b"a" + b"\xff" * 9)
+    assert given == ["a", "", *["\ufffd"] * 9] and text.text == "a" + "\ufffd" * 9
+
+
 def test_a_stop_string_ends_the_text_before_it():
     given, text = stream(b"one END two", "END")
     assert "".join(given) == text.text == "one " and text.ended

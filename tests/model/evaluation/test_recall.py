@@ -46,6 +46,21 @@ def test_exact_match_is_greedy_decoding(pattern):
     assert {a.tokens for a in found} == {size}
 
 
+def test_no_id_beyond_the_tokenizers_vocabulary_is_an_answer():
+    """A model that loves a padded id best: generation never chooses it, so it is not what was answered either."""
+    network = build()
+    tokens = torch.randint(50, (1, 21), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layouts = network.build_layouts(None, 20)
+        hidden = network(tokens[:, :-1], torch.arange(20)[None], layouts)[0, -1]
+        network.lm_head.weight[60] = 100 * hidden
+        tokens[0, -1] = network.logits(hidden)[:60].argmax()
+    targets = tokens[:, 1:].clone()
+    targets[:, :-1] = IGNORE
+    batch = {"tokens": tokens[:, :-1], "targets": targets, "position": torch.arange(20)[None]}
+    assert [answer(network, batch, vocabulary)[0].exact for vocabulary in (None, 60, 64)] == [False, True, False]
+
+
 def test_the_nll_is_that_of_the_answers_alone():
     network = build()
     batch = needle(3, 40, vocabulary=64, size=2, generator=torch.Generator().manual_seed(1))

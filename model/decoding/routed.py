@@ -1,0 +1,154 @@
+"""The cache of a layer whose router picks blocks: all tokens are kept, and of them the window and the picked blocks are
+read; beside them the router's key of every whole block, by which blocks are scored.
+
+The scores, the rule for equal ones and the order of the picks are kernels/routing.py's own, as in training.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import Selection, attention, block_means, merge
+from kernels.decoding import Part, decode_attention
+from kernels.patterns import Routed
+from kernels.patterns.hierarchical import Summaries
+from kernels.routing import choose, eligible_range
+from kernels.selected import choose_backend
+from model.attention import Inputs
+from model.attention.routed import RoutedAttend
+from model.decoding.plain import PlainBookkeeping
+from model.decoding.slots import Read, Slots
+from model.decoding.step import FEW, Step, attend_to_all, attend_to_parts, nothing_seen
+from model.decoding.store import Picks, Store
+from model.decoding.summaries import Filled, Pending
+
+GATHERED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Elements of K in one piece of queries."""
+
+Branch = tuple[Tensor, Tensor]
+"""(out, lse) of attention to some keys."""
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What a chunk asks of its layers. `own`, `reads`, `where`: of the window, as PlainBookkeeping.look. `filled`: the
+    blocks that become whole, whose router keys go to the slots `filled_where`. `limit`: as
+    kernels.routing.eligible_range; no query may pick from block `most` on, which is known without asking the device."""
+
+    own: object
+    reads: list[Read]
+    where: tuple[Tensor, Tensor]
+    filled: Filled
+    filled_where: tuple[Tensor, Tensor] | None
+    limit: Tensor
+    most: int
+
+
+class RoutedBookkeeping:
+    """What the layers of one pattern share."""
+
+    def __init__(self, pattern: Routed, batch: int, device: torch.device) -> None:
+        self.pattern = pattern
+        self.tokens = PlainBookkeeping(pattern.local, batch, device)
+        self.blocks = Slots(Summaries(pattern.block), batch, device, span=pattern.block)
+
+    def look(self, step: Step) -> Looked:
+        pattern, filled = self.pattern, Filled(step, self.pattern.block, 1)
+        where = self.blocks.write(filled.units, filled.before, filled.new) if filled.units else None
+        query = step.position.int()
+        _, limit = eligible_range(torch.zeros_like(query), pattern.window, pattern.block, query)
+        most = max(0, (step.longest(self.tokens.slots) - pattern.window) // pattern.block)
+        return Looked(*self.tokens.look(step), filled, where, limit, most)
+
+
+class RoutedCache:
+    """One layer's: model.attention.Cached."""
+
+    takes_fixed_steps = True
+
+    def __init__(self, bookkeeping: RoutedBookkeeping) -> None:
+        self.bookkeeping = bookkeeping
+        self.tokens, self.router_keys = Store(bookkeeping.tokens.slots), Store(bookkeeping.blocks)
+        self.stores = [self.tokens, self.router_keys]
+        self.step: Step | None = None
+        self._pending = Pending()
+
+    def attend(self, inputs: Inputs, family: RoutedAttend) -> Branch:
+        looked = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
+        if self.step.chunk > 1:
+            return merge(self.window_and_routed(inputs, family, looked))
+        window, picked = self.parts_of_one(inputs, family, looked)
+        return attend_to_parts(inputs.q_BHTD, [*window, *picked], family.backend)
+
+    def parts_of_one(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> tuple[list[Part], list[Part]]:
+        """Of one token a sequence: the keys of the window, and of the picked blocks, where they lie; the token's are
+        kept."""
+        k, v = inputs.k_BKTD, inputs.v_BKTD
+        self.tokens.write(k, v, looked.where)
+        self._keep_router_keys(family.router_keys(inputs), looked)
+        chosen, block = self._choose(inputs, family, looked), self.bookkeeping.pattern.block
+        window = [*(part for _, part in self.tokens.read(looked.reads, k)), Part(k, v, looked.own)]
+        if not looked.most:
+            return window, []
+        kept = self.tokens.read_picks(Picks(chosen, block))
+        entries = chosen.shape[3] * block
+        seen = self.step.once(entries, lambda: torch.ones(1, 1, 1, entries, dtype=torch.bool, device=k.device))
+        return window, [Part(*kept, seen, chosen[:, :, 0], page=block)]
+
+    def window_and_routed(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> list[Branch]:
+        """Attention to the window, and to the picked blocks; the chunk's keys and values are kept."""
+        q, k, v = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
+        window = attend_to_all(q, Part(k, v, looked.own), self.tokens.read(looked.reads, k), [], family.backend)
+        # A chunk's last queries may pick its first blocks: all blocks are read from the store.
+        self.tokens.write(k, v, looked.where)
+        self._keep_router_keys(family.router_keys(inputs), looked)
+        return [window, self._attend_to_blocks(q, self._choose(inputs, family, looked), looked.most, family.backend)]
+
+    def tensors(self) -> list[Tensor]:
+        """All that it remembers."""
+        return [tensor for part in (*self.stores, self._pending) for tensor in part.tensors()]
+
+    def _keep_router_keys(self, keys: Tensor, looked: Looked) -> None:
+        taken = self._pending.take(looked.filled, [keys.transpose(1, 2)])
+        if taken is not None:
+            keys, block = taken[0].flatten(1, 2).transpose(1, 2), self.bookkeeping.pattern.block
+            self.router_keys.write(block_means(keys, None, block), None, looked.filled_where)
+
+    def _choose(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> Tensor:
+        """As Selection.chosen, in no more slots than there are blocks to pick from."""
+        pattern, queries = self.bookkeeping.pattern, family.router_queries(inputs)
+        if not looked.most:
+            return queries.new_empty((*queries.shape[:3], 0), dtype=torch.int32)
+        with torch.autocast(queries.device.type, enabled=False):  # it must not round the scores
+            keys, slots = self.router_keys.read_keys(looked.most), min(pattern.slots, looked.most)
+            return choose(queries, keys, None, looked.limit, slots, pattern.first_block)
+
+    def _attend_to_blocks(self, q: Tensor, chosen: Tensor, most: int, backend: str) -> Branch:
+        if not most:
+            return nothing_seen(q)
+        block, strategy = self.bookkeeping.pattern.block, self.bookkeeping.pattern.strategy
+        k, v = (x[:, :, : most * block] for x in self.tokens.read_picks(Picks(chosen, block)))
+        if q.shape[2] > FEW and (q.is_cuda or backend == "triton"):
+            selection = Selection.from_chosen(chosen, k.shape[2], block, strategy=strategy)
+            if choose_backend(q, selection, backend) == "triton":
+                return attention(q, k, v, selection, return_lse=True, backend="triton")
+        a_query = chosen[:, :, 0].numel() * block * q.shape[3]
+        at_once, found = max(1, GATHERED_AT_ONCE[q.device.type] // a_query), []
+        for first in range(0, q.shape[2], at_once):
+            piece = slice(first, first + at_once)
+            found.append(attend_to_picks(q[:, :, piece], self.tokens, Picks(chosen[:, :, piece], block)))
+        return torch.cat([out for out, _ in found], 2), torch.cat([lse for _, lse in found], 2)
+
+
+def attend_to_picks(q: Tensor, store: Store, picks: Picks) -> Branch:
+    """Attention of few queries to their own blocks, which are all that is read: each query is a sequence of its own."""
+    batch, heads, queries, head_dim = q.shape
+    k, v = store.gather(picks)
+    mask = (picks.blocks.transpose(1, 2) >= 0).repeat_interleave(picks.size, 3)[:, :, :, None]
+    rows = q.transpose(1, 2).reshape(batch * queries, heads, 1, head_dim)
+    out, lse = decode_attention(rows, [Part(*(x.flatten(0, 1) for x in (k, v, mask)))], backend="direct")
+    return (
+        out.view(batch, queries, heads, head_dim).transpose(1, 2),
+        lse.view(batch, queries, heads).transpose(1, 2),
+    )

@@ -1,0 +1,239 @@
+"""Runs tasks of EleutherAI's lm-evaluation-harness (RULER, LongBench, ...) on a trained run.
+
+    pip install 'farsight[lm-eval]'
+    python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR --tasks TASK --output_path out/
+    python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR,precision=bf16-mixed --tasks TASK
+
+All that follows `python -m scripts.lm_harness` is the harness's own (`lm-eval --help`). model_args: `checkpoint`,
+`precision`, `accelerator`, `tokens_at_once`, and `truncate=True`, which cuts what is too long for the model at its
+beginning; without it such a request is an error.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.build import ConfigError
+from data.tokenizers import Tokenizer
+from model import Sampling, Transformer, generate
+from model.decoding.streaming import TextStream
+from model.evaluation import Answer, answer
+from model.evaluation.protocol import Segment
+from model.evaluation.scoring import score_segments
+from model.loss import IGNORE
+
+log = logging.getLogger("farsight")
+
+GENERATION = {"until": [], "max_gen_toks": 256, "do_sample": False, "temperature": 0.0, "top_k": None, "top_p": 1.0}
+"""What a task may ask of generation, and the harness's defaults."""
+
+
+class Requests:
+    """Answers the harness's three kinds of requests, in text, by a model and its tokenizer.
+
+    `tokens_at_once`: of requests that are read side by side; a text longer than that is read in chunks. `truncate`:
+    what is too long for the model loses its beginning, else it is a ValueError.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, tokens_at_once: int, truncate: bool) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.tokens_at_once, self.truncate = tokens_at_once, truncate
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """(log-probability in nats, whether greedy decoding gives it) of each pair's second text behind its first."""
+        encoded = [self._fit(*encode_pair(self.tokenizer.encode, *pair), self.tokenizer.bos) for pair in pairs]
+        found: list[Answer] = [Answer(True, 0.0, 0)] * len(pairs)  # of an empty continuation
+        asked = [index for index, (_, continuation) in enumerate(encoded) if continuation]
+        for batch in _batches(asked, [len(context) + len(rest) for context, rest in encoded], self.tokens_at_once):
+            rows = _padded([encoded[index] for index in batch])
+            for index, each in zip(batch, answer(self.model, rows, self.tokenizer.vocabulary), strict=True):
+                found[index] = each
+        return [(-each.nll, each.exact) for each in found]
+
+    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
+        """Log-probability of whole texts, nats; what is longer than the model takes in `rolling_segments`."""
+        documents = [np.array([self.tokenizer.bos, *self.tokenizer.encode(text)]) for text in texts]
+        work = [
+            (index, segment)
+            for index, document in enumerate(documents)
+            for segment in rolling_segments(len(document), self.model.config.max_length)
+        ]
+        found = [0.0] * len(texts)
+        scored = score_segments(self.model, _Documents(documents), work, self.tokens_at_once, lambda tokens: None)
+        for index, _, nats in scored:
+            found[index] -= float(nats.sum())
+        return found
+
+    def generate_until(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """What follows each text, up to the first of its `until`."""
+        return [self._generate(text, settings) for text, settings in requests]
+
+    def _generate(self, text: str, asked: Mapping[str, Any]) -> str:
+        unknown = [key for key in asked if key not in GENERATION]
+        if unknown:
+            raise ValueError(f"{unknown[0]}={asked[unknown[0]]}: generation takes {', '.join(GENERATION)}")
+        settings = GENERATION | asked
+        until = [settings["until"]] if isinstance(settings["until"], str) else settings["until"]
+        new = settings["max_gen_toks"]
+        prompt, _ = self._fit(list(map(int, self.tokenizer.encode(text))), [], self.tokenizer.bos, room=new)
+        stream = TextStream(self.tokenizer.decode, [stop for stop in until if stop])
+
+        def on_token(_: int, token: int) -> bool:
+            if token == self.tokenizer.bos:  # the next document begins
+                return True
+            stream.add(token)
+            return stream.ended
+
+        temperature = settings["temperature"] if settings["do_sample"] else 0.0
+        sampling = Sampling(temperature=temperature, top_k=settings["top_k"], top_p=settings["top_p"], seed=0)
+        arguments = dict(new_tokens=new, sampling=sampling, prefill_chunk=self.tokens_at_once, on_token=on_token)
+        generate(self.model, [prompt], **arguments, vocabulary=self.tokenizer.vocabulary)
+        stream.flush()
+        return stream.text
+
+    def _fit(self, context: list[int], rest: list[int], bos: int, room: int = 1) -> tuple[list[int], list[int]]:
+        """[bos] + context, cut at its beginning where that and `rest`, or `room` new tokens, are longer than the model
+        takes; the last token is only ever predicted."""
+        context, limit = [bos, *context], self.model.config.max_length
+        excess = len(context) + max(len(rest), room) - 1 - limit
+        if excess <= 0:
+            return context, rest
+        if not self.truncate or excess >= len(context):
+            raise ValueError(
+                f"a request of {limit + excess} tokens: the model takes {limit} (model.max_length); truncate=True cuts "
+                "its beginning"
+            )
+        log.warning("a request of %d tokens: its first %d are cut", limit + excess, excess)
+        return context[excess:], rest
+
+
+def encode_pair(encode: Callable[[str], Sequence[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Tokens of the context and of what follows it, as the harness parts them: spaces at the context's end belong to
+    the continuation, and its tokens are those of the whole text behind as many as the context has."""
+    end = len(context) - len(context.rstrip())
+    if end:
+        context, continuation = context[:-end], context[-end:] + continuation
+    whole, first = list(map(int, encode(context + continuation))), len(encode(context))
+    return whole[:first], whole[first:]
+
+
+def rolling_segments(tokens: int, window: int) -> list[Segment]:
+    """How the harness reads a document of `tokens` tokens (bos included) that is longer than `window`: windows side by
+    side, of which the last is moved back to be whole, and scored on what no other has scored."""
+    last, segments, scored = tokens - 1, [], 1
+    while scored <= last:
+        stop = min(scored - 1 + window, last)
+        segments.append(Segment(max(0, stop - window), stop, scored))
+        scored = stop + 1
+    return segments
+
+
+class _Documents:
+    """model.evaluation.Documents of tokens alone."""
+
+    def __init__(self, documents: Sequence[np.ndarray]) -> None:
+        self._documents = documents
+        self.bytes = self.words = [0] * len(documents)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def tokens(self, document: int) -> np.ndarray:
+        return self._documents[document]
+
+
+def _batches(asked: Sequence[int], lengths: Sequence[int], tokens_at_once: int) -> list[list[int]]:
+    """The longest first, so that those side by side are of about one length; at least one at once."""
+    batches: list[list[int]] = []
+    for index in sorted(asked, key=lambda index: -lengths[index]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_at_once:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """A batch for model.evaluation.answer; what is padded behind a text is neither seen by it nor scored."""
+    length = max(len(context) + len(rest) for context, rest in rows) - 1
+    tokens = torch.zeros(len(rows), length + 1, dtype=torch.int64)
+    targets = torch.full((len(rows), length), IGNORE)
+    for row, (context, rest) in enumerate(rows):
+        end = len(context) + len(rest)
+        tokens[row, :end] = torch.tensor([*context, *rest])
+        targets[row, len(context) - 1 : end - 1] = torch.tensor(rest)
+    return {"tokens": tokens[:, :-1], "targets": targets, "position": torch.arange(length).expand(len(rows), -1)}
+
+
+def register() -> type:
+    """The model class, which the harness then knows as "farsight". ConfigError: it is not installed."""
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.api.registry import MODEL_REGISTRY, register_model
+    except ImportError as error:
+        raise ConfigError(f"lm-eval cannot be imported ({error}): pip install 'farsight[lm-eval]'") from None
+    if "farsight" in MODEL_REGISTRY:
+        return MODEL_REGISTRY["farsight"]
+
+    @register_model("farsight")
+    class Farsight(LM):
+        def __init__(
+            self,
+            checkpoint: str,
+            precision: str = "32-true",
+            accelerator: str | None = None,
+            tokens_at_once: int = 16384,
+            truncate: bool = False,
+            device: str | None = None,
+            batch_size: object = None,
+            max_batch_size: object = None,
+        ) -> None:
+            from configs.checks import check_device
+            from scripts.loading import autocast, open_model
+
+            super().__init__()
+            # The harness says device="cuda" where nobody asked for it, GPU or not.
+            accelerator = accelerator or ("cpu" if device == "cpu" else "auto")
+            check_device(accelerator, precision)
+            model, tokenizer = open_model(checkpoint, accelerator, precision)
+            self._requests = Requests(model, tokenizer, int(tokens_at_once), truncate)
+            self._autocast = lambda: autocast(model, precision)
+            self._device = model.embed_tokens.weight.device
+
+        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
+            return self._ask(self._requests.loglikelihood, [request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list) -> list[float]:
+            return self._ask(self._requests.loglikelihood_rolling, [request.args[0] for request in requests])
+
+        def generate_until(self, requests: list) -> list[str]:
+            return self._ask(self._requests.generate_until, [request.args for request in requests])
+
+        def _ask(self, kind: Callable[[Sequence], list], arguments: Sequence) -> list:
+            try:
+                with self._autocast():
+                    return kind(arguments)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+
+    return Farsight
+
+
+def main() -> None:
+    from scripts.console import user_errors
+
+    with user_errors():
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+
+
+if __name__ == "__main__":
+    # Beside this file lies an evaluate.py, and the harness imports a package of that name.
+    sys.path[:] = [path for path in sys.path if not path.rstrip("/").endswith("scripts")]
+    main()
