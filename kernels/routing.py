@@ -258,16 +258,15 @@ def choose(
         piece = slice(first, first + at_once)
         rows = queries[:, :, piece].to(dtype).reshape(batch, summaries.shape[1], -1, queries.shape[3])
         ranks = ranked((rows @ transposed).view(batch, selectors, -1, blocks), index)
-        eligible = index < limit[:, None, piece, None]
+        barred = index >= limit[:, None, piece, None]
         low = 0 if lowest is None else lowest[:, None, piece, None]
         if lowest is not None:
-            eligible = eligible & (index >= low)
+            barred = barred | (index < low)
         if first_block:
             ranks = torch.where(index == low, torch.iinfo(torch.int64).max - index, ranks)
-        ranks = torch.where(eligible, ranks, NEVER)
-        best = ranks.topk(min(slots, blocks), -1).values
-        found = torch.where(best == NEVER, blocks, _LAST_INDEX - (best & _LAST_INDEX)).sort(-1).values
-        pieces.append(torch.where(found == blocks, -1, found).int())
+        best = ranks.masked_fill(barred, NEVER).topk(min(slots, blocks), -1).values
+        found = (_LAST_INDEX - (best & _LAST_INDEX)).masked_fill(best == NEVER, blocks).sort(-1).values
+        pieces.append(found.masked_fill(found == blocks, -1).int())
     chosen = torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0]
     return F.pad(chosen, (0, slots - chosen.shape[3]), value=-1) if chosen.shape[3] < slots else chosen
 

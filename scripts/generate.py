@@ -124,7 +124,7 @@ def _cuda_graph(wanted: object, cache: "Cache") -> bool:
         raise ConfigError(f"cuda_graph={wanted}: must be auto, true or false")
     if cache.model.embed_tokens.weight.device.type != "cuda":
         return False
-    refused = cache.without_fixed_steps
+    refused = cache.without("takes_fixed_steps")
     log.info("cuda_graph: %s", f"false, {refused} has no step of fixed shapes" if refused else "true")
     return refused is None
 

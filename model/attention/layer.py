@@ -48,7 +48,7 @@ class Attention(nn.Module):
         split = (*x_BTW.shape[:2], -1, self.head_dim)
         q_BTHD = self.q_norm(self.q_proj(x_BTW).view(split))
         unrotated_BTKD = self.k_norm(self.k_proj(x_BTW).view(split))
-        if x_BTW.shape[1] == 1:  # a token's time is that of starting kernels: one rotation is half as many as two
+        if x_BTW.shape[1] == 1:  # a token's time is that of starting kernels: one rotation starts fewer than two
             rotated = rotate(torch.cat([q_BTHD, unrotated_BTKD], 2), *rotation)
             q_BTHD, k_BTKD = rotated.split([self.heads, self.kv_heads], 2)
         else:

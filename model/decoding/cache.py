@@ -90,21 +90,24 @@ class Cache:
             layer.step = step
         return self.model(tokens, step.position, self._layers)
 
-    def reserve(self, capacity: int) -> None:
+    def reserve(self, capacity: int, compiled: bool = False) -> None:
         """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep).
-        ValueError: a layer's family has none."""
-        if self.without_fixed_steps is not None:
+        ValueError: a layer's family has none, or none that is known to compile."""
+        refused = self.without("takes_fixed_steps")
+        if refused is not None:
+            raise ValueError(f"pattern={refused}: its family has no step of fixed shapes: cuda_graph must be false")
+        refused = self.without("takes_compiled_steps") if compiled else None
+        if refused is not None:
             raise ValueError(
-                f"pattern={self.without_fixed_steps}: its family has no step of fixed shapes: cuda_graph must be false"
+                f"compiled=true: pattern={refused}: only steps of masks over tokens compile; must be false"
             )
         for slots in self._slots():
             slots.reserve(-(-capacity // slots.span), FEW)
 
-    @property
-    def without_fixed_steps(self) -> Pattern | Sequence[Pattern] | None:
-        """A layer's pattern whose family has no step of fixed shapes; None: all have one."""
+    def without(self, ability: str) -> Pattern | Sequence[Pattern] | None:
+        """A layer's pattern whose family lacks "takes_fixed_steps" or "takes_compiled_steps"; None: all have it."""
         layers = zip(self._layers, self.model.patterns, strict=True)
-        return next((pattern for layer, pattern in layers if not getattr(layer, "takes_fixed_steps", False)), None)
+        return next((pattern for layer, pattern in layers if not getattr(layer, ability, False)), None)
 
     def settle(self, lengths: Sequence[int]) -> None:
         """Tells what a fixed step leaves to its caller: the lengths of the sequences, on the host."""

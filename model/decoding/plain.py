@@ -27,7 +27,7 @@ class PlainBookkeeping:
 class PlainCache:
     """One layer's: model.attention.Cached."""
 
-    takes_fixed_steps = True
+    takes_fixed_steps = takes_compiled_steps = True
 
     def __init__(self, bookkeeping: PlainBookkeeping) -> None:
         self.bookkeeping = bookkeeping

@@ -30,8 +30,9 @@ class TokenStep:
 
     `cuda_graph`: record the step, and replay it; else the same kernels are started one by one, on any device.
     `compiled`: by torch.compile, as one graph, which fuses all that lies around products and attention: about a minute
-    of work, for a step of a fraction of the kernels. Raises ValueError where a layer's family has no step of fixed
-    shapes, or a graph is wanted and the model is on a CPU. The model's mode, and autocast, are those at the time of
+    of work, for a step of a fraction of the kernels; of masks over tokens alone (Inductor of torch 2.11 fails on the
+    pooling of summaries). Raises ValueError where a layer's family has no such step, or a graph is wanted and the model
+    is on a CPU. The model's mode, and autocast, are those at the time of
     recording.
     """
 
@@ -40,7 +41,7 @@ class TokenStep:
         device = cache.model.embed_tokens.weight.device
         if cuda_graph:
             require_gpu(device)
-        cache.reserve(capacity)
+        cache.reserve(capacity, compiled)
         self.cache, self.capacity = cache, capacity
         self._tokens = torch.zeros(cache.batch, 1, dtype=torch.int64, device=device)
         self._new = torch.zeros(cache.batch, dtype=torch.int64, device=device)

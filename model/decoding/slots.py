@@ -112,7 +112,8 @@ class Slots:
         start = unit[:, None] * self.span
         end, query = start + self.span, query[:, :, None]
         seen = [pattern.visible(query, start, end).expand(*query.shape[:2], unit.shape[1]) for pattern in self.patterns]
-        return torch.stack(seen, 1) & (end <= query + 1)[:, None]
+        every = torch.stack(seen, 1) if len(seen) > 1 else seen[0][:, None]
+        return every & (end <= query + 1)[:, None]
 
     def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> list[Tensor]:
         """Counts the next units as kept, and says where: slots in the ring, and slots of lasting keys, where there may

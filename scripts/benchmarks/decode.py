@@ -8,13 +8,13 @@ With --pretend no prompt is read: caches are filled with random keys and values,
 of a token's cost. Reading a prompt is then measured by itself, on one sequence.
 
     python scripts/benchmark.py decode --model small --bfloat16 --pretend --step graph --batch 1 16 \\
-        --attention dense window strided block_sparse hierarchical --contexts 8192 32768 131072
+        --attention dense window strided block_sparse hierarchical routed --contexts 8192 32768 131072
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ STEPS = {
     "compiled": "compiled and replayed",
 }
 
+SHOWN = ("attention", "context", "batch", "prefill_ms", "ms_per_token", "floor_ms")
+"""Of a row, as soon as it is measured."""
+
 COPIED = 1 << 30
 """Bytes of the copy that tells a GPU's bandwidth."""
 
@@ -44,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=32, help="measured tokens; the median counts")
     parser.add_argument("--prefill-chunk", type=int, default=4096, help="tokens of a prompt that are read at once")
+    parser.add_argument("--prefill-up-to", type=int, help="with --pretend, longer prompts are not read (default: all)")
     parser.add_argument("--bfloat16", action="store_true", help="weights and cache in bfloat16 instead of float32")
     parser.add_argument("--step", default="extend", choices=list(STEPS), help=f"{STEPS}"[1:-1])
     parser.add_argument("--pretend", action="store_true", help="random keys and values in place of a prompt")
@@ -54,14 +58,18 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON."""
     from scripts.benchmarks.results import markdown, write
 
-    rows = [row for attention in arguments.attention for row in measure(attention, arguments)]
-    compare(rows)
-    write(arguments, rows)
+    rows: list[dict[str, Any]] = []
+    for attention in arguments.attention:
+        for row in measure(attention, arguments):
+            rows.append(row)
+            compare(rows, min(arguments.contexts))
+            write(arguments, rows)  # as they come: what was measured stays measured
+            print(", ".join(f"{name} {row[name]}" for name in SHOWN), flush=True)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
 
 
-def measure(attention: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(attention: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The rows of a model with random weights."""
     import torch
 
@@ -70,23 +78,24 @@ def measure(attention: str, arguments: argparse.Namespace) -> list[dict[str, Any
 
     model, _ = untrained(attention, arguments.model)
     model = model.to(torch.bfloat16) if arguments.bfloat16 else model
-    bandwidth, rows = _bandwidth(model.embed_tokens.weight.device), []
+    bandwidth = _bandwidth(model.embed_tokens.weight.device)
     with evaluating(model), torch.no_grad():
         for context in arguments.contexts:
-            prefill = _prefill(model, context, arguments) if arguments.pretend else None
+            wanted = arguments.pretend and context <= (arguments.prefill_up_to or context)
+            prefill = _prefill(model, context, arguments) if wanted else None
             for batch in arguments.batch:
                 row = _row(model, context, batch, prefill if batch == 1 else None, bandwidth, arguments)
-                rows.append({"attention": attention, **row})
-    return rows
+                yield {"attention": attention, **row}
 
 
-def compare(rows: list[dict[str, Any]]) -> None:
-    """Adds to each row how many times the token of its shortest context it takes, and of dense attention at its own."""
+def compare(rows: list[dict[str, Any]], shortest: int) -> None:
+    """Adds to each row how many times the token of the `shortest` context it takes, and of dense attention at its own,
+    where those are measured."""
     times = {(row["attention"], row["context"], row["batch"]): row["ms_per_token"] for row in rows}
-    shortest = min(context for _, context, _ in times)
     for row in rows:
         attention, context, batch = row["attention"], row["context"], row["batch"]
-        row[f"times_{shortest}"] = round(row["ms_per_token"] / times[attention, shortest, batch], 3)
+        short = times.get((attention, shortest, batch))
+        row[f"times_{shortest}"] = short and round(row["ms_per_token"] / short, 3)
         dense = times.get(("dense", context, batch))
         row["times_dense"] = dense and round(row["ms_per_token"] / dense, 3)
 

@@ -138,13 +138,15 @@ def check(name: str, dtype: torch.dtype, sinks: bool, config=None, scale: float 
     assert (lse - expected_lse)[finite].abs().max() <= 4e-6 * expected_lse[finite].abs().max()
 
 
-triton_dtypes = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=[gpu, needs_cuda])], ids=str
+@pytest.mark.parametrize(
+    ("dtype", "sinks"),
+    [
+        (torch.float32, True),
+        (torch.float16, False),
+        pytest.param(torch.bfloat16, True, marks=[gpu, needs_cuda]),
+        pytest.param(torch.bfloat16, False, marks=[gpu, needs_cuda]),
+    ],
 )
-
-
-@pytest.mark.parametrize("sinks", [False, True])
-@triton_dtypes
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_equals_the_oracle(name, dtype, sinks):
     pytest.importorskip("triton")

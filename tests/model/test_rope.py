@@ -115,3 +115,34 @@ def test_a_model_built_on_meta_finds_its_frequencies_when_it_gets_memory():
         rope = rotary(rope_scaling="yarn", rope_factor=2.0)
     rope.to_empty(device="cpu")
     assert torch.equal(rope.frequencies, rotary(rope_scaling="yarn", rope_factor=2.0).frequencies)
+
+
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+
+@pytest.mark.parametrize("head_dim", [32, 96, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=on_gpu)], ids=str)
+def test_the_kernel_for_a_few_tokens_rotates_alike(dtype, head_dim):
+    """Rounded once, of strided heads, for sequences at places of their own or at one."""
+    triton = pytest.importorskip("kernels.backends.triton.rotate")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))  # noqa: E731
+    x = draw(2, 3, 5, 2 * head_dim).to(dtype)[..., head_dim:].transpose(1, 2)
+    for batch in (1, 2):
+        angle = 7 * draw(batch, 5, 1, head_dim // 2)
+        cos, sin = angle.cos(), angle.sin()
+        exact = rotate(x.double(), cos.double(), sin.double())
+        found = triton.rotate(*(t.to(device) for t in (x, cos, sin))).cpu()
+        assert found.dtype == dtype and found.shape == x.shape
+        assert ((found.double() - exact).abs() <= torch.finfo(dtype).eps * (1 + exact.abs())).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_rotates_a_few_tokens_by_the_kernel_and_trains_without_it():
+    x, angle = torch.randn(2, 1, 3, 64, device="cuda"), torch.randn(2, 1, 1, 32, device="cuda")
+    trained = rotate(x.requires_grad_(), angle.cos(), angle.sin())
+    with torch.no_grad():
+        torch.testing.assert_close(rotate(x, angle.cos(), angle.sin()), trained, rtol=1e-6, atol=1e-6)
+    trained.sum().backward()
+    assert x.grad.abs().sum() > 0

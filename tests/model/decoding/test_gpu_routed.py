@@ -34,3 +34,16 @@ def test_chunks_give_the_logits_of_one_pass(name, monkeypatch):
     for sizes in ([63, 64, 65, 300, 7, *[1] * 101, 300], [1] * 200 + [700]):
         found = test_gpu.cached_logits(model, tokens, sizes)
         assert (found - whole).abs().max() <= limit * max(1.0, float(whole.abs().max())), sizes
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_recorded_step_is_the_step_and_as_exact_as_one_pass(name, monkeypatch):
+    pattern, dtype = PATTERNS[name]
+    monkeypatch.setitem(test_gpu.PATTERNS, name, pattern)
+    test_gpu.test_a_recorded_step_is_the_step_and_as_exact_as_one_pass(name, dtype)
+
+
+@pytest.mark.parametrize("name", ["routed_by_head", "native_sparse_in_bfloat16"])
+def test_a_step_waits_for_nothing(name, monkeypatch):
+    monkeypatch.setitem(test_gpu.PATTERNS, name, PATTERNS[name][0])
+    test_gpu.test_a_step_waits_for_nothing(name)
