@@ -166,7 +166,8 @@ class Sweep:
     def __init__(self, composer: Composer):
         self.composer = composer
         master = composer.master
-        self.settings = Settings.of(OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True))
+        settings = OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True)
+        self.settings = Settings.of(settings, given=[override.key_or_group for override in composer.sweep])
         self.footing = Footing(self.settings)
         self.folder = (Path(master["outputs"]) / self.settings.name).absolute()
         self.numbers: dict[str, str] = {}  # by hash: "3/7"

@@ -1,8 +1,8 @@
 """What a YAML in configs/sweep says, checked."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from configs.build import ConfigError
@@ -27,8 +27,12 @@ class Settings:
     search: Mapping[str, Any] | None
 
     @staticmethod
-    def of(sweep: Mapping[str, Any]) -> "Settings":
-        """Of a composed `sweep` group. Raises ConfigError, one line."""
+    def of(sweep: Mapping[str, Any], given: Collection[str] = ()) -> "Settings":
+        """Of a composed `sweep` group. Raises ConfigError, one line.
+
+        given: what the command line sets (`sweep.tokens`, ...). A YAML's budget of another match than the one that was
+        asked for is left out; one that the command line gives is a mistake.
+        """
         known = [each.name for each in fields(Settings)]
         for key, value in sweep.items():
             if key not in known:
@@ -45,7 +49,10 @@ class Settings:
             if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
                 raise ConfigError(f"sweep.{key}={budget}: must be a positive number, or null")
             if settings.match != match:
-                raise ConfigError(f"sweep.{key}={budget}: is the budget of sweep.match={match}, not {settings.match}")
+                if f"sweep.{key}" in given:
+                    where = f"sweep.{key}={budget}"
+                    raise ConfigError(f"{where}: is the budget of sweep.match={match}, not {settings.match}")
+                settings = replace(settings, **{key: None})
         for key in ("retry_failed", "isolate"):
             if not isinstance(getattr(settings, key), bool):
                 raise ConfigError(f"sweep.{key}={getattr(settings, key)}: must be true or false")
