@@ -1,5 +1,6 @@
 """The README holds: its commands compose, its code runs, its links and pictures lead somewhere."""
 
+import csv
 import json
 import re
 import shlex
@@ -19,6 +20,7 @@ CONFIGS = {
     "train.py": "train",
     "scripts/evaluate.py": "evaluate",
     "scripts/generate.py": "generate",
+    "scripts/preflight.py": "preflight",
     "scripts/show_pattern.py": "show_pattern",
 }
 
@@ -78,7 +80,16 @@ def test_the_numbers_are_those_of_the_result_files():
     chosen = "random", "4x32768", "64/4"
     share = next(r["share"] for r in result("layouts_h200.json")["rows"] if r["pattern"] == "window_1024")
     baselines = row["baselines"]
+    with open(ROOT / "docs/results/novels_32k/report/pareto.csv") as file:
+        novels = {r["label"]: r for r in csv.DictReader(file)}
+    quality = {name: float(r["bits_per_byte"]) for name, r in novels.items()}
+    slower = float(novels["dense"]["step_seconds"]) / float(novels["window"]["step_seconds"])
+    decode = {(r["attention"], r["context"], r["batch"]): r["ms_per_token"] for r in result("decode_h200.json")["rows"]}
+    grows = {name: decode[name, 131072, 16] / decode[name, 8192, 16] for name in ("window", "routed", "dense")}
     for number in (
+        f"windows {quality['window']:.3f}, dense {quality['dense']:.3f} bits per byte held out",
+        f"dense takes {slower:.1f} times as long a step",
+        f"windows {grows['window']:.2f}, routed {grows['routed']:.2f}, dense {grows['dense']:.2f} times the time a token",
         f"{cpu['train_seconds']:.0f} s of training",
         f"{row['bits_per_byte']:.3f} bits per byte held out",
         f"gzip -9: {baselines['gzip_bits_per_byte']:.3f}, bigram model: {baselines['bigram_bits_per_byte']:.3f}",

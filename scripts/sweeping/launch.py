@@ -167,7 +167,7 @@ class Sweep:
         self.composer = composer
         master = composer.master
         settings = OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True)
-        self.settings = Settings.of(settings, given=[override.key_or_group for override in composer.sweep])
+        self.settings = Settings.of(settings, given=[each.key_or_group for each in (*composer.sweep, *composer.own)])
         self.footing = Footing(self.settings)
         self.folder = (Path(master["outputs"]) / self.settings.name).absolute()
         self.numbers: dict[str, str] = {}  # by hash: "3/7"

@@ -10,6 +10,9 @@ from configs.build import ConfigError
 MATCHES = {"tokens": "tokens", "time": "seconds", "flops": "flops"}
 """What sweep.match can be, and the key of its budget."""
 
+OF_A_RUN = {"tokens": "trainer.max_steps", "seconds": "trainer.max_seconds", "flops": "trainer.max_steps"}
+"""The setting of a run from which a budget of null is taken."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -30,8 +33,8 @@ class Settings:
     def of(sweep: Mapping[str, Any], given: Collection[str] = ()) -> "Settings":
         """Of a composed `sweep` group. Raises ConfigError, one line.
 
-        given: what the command line sets (`sweep.tokens`, ...). A YAML's budget of another match than the one that was
-        asked for is left out; one that the command line gives is a mistake.
+        given: the keys that the command line sets. A YAML's budget gives way to another match, and to what it would be
+        taken from (OF_A_RUN); a budget on the command line that is not of the match is a mistake.
         """
         known = [each.name for each in fields(Settings)]
         for key, value in sweep.items():
@@ -52,6 +55,8 @@ class Settings:
                 if f"sweep.{key}" in given:
                     where = f"sweep.{key}={budget}"
                     raise ConfigError(f"{where}: is the budget of sweep.match={match}, not {settings.match}")
+                settings = replace(settings, **{key: None})
+            elif OF_A_RUN[key] in given and f"sweep.{key}" not in given:
                 settings = replace(settings, **{key: None})
         for key in ("retry_failed", "isolate"):
             if not isinstance(getattr(settings, key), bool):
