@@ -56,7 +56,8 @@ def _gathered_forward(q, k, v, selection: list[Tensor], block: int, *_) -> int:
 def _gathered_backward(grad_out, grad_lse, q, k, v, out, lse, selection, block, *_) -> int:
     size = _computing(q)
     piece = size * gathered.GATHERED_AT_ONCE[q.device.type]
-    return size * (4 * q.numel() + 4 * k.numel()) + 2 * piece
+    repeat = selection[0].shape[1] // k.shape[1]  # selectors have gradients of K and V of their own
+    return size * (4 * q.numel() + (2 + 2 * repeat) * k.numel()) + 3 * piece
 
 
 def _triton_backward(grad_out, grad_lse, q, k, v, out, lse, layout, queries, keys, block, *_) -> int:

@@ -62,6 +62,22 @@ def test_pieces_change_nothing(monkeypatch):
     assert_same(case.run(ours(selection, "blocked")), case.run(oracle(documents, selection)), torch.float64)
 
 
+@pytest.mark.parametrize("at_once", [1, 1 << 9, 1 << 18])
+def test_lists_of_very_different_lengths(monkeypatch, at_once):
+    """Of three sequences, one has all its queries choose block 0, one spreads them out, and one chooses nothing."""
+    monkeypatch.setitem(gathered.GATHERED_AT_ONCE, "cpu", at_once)
+    documents = packing([100], [100], [100])
+    spread = random_choice(documents, 2, 3, window=9, block=16)
+    chosen = spread.clone()
+    chosen[0] = torch.where((spread[0] >= 0).any(-1, keepdim=True), torch.tensor([0, -1, -1]), -1).int()
+    chosen[2] = -1
+    selection, case = Selection.from_chosen(chosen, 100, 16), Case(100, 100, batch=3, group=2, sinks=False)
+    results = case.run(ours(selection, "blocked"))
+    assert_same(results, case.run(oracle(documents, selection)), torch.float64)
+    again = case.run(ours(selection, "blocked"))
+    assert all(torch.equal(again[name], results[name]) for name in results)
+
+
 def test_two_selections_merge_to_one_softmax():
     documents = packing([100])
     case = Case(100, 100, sinks=False)
