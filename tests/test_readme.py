@@ -85,11 +85,12 @@ def test_the_numbers_are_those_of_the_result_files():
     quality = {name: float(r["bits_per_byte"]) for name, r in novels.items()}
     slower = float(novels["dense"]["step_seconds"]) / float(novels["window"]["step_seconds"])
     decode = {(r["attention"], r["context"], r["batch"]): r["ms_per_token"] for r in result("decode_h200.json")["rows"]}
+    names = ("windows", "window"), ("routed", "routed"), ("dense", "dense")
     grows = {name: decode[name, 131072, 16] / decode[name, 8192, 16] for name in ("window", "routed", "dense")}
     for number in (
         f"windows {quality['window']:.3f}, dense {quality['dense']:.3f} bits per byte held out",
         f"dense takes {slower:.1f} times as long a step",
-        f"windows {grows['window']:.2f}, routed {grows['routed']:.2f}, dense {grows['dense']:.2f} times the time a token",
+        ", ".join(f"{short} {grows[name]:.2f}" for short, name in names) + " times the time a token",
         f"{cpu['train_seconds']:.0f} s of training",
         f"{row['bits_per_byte']:.3f} bits per byte held out",
         f"gzip -9: {baselines['gzip_bits_per_byte']:.3f}, bigram model: {baselines['bigram_bits_per_byte']:.3f}",

@@ -4,7 +4,7 @@ A block of K and V is read where it lies; the queries of its lists, one list for
 and what they find is merged into their running softmax. Time is O(chosen pairs), forward and backward, on any device
 and floating dtype; memory beyond the results is that of q, k and v in the computing dtype and of a piece: float32
 (float64 for float64 inputs). Gradients are deterministic. The lengths of lists are read on the host, so a GPU is waited
-for once a call.
+for twice a call.
 """
 
 from collections.abc import Iterator
