@@ -14,10 +14,12 @@ def test_a_run_from_before_a_key_of_the_evaluation_can_go_on():
         "evaluation": {"split": "test", "protocol": {"name": "sliding", "window": None}, "by_context": []},
         "seed": 1,
         "new": 5,
-        "trainer": {"max_steps": 420, "max_seconds": None, "later": 2},
+        "preflight": "warn",
+        "trainer": {"max_steps": 420, "max_seconds": None, "on_nan": "stop", "max_skipped_steps": 10, "later": 2},
     }
     assert with_later_keys(saved, composed) == {
         "evaluation": {"split": "validation", "protocol": {"name": "whole", "window": None}, "by_context": []},
         "seed": 3,
-        "trainer": {"max_steps": 7, "max_seconds": None},
+        "preflight": "warn",
+        "trainer": {"max_steps": 7, "max_seconds": None, "on_nan": "stop", "max_skipped_steps": 10},
     }
