@@ -20,7 +20,7 @@ def budget(*arguments: str) -> dict | None:
 
 
 def test_equal_tokens_are_those_of_the_first_job():
-    assert budget("sweep=patterns", "attention=window") == {"tokens": 400_000}  # the YAML's
+    assert budget("sweep=patterns", "attention=window") == {"tokens": 300_000}  # the YAML's
     assert budget("sweep=patterns", "attention=window", "sweep.tokens=null") == {"tokens": 420 * 4096}
     assert budget("sweep=patterns", "trainer.accumulate=3", "trainer.max_steps=10") == {"tokens": 10 * 3 * 4096}
 
