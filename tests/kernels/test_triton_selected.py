@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton")
 from kernels import Selection, attention, block_mass, first_keys, select  # noqa: E402
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selected as backend  # noqa: E402
-from kernels.backends.triton import selected_backward, selected_configs, selected_overlap, selected_plan  # noqa: E402
+from kernels.backends.triton import selected_backward, selected_configs, selected_plan  # noqa: E402
 from kernels.backends.triton.selected_configs import SelectedConfig, choose  # noqa: E402
 from kernels.backends.triton.shared_tiles import unions  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
@@ -131,10 +131,6 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     assert int(plan.cuts[..., 1].sum(1).max()) <= plan.slots
     cut = check(selection, documents, inputs)
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True)), "forward: the same sums"
-    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", True)
-    beside = check(selection, documents, inputs)
-    for got, want in zip((*beside[:2], *beside[2]), (*cut[:2], *cut[2]), strict=True):
-        assert torch.equal(got, want), "two rooms in turn: the same bits"
 
 
 @pytest.mark.parametrize(("piece", "rows"), [(1000, 6), (7, 6), (1, 2), (33, 100)])
@@ -314,8 +310,8 @@ def test_pieces_of_queries_on_the_gpu(monkeypatch):
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "cuda_graph"])
-def test_sums_on_a_second_stream_change_no_bit(monkeypatch, graph):
-    """Many pieces, whose two rooms are reused again and again, beside sums that read them."""
+def test_many_pieces_give_the_same_bits_every_time(monkeypatch, graph):
+    """Their partial results share one place, which is written and read again and again."""
     q, k, v, grad, selection = routed(16384, 1, 64, 4, 128, 64, 16)
     monkeypatch.setattr(selected_plan, "LEAST_PARTIAL_BYTES", 64 << 20)
     monkeypatch.setattr(selected_plan, "PARTIAL_OUTPUTS", 0)
@@ -324,9 +320,7 @@ def test_sums_on_a_second_stream_change_no_bit(monkeypatch, graph):
         out, lse = backend.forward(q, k, v, selection, 0.1)
         return out, lse, *backend.backward(grad, None, q, k, v, out, lse, selection, 0.1)
 
-    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", False)
     plain = both()
-    monkeypatch.setattr(selected_overlap, "SUMS_BESIDE", True)
     run = both
     if graph:
         side = torch.cuda.Stream()

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig, choose, choose_sum
-from kernels.backends.triton.selected_overlap import Sums
 from kernels.backends.triton.selected_plan import (
     SELECTED_ITEM,
     SelectedPlan,
@@ -33,7 +32,6 @@ def backward(
     config: SelectedConfig | None = None,
     sums: SumConfig | None = None,
     piece: int | None = None,
-    beside: bool | None = None,
     rows_an_item: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv); rows_of from `by_query`; scale > 0. For benchmarks: what follows it (see selected_forward.py)."""
@@ -49,16 +47,13 @@ def backward(
     # A block's program is the only one to add to it, piece of queries after piece.
     grads = torch.zeros(2, lines, blocks * block, head_dim, dtype=torch.float32, device=q.device)
     chunks = torch.empty(max(plan.slots, 1), 2, block, head_dim, dtype=torch.float32, device=q.device)
-    with Sums(q.device, plan.pieces, beside) as leader:
-        partial_dq = torch.empty(leader.rooms, plan.rows, head_dim, dtype=q.dtype, device=q.device)
-        places = torch.empty(leader.rooms, lines, plan.piece, slots, dtype=torch.int32, device=q.device)
-        given = grad_out, q, k, v, rows_of, selection, plan
-        for index in range(plan.pieces):
-            room = leader.wait_for_room(index)
-            partials = partial_dq[room], places[room].fill_(-1)
-            partials_of_piece(*given, index, scale, config, *partials, grads, chunks)
-            with leader.of(index):
-                add_slots(partials[0], None, partials[1], dq, None, index * plan.piece, group, scale, sums)
+    partial_dq = torch.empty(plan.rows, head_dim, dtype=q.dtype, device=q.device)
+    places = torch.empty(lines, plan.piece, slots, dtype=torch.int32, device=q.device)
+    given = grad_out, q, k, v, rows_of, selection, plan
+    for index in range(plan.pieces):
+        places.fill_(-1)
+        partials_of_piece(*given, index, scale, config, partial_dq, places, grads, chunks)
+        add_slots(partial_dq, None, places, dq, None, index * plan.piece, group, scale, sums)
     # Selectors of one KV head add up; keys beyond the end were padding.
     grads = grads.view(2, batch, kv_heads, selectors // kv_heads, blocks * block, head_dim)
     grads = grads[:, :, :, 0] if selectors == kv_heads else grads.sum(3)

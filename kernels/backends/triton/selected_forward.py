@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig, choose, choose_sum
-from kernels.backends.triton.selected_overlap import Sums
 from kernels.backends.triton.selected_plan import (
     SELECTED_ITEM,
     SelectedPlan,
@@ -28,9 +27,8 @@ def forward(
     config: SelectedConfig | None = None,
     sums: SumConfig | None = None,
     piece: int | None = None,
-    beside: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse); scale > 0. For benchmarks: configs, `piece` (queries at once), `beside` (selected_overlap.py)."""
+    """(out, lse); scale > 0. For benchmarks: configs, `piece` (queries at once)."""
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group, lines = heads // selectors, batch * selectors
@@ -40,16 +38,14 @@ def forward(
     plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step)
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
-    with Sums(q.device, plan.pieces, beside) as leader:
-        partial_out = torch.empty(leader.rooms, plan.rows, head_dim, dtype=q.dtype, device=q.device)
-        partial_lse = torch.empty(leader.rooms, plan.rows, dtype=torch.float32, device=q.device)
-        places = torch.empty(leader.rooms, lines, plan.piece, slots, dtype=torch.int32, device=q.device)
-        for index in range(plan.pieces):
-            room = leader.wait_for_room(index)
-            partials = partial_out[room], partial_lse[room], places[room].fill_(-1)
-            partials_of_piece(q, k, v, selection, plan, index, scale, config, *partials)
-            with leader.of(index):
-                add_slots(*partials, out, lse, index * plan.piece, group, 1.0, sums)
+    partial_out = torch.empty(plan.rows, head_dim, dtype=q.dtype, device=q.device)
+    partial_lse = torch.empty(plan.rows, dtype=torch.float32, device=q.device)
+    places = torch.empty(lines, plan.piece, slots, dtype=torch.int32, device=q.device)
+    partials = partial_out, partial_lse, places
+    for index in range(plan.pieces):
+        places.fill_(-1)
+        partials_of_piece(q, k, v, selection, plan, index, scale, config, *partials)
+        add_slots(*partials, out, lse, index * plan.piece, group, 1.0, sums)
     return out, lse
 
 
