@@ -1,6 +1,7 @@
 """How a router does: how evenly it uses the blocks, how far back it looks, and how much of attention it finds."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.routing import Selection, eligible_range
@@ -34,6 +35,20 @@ def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
         "never_chosen": ((used == 0) & eligible).sum().float() / eligible.sum().clamp(min=1),
         "age": torch.where(there, age, 0).double().sum().float() / there.sum().clamp(min=1),
     }
+
+
+def union_of_neighbours(chosen: Tensor, neighbours: int = 8) -> Tensor:
+    """Different blocks in the choices of `neighbours` queries in a row, over the number of these choices.
+
+    1 where no two of them choose the same block, 1 / neighbours where all choose alike. chosen as a Selection has it,
+    `[..., queries, slots]`; the result is a float32 scalar on its device.
+    """
+    queries, slots = chosen.shape[-2:]
+    padded = F.pad(chosen, (0, 0, 0, -queries % neighbours), value=-1)
+    ordered = padded.reshape(-1, neighbours * slots).sort(-1).values
+    there = ordered >= 0
+    new = torch.cat([there[:, :1], there[:, 1:] & (ordered[:, 1:] != ordered[:, :-1])], 1)
+    return new.sum().float() / there.sum().clamp(min=1)
 
 
 def recall(

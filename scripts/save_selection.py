@@ -7,7 +7,15 @@ The file holds `chosen` int32 [layers, selectors, tokens, slots], one layer a se
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NEIGHBOURS = (2, 4, 8, 32, 128)
+"""Queries in a row, whose choices are compared."""
 
 
 def main() -> None:
@@ -18,6 +26,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="documents of the run's corpus")
     parser.add_argument("--tokens", type=int, default=131072, help="tokens, of documents one behind the other")
     parser.add_argument("--output", type=Path, default=Path("outputs/selection.pt"))
+    parser.add_argument("--sharing", type=Path, help="a JSON file for how alike neighbouring queries choose, by layer")
     with user_errors():
         save(parser.parse_args())
 
@@ -31,6 +40,7 @@ def save(arguments: argparse.Namespace) -> None:
     from model.attention.routed import RoutedAttend
     from model.training.checkpoints import load_weights, read_checkpoint
     from model.training.run_folder import find_checkpoint
+    from scripts.benchmarks.results import markdown, surroundings
 
     checkpoint = find_checkpoint(arguments.checkpoint, prefer="last")
     run = read_checkpoint(checkpoint)["hyper_parameters"]
@@ -72,6 +82,22 @@ def save(arguments: argparse.Namespace) -> None:
         {"chosen": torch.cat(chosen), "first_key": first_key, "block": routed[0].pattern.block}, arguments.output
     )
     print(f"{len(chosen)} layers, {arguments.tokens:,} tokens: written to {arguments.output}")
+    rows = sharing(torch.cat(chosen))
+    print("Different blocks that so many queries in a row choose, over their choices (1: nothing is shared):\n")
+    print(markdown(rows))
+    if arguments.sharing:
+        arguments.sharing.parent.mkdir(parents=True, exist_ok=True)
+        arguments.sharing.write_text(json.dumps(surroundings() | {"rows": rows}, indent=2) + "\n")
+
+
+def sharing(chosen: "Tensor") -> list[dict[str, Any]]:
+    """A row a layer of `chosen`: different blocks that so many queries in a row choose, over their choices."""
+    from kernels.routing_health import union_of_neighbours
+
+    return [
+        {"layer": layer} | {f"{n} queries": round(float(union_of_neighbours(choice, n)), 3) for n in NEIGHBOURS}
+        for layer, choice in enumerate(chosen)
+    ]
 
 
 if __name__ == "__main__":

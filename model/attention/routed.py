@@ -9,7 +9,7 @@ from kernels import Axis, BlockLayout, Selection, attention, block_mass, block_m
 from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_pairs
 from kernels.patterns import Routed
 from kernels.routing import eligible_range
-from kernels.routing_health import block_use, recall
+from kernels.routing_health import block_use, recall, union_of_neighbours
 from model.attention.base import Attend, Attended, Inputs, unused
 from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
@@ -153,7 +153,7 @@ class RoutedAttend(Attend):
         if self.watching:
             sampled = torch.linspace(0, selection.queries - 1, min(SAMPLED, selection.queries), device=lse.device)
             found = recall(inputs.q_BHTD, inputs.k_BKTD, selection, self.pattern.window, sampled.long())
-            self.noted = {"recall": found.mean()}
+            self.noted = {"recall": found.mean(), "union": union_of_neighbours(selection.chosen)}
         if not self.training:
             return None
         self.noted = block_use(selection, self.pattern.window)

@@ -41,7 +41,7 @@ def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: 
 
 
 def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
-    """A saved selection, repeated over batch and selectors, cut to `length`."""
+    """A saved selection, a layer a sequence (evenly spread, or repeated), repeated over selectors, cut to `length`."""
     import torch
 
     from kernels import Selection
@@ -52,6 +52,8 @@ def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
     chosen, first_key = saved["chosen"].cuda(), saved["first_key"].cuda()
     if chosen.shape[2] < length:
         raise SystemExit(f"error: --selection {file} has {chosen.shape[2]} queries: must have {length} or more")
+    layers = torch.linspace(0, len(chosen) - 1, min(batch, len(chosen))).round().long().to(chosen.device)
+    chosen, first_key = chosen[layers], first_key[layers]
     repeat = lambda x, n, dim: x.repeat_interleave(-(-n // x.shape[dim]), dim).narrow(dim, 0, n)  # noqa: E731
     chosen = repeat(repeat(chosen, batch, 0), selectors, 1)[:, :, :length].contiguous()
     return Selection.from_chosen(chosen, length, block, repeat(first_key, batch, 0)[:, :length].contiguous())

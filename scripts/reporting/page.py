@@ -42,6 +42,7 @@ ROUTING = {
     "entropy": "how evenly blocks are used, 1 is even",
     "never_chosen": "share of eligible blocks that no query chose",
     "age": "tokens back to a chosen block, on average",
+    "union": "different blocks that 8 queries in a row choose, over their choices",
     "recall": "share of dense attention that falls on what is seen",
     "indexer_loss": "nats a query",
 }

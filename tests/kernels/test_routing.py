@@ -5,6 +5,7 @@ import torch
 
 from kernels import Selection, block_means, first_keys, select
 from kernels.routing import choose_in_pieces, eligible_range, ranked
+from kernels.routing_health import union_of_neighbours
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import naive_choice, naive_mask, naive_summaries, window_start
 
@@ -184,3 +185,13 @@ def test_a_choice_alone_makes_a_selection():
     made = select(queries, block_means(keys, first, 16), first, top_k=2, window=9, block=16)
     again = Selection.from_chosen(made.chosen, 150, 16, first)
     assert all(torch.equal(a, b) for a, b in zip(made.tensors(), again.tensors(), strict=True))
+
+
+def test_union_of_neighbours_counts_different_blocks():
+    """Three queries in a row, two and an end: {0, 1} of three choices, {1, 2, 3} of four, {5} of one."""
+    chosen = torch.tensor([[[[0, -1], [0, 1], [1, 2], [1, 3], [5, -1]]]], dtype=torch.int32)
+    assert float(union_of_neighbours(chosen, 2)) == pytest.approx((2 + 3 + 1) / (3 + 4 + 1))
+    alike = torch.tensor([3, 7], dtype=torch.int32).expand(1, 2, 64, 2)
+    assert float(union_of_neighbours(alike, 8)) == 1 / 8
+    nothing = torch.full((1, 1, 4, 2), -1, dtype=torch.int32)
+    assert float(union_of_neighbours(nothing, 8)) == 0

@@ -1,6 +1,7 @@
 """A run with a router, from train.py to a saved selection that the benchmark can read."""
 
 import csv
+import json
 
 import torch
 
@@ -29,7 +30,10 @@ def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
     assert 0 < float(rows[-1]["validation/routing_recall"]) <= 1 + 1e-5
 
     file = tmp_path / "selection.pt"
-    run("scripts/save_selection.py", str(folder), "--tokens", "512", "--output", str(file), PYTHONPATH=".")
+    shared = tmp_path / "sharing.json"
+    command = "scripts/save_selection.py", str(folder), "--tokens", "512", "--output", str(file)
+    run(*command, "--sharing", str(shared), PYTHONPATH=".")
+    assert [0.5 <= row["2 queries"] <= 1 for row in json.loads(shared.read_text())["rows"]] == [True, True]
     saved = torch.load(file, weights_only=True)
     assert saved["chosen"].shape == (2, 2, 512, 2) and saved["first_key"].shape == (2, 512) and saved["block"] == 32
     selection = Selection.from_chosen(saved["chosen"], 512, 32, saved["first_key"])

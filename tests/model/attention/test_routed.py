@@ -313,6 +313,7 @@ def test_health_of_the_router_is_noted():
     with torch.no_grad():
         model.loss(tokens, tokens, POSITIONS, views)
     assert 0 < float(model.noted()["recall"]) <= 1 + 1e-12
+    assert 1 / 8 <= float(model.noted()["union"]) <= 1
 
 
 def test_recall_is_the_dense_mass_that_is_covered():
