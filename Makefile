@@ -1,19 +1,23 @@
 # The commands of this repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format
+.PHONY: help train test test-gpu lint format
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 
 help:  ## list these commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 train: .venv/installed  ## train the default model, a few minutes on a CPU; ARGS="attention=strided seed=2" for another
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/installed  ## run the tests, several at a time; ARGS="-k layout" for some of them
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(ARGS)
+
+test-gpu: .venv/installed  ## run the tests that need a GPU, those that want it for themselves at the end
+	$(BIN)/python -m pytest -m "gpu and not alone" --numprocesses=8 --dist=worksteal $(ARGS)
+	$(BIN)/python -m pytest -m "gpu and alone" $(ARGS)
 
 lint: .venv/installed  ## check style, spelling and who imports whom
 	$(BIN)/ruff check .

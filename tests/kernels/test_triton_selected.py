@@ -343,6 +343,7 @@ def test_many_pieces_give_the_same_bits_every_time(monkeypatch, graph):
 
 @gpu
 @needs_cuda
+@pytest.mark.alone
 def test_a_million_tokens_on_the_gpu():
     """More than 2^31 elements in q; the last queries against float64 gathers of their blocks."""
     length = 1 << 20

@@ -161,6 +161,7 @@ def test_under_autocast_a_recording_outlives_what_autocast_keeps():
     assert (found - whole).abs().max() <= 5e-2 * whole.abs().max()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["window", "hierarchical"])
 def test_a_sparse_token_costs_the_same_behind_any_context(name):
     """By the clock: 8,192 and 131,072 tokens of context, 16 sequences; within a factor of 1.2."""
