@@ -80,9 +80,13 @@ def test_the_numbers_are_those_of_the_result_files():
     chosen = "random", "4x32768", "64/4"
     share = next(r["share"] for r in result("layouts_h200.json")["rows"] if r["pattern"] == "window_1024")
     baselines = row["baselines"]
-    with open(ROOT / "docs/results/novels_32k/report/pareto.csv") as file:
-        novels = {r["label"]: r for r in csv.DictReader(file)}
+    novels, at_equal_tokens = (
+        {r["label"]: r for r in csv.DictReader((ROOT / "docs/results" / name / "report/pareto.csv").open())}
+        for name in ("novels_32k", "novels_32k_tokens")
+    )
     quality = {name: float(r["bits_per_byte"]) for name, r in novels.items()}
+    names = {"hierarchical": "hierarchical", "window": "windows", "dense": "dense"}
+    same_tokens = ", ".join(f"{names[n]} {float(at_equal_tokens[n]['bits_per_byte']):.3f}" for n in names)
     slower = float(novels["dense"]["step_seconds"]) / float(novels["window"]["step_seconds"])
     decode = {(r["attention"], r["context"], r["batch"]): r["ms_per_token"] for r in result("decode_h200.json")["rows"]}
     names = ("windows", "window"), ("routed", "routed"), ("dense", "dense")
@@ -90,6 +94,7 @@ def test_the_numbers_are_those_of_the_result_files():
     for number in (
         f"windows {quality['window']:.3f}, dense {quality['dense']:.3f} bits per byte held out",
         f"dense takes {slower:.1f} times as long a step",
+        f"{same_tokens} bits per byte held out",
         ", ".join(f"{short} {grows[name]:.2f}" for short, name in names) + " times the time a token",
         f"{cpu['train_seconds']:.0f} s of training",
         f"{row['bits_per_byte']:.3f} bits per byte held out",
@@ -130,3 +135,16 @@ def test_the_numbers_of_the_gpu_run_are_those_of_its_files():
         f"{row['baselines']['bigram_bits_per_byte']:.3f})",
     ):
         assert number in text, number
+
+
+def test_the_numbers_of_the_sweep_at_equal_tokens_are_those_of_its_report():
+    with open(ROOT / "docs/results/novels_32k_tokens/report/pareto.csv") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: float(row["bits_per_byte"]))
+    names = [{"window": "windows"}.get(row["label"], row["label"]) for row in rows]
+    said = ", ".join(f"{name} {float(row['bits_per_byte']):.3f}" for name, row in zip(names, rows, strict=True))
+    seconds = {row["label"]: float(row["step_seconds"]) for row in rows}
+    ratios = sorted((seconds[name] / seconds["dense"], name) for name in seconds if name != "dense")
+    (least, fastest), (most, slowest) = ratios[0], ratios[-1]
+    text = (ROOT / "docs/performance.md").read_text()
+    assert f"{said} bits per byte held out" in text
+    assert f"{least:.2f} ({fastest}) to {most:.2f} ({slowest}) of dense's step time" in text
