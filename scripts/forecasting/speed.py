@@ -7,6 +7,7 @@ shapes, fits the three numbers by least squares, and writes them to docs/results
 """
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,16 @@ def work(sample: Sample) -> tuple[float, float]:
 
 def setting(config: Any, device: torch.device) -> str:
     """What rates depend on, besides the shapes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     compiled = ", compiled" if config["trainer"]["compile"] else ""
     return f"{name}, {config['trainer']['precision']}{compiled}"
+
+
+def _processor() -> str:
+    """Its name, where the system tells (Linux), and the threads that PyTorch uses of it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
 
 
 def step_seconds(sample: Sample) -> float | None:

@@ -77,6 +77,7 @@ def test_advice_says_what_the_changed_config_is_forecast_at(composed):  # noqa: 
 
 def test_a_calibrated_device_has_a_time(composed, tmp_path, monkeypatch):  # noqa: F811
     config, data = composed("attention=window", "trainer.accumulate=3")
+    monkeypatch.setattr(speed, "TABLE", tmp_path / "absent.json")  # the repository's may know this machine
     said = forecast(config, data, data.vocabulary)
     assert said.step_seconds is None
     assert ("time a step", "not calibrated: run python scripts/benchmark.py calibrate") in forecast_rows(said)
