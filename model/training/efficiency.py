@@ -39,15 +39,11 @@ PEAK_FLOPS = {
     "RTX 3090": 71e12,
 }
 
-AVERAGED = (
-    "data_wait_share",
-    "density_pairs",
-    "density_tiles",
-    "attention_flops_per_token",
-    "flops_per_token",
-    "mfu_exact",
-    "mfu_dense_equivalent",
-)
+COSTS = ("density_pairs", "density_tiles", "attention_flops_per_token", "flops_per_token")
+"""What is averaged over the logged steps of all sessions: it is the same however often a run was stopped."""
+
+SHARES = ("data_wait_share", "mfu_exact", "mfu_dense_equivalent")
+"""What is averaged over the measured time of a session."""
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -104,7 +100,8 @@ class Efficiency(Callback):
     def __init__(self, fetch_timer: FetchTimer):
         self.fetch_timer = fetch_timer
         self.windows: list[dict[str, float]] = []
-        self.latest: dict[str, float] = {}
+        self.costs = dict.fromkeys(COSTS, 0.0)  # sums over the logged steps of all sessions
+        self.logged = 0  # how many these were
         self.device = torch.device("cpu")  # where it trains; afterwards Lightning moves the module away
         self.train_tokens = 0  # positions trained on, all ranks, all sessions
         self.earlier_seconds = 0.0  # of earlier sessions
@@ -166,6 +163,8 @@ class Efficiency(Callback):
         """Ends the window at a logged step, after the device has been waited for."""
         seconds = self.seconds + time.perf_counter() - self.running_since
         values = self._cost(module)
+        self.costs = {key: total + values[key] for key, total in self.costs.items()}
+        self.logged += 1
         if self.session_steps > SKIPPED_STEPS and self.steps:
             rate = self.tokens / seconds
             values |= {
@@ -182,7 +181,6 @@ class Efficiency(Callback):
         if self.session_steps >= SKIPPED_STEPS:
             self.counted += seconds
             self._new_window()
-        self.latest = values
         return values | {"peak_memory_bytes": peak_memory_bytes(module.device)}
 
     def elapsed(self) -> float:
@@ -203,21 +201,21 @@ class Efficiency(Callback):
         }
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json. Speeds are of this session; tokens and seconds of all sessions. A number that could not be
-        measured (a run of fewer steps than are skipped, a device of unknown peak) is None."""
+        """For summary.json. Speeds are of this session; costs, tokens and seconds of all sessions. A number that could
+        not be measured (a run of fewer steps than are skipped, a device of unknown peak) is None."""
         seconds = sum(window["seconds"] for window in self.windows)
 
-        def mean(key: str) -> float | None:
-            """Over the measured time; of a run without any, the cost that was logged last."""
+        def share(key: str) -> float | None:
             if not self.windows or key not in self.windows[-1]:
-                return self.latest.get(key)
+                return None
             return sum(window[key] * window["seconds"] for window in self.windows) / seconds
 
         return {
             "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            **{key: mean(key) for key in AVERAGED},
+            **{key: share(key) for key in SHARES},
+            **{key: total / self.logged if self.logged else None for key, total in self.costs.items()},
             "train_tokens": self.train_tokens,
             "train_seconds": self._train_seconds(),
             "measured_seconds": self.elapsed(),
@@ -231,8 +229,11 @@ class Efficiency(Callback):
             "train_tokens": self.train_tokens,
             "train_seconds": self._train_seconds(),
             "measured_seconds": self.elapsed(),
+            "costs": self.costs,
+            "logged": self.logged,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_tokens, self.earlier_seconds = state_dict["train_tokens"], state_dict["train_seconds"]
         self.counted = state_dict.get("measured_seconds", 0.0)  # checkpoints from before there was one have none
+        self.costs, self.logged = state_dict.get("costs", self.costs), state_dict.get("logged", 0)

@@ -58,7 +58,7 @@ class TinyModel(nn.Module):
         self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
 
     def build_layouts(self, document: Tensor, length: int) -> list:
-        return [length]
+        return [length, document.double().mean().item()]
 
     def overflow(self, layouts: list) -> Tensor | None:
         return None
@@ -82,7 +82,7 @@ class TinyModel(nn.Module):
 
     def cost(self, layouts: list, batch: int = 1) -> SimpleNamespace:
         tokens = batch * layouts[0]
-        attention = SimpleNamespace(density_pairs=0.25, density_tiles=0.5, flops=12 * tokens)
+        attention = SimpleNamespace(density_pairs=0.25 + layouts[1] / 4, density_tiles=0.5, flops=12 * tokens)
         return SimpleNamespace(attention=attention, flops=100 * tokens, dense_flops=400 * tokens)
 
 

@@ -68,8 +68,14 @@ def logged(path):
         return [{key: row.get(key, "") for key in EXACT} for row in csv.DictReader(file)]
 
 
+def costs(path):
+    summary = json.loads((path / "summary.json").read_text())
+    return {key: summary[key] for key in ("density_pairs", "density_tiles", "attention_flops_per_token")}
+
+
 def assert_same_end(one: Path, other: Path):
     assert logged(one) == logged(other)
+    assert costs(one) == costs(other)
     a, b = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (one, other))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "TinyData", "global_step"):
         assert_equal(a[part], b[part], part)
