@@ -111,7 +111,14 @@ class NativeSparse(Routed):
     """Routed, and the summaries of all past spans of `summary_span` tokens (NSA's three branches).
 
     `pooling`: a span's keys and values become one by their "mean" or a "learned" attention pool. `combine`: the three
-    make one softmax ("lse"), or are added, each by a sigmoid gate a query and head ("gates", as published).
+    make one softmax ("lse"), or are added, each by a sigmoid gate a query and head ("gates", as NSA adds its branches, its MLP
+    being one linear layer of the layer's input; all gates begin near 0.5).
+
+    In one softmax, weight that a branch has no use for goes to another. Under gates it cannot: chosen blocks that lack
+    what a head looks for still add their values, and the summaries alone must do meanwhile. NSA helps itself by keys
+    and values of each branch's own and by picking blocks by the summaries' attention; here the branches share keys and
+    values, and nothing but chance leads "mean_key" to the right blocks. With "gates" choose the "indexer", which learns
+    what its branch attends to.
     """
 
     summary_span: int
