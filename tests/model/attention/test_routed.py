@@ -150,6 +150,14 @@ def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(p
     assert all(torch.equal(a, b) for a, b in zip(choices, [*first, first[1], first[0]], strict=True))
 
 
+@pytest.mark.parametrize("pattern", [routed, native_sparse])
+def test_a_larger_top_k_than_blocks_chooses_them_all_and_takes_no_more_room(pattern, choices):
+    """10^9 slots a query would be 1.5 TB."""
+    expected, actual = gradients(build(pattern(top_k=LENGTH // 16))), gradients(build(pattern(top_k=10**9)))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert all(each.shape[3] == LENGTH // 16 for each in choices)
+
+
 @every_pattern
 def test_packed_documents_with_whole_blocks_give_the_logits_of_each_alone(pattern):
     documents = packing([48, 32, 15])
@@ -265,7 +273,7 @@ def test_settings_that_cannot_be_are_named():
         (dict(share="all"), "share='all': must be one of group, head"),
         (dict(strategy="fast"), "strategy='fast': must be one of by_block, shared_tiles"),
         (dict(first_block=1), "first_block=1: must be true or false"),
-        (dict(indexer_loss=0), "indexer_loss=0: must be a positive number"),
+        (dict(indexer_loss=0), "indexer_loss=0: must be a positive, finite number"),
         (dict(indexer_warmup=-1), "indexer_warmup=-1: must be an integer >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
