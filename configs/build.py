@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from kernels import patterns
@@ -34,10 +35,14 @@ def build_pattern(key: str, settings: Mapping[str, Any]) -> Pattern:
         ) from None
     if not (isinstance(pattern_class, type) and issubclass(pattern_class, Pattern)):
         raise ConfigError(f"{key}._target_={target}: must be a subclass of kernels.patterns.Pattern")
-    accepted = list(pattern_class.__dataclass_fields__)
+    accepted = [field.name for field in fields(pattern_class)]
     for setting in settings:
         if setting not in accepted:
             raise ConfigError(f"{key}.{setting}={settings[setting]!r}: {name} takes {', '.join(accepted)}")
+    needed = [f.name for f in fields(pattern_class) if f.init and f.default is f.default_factory is MISSING]
+    for setting in needed:
+        if setting not in settings:
+            raise ConfigError(f"{key}.{setting}: missing; {name} needs {', '.join(needed)}")
     try:
         return pattern_class(**settings)
     except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ et al. 2024) by a small learned indexer, and NSA (Yuan et al. 2025) adds a compr
 known only when a layer runs (kernels/routing.py): to a mask's question these patterns answer what *may* be seen.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -86,7 +87,8 @@ class Routed(Pattern):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         require_int("indexer_dim", self.indexer_dim, 1)
         is_number = isinstance(self.indexer_loss, int | float) and not isinstance(self.indexer_loss, bool)
-        require(is_number and self.indexer_loss > 0, "indexer_loss", self.indexer_loss, "a positive number")
+        in_range = is_number and 0 < self.indexer_loss < math.inf
+        require(in_range, "indexer_loss", self.indexer_loss, "a positive, finite number")
         require_int("indexer_warmup", self.indexer_warmup, 0)
 
     @property
@@ -111,7 +113,14 @@ class NativeSparse(Routed):
     """Routed, and the summaries of all past spans of `summary_span` tokens (NSA's three branches).
 
     `pooling`: a span's keys and values become one by their "mean" or a "learned" attention pool. `combine`: the three
-    make one softmax ("lse"), or are added, each by a sigmoid gate a query and head ("gates", as published).
+    make one softmax ("lse"), or are added, each by a sigmoid gate a query and head ("gates", as published; the MLP of
+    the gates is one linear layer of the layer's input, and all of them begin near 0.5).
+
+    In one softmax, weight that a branch has no use for goes to another. Under gates it cannot: chosen blocks that lack
+    what a head looks for still add their values, and the summaries alone must do meanwhile. NSA helps itself by keys
+    and values of each branch's own and by picking blocks by the summaries' attention; here the branches share keys and
+    values, and nothing but chance leads "mean_key" to the right blocks. With "gates" choose the "indexer", which learns
+    what its branch attends to.
     """
 
     summary_span: int

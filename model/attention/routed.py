@@ -117,7 +117,7 @@ class RoutedAttend(Attend):
             queries,
             summaries,
             first_key,
-            top_k=pattern.top_k,
+            top_k=min(pattern.top_k, max(1, summaries.shape[2])),  # more slots than blocks would be memory for nothing
             window=pattern.window,
             block=pattern.block,
             first_block=pattern.first_block,

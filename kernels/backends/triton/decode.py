@@ -1,11 +1,12 @@
 """Decoding: few queries, keys in the slots of a cache, split among programs ("flash decoding", Dao et al. 2023).
 
 `_split` gives one program an equal share of the entries that are live *now*, so that a grid whose size follows from
-the cache's capacity is balanced at any length; what it has found goes to a float32 buffer, and `_combine` makes one
-softmax of all shares of all parts, in their order: the same bits every time. The query heads of a line, and all their
-queries, are the rows of one product (padded to 16, the least that the tensor cores take), so that a key is read once.
+the cache's capacity is balanced at any length; what it has found goes to a float32 buffer, and decode_combine.py makes
+one softmax of all shares of all parts, in their order: the same bits every time. The query heads of a line, and all
+their queries, are the rows of one product (padded to 16, the least that the tensor cores take), so that a key is read
+once.
 
-Letters in the kernels: s scores, p weights, m running maximum (of log2(e) * scale * s), l running sum.
+Letters in the kernel: s scores, p weights, m running maximum (of log2(e) * scale * s), l running sum.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import LN_2, LOG2_E
+from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.configs import DTYPES, HEAD_DIMS
+from kernels.backends.triton.decode_combine import combine
 from kernels.backends.triton.forward import positive_scale
 
 if TYPE_CHECKING:
@@ -28,10 +30,7 @@ MOST_ROWS = 64
 """Rows (a query head and a query each) of one program."""
 
 MOST_SPLITS = 128
-"""Shares of a part: what `_combine` must walk through, one row a program."""
-
-SHARES = 32
-"""Shares that it takes at once."""
+"""Shares of a part: what `combine` must walk through, one row a program."""
 
 
 @dataclass(frozen=True)
@@ -131,24 +130,7 @@ def forward(
             num_stages=config.stages,
         )
         first += share.splits
-    out = torch.empty_like(q)
-    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
-    _combine[(rows,)](
-        partial_out,
-        partial_lse,
-        sink_logits,
-        out,
-        lse,
-        *out.stride()[:3],
-        heads,
-        queries,
-        splits,
-        HEAD_DIM=head_dim,
-        D=columns,
-        S=min(SHARES, triton.next_power_of_2(splits)),
-        num_warps=4,
-    )
-    return out, lse
+    return combine(partial_out, partial_lse, sink_logits, q)
 
 
 @dataclass(frozen=True)
@@ -299,54 +281,3 @@ def _split(
         live_row[:, None] & in_column[None, :],
     )
     tl.store(partial_lse + to, tl.where(some, m + tl.log2(total), float("-inf")), live_row)
-
-
-@triton.jit(do_not_specialize=["heads", "queries", "splits"])
-def _combine(
-    partial_out,
-    partial_lse,
-    sink_logits,
-    out,
-    lse,
-    out_batch,
-    out_head,
-    out_step,
-    heads,
-    queries,
-    splits,
-    HEAD_DIM: tl.constexpr,
-    D: tl.constexpr,
-    S: tl.constexpr,
-):
-    """One softmax of all shares of a row (a sequence, query head and query)."""
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, D)
-    in_column = column < HEAD_DIM
-    m = float("-inf")
-    l = 0.0  # noqa: E741
-    acc = tl.zeros([D], tl.float32)
-    for at in tl.range(0, splits, S):
-        share = at + tl.arange(0, S)
-        x = tl.load(partial_lse + row * splits + share, share < splits, float("-inf"))
-        highest = tl.maximum(m, tl.max(x, 0))
-        finite = tl.where(highest == float("-inf"), 0.0, highest)
-        weight = tl.exp2(x - finite)
-        alpha = tl.exp2(m - finite)
-        taken = (x > float("-inf"))[:, None] & in_column[None, :]  # an empty share's output was never written
-        part = tl.load(partial_out + (row * splits + share)[:, None] * HEAD_DIM + column[None, :], taken, 0.0)
-        acc = acc * alpha + tl.sum(weight[:, None] * part, 0)
-        l = l * alpha + tl.sum(weight, 0)  # noqa: E741
-        m = highest
-    head = row // queries % heads
-    if sink_logits is not None:
-        sink = tl.load(sink_logits + head).to(tl.float32) * 1.4426950408889634
-        highest = tl.maximum(m, sink)
-        alpha = tl.exp2(m - highest)
-        acc = acc * alpha
-        l = l * alpha + tl.exp2(sink - highest)  # noqa: E741
-        m = highest
-    some = l > 0
-    total = tl.where(some, l, 1.0)
-    to = out + row // (queries * heads) * out_batch + head * out_head + row % queries * out_step
-    tl.store(to + column, (acc / total).to(out.dtype.element_ty), in_column)
-    tl.store(lse + row, tl.where(some, (m + tl.log2(total)) * LN_2, float("-inf")))

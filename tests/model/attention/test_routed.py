@@ -7,10 +7,10 @@ import torch
 
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed, Window
 from model import Transformer
-from model.attention import Attended
 from model.attention.indexer import SCORES_AT_ONCE
 from tests.kernels.oracle import packing
-from tests.kernels.routing_oracle import naive_choice, naive_mask, naive_summaries, window_start
+from tests.kernels.routing_oracle import window_start
+from tests.model.attention.naive import Naive
 from tests.model.small import config, lively, plan, positions_of
 from tests.model.test_causality import CHANGES, FIRST, LAST, POSITIONS, QUERIES, observe, perturbed, random_tokens
 from tests.model.test_causality import DOCUMENTS as THREE
@@ -52,103 +52,6 @@ PATTERNS: dict[str, Pattern] = {
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 DOCUMENTS = packing([37, 6, 52], [80, 15, 0])
 LENGTH = DOCUMENTS.shape[1]
-
-
-def softmax_of(scores: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights, lse) where `mask` allows; 0 and -inf in a row that sees nothing."""
-    seen = mask.any(-1)
-    lse = torch.where(mask, scores, -1e300).logsumexp(-1)
-    weights = torch.where(mask, scores - lse[..., None], -torch.inf).exp()
-    return weights, torch.where(seen, lse, -torch.inf)
-
-
-class Naive:
-    """Replaces an Attend by dense attention under masks made query by query, and the indexer's loss by autograd's."""
-
-    def __init__(self, attend, documents):
-        self.attend, self.pattern, self.documents = attend, attend.pattern, documents
-
-    def __call__(self, inputs, view):
-        x, q, k, v, *_ = inputs
-        pattern, attend, documents = self.pattern, self.attend, self.documents
-        heads, group = q.shape[1], q.shape[1] // k.shape[1]
-        k_heads, v_heads = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        router_queries, summaries = self.route(x, q, k)
-        chosen = naive_choice(
-            router_queries, summaries, documents, pattern.top_k, pattern.window, pattern.block, pattern.first_block
-        )
-        of_block = naive_mask(chosen, documents, pattern.block).repeat_interleave(heads // attend.selectors, 1)
-        key = torch.arange(LENGTH)
-        start = torch.tensor([window_start(t, pattern.window, pattern.block) for t in range(LENGTH)])
-        same = documents[:, None, :, None] == documents[:, None, None, :]
-        past = same & (key <= key[:, None])
-        local = past & (key >= start[:, None])
-        scores = q @ k_heads.mT * q.shape[-1] ** -0.5
-        if isinstance(pattern, NativeSparse):
-            out, lse, weights = self.branches(inputs, view, scores, v_heads, local, of_block)
-        else:
-            weights, lse = softmax_of(scores, local | of_block)
-            out = weights @ v_heads
-        auxiliary = None
-        if pattern.router == "indexer":
-            if attend.step < pattern.indexer_warmup:
-                weights, _ = softmax_of(scores, past.expand_as(scores))
-                takes_part = self.eligible(past)
-            else:
-                takes_part = of_block.unflatten(1, (attend.selectors, -1))[:, :, 0]
-            auxiliary = self.loss(router_queries, summaries, weights.detach(), takes_part)
-        return Attended(out, lse, auxiliary)
-
-    def route(self, x, q, k):
-        pattern, attend = self.pattern, self.attend
-        if attend.indexer is None:
-            summaries = naive_summaries(k, self.documents, pattern.block)
-            queries = q.unflatten(1, (attend.selectors, -1)).mean(2)
-            return queries, summaries.repeat_interleave(attend.selectors // k.shape[1], 1)
-        x = x if pattern.indexer_gradient else x.detach()
-        queries = attend.indexer.q_proj(x).unflatten(-1, (attend.selectors, -1)).transpose(1, 2)
-        summaries = naive_summaries(attend.indexer.k_proj(x)[:, None], self.documents, pattern.block)
-        return queries * pattern.indexer_dim**-0.5, summaries.expand(-1, attend.selectors, -1, -1)
-
-    def branches(self, inputs, view, scores, v_heads, local, of_block):
-        attend, group = self.attend, inputs.q_BHTD.shape[1] // inputs.k_BKTD.shape[1]
-        levels = view.summaries.levels
-        pooled = attend.pool(inputs.unrotated_k_BTKD, inputs.v_BKTD.transpose(1, 2), inputs.rotation, levels)
-        keys, values = (view.summaries.join([t]).repeat_interleave(group, 1) for t in pooled[0])
-        coarse = view.summaries.layout.dense_mask().expand(-1, scores.shape[1], -1, -1)
-        coarse_scores = inputs.q_BHTD @ keys.mT * inputs.q_BHTD.shape[-1] ** -0.5
-        masks = torch.cat([local | of_block, coarse.expand(len(scores), -1, -1, -1)], -1)
-        weights, lse = softmax_of(torch.cat([scores, coarse_scores], -1), masks)
-        of_tokens = weights[..., :LENGTH]
-        if attend.gates is None:
-            return weights @ torch.cat([v_heads, values], 2), lse, of_tokens
-        gates = torch.sigmoid(attend.gates(inputs.x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
-        of_tokens, _ = softmax_of(scores, of_block)  # what the indexer learns from: the routed branch's own softmax
-        out = gates[0] * (softmax_of(scores, local.expand_as(scores))[0] @ v_heads)
-        out = out + gates[1] * (of_tokens @ v_heads)
-        out = out + gates[2] * (softmax_of(coarse_scores, coarse.expand_as(coarse_scores))[0] @ values)
-        return out, lse, of_tokens
-
-    def eligible(self, past):
-        pattern, blocks = self.pattern, LENGTH // self.pattern.block
-        stop = torch.tensor([window_start(t, pattern.window, pattern.block) for t in range(LENGTH)])
-        whole = past & (torch.arange(LENGTH) < min(LENGTH, blocks * pattern.block))
-        whole = whole & (torch.arange(LENGTH) < stop[:, None])
-        return whole.expand(-1, self.attend.selectors, -1, -1)
-
-    def loss(self, queries, summaries, weights, takes_part):
-        """takes_part: token by token, so a block takes part where any of its tokens does."""
-        pattern, blocks = self.pattern, summaries.shape[2]
-        cut = lambda t: t[..., : blocks * pattern.block].unflatten(-1, (blocks, pattern.block))  # noqa: E731
-        takes_part = cut(takes_part).any(-1)
-        received = cut(weights).sum(-1).unflatten(1, (self.attend.selectors, -1)).mean(2) * takes_part
-        total = 0.0
-        logits = queries @ summaries.mT
-        for b, s, t in takes_part.any(-1).nonzero().tolist():
-            part = takes_part[b, s, t]
-            wanted = received[b, s, t, part] / received[b, s, t, part].sum()
-            total = total + (wanted * (wanted.log() - logits[b, s, t, part].log_softmax(-1))).sum()
-        return total / self.attend.selectors * pattern.indexer_loss
 
 
 def build(pattern: Pattern, naive: bool = False, **sizes) -> Transformer:
@@ -245,6 +148,14 @@ def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(p
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert len(choices) == 4, "two layers, computed twice"
     assert all(torch.equal(a, b) for a, b in zip(choices, [*first, first[1], first[0]], strict=True))
+
+
+@pytest.mark.parametrize("pattern", [routed, native_sparse])
+def test_a_larger_top_k_than_blocks_chooses_them_all_and_takes_no_more_room(pattern, choices):
+    """10^9 slots a query would be 1.5 TB."""
+    expected, actual = gradients(build(pattern(top_k=LENGTH // 16))), gradients(build(pattern(top_k=10**9)))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert all(each.shape[3] == LENGTH // 16 for each in choices)
 
 
 @every_pattern
@@ -363,7 +274,7 @@ def test_settings_that_cannot_be_are_named():
         (dict(share="all"), "share='all': must be one of group, head"),
         (dict(strategy="fast"), "strategy='fast': must be one of by_block, shared_tiles"),
         (dict(first_block=1), "first_block=1: must be true or false"),
-        (dict(indexer_loss=0), "indexer_loss=0: must be a positive number"),
+        (dict(indexer_loss=0), "indexer_loss=0: must be a positive, finite number"),
         (dict(indexer_warmup=-1), "indexer_warmup=-1: must be an integer >= 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -19,13 +19,17 @@ WINDOW, BLOCK, VOCABULARY, LENGTH, DISTANCE = 16, 16, 64, 120, 66
 SHORT_STEPS, STEPS, WARM_UP = 200, 500, 350
 CHANCE = 1 / 20  # as many values in the vocabulary
 ROUTED = SETTINGS | dict(window=WINDOW, block=BLOCK, top_k=2, indexer_dim=16, indexer_loss=1.0)
+INDEXER = dict(router="indexer", indexer_warmup=WARM_UP)
 
 PATTERNS = {
     "mean_key": (Routed(**ROUTED), 1),
-    "indexer": (Routed(**ROUTED | dict(router="indexer", indexer_warmup=WARM_UP)), 2),
+    "indexer": (Routed(**ROUTED | INDEXER), 2),
     "native_sparse": (NativeSparse(**ROUTED | BRANCHES | dict(pooling="mean")), 1),
 }
 """Pattern, and a seed that shows it early; others take longer."""
+
+GATED = NativeSparse(**ROUTED | BRANCHES | INDEXER | dict(pooling="mean", combine="gates"))
+"""By an indexer: under gates, `mean_key` finds the block by a lucky seed alone (see NativeSparse)."""
 
 
 def build(pattern, seed: int) -> Transformer:
@@ -108,6 +112,32 @@ def test_routing_solves_recall_beyond_the_windows_reach(name):
     found = accuracy(model, held_out())
     print(f"{name}: {found:.2%} of {256 * 12} questions")
     assert found >= 0.99
+
+
+@torch.no_grad()
+def gates_at_questions(model: Transformer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Means over the questions, `[layers, branches (window, chosen blocks, summaries), heads]`."""
+    seen = []
+    hooks = [
+        layer.self_attn.attend.gates.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        for layer in model.layers
+    ]
+    accuracy(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return torch.stack([logits[batch["targets"] >= 0].sigmoid().mean(0).view(3, -1) for logits in seen])
+
+
+@pytest.mark.slow
+def test_gated_branches_solve_it_too_and_the_gates_learn_which_one_holds_the_answer():
+    model = build(GATED, seed=2)
+    train(model, 2, good_enough=0.997)
+    found, gates = accuracy(model, held_out()), gates_at_questions(model, held_out())
+    window, chosen, _ = gates[-1]
+    print(f"native_sparse, gated: {found:.2%} of {256 * 12} questions; gates of the last layer {gates[-1].tolist()}")
+    assert found >= 0.99
+    # Constant gates would do for the task; where they began, all were 0.5.
+    assert (chosen > 0.6).all() and (chosen - window > 0.4).all()
 
 
 @pytest.mark.slow
