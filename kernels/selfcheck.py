@@ -19,6 +19,7 @@ from kernels.axis import Axis
 from kernels.backends import reference
 from kernels.builder import build_layout
 from kernels.layout import BlockLayout
+from kernels.part import Part
 from kernels.patterns import Window
 from kernels.routing import Selection, first_keys, select
 
@@ -74,8 +75,6 @@ def decoding_errors(
     backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int
 ) -> dict[str, float]:
     """Relative errors of two queries on keys in a row, and on keys whose slots are listed; sequences of two lengths."""
-    from kernels.decoding import Part
-
     kv_heads, entries, generator = 2, 150, torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, heads, length, head_dim, generator=generator).to(device, dtype)

@@ -119,8 +119,8 @@ class NativeSparse(Routed):
     In one softmax, weight that a branch has no use for goes to another. Under gates it cannot: chosen blocks that lack
     what a head looks for still add their values, and the summaries alone must do meanwhile. NSA helps itself by keys
     and values of each branch's own and by picking blocks by the summaries' attention; here the branches share keys and
-    values, and "mean_key" found the right blocks in some runs only. With "gates" choose the "indexer", which learns what
-    its branch attends to.
+    values, and "mean_key" found the right blocks in some runs only. With "gates" choose the "indexer", which learns
+    what its branch attends to.
     """
 
     summary_span: int

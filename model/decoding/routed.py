@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels import Selection, attention, block_means, merge
-from kernels.decoding import Part, decode_attention
+from kernels.decoding import decode_attention
+from kernels.part import Part
 from kernels.patterns import Routed
 from kernels.patterns.hierarchical import Summaries
 from kernels.routing import choose, eligible_range

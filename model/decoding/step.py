@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import Axis, BlockLayout, attention, build_layout, merge
-from kernels.decoding import Part, decode_attention
+from kernels.decoding import decode_attention
+from kernels.part import Part
 from model.decoding.slots import QUERIES_AT_ONCE, Read, Slots
 from model.rope import RotaryEmbedding
 

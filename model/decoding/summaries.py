@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.decoding import Part
+from kernels.part import Part
 from kernels.patterns.hierarchical import Summaries
 from kernels.pooling import pool_spans
 from model.attention import Inputs

@@ -48,7 +48,7 @@ def measure(case: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from triton.testing import do_bench_cudagraph
 
     from kernels.backends.triton import decode
-    from kernels.decoding import Part
+    from kernels.part import Part
 
     batch, keys, listed = CASES[case]
     draw = lambda heads, n: torch.randn(  # noqa: E731

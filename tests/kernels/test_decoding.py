@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from kernels.backends import direct
-from kernels.decoding import Part, decode_attention
+from kernels.decoding import decode_attention
+from kernels.part import Part
 from tests.kernels.oracle import RELATIVE_ERROR, dense_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,6 @@ Letters in the kernel: s scores, p weights, m running maximum (of log2(e) * scal
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -22,9 +21,7 @@ from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.configs import DTYPES, HEAD_DIMS
 from kernels.backends.triton.decode_combine import combine
 from kernels.backends.triton.forward import positive_scale
-
-if TYPE_CHECKING:
-    from kernels.decoding import Part
+from kernels.part import Part
 
 MOST_ROWS = 64
 """Rows (a query head and a query each) of one program."""
@@ -76,7 +73,7 @@ def unsupported(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
 
 
 def forward(
-    q: Tensor, parts: "Sequence[Part]", scale: float, sink_logits: Tensor | None, config: DecodeConfig | None = None
+    q: Tensor, parts: Sequence[Part], scale: float, sink_logits: Tensor | None, config: DecodeConfig | None = None
 ) -> tuple[Tensor, Tensor]:
     """(out, lse), see kernels.decode_attention. `config` is for benchmarks and tests."""
     q, scale = positive_scale(q if q.stride(-1) == 1 else q.contiguous(), scale)
@@ -145,7 +142,7 @@ class _Shares:
     splits: int
 
     @staticmethod
-    def of(part: "Part", q: Tensor, config: DecodeConfig, processors: int) -> "_Shares":
+    def of(part: Part, q: Tensor, config: DecodeConfig, processors: int) -> "_Shares":
         batch, heads, queries, _ = q.shape
         lines = max(part.k.shape[1], part.mask.shape[1], 1 if part.slots is None else part.slots.shape[1])
         rows = heads // lines * queries
