@@ -1,6 +1,5 @@
 """The forecast of a run's peak memory, on each device."""
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from kernels import Axis
 from model.attention import View, build_view
 from model.training.efficiency import resident_bytes
+from scripts.forecasting.limits import memory_limit
 from scripts.forecasting.rehearsal import rehearse
 from scripts.forecasting.sampling import Sample
 
@@ -53,14 +53,9 @@ def forecast_memory(sample: Sample) -> MemoryForecast:
 
 
 def device_bytes(device: torch.device) -> int | None:
-    """The memory that a run on `device` may take in all: a GPU's own, or this machine's (a container's limit is not
-    known); None where nothing says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+    """The memory that a run on `device` may take in all: a GPU's own, or what this process may have of the machine's;
+    None where nothing says."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_limit()
 
 
 def _views(sample: Sample, batch: int) -> list[View]:
