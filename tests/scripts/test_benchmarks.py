@@ -30,3 +30,24 @@ def test_the_committed_parity_is_of_every_pattern_and_within_its_bounds():
     rows = json.loads((ROOT / "docs/results/decode_parity.json").read_text())["rows"]
     assert [row["pattern"] for row in rows] == list(patterns())
     assert all(row["float64"] <= 1e-12 and row["float32"] <= 1e-5 for row in rows)
+
+
+@pytest.mark.slow
+def test_memory_of_a_users_run_is_forecast_within_a_tenth(tmp_path):
+    """The default run's process on a CPU, at two lengths."""
+    output = tmp_path / "memory.json"
+    lengths, settings = ("--lengths", "512", "1024"), ("--checkpointing", "off", "--attention", "window")
+    run("scripts/benchmark.py", "memory", *lengths, *settings, "--output", str(output))
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["length"] for row in rows] == [512, 1024]
+    for row in rows:
+        assert row["forecast_mb"] == pytest.approx(row["measured_mb"], rel=0.1), row
+        assert row["ratio"] == pytest.approx(row["forecast_mb"] / row["measured_mb"], abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["memory_cpu", "memory_h200"])
+def test_the_committed_forecasts_are_within_a_tenth_of_what_was_measured(name):
+    rows = json.loads((ROOT / f"docs/results/{name}.json").read_text())["rows"]
+    assert len(rows) >= 12
+    for row in rows:
+        assert abs(row["forecast_mb"] / row["measured_mb"] - 1) <= 0.1, row

@@ -10,7 +10,7 @@ import torch
 
 from configs.build import build_model
 from scripts.forecasting import rehearsal
-from scripts.forecasting.ledger import Ledger
+from scripts.forecasting.ledger import HEAP_BLOCK, Ledger
 from scripts.forecasting.rehearsal import COPIES, GRADIENTS, LAYER, OPTIMIZER, WEIGHTS, _Rehearsal, rehearse
 from scripts.loading import AUTOCAST
 from tests.scripts.forecasting.test_sampling import SMALL_PATTERNS
@@ -134,3 +134,30 @@ def test_the_ledger_books_and_strikes_out():
         del view
     assert ledger.held == {"kept": 448, "passing": 0} and ledger.total == 448
     assert ledger.most[""] == 896 and ledger.at_peak[""] == {"kept": 448, "passing": 448}
+
+
+def test_the_ledger_knows_what_shares_a_heap():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    ledger = Ledger(64, lambda operator, arguments: 0)
+    with FakeTensorMode(), ledger, ledger.labelled("kept"):
+        small, large = torch.empty(100), torch.empty(HEAP_BLOCK // 4)
+        more = torch.empty(HEAP_BLOCK // 4 - 1000)
+        assert ledger.in_heap["kept"] == ledger.held["kept"] - HEAP_BLOCK
+        ledger.relabel(small, "moved")
+        del more
+        assert ledger.in_heap == {"kept": 0, "moved": 448} and ledger.held["kept"] == large.untyped_storage().nbytes()
+    assert ledger.most_in_heap == {"kept": HEAP_BLOCK - 4000 + 32 + 448, "moved": 448}
+
+
+def test_what_a_heap_keeps_follows_from_one_layer(composed):
+    """Whether its activations are kept or made again, and however many layers there are."""
+    found = []
+    for settings in ("model.layers=1", "model.layers=5", "model.activation_checkpointing=true"):
+        config, model, _, views = model_and_views(composed, "window", settings)
+        found.append(rehearse(model, views, BATCH, LENGTH, config, CPU).layer)
+    config, model, _, views = model_and_views(composed, "window")
+    rehearsed = _Rehearsal(model, views, [0], BATCH, LENGTH, config, CPU)
+    rehearsed.run()
+    kept = rehearsed.held[LAYER + "local"]
+    assert found[0] == found[1] and all(kept <= each < 1.2 * kept for each in found)
