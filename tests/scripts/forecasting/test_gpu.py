@@ -8,11 +8,18 @@ import torch
 from model.training.endings import OUT_OF_MEMORY, RunOutOfMemoryError
 from model.training.run_folder import RunFolder
 from tests.commands import compose, run
+from tests.scripts.runs import write_books
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    """Some 60,000 tokens, and a few sequences of 4,096 to validate with."""
+    return write_books(tmp_path_factory.mktemp("gpu") / "books", words=4000)
 
 
 def settings(books, outputs):
