@@ -12,7 +12,7 @@ from scripts.benchmarks.calibrate import fit_rates
 from scripts.console import report_rows
 from scripts.forecasting import forecast, speed
 from scripts.forecasting.advice import advise
-from scripts.forecasting.table import check_forecast, expect, forecast_rows
+from scripts.forecasting.table import UNCALIBRATED, check_forecast, expect, forecast_rows
 from tests.commands import run
 from tests.scripts.forecasting.conftest import books, composed  # noqa: F401  (fixtures)
 
@@ -25,9 +25,9 @@ def settings(books):  # noqa: F811
 
 def test_the_command_prints_a_table_and_writes_a_file(books, tmp_path):  # noqa: F811
     result = run("scripts/preflight.py", *settings(books), "attention=window", f"output={tmp_path}/said.json")
-    for words in ("parameters", "tokens a step", "layers 0, 1: local", "FLOPs", "peak memory", "activations of local"):
+    for words in ("parameters", "tokens a step", "layers 0-1: local", "FLOPs", "peak memory", "activations of local"):
         assert words in result.stdout, words
-    assert "not calibrated: run" in result.stdout
+    assert "known once python scripts/benchmark.py calibrate has measured this device" in result.stdout
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["tokens"] == 64 * said["steps"] and said["flops"] == said["flops_per_step"] * said["steps"]
     assert said["step_seconds"] is None and len(said["layers"]) == 2
@@ -79,7 +79,7 @@ def test_a_calibrated_device_has_a_time(composed, tmp_path, monkeypatch):  # noq
     config, data = composed("attention=window", "trainer.accumulate=3")
     said = forecast(config, data, data.vocabulary)
     assert said.step_seconds is None
-    assert ("time a step", "not calibrated: run python scripts/benchmark.py calibrate") in forecast_rows(said)
+    assert ("time a step", UNCALIBRATED) in forecast_rows(said)
     from scripts.loading import device_of
 
     rates = {"linear": 1e9, "attention": 1e9, "fixed": 0.25}
@@ -118,3 +118,19 @@ def test_a_backend_that_cannot_be_rehearsed_is_named_and_stops_no_run(composed):
 def test_preflight_is_checked():
     result = run("train.py", "preflight=maybe", check=False)
     assert result.returncode == 2 and "preflight=maybe: must be one of warn, refuse, off" in result.stderr
+
+
+def test_layers_that_are_alike_are_one_row(composed):  # noqa: F811
+    patterns = ("attention.patterns.local.width=16", "attention.schedule=[local,local,full]")
+    config, data = composed("attention=window_dense", *patterns, "model.layers=7")
+    said = forecast(config, data, data.vocabulary)
+    rows = dict(forecast_rows(said))
+    local, full = said.layers[0], said.layers[2]
+    assert (
+        rows["attention, each of layers 0-1, 3-4, 6: local"]
+        == f"{local.pairs:.3e} pairs ({local.density_pairs:.1%} of dense)"
+    )
+    assert rows["attention, each of layers 2, 5: full"].startswith(f"{full.pairs:.3e} pairs (")
+    taken = said.memory.peak_bytes / said.device_bytes
+    assert rows["memory of the device"].endswith(f" GB, {taken:.0%} of it taken")
+    assert "memory of the device" not in dict(forecast_rows(dataclasses.replace(said, device_bytes=None)))
