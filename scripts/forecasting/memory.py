@@ -22,9 +22,9 @@ LOADED_LATER = 33_000_000
 
 HELD_BY_GLIBC = 3.4
 """How many times one layer's activations glibc's heap keeps besides, in holes between tensors that live on: freed, and
-resident, and too small for what comes next (fitted in the runs of docs/results/memory_cpu.json, with glibc 2.36; it was
-2 to 5 in them, more in longer runs). It does not grow with depth, and is the same with checkpointing. Mappings of their
-own for all tensors (M_MMAP_THRESHOLD) would avoid it, and take nearly twice the time a step."""
+resident, and too small for what comes next (fitted in the runs of docs/results/memory_cpu.json, with glibc 2.36; two to
+five in single runs). It does not grow with depth, and is the same with checkpointing. Mappings of their own for all
+tensors (M_MMAP_THRESHOLD) would avoid it, at the price of new pages in every step."""
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,12 @@ SYSTEMS = {
         5000,
     ),
     "version 1, a container that sees its group as the top": (
-        "4:memory:/docker/0123\n",
+        "4:memory:/docker/0123/job\n",
         mount("/docker/0123", "/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
-        {"sys/fs/cgroup/memory/memory.limit_in_bytes": "6000\n"},
+        {
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "7000\n",
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "6000\n",
+        },
         6000,
     ),
     "version 1, a group that is mounted nowhere": (
