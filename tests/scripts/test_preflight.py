@@ -10,8 +10,10 @@ from configs.build import ConfigError
 from model.training.run_folder import RunFolder
 from scripts.benchmarks.calibrate import fit_rates
 from scripts.console import report_rows
-from scripts.forecasting import forecast, speed
+from scripts.forecasting import forecast, memory, speed
 from scripts.forecasting.advice import advise
+from scripts.forecasting.rehearsal import rehearse
+from scripts.forecasting.sampling import Sample
 from scripts.forecasting.table import UNCALIBRATED, check_forecast, expect, forecast_rows
 from tests.commands import run
 from tests.scripts.forecasting.conftest import books, composed  # noqa: F401  (fixtures)
@@ -49,6 +51,20 @@ def test_a_forecast_takes_no_time(composed):  # noqa: F811
     started = time.process_time()
     forecast(config, data, data.vocabulary)
     assert time.process_time() - started < 2
+
+
+def test_a_heap_that_keeps_holes_is_in_the_forecast(composed, monkeypatch):  # noqa: F811
+    config, data = composed("attention=window")
+    held = {}
+    for glibc in (True, False):
+        monkeypatch.setattr(memory, "give_back_free_memory", lambda glibc=glibc: glibc)
+        said = forecast(config, data, data.vocabulary).memory
+        assert (memory.HEAP in said.parts) == glibc
+        held[glibc] = said
+    assert held[True].step_bytes - held[False].step_bytes == held[True].parts[memory.HEAP]
+    sample = Sample.draw(config, data, data.vocabulary, sequences=1)
+    layer = rehearse(sample.model, sample.views, 1, 64, config, sample.document.device).layer
+    assert held[True].parts[memory.HEAP] == int(memory.HELD_BY_GLIBC * layer) > 0
 
 
 def test_what_exceeds_the_device_warns_or_refuses(composed, monkeypatch):  # noqa: F811
