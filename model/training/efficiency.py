@@ -8,6 +8,9 @@ Cost is read from the layouts of the batch that ran in the logged step: the pair
 that were really computed, and not a formula of the pattern.
 """
 
+import contextlib
+import ctypes
+import gc
 import re
 import resource
 import statistics
@@ -57,8 +60,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """CUDA: most bytes that PyTorch's allocator held for tensors. CPU: most resident bytes of this process since it
-    started (VmHWM), libraries and data included: compare such numbers only between processes."""
+    """CUDA: most bytes that PyTorch's allocator held for tensors since the latest reset_peak_memory. CPU: most resident
+    bytes of this process (VmHWM), libraries and data included; since the reset on Linux, elsewhere since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
@@ -70,6 +73,25 @@ def peak_memory_bytes(device: torch.device) -> int:
 def resident_bytes() -> int:
     """Bytes of this process that are resident now; where the system does not say, the most that ever were."""
     return _status("VmRSS") if STATUS.exists() else peak_memory_bytes(torch.device("cpu"))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """`peak_memory_bytes` counts from here on, from what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            (STATUS.parent / "clear_refs").write_text("5")
+
+
+def give_back_free_memory() -> bool:
+    """What this process has freed goes back to the system, where C's heap would keep it; whether that heap is glibc's,
+    which alone can be told to."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
+    return trim is not None
 
 
 def _status(key: str) -> int:
@@ -120,8 +142,7 @@ class Efficiency(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.session_started = time.perf_counter()
         self.device = module.device
-        if module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(module.device)
+        reset_peak_memory(module.device)
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.running_since is None:

@@ -1,25 +1,19 @@
-"""Peak memory of training, forecast (scripts/forecasting) and measured, one process a measurement.
+"""Peak memory of training, forecast (scripts/forecasting) and measured, as a user's run has it: one process a run.
 
 A GPU's peak is what PyTorch's allocator held for tensors at most. A CPU's allocator keeps no such count: measured are
-the most resident bytes of the process (VmHWM) above what was resident before the model was built (VmRSS), when data had
-been opened and a few steps of a tiny model had loaded every library that a step needs.
-
-On Linux, glibc keeps what was freed in a heap that it cannot always use again, and the smaller a run, the larger the
-share of that: it says more of the heap than of the run. So the measuring process asks for mappings of their own from
-64 kB on (MALLOC_MMAP_THRESHOLD_), which go back when a tensor is freed; `--heap` measures it as it is.
+the most resident bytes of the whole process (VmHWM), libraries included (`before_mb` in the forecast).
 """
 
 import argparse
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-STEPS = 3
-"""The optimizer's state is there from the second step on."""
+STEPS = 6
+"""The optimizer's state is there from the second step on, and a heap grows for a few steps more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpointing", nargs="+", choices=["off", "on"], default=["off", "on"])
     parser.add_argument("--overrides", nargs="*", default=[], help="further settings, as train.py takes them")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/memory.json"))
-    parser.add_argument("--heap", action="store_true", help="on a CPU: with glibc's heap as it is")
     parser.add_argument("--append", action="store_true", help="keep the rows that the output has already")
     parser.add_argument("--one", action="store_true", help="measure in this process the run that --overrides describe")
 
@@ -48,9 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         settings += [f"model.activation_checkpointing={'true' if checkpointing == 'on' else 'false'}"]
         row = {"model": model, "attention": attention, "length": length, "checkpointing": checkpointing}
         command = [sys.executable, "scripts/benchmark.py", "memory", "--one", "--overrides"]
-        environment = os.environ | ({} if arguments.heap else {"MALLOC_MMAP_THRESHOLD_": "65536"})
         command += [*settings, *arguments.overrides]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if child.returncode:
             raise SystemExit(f"memory of {' '.join(settings)}: the measuring process failed, see above")
         rows.append(row | json.loads(child.stdout.splitlines()[-1]))
@@ -62,38 +54,28 @@ def run(arguments: argparse.Namespace) -> None:
 
 def measure(overrides: list[str]) -> dict[str, Any]:
     """Forecast and measured bytes of a few steps of the run that `overrides` describe, in this process."""
-
     from configs.build import build_data
-    from model.training.efficiency import peak_memory_bytes, resident_bytes
     from scripts.benchmarks.models import composed
     from scripts.forecasting import forecast
-    from scripts.loading import device_of
 
     config = composed(*overrides)
     data = build_data(config["data"])
     data.setup()
-    said = forecast(config, data, data.vocabulary)
-    device = device_of(config["trainer"]["accelerator"])
-    tiny = ["model=nano", "model.layers=1", "data.sequence_length=128"]
-    kept = [each for each in overrides if each.split("=")[0] not in ("model", "data.sequence_length")]
-    train_steps(composed(*(each for each in kept if not each.startswith("model.")), *tiny))
-    _reset_peak()
-    before = resident_bytes() if device.type == "cpu" else 0
-    _, seconds = train_steps(config)
-    peak = peak_memory_bytes(device) - before
-    expected = said.memory.step_bytes
+    said = forecast(config, data, data.vocabulary).memory
+    summary, seconds = train_steps(config)
+    expected, peak = said.peak_bytes, summary["peak_memory_bytes"]
     return {
-        "forecast_mb": round(expected / 1e6, 1),
-        "measured_mb": round(peak / 1e6, 1),
+        "forecast_mb": round(expected / 1e6),
+        "measured_mb": round(peak / 1e6),
         "ratio": round(expected / peak, 3),
-        "peak_in": said.memory.phase,
-        "before_mb": round(before / 1e6, 1),
+        "peak_in": said.phase,
+        "before_mb": round(said.before / 1e6),
         "seconds": round(seconds, 1),
     }
 
 
 def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, Any], float]:
-    """Steps as train.py takes them, in a folder that goes again; the peak counts from here on. (summary, seconds)."""
+    """Steps as train.py takes them, in a folder that goes again. (summary, seconds)."""
     import tempfile
     import time
 
@@ -108,7 +90,6 @@ def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, A
     data.setup()
     trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
     trainer |= {"max_steps": steps, "validate_every": None, "save_every": None, "log_every": 1}
-    _reset_peak()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config["seed"])
@@ -118,18 +99,3 @@ def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, A
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         result = fit(module, data, RunFolder.create(Path(folder) / "run", config), **trainer)
     return result.summary, time.perf_counter() - started
-
-
-def _reset_peak() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).malloc_trim(0)  # hand back what is free, so that it counts again when it is used again
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from what is resident now

@@ -19,6 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 WORKSPACE = "workspace of kernels"
 
+HEAP_BLOCK = 32 << 20
+"""From this size on a tensor on the CPU has a mapping of its own, and smaller ones share C's heap: glibc raises its
+threshold as larger blocks are freed, up to here."""
+
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
 
 Workspace = Callable[[torch._ops.OpOverload, tuple], int]
@@ -43,6 +47,10 @@ class Ledger(TorchDispatchMode):
         """Of each phase, the bytes at its peak."""
         self.at_peak: dict[str, dict[str, int]] = {}
         """Of each phase, what they were, by label."""
+        self.in_heap: Counter[str] = Counter()
+        """Of `held`, what is smaller than HEAP_BLOCK."""
+        self.most_in_heap: Counter[str] = Counter()
+        """The most that `in_heap` was at any time, each label for itself."""
         self.entries: dict[int, list] = {}  # id of a storage -> [label, bytes, the weak reference that watches it]
         self.copies_of: dict[int, str] = {}
 
@@ -59,8 +67,8 @@ class Ledger(TorchDispatchMode):
         """Books a tensor's storage under another label."""
         entry = self.entries.get(id(tensor.untyped_storage()))
         if entry is not None:
-            self.held[entry[0]] -= entry[1]
-            self.held[label] += entry[1]
+            self._hold(entry[0], -entry[1])
+            self._hold(label, entry[1])
             entry[0] = label
 
     def label_copies(self, tensor: Tensor, label: str) -> None:
@@ -105,13 +113,18 @@ class Ledger(TorchDispatchMode):
             return
         size = -(-storage.nbytes() // self.granularity) * self.granularity
         self.entries[key] = [label, size, weakref.ref(storage, lambda _: self._strike(key))]
-        self.held[label] += size
-        self.total += size
+        self._hold(label, size)
 
     def _strike(self, key: int) -> None:
         label, size, _ = self.entries.pop(key)
-        self.held[label] -= size
-        self.total -= size
+        self._hold(label, -size)
+
+    def _hold(self, label: str, size: int) -> None:
+        self.held[label] += size
+        self.total += size
+        if abs(size) < HEAP_BLOCK:
+            self.in_heap[label] += size
+            self.most_in_heap[label] = max(self.most_in_heap[label], self.in_heap[label])
 
     def _look(self, extra: int) -> None:
         if self.total + extra > self.most.get(self.phase, 0):

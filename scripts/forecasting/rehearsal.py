@@ -43,10 +43,12 @@ Kind = Pattern | tuple[Pattern, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step holds at its peak: bytes by part, and the phase of the peak."""
+    """What one training step holds at its peak: bytes by part, and the phase of the peak. `layer`: of these, what one
+    layer's activations take in a CPU's heap, at most (ledger.HEAP_BLOCK)."""
 
     parts: dict[str, int]
     phase: str
+    layer: int
 
     @property
     def total(self) -> int:
@@ -190,7 +192,8 @@ class _Rehearsal:
             ("backward", fixed + accumulated + activations + copies_kept),
             ("backward", fixed + gradients),
         ]
-        steps = [Step(dict(self._at_peak(phase) + more), phase) for phase, more in moments]
+        layer = max(self.ledger.most_in_heap[LAYER + name] for name in self.names.values())
+        steps = [Step(dict(self._at_peak(phase) + more), phase, layer) for phase, more in moments]
         return max(steps, key=lambda step: step.total)
 
     def _at_peak(self, phase: str) -> Counter[str]:

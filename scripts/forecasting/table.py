@@ -10,6 +10,7 @@ from scripts.forecasting.advice import Advice, advise
 from scripts.forecasting.forecast import Forecast, LayerForecast, forecast
 from scripts.forecasting.speed import COMMAND
 
+UNCALIBRATED = "not known of this device"
 UNFORESEEN = "attention.backend={} is differentiated as a whole, and what it keeps is not known before it runs"
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def print_forecast(console: "Console", said: Forecast) -> None:
     for name, value in forecast_rows(said):
         table.add_row(name, value)
     console.print(table)
+    if said.step_seconds is None:
+        console.print(f"The time of a step is known once {COMMAND} has measured this device.", soft_wrap=True)
 
 
 def forecast_rows(said: Forecast) -> list[tuple[str, str]]:
@@ -37,20 +40,25 @@ def forecast_rows(said: Forecast) -> list[tuple[str, str]]:
     rows = [
         ("parameters", f"{said.parameters:,}"),
         ("tokens a step", f"{said.tokens_per_step:,}"),
-        ("tokens", f"{said.tokens_per_step * steps:,}" if steps else ""),
+        ("tokens in all", f"{said.tokens_per_step * steps:,}" if steps else ""),
         *_layer_rows(said.layers),
         ("training FLOPs a step", f"{said.flops_per_step:.3e}"),
-        ("training FLOPs", f"{said.flops_per_step * steps:.3e}" if steps else ""),
-        ("time a step", f"not calibrated: run {COMMAND}" if seconds is None else f"{seconds:.3g} s"),
-        ("time", f"{seconds * steps:,.0f} s" if seconds and steps else ""),
-        ("cache when decoding, a sequence", size(said.cache_bytes)),
+        ("training FLOPs in all", f"{said.flops_per_step * steps:.3e}" if steps else ""),
+        ("time a step", UNCALIBRATED if seconds is None else f"{seconds:.3g} s"),
+        ("time in all", f"{seconds * steps:,.0f} s" if seconds and steps else ""),
+        ("cache when generating", f"{size(said.cache_bytes)} a sequence"),
         ("peak memory", size(memory.peak_bytes)),
         *((f"  {part}", size(held)) for part, held in sorted(memory.parts.items(), key=lambda item: -item[1])),
-        ("  process before the model", size(memory.before) if memory.before else ""),
-        ("  at its peak in the", f"{memory.phase} pass" if memory.phase != "update" else "update"),
-        ("memory of the device", size(said.device_bytes) if said.device_bytes else ""),
+        ("  Python and its libraries", size(memory.before) if memory.before else ""),
+        ("  reached in the", "update" if memory.phase == "update" else f"{memory.phase} pass"),
+        ("memory of the device", _device(said)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _device(said: Forecast) -> str:
+    total = said.device_bytes
+    return f"{size(total)}, {said.memory.peak_bytes / total:.0%} of it taken" if total else ""
 
 
 def _layer_rows(layers: Sequence[LayerForecast]) -> list[tuple[str, str]]:
@@ -60,10 +68,21 @@ def _layer_rows(layers: Sequence[LayerForecast]) -> list[tuple[str, str]]:
     rows = []
     for (pattern, pairs, tiles), numbers in alike.items():
         layer = layers[numbers[0]]
-        which = f"layer {numbers[0]}" if len(numbers) == 1 else f"each of layers {', '.join(map(str, numbers))}"
-        shares = f"{layer.density_pairs:.1%} and {layer.density_tiles:.1%} of dense"
-        rows.append((f"{which}: {pattern}", f"{pairs:.3e} pairs, {tiles:.3e} in tiles ({shares})"))
+        which = f"layer {numbers[0]}" if len(numbers) == 1 else f"each of layers {_ranges(numbers)}"
+        rows.append((f"attention, {which}: {pattern}", f"{pairs:.3e} pairs ({layer.density_pairs:.1%} of dense)"))
+        rows.append(("  with all that its tiles compute", f"{tiles:.3e} pairs ({layer.density_tiles:.1%} of dense)"))
     return rows
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 3, 5 as 0-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def warning(said: Forecast, advice: Sequence[Advice]) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from model.training import endings
 from model.training.run_folder import write_json
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
-OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY = endings.OUT_OF_MEMORY  # as the run's own summary says it
 
 FILE = "manifest.json"
 

@@ -30,3 +30,26 @@ def test_the_committed_parity_is_of_every_pattern_and_within_its_bounds():
     rows = json.loads((ROOT / "docs/results/decode_parity.json").read_text())["rows"]
     assert [row["pattern"] for row in rows] == list(patterns())
     assert all(row["float64"] <= 1e-12 and row["float32"] <= 1e-5 for row in rows)
+
+
+@pytest.mark.slow
+def test_memory_of_a_users_run_is_forecast_within_a_tenth(tmp_path):
+    """The default run's process on a CPU, with shorter sequences."""
+    output = tmp_path / "memory.json"
+    settings = ("--attention", "window", "--lengths", "1024", "--checkpointing", "off")
+    result = run("scripts/benchmark.py", "memory", *settings, "--output", str(output))
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["forecast_mb"] == pytest.approx(row["measured_mb"], rel=0.1), row
+    assert row["ratio"] == pytest.approx(row["forecast_mb"] / row["measured_mb"], abs=2e-3)
+    assert f"| nano | window | 1024 | off | {row['forecast_mb']} | {row['measured_mb']} |" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["memory_cpu", "memory_h200"])
+def test_the_committed_forecasts_are_within_a_tenth_of_what_was_measured(name):
+    rows = json.loads((ROOT / f"docs/results/{name}.json").read_text())["rows"]
+    assert len(rows) >= 12
+    for row in rows:
+        assert abs(row["forecast_mb"] / row["measured_mb"] - 1) <= 0.1, row
+        if "before_mb" in row:  # as docs/preflight.md says of the step alone
+            step, measured = (row[key] - row["before_mb"] for key in ("forecast_mb", "measured_mb"))
+            assert abs(step / measured - 1) <= 0.16, row
