@@ -1,29 +1,24 @@
-"""python train.py -m sweep=...: composes the sweep and its jobs, and hands a launcher those that are missing."""
+"""python train.py -m sweep=...: the jobs of a sweep, and those that are missing to a launcher."""
 
-import copy
-import functools
 import importlib.metadata
 import logging
-import os
 import platform
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from configs.build import ConfigError
 from model.training.run_folder import config_hash
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
 from scripts.sweeping.budget import SETS, Budget, Footing
-from scripts.sweeping.jobs import ROOT, Worker, report
+from scripts.sweeping.composer import Composer, as_lines, as_overrides
+from scripts.sweeping.jobs import Worker, report
 from scripts.sweeping.manifest import (
     DONE,
     FAILED,
@@ -48,8 +43,6 @@ from scripts.sweeping.settings import Settings
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("-m", "--multirun")
-
 UNTOLD = ("seed", "outputs", "name")
 """Settings in which jobs may differ without a label that says so."""
 
@@ -67,85 +60,6 @@ def launch(arguments: Sequence[str]) -> int:
         from scripts.sweeping.search import search
 
         return search(sweep)
-
-
-class Composer:
-    """Composes configs for a command line, and makes its launcher. A context: Hydra's state is global."""
-
-    def __init__(self, arguments: Sequence[str]):
-        self.arguments = [argument for argument in arguments if argument not in FLAGS]
-        for argument in self.arguments:
-            if argument.startswith("-"):
-                raise ConfigError(f"{argument}: with sweep= accepted are -m and overrides alone")
-        self.command = f"python train.py -m {shlex.join(self.arguments)}"
-
-    def __enter__(self) -> "Composer":
-        from hydra import initialize_config_dir
-        from hydra.core.global_hydra import GlobalHydra
-
-        self._initialized = initialize_config_dir(
-            version_base="1.3", config_dir=str(ROOT / "configs"), job_name="train"
-        )
-        self._initialized.__enter__()
-        self.loader = GlobalHydra.instance().config_loader()
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self.hydra, self.sweep, self.own = [], [], []
-        try:
-            self._sort()
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
-        return self
-
-    def _sort(self) -> None:
-        for override in self.parse(self.arguments):
-            root = re.split(r"[./@]", override.key_or_group)[0]
-            {"hydra": self.hydra, "sweep": self.sweep}.get(root, self.own).append(override)
-            if root in ("hydra", "sweep") and override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: accepted is one value")
-
-    def __exit__(self, *details: Any) -> None:
-        self._initialized.__exit__(*details)
-
-    def parse(self, lines: Sequence[str]) -> list[Override]:
-        return OverridesParser.create(self.loader).parse_overrides(list(lines))
-
-    @functools.cached_property
-    def master(self) -> DictConfig:
-        """The sweep's own config: its settings, its place, and what Hydra's launcher is told."""
-        from hydra.types import RunMode
-
-        place = [override for override in self.own if override.key_or_group == "outputs"]
-        lines = [override.input_line for override in (*self.hydra, *self.sweep, *place)]
-        return self.loader.load_configuration("train", overrides=lines, run_mode=RunMode.MULTIRUN)
-
-    def job(self, overrides: Overrides) -> DictConfig:
-        """The config that `python train.py <overrides>` composes, interpolations unresolved. Not to be changed."""
-        from hydra.types import RunMode
-
-        lines = tuple(as_lines(overrides))
-        if lines not in self._composed:
-            config = self.loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)
-            with open_dict(config):
-                del config["hydra"]
-            self._composed[lines] = config
-        return self._composed[lines]
-
-    def launcher(self, folder: Path, worker: Worker) -> Any:
-        """Hydra's launcher of this command line (hydra/launcher=...), at work in `folder`."""
-        from hydra._internal.callbacks import Callbacks
-        from hydra.core.plugins import Plugins
-        from hydra.types import HydraContext
-
-        # Processes elsewhere find our packages, whatever they are started as.
-        paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        config = copy.deepcopy(self.master)
-        with open_dict(config):
-            config.hydra.sweep.dir = str(folder)
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={as_quoted(str(folder))}")
-        context = HydraContext(config_loader=self.loader, callbacks=Callbacks())
-        return Plugins.instance().instantiate_launcher(context, worker, config)
 
 
 @dataclass
@@ -300,20 +214,6 @@ class Sweep:
             if job.state != DONE:
                 log.info("  %s: %s%s", job.name, job.state, f": {job.exit_reason}" if job.exit_reason else "")
         return 0 if done == len(jobs) else 1
-
-
-def as_lines(overrides: Overrides) -> list[str]:
-    """{"a": "1"} -> ["a=1"]; a deletion has no value."""
-    return [key if key.startswith("~") and not value else f"{key}={value}" for key, value in overrides.items()]
-
-
-def as_overrides(lines: Sequence[str]) -> Overrides:
-    """And back."""
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def as_quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def in_words(match: str | None, budget: Budget) -> str:

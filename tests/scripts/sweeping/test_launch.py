@@ -12,7 +12,7 @@ from hydra.core.utils import JobStatus
 
 from configs.build import ConfigError
 from scripts.sweeping import read_manifest
-from scripts.sweeping.launch import Composer
+from scripts.sweeping.composer import Composer
 from scripts.sweeping.manifest import changing_job, lock
 from tests.commands import run
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states

@@ -4,7 +4,7 @@ import pytest
 
 from configs.build import ConfigError
 from configs.checks import check
-from scripts.sweeping.launch import as_overrides
+from scripts.sweeping.composer import as_overrides
 from scripts.sweeping.points import as_override, dimensions_of, labels
 from tests.commands import ROOT
 from tests.scripts.sweeping.conftest import jobs_of
