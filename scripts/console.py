@@ -130,6 +130,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"{key}={value}: a resumed run keeps its own; to start anew from its weights, give init_from"
             )
+        if key == "init_from" and plain["init_from"]:
+            raise ConfigError(f"{key}={value}: a run that resumes has weights already; give resume or init_from")
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
     return OmegaConf.to_container(saved, resolve=True)
 
