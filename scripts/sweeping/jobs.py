@@ -9,6 +9,7 @@ and ends the process where a rank fails.
 import contextlib
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
 from scripts.console import mendable, one_line, start_logging
 from scripts.sweeping import manifest as records
 from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, changing, changing_job
+from scripts.sweeping.orphans import bound_to
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,11 @@ class Worker:
     def __call__(self, config: DictConfig) -> None:
         """How the job ended is in the manifest. Raises KeyboardInterrupt where somebody stopped it: no other must
         start."""
+        pool = multiprocessing.parent_process()  # of joblib's workers, the sweep; None in the sweep and on a cluster
+        with bound_to(pool and pool.pid):
+            self._run(config)
+
+    def _run(self, config: DictConfig) -> None:
         from lightning.pytorch.utilities import rank_zero_only
 
         from scripts.console import resolve
@@ -60,10 +67,10 @@ class Worker:
             return
         say = f"job {self.numbers.get(hash, '?')} {job.name}:"
         if self.isolate or _wants_ranks(settings["trainer"]):
-            _run_apart(self.folder, job, say)
+            stopped = _run_apart(self.folder, job, say)
         else:
-            run_job(self.folder, hash, settings, say)
-        if records.read_manifest(self.folder).job(hash).state == INTERRUPTED:
+            stopped = run_job(self.folder, hash, settings, say) == INTERRUPTED
+        if stopped:
             raise KeyboardInterrupt
 
 
@@ -74,7 +81,7 @@ def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
     folder: the sweep's. settings: the job's config, resolved, as plain dicts. say: how the job is called in the log.
     """
     try:
-        held = records.lock(folder, hash).acquire(timeout=0)
+        held = records.lock(folder, hash).acquire(timeout=records.A_LOOK)
     except Timeout:
         log.info("%s runs in another process", say)
         return RUNNING
@@ -168,10 +175,14 @@ def own_command(job: records.Job) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *job.overrides]
 
 
-def _run_apart(folder: Path, job: records.Job, say: str) -> None:
-    """`python train.py <overrides>` with the job's folder in the environment, which makes it `run_as_job` there."""
-    environment = os.environ | {RUN_FOLDER: str(folder / job.hash), SAY: say}
-    status, stopped = _wait(subprocess.Popen(own_command(job), env=environment))
+def _run_apart(folder: Path, job: records.Job, say: str) -> bool:
+    """`python train.py <overrides>` with the job's folder in the environment, which makes it `run_as_job` there.
+    Returns whether somebody stopped it, or the sweep while it ran.
+
+    It is a process group of its own, so that a terminal's Ctrl-C reaches it through `_wait` alone, and once.
+    """
+    environment = os.environ | {RUN_FOLDER: str(folder / job.hash), SAY: say, PARENT: str(os.getpid())}
+    status, stopped = _wait(subprocess.Popen(own_command(job), env=environment, process_group=0))
     with changing(folder) as manifest:
         ended = manifest.job(job.hash)
         if ended.state not in (DONE, INTERRUPTED, FAILED, OUT_OF_MEMORY) and not records.is_running(folder, ended):
@@ -179,37 +190,40 @@ def _run_apart(folder: Path, job: records.Job, say: str) -> None:
             hint = ", as when the system has no memory left" if how == "SIGKILL" else ""
             ended.end(INTERRUPTED if stopped else FAILED, 0.0, f"its process ended with {how}{hint}")
             log.info("%s %s: %s", say, ended.state, ended.exit_reason)
+        return stopped or ended.state == INTERRUPTED
 
 
 SAY = "FARSIGHT_JOB"
 """Environment variable: how the job is called in the log."""
 
+PARENT = "FARSIGHT_SWEEP"
+"""Environment variable: the process that waits for the job."""
+
 
 def run_as_job(settings: dict[str, Any]) -> int:
     """In the process that `_run_apart` has started: the exit status."""
     path = Path(os.environ[RUN_FOLDER])
-    state = run_job(path.parent, path.name, settings, os.environ.get(SAY, path.name))
+    with bound_to(int(os.environ[PARENT])):
+        state = run_job(path.parent, path.name, settings, os.environ.get(SAY, path.name))
     return {DONE: 0, INTERRUPTED: 130}.get(state, 1)
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, bool]:
-    """Exit status, and whether somebody stopped it. Ctrl-C and SIGTERM go on to it as SIGTERM (a terminal's Ctrl-C has
-    reached it already, and a second one would mean now): it saves, and ends by itself."""
+    """Exit status, and whether somebody stopped it. Ctrl-C and SIGTERM go on to it and to all that it has started: it
+    saves, and ends by itself; a second Ctrl-C ends it at once."""
     stopped = False
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object = None) -> None:
         nonlocal stopped
         stopped = True
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, number)
 
-    main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
-    before = signal.signal(signal.SIGTERM, stop) if main_thread else None
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        return process.wait(), stopped
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while True:
-            try:
-                return process.wait(), stopped
-            except KeyboardInterrupt:
-                stop()
+        return process.wait(), stopped
     finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
