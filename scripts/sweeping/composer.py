@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from configs.build import ConfigError
@@ -21,6 +23,9 @@ from scripts.sweeping.jobs import ROOT, Worker
 from scripts.sweeping.points import Overrides
 
 FLAGS = ("-m", "--multirun")
+
+OF_THE_EXTRA = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
+"""Launchers that Hydra knows once `farsight[sweep]` is installed."""
 
 
 class Composer:
@@ -57,6 +62,8 @@ class Composer:
             {"hydra": self.hydra, "sweep": self.sweep}.get(root, self.own).append(override)
             if root in ("hydra", "sweep") and override.is_sweep_override():
                 raise ConfigError(f"{override.input_line}: accepted is one value")
+            if override.key_or_group == "resume" and override.value() is not None:
+                raise ConfigError(f"{override.input_line}: a sweep goes on by itself when it is launched again")
 
     def __exit__(self, *details: Any) -> None:
         self._initialized.__exit__(*details)
@@ -67,23 +74,36 @@ class Composer:
     @functools.cached_property
     def master(self) -> DictConfig:
         """The sweep's own config: its settings, its place, and what Hydra's launcher is told."""
-        from hydra.types import RunMode
-
         place = [override for override in self.own if override.key_or_group == "outputs"]
         lines = [override.input_line for override in (*self.hydra, *self.sweep, *place)]
-        return self.loader.load_configuration("train", overrides=lines, run_mode=RunMode.MULTIRUN)
+        try:
+            return self._load(lines, RunMode.MULTIRUN)
+        except MissingConfigException as error:
+            name = str(error.missing_cfg_file)
+            if name not in OF_THE_EXTRA:
+                raise
+            accepted = ", ".join(self.loader.get_group_options("hydra/launcher"))
+            group, _, choice = name.rpartition("/")
+            extra = "pip install 'farsight[sweep]' for it"
+            raise ConfigError(f"{group}={choice}: is not installed: {extra}; accepted here: {accepted}") from None
 
     def job(self, overrides: Overrides) -> DictConfig:
         """The config that `python train.py <overrides>` composes, interpolations unresolved. Not to be changed."""
-        from hydra.types import RunMode
-
         lines = tuple(as_lines(overrides))
         if lines not in self._composed:
-            config = self.loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)
+            config = self._load(lines, RunMode.RUN)
             with open_dict(config):
                 del config["hydra"]
             self._composed[lines] = config
         return self._composed[lines]
+
+    def _load(self, lines: Sequence[str], mode: RunMode) -> DictConfig:
+        for override in self.parse(lines):  # of these Hydra says neither which, nor what would do
+            choices = self.loader.get_group_options(override.key_or_group)
+            if choices and not override.is_delete() and not isinstance(override.value(), str | QuotedString | list):
+                accepted = ", ".join(choice for choice in choices if choice != "base")
+                raise ConfigError(f"{override.input_line}: no such choice; accepted are {accepted}")
+        return self.loader.load_configuration("train", overrides=list(lines), run_mode=mode)
 
     def launcher(self, folder: Path, worker: Worker) -> Any:
         """Hydra's launcher of this command line (hydra/launcher=...), at work in `folder`."""

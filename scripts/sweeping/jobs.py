@@ -117,16 +117,21 @@ def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str |
         return INTERRUPTED, "stopped before it could save", None, {}
     except (Exception, SystemExit) as error:
         trace = traceback.format_exc()
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / "train.log", "a", encoding="utf-8") as file:
-            file.write(trace)
+        with contextlib.suppress(OSError):  # the disk may be full; the manifest has it as well
+            path.mkdir(parents=True, exist_ok=True)
+            with open(path / "train.log", "a", encoding="utf-8") as file:
+                file.write(trace)
         summary = RunFolder(path).read_summary()
         memory = _out_of_memory(error)
-        reason = one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
-        return OUT_OF_MEMORY if memory else FAILED, reason, trace, summary
+        return OUT_OF_MEMORY if memory else FAILED, reason_of(error), trace, summary
     if summary["state"] == INTERRUPTED:
         return INTERRUPTED, f"stopped at step {summary['step']}", None, summary
     return DONE, None, None, summary
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a job failed, in a line; what is meant for users says it without the name of the error."""
+    return one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
 """python train.py -m sweep=...: the jobs of a sweep, and those that are missing to a launcher."""
 
+import contextlib
+import errno
 import importlib.metadata
 import logging
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from configs.build import ConfigError
+from configs.checks import check_seed
 from model.training.run_folder import config_hash
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
 from scripts.sweeping.budget import SETS, Budget, Footing
 from scripts.sweeping.composer import Composer, as_lines, as_overrides
-from scripts.sweeping.jobs import Worker, report
+from scripts.sweeping.jobs import Worker, reason_of, report
 from scripts.sweeping.manifest import (
     DONE,
     FAILED,
@@ -55,11 +58,27 @@ def launch(arguments: Sequence[str]) -> int:
     """
     with user_errors(), Composer(arguments) as composer:
         sweep = Sweep(composer)
-        if sweep.settings.search is None:
-            return sweep.run()
-        from scripts.sweeping.search import search
+        with told_of(sweep.folder):
+            if sweep.settings.search is None:
+                return sweep.run()
+            from scripts.sweeping.search import search
 
-        return search(sweep)
+            return search(sweep)
+
+
+@contextlib.contextmanager
+def told_of(folder: Path) -> Iterator[None]:
+    """What the system refuses (no space left, read-only, no such place) is one line for the user. The manifest is
+    written whole or not at all, so that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and not str(error.filename or "").startswith(str(folder.parent)):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        hint = "the same command goes on when it can write there, or give another outputs="
+        raise ConfigError(f"{folder}: {error.strerror}{where}; {hint}") from error
 
 
 @dataclass
@@ -113,6 +132,7 @@ class Sweep:
         logger = self._plain(job)["logger"]
         if logger["name"] == "wandb" and logger["group"] is None:
             job = job | {"logger.group": self.settings.name}
+        check_seed(self._plain(job)["seed"])  # which the manifest tells
         job = self.footing.overrides(job, self._plain(job))
         return Draft(job, self._plain(job))
 
@@ -191,7 +211,7 @@ class Sweep:
                 continue
             for job, result in zip(jobs, returns, strict=True):
                 if result.status is JobStatus.FAILED:  # outside of what jobs.py watches over
-                    self._left_behind([job], f"{type(result._return_value).__name__}: {one_line(result._return_value)}")
+                    self._never_began(job, reason_of(result._return_value))
             return
 
     def _left_behind(self, jobs: Sequence[Job], reason: str) -> list[Job]:
@@ -202,6 +222,14 @@ class Sweep:
                 if job.state == RUNNING and not records.is_running(self.folder, job):
                     job.end(INTERRUPTED, 0.0, reason)
             return [job for job in noted if job.state == WAITING]
+
+    def _never_began(self, job: Job, reason: str) -> None:
+        """Writes down what kept a job from its beginning."""
+        with changing(self.folder) as manifest:
+            noted = manifest.job(job.hash)
+            if noted.state in (WAITING, RUNNING, INTERRUPTED) and not records.is_running(self.folder, noted):
+                noted.end(FAILED, 0.0, reason)
+                log.info("job %s %s: failed: %s", self.numbers[job.hash], job.name, reason)
 
     def conclude(self, hashes: Sequence[str]) -> int:
         """Writes the report and says how the sweep stands."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model.training.run_folder import write_json
+from model.training.run_folder import RunFolderError, write_json
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 OUT_OF_MEMORY = "out of memory"
@@ -88,8 +88,22 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of the sweep in `folder`. Raises FileNotFoundError where there is none."""
-    return Manifest.from_dict(json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+    """The manifest of the sweep in `folder`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunFolderError: it is cut off, or of a version that knows other keys; one line.
+    """
+    file = Path(folder) / FILE
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        return Manifest.from_dict(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunFolderError(
+            f"{file}: cannot be read as a sweep's manifest ({reason}); move it away, and the same command takes up its "
+            "jobs from their folders"
+        ) from None
 
 
 @contextlib.contextmanager

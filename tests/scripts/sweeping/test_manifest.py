@@ -4,6 +4,9 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
+from model.training.run_folder import RunFolderError
 from scripts.sweeping import Job, Manifest, read_manifest
 from scripts.sweeping.manifest import changing, changing_job, is_running, lock, was_killed
 
@@ -47,6 +50,20 @@ def test_a_job_adds_up_the_seconds_of_its_attempts(tmp_path):
     with changing_job(tmp_path, "a") as job:
         job.end("done", 3.0)
     assert read_manifest(tmp_path).job("a").seconds == 5.0
+
+
+@pytest.mark.parametrize(
+    "text", [json.dumps(MANIFEST)[:-200], "", "[]", '{"jobs": []}', json.dumps(MANIFEST | {"jobs": [{"id": 3}]})]
+)
+def test_a_manifest_that_is_none_is_one_line_and_stays(tmp_path, text):
+    """Cut in half, or of a version with other keys."""
+    file = tmp_path / "manifest.json"
+    file.write_text(text)
+    said = r"manifest\.json: cannot be read as a sweep's manifest \(\w+: "
+    with pytest.raises(RunFolderError, match=said) as error, changing(tmp_path, manifest("a")):
+        pytest.fail("nothing to change")
+    assert "\n" not in str(error.value) and "move it away" in str(error.value)
+    assert file.read_text() == text
 
 
 def _end_jobs(folder: Path, jobs: list[str]) -> None:
