@@ -99,8 +99,10 @@ class Composer:
 
     def _load(self, lines: Sequence[str], mode: RunMode) -> DictConfig:
         for override in self.parse(lines):  # of these Hydra says neither which, nor what would do
+            if override.is_delete() or isinstance(override.value(), str | QuotedString | list):
+                continue
             choices = self.loader.get_group_options(override.key_or_group)
-            if choices and not override.is_delete() and not isinstance(override.value(), str | QuotedString | list):
+            if choices:
                 accepted = ", ".join(choice for choice in choices if choice != "base")
                 raise ConfigError(f"{override.input_line}: no such choice; accepted are {accepted}")
         return self.loader.load_configuration("train", overrides=list(lines), run_mode=mode)
