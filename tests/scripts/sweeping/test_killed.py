@@ -45,13 +45,16 @@ def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, 
     assert read_manifest(folder).jobs[1].exit_reason.startswith("stopped at step ")
 
     capsys.readouterr()
+    done = read_manifest(folder).jobs[0]
     assert run_sweep(tmp_path / "disturbed", *jobs) == 0
+    assert read_manifest(folder).jobs[0] == done, "what is done is left alone"
     assert "job 2/2 window seed=1: goes on from its last checkpoint" in capsys.readouterr().err
     undisturbed = tmp_path / "undisturbed" / "patterns"
     assert table(folder) == table(undisturbed)
     for one, other in zip(read_manifest(folder).jobs, read_manifest(undisturbed).jobs, strict=True):
         assert one.hash == other.hash
         log = (folder / one.folder / "train.log").read_text()
+        assert log.count("run folder:") == 2, "begun, and gone on with once"
         assert log.count("step 1/80 ") == log.count("step 80/80  loss") == 1, "gone on with, and not begun again"
         weights = [
             torch.load(place / one.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
