@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 
+_stopped: list[bool] = []
+"""Whether somebody stopped a job of this process, one of joblib's workers."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -46,11 +49,19 @@ class Worker:
     def __call__(self, config: DictConfig) -> None:
         """How the job ended is in the manifest. Raises KeyboardInterrupt where somebody stopped it: no other must
         start."""
-        pool = multiprocessing.parent_process()  # of joblib's workers, the sweep; None in the sweep and on a cluster
-        with bound_to(pool and pool.pid):
-            self._run(config)
+        sweep = multiprocessing.parent_process()  # of joblib's workers; None in the sweep itself and on a cluster
+        if sweep is None:
+            if self._run(config):
+                raise KeyboardInterrupt
+            return
+        # An exception would have joblib kill the other workers, before they have saved: stopped, this one takes the
+        # jobs that are left and leaves them as they are.
+        with bound_to(sweep.pid):
+            if not _stopped and self._run(config):
+                _stopped.append(True)
 
-    def _run(self, config: DictConfig) -> None:
+    def _run(self, config: DictConfig) -> bool:
+        """Whether somebody stopped it."""
         from lightning.pytorch.utilities import rank_zero_only
 
         from scripts.console import resolve
@@ -64,14 +75,11 @@ class Worker:
             raise RuntimeError(f"{self.folder} knows no job of config {hash}: is this another version of the code?")
         if rank_zero_only.rank != 0:  # a cluster's further task of the same job
             train(settings, self.folder / hash)
-            return
+            return False
         say = f"job {self.numbers.get(hash, '?')} {job.name}:"
         if self.isolate or _wants_ranks(settings["trainer"]):
-            stopped = _run_apart(self.folder, job, say)
-        else:
-            stopped = run_job(self.folder, hash, settings, say) == INTERRUPTED
-        if stopped:
-            raise KeyboardInterrupt
+            return _run_apart(self.folder, job, say)
+        return run_job(self.folder, hash, settings, say) == INTERRUPTED
 
 
 def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:

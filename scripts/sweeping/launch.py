@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import shlex
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ class Sweep:
             if missing:
                 self.launch(missing)
         finally:  # a sweep that is stopped has a report, too
+            self._left_behind(missing, "its process was killed")
             status = self.conclude([draft.hash for draft in drafts])
         return status
 
@@ -200,8 +202,10 @@ class Sweep:
         killed, which ends the others), the jobs that it had begun are interrupted, and the others launched again."""
         worker = Worker(self.folder, self.numbers, self.settings.isolate)
         while jobs:
+            launcher = self.composer.launcher(self.folder, worker)
             try:
-                returns = self.composer.launcher(self.folder, worker).launch([job.overrides for job in jobs], 0)
+                with letting_workers_save(launcher):
+                    returns = launcher.launch([job.overrides for job in jobs], 0)
             except Exception as error:
                 log.warning("the launcher failed: %s: %s", type(error).__name__, one_line(error))
                 left = self._left_behind(jobs, f"its process ended: {type(error).__name__}")
@@ -242,6 +246,29 @@ class Sweep:
             if job.state != DONE:
                 log.info("  %s: %s%s", job.name, job.state, f": {job.exit_reason}" if job.exit_reason else "")
         return 0 if done == len(jobs) else 1
+
+
+@contextlib.contextmanager
+def letting_workers_save(launcher: Any) -> Iterator[None]:
+    """While joblib's workers are at it, a first Ctrl-C, which has reached them as well, is theirs alone: joblib would
+    answer it by killing them. When they have saved and ended it counts here. A second one means now."""
+    if "joblib" not in type(launcher).__module__:
+        yield
+        return
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if asked:
+            raise KeyboardInterrupt
 
 
 def in_words(match: str | None, budget: Budget) -> str:

@@ -42,6 +42,22 @@ def test_ctrl_c_in_a_terminal_saves_the_job_in_its_own_process_and_begins_no_oth
     assert reason == f"stopped at step {saved_step(folder)}"
 
 
+@pytest.mark.slow  # three processes, which import everything
+def test_ctrl_c_saves_the_jobs_of_all_of_joblibs_workers(tmp_path, small, reports):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with start(tmp_path, *TWO, "seed=1,2", *small, *LONG, *joblib) as process:
+        at(process, "step 9/3000")
+        wait_for(lambda: len(list(tmp_path.glob("patterns/*/metrics.csv"))) == 2)  # both train
+        os.killpg(process.pid, signal.SIGINT)
+        process.stderr.read()
+    assert process.returncode == 130
+    assert list(states(tmp_path / "patterns").values()) == ["interrupted", "interrupted", "waiting", "waiting"]
+    for job in read_manifest(tmp_path / "patterns").jobs[:2]:
+        assert job.exit_reason.startswith("stopped at step ")
+        assert (tmp_path / "patterns" / job.folder / "checkpoints/last.ckpt").is_file()
+
+
 @pytest.mark.slow  # two processes, which import everything, one after the other
 def test_joblibs_workers_save_and_end_when_the_sweep_is_killed(tmp_path, small, reports):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
