@@ -1,5 +1,7 @@
 """Jobs in other processes than the sweep's, when the sweep is stopped or killed: they save, and none lives on."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,9 +12,11 @@ import types
 
 import pytest
 import torch
+from hydra.core.utils import JobStatus
 
 from scripts.sweeping import jobs as jobs_module
 from scripts.sweeping import read_manifest
+from scripts.sweeping.composer import Composer
 from scripts.sweeping.manifest import changing_job, is_running
 from tests.commands import ROOT
 from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for
@@ -42,20 +46,39 @@ def test_ctrl_c_in_a_terminal_saves_the_job_in_its_own_process_and_begins_no_oth
     assert reason == f"stopped at step {saved_step(folder)}"
 
 
-@pytest.mark.slow  # three processes, which import everything
-def test_ctrl_c_saves_the_jobs_of_all_of_joblibs_workers(tmp_path, small, reports):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    with start(tmp_path, *TWO, "seed=1,2", *small, *LONG, *joblib) as process:
-        at(process, "step 9/3000")
-        wait_for(lambda: len(list(tmp_path.glob("patterns/*/metrics.csv"))) == 2)  # both train
-        os.killpg(process.pid, signal.SIGINT)
-        process.stderr.read()
-    assert process.returncode == 130
-    assert list(states(tmp_path / "patterns").values()) == ["interrupted", "interrupted", "waiting", "waiting"]
-    for job in read_manifest(tmp_path / "patterns").jobs[:2]:
-        assert job.exit_reason.startswith("stopped at step ")
-        assert (tmp_path / "patterns" / job.folder / "checkpoints/last.ckpt").is_file()
+class Joblib:
+    """A launcher that looks like joblib's, in the moment of a Ctrl-C: its workers save, and it returns."""
+
+    def launch(self, overrides, _):
+        os.kill(os.getpid(), signal.SIGINT)
+        return [types.SimpleNamespace(status=JobStatus.COMPLETED) for _ in overrides]
+
+
+def test_ctrl_c_lets_joblibs_workers_save_before_it_stops_the_sweep(tmp_path, small, reports, monkeypatch):
+    monkeypatch.setattr(Joblib, "__module__", "hydra_plugins.hydra_joblib_launcher.joblib_launcher")
+    returned = []
+    launch = Joblib.launch
+    monkeypatch.setattr(Joblib, "launch", lambda *all: returned.append(launch(*all)) or returned[0])
+    monkeypatch.setattr(Composer, "launcher", lambda *_: Joblib())
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tmp_path, *TWO, *small)
+    assert len(returned) == 1, "nothing was raised into joblib, which would have killed its workers"
+    assert reports == [["waiting", "waiting"]] and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_path, monkeypatch):
+    ran, bound = [], []
+    monkeypatch.setattr(jobs_module.Worker, "_run", lambda self, config: ran.append(config) or config == "stopped")
+    monkeypatch.setattr(jobs_module, "_stopped", [])
+    worker = jobs_module.Worker(tmp_path, {})
+    with pytest.raises(KeyboardInterrupt):
+        worker("stopped")  # in the sweep's own process
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(pid=7))
+    monkeypatch.setattr(jobs_module, "bound_to", lambda pid: bound.append(pid) or contextlib.nullcontext())
+    for config in ("done", "stopped", "next"):
+        worker(config)
+    assert ran == ["stopped", "done", "stopped"] and bound == [7, 7, 7]
 
 
 @pytest.mark.slow  # two processes, which import everything, one after the other
