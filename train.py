@@ -64,13 +64,14 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     first_rank = rank_zero_only.rank == 0
     if not first_rank:
         logging.getLogger().setLevel(logging.WARNING)  # the first one says it
-    check(config)
+    goes_on = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
+    check(config | {"init_from": None} if goes_on else config)  # where a run began is behind it: history, no request
     seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"])
     data.setup()
     expected, warning = expect(config, data)
     model = build_model(config, data.vocabulary)
-    if config["init_from"]:
+    if config["init_from"] and not goes_on:
         load_weights(model, find_checkpoint(config["init_from"]))
     if config["trainer"]["compile"]:
         model.compile_around_attention()

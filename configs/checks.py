@@ -30,6 +30,7 @@ def check(config: Mapping[str, Any]) -> None:
     check_optimizer(config["optimizer"])
     check_evaluation(config["evaluation"], config["data"]["sequence_length"])
     check_runs(config)
+    check_seed(config["seed"])
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
@@ -220,6 +221,12 @@ def check_runs(config: Mapping[str, Any]) -> None:
     if config["init_from"]:
         find_checkpoint(config["init_from"])
     new_run_path(Path(config["outputs"]), config["name"])
+
+
+def check_seed(seed: object) -> None:
+    """What NumPy's generators take, too."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: must be an integer from 0 to {2**32 - 1}")
 
 
 def _require_known(prefix: str, settings: Mapping[str, Any], accepted: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -37,7 +37,7 @@ def start_logging() -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a Hydra command. What Hydra itself refuses (an unknown key, an unknown choice) becomes one line, too."""
-    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+    from hydra.errors import ConfigCompositionException, MissingConfigException
 
     if _full_error:
         return main()
@@ -61,6 +61,9 @@ def _explain(error: Exception) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         accepted = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
         return f"{cause.full_key}: no such key; accepted are {accepted}"
+    if isinstance(error, OverrideParseException):
+        form = "accepted are key=value, key=a,b under -m, and 'key=[a,b]', with quotes around what the shell would read"
+        return f"{error.override}: cannot be read as an override; {form}"
     return str(error).splitlines()[0]
 
 
@@ -130,6 +133,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"{key}={value}: a resumed run keeps its own; to start anew from its weights, give init_from"
             )
+        if key == "init_from" and plain["init_from"]:
+            raise ConfigError(f"{key}={value}: a run that resumes has weights already; give resume or init_from")
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
     return OmegaConf.to_container(saved, resolve=True)
 

@@ -83,9 +83,8 @@ class RunFolder:
         """The folder of this very config's run, and the last checkpoint of an earlier attempt. An attempt that came to
         no checkpoint leaves nothing but its log."""
         folder = cls(path)
-        last = folder.checkpoints / "last.ckpt"
-        if folder.config_file.is_file() and last.is_file():
-            return folder, last
+        if folder.goes_on:
+            return folder, folder.checkpoints / "last.ckpt"
         for file in (folder.config_file, folder.summary_file, folder.metrics_file, folder.checkpoints / "best.ckpt"):
             file.unlink(missing_ok=True)
         return cls.create(path, config), None
@@ -98,6 +97,11 @@ class RunFolder:
         folder = cls(path)
         last = folder.checkpoints / "last.ckpt"
         return folder, last if last.is_file() else None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run has begun here and saved: it has weights of its own."""
+        return self.config_file.is_file() and (self.checkpoints / "last.ckpt").is_file()
 
     def read_config(self) -> dict[str, Any]:
         return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
@@ -190,11 +194,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:  # a full disk, above all, and what was there before stays
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,7 @@
 jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics; whatever is missing is said, not guessed
 aggregate.py   jobs -> rows: seeds together, each pattern against its dense baseline, Pareto fronts
 table.py       rows -> pareto.csv and the table of both pages
-words.py       rows -> what was found, in plain sentences
+words.py       rows -> what was found, in plain sentences (subject.py: what was trained and judged at all)
 figures.py     rows -> figures (style.py: their colours, labels.py: names beside points, curves.py: what runs logged)
 markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, the folder, and the same for wandb
 """

@@ -11,7 +11,9 @@ from scripts.reporting.curves import curve_of, position_differences_of, position
 from scripts.reporting.figures import Draw, cost_panels, draw_curves, draw_position_differences, draw_positions
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.style import Style, make_styles
+from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns
+from scripts.sweeping.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
 
 CURVES = (
     ("train/bits_per_byte", "training", "bits per byte, smoothed", True),
@@ -31,6 +33,7 @@ class Content:
     title: str
     progress: str
     footing: tuple[str, ...]
+    subject: tuple[str, ...]
     readings: tuple[str, ...]
     cautions: tuple[str, ...]
     figures: dict[str, tuple[tuple[str, Draw], ...]]  # {file's name: ((what it shows, how it is drawn), ...)}
@@ -43,8 +46,15 @@ class Content:
     @property
     def ended(self) -> list[Job]:
         """Jobs that count for nothing, and why: failed, out of memory, interrupted; or done and not judged."""
-        bad = ("failed", "out of memory", "interrupted")
+        bad = (FAILED, OUT_OF_MEMORY, INTERRUPTED)
         return [job for job in self.jobs if job.state in bad or (job.state == "done" and not job.counted)]
+
+    @property
+    def ended_title(self) -> str:
+        """What is over these jobs: one that was interrupted has not failed, it goes on."""
+        interrupted = [job.state == "interrupted" for job in self.ended]
+        told = "was interrupted" if all(interrupted) else "failed or was interrupted" if any(interrupted) else "failed"
+        return f"What {told}, and why"
 
     @property
     def pending(self) -> list[Job]:
@@ -83,6 +93,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         title=words.title_of(sweeps),
         progress=words.progress(sweeps),
         footing=tuple(words.footing(sweeps)),
+        subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
         readings=tuple(words.readings(rows)),
         cautions=tuple(words.cautions(sweeps, rows)),
         figures=figures,

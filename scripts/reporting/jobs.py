@@ -15,12 +15,19 @@ import yaml
 
 from model.training.metrics import read_rows
 from model.training.run_folder import RunFolder, RunFolderError
+from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, WAITING, was_killed
 
-STATES = ("done", "running", "waiting", "interrupted", "out of memory", "failed")
+STATES = (DONE, RUNNING, WAITING, INTERRUPTED, OUT_OF_MEMORY, FAILED)
 """Of a job, in the order in which they are told."""
 
-RUN_STATES = {"finished": "done"}
+RUN_STATES = {"finished": DONE}
 """Where the state of a run in its summary.json is called otherwise for a job."""
+
+KILLED = {
+    "state": "interrupted",
+    "exit_reason": "its process was killed; it goes on when the sweep is launched again",
+}
+"""What is said of a job instead of "running" where nobody is at it."""
 
 LENGTHS_OF_RUNS = ("trainer.max_steps", "trainer.max_seconds")
 
@@ -110,12 +117,22 @@ def _read_sweep(folder: Path) -> Sweep:
     file = folder / "manifest.json"
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
+        killed = [entry["hash"] for entry in manifest["jobs"] if _was_killed(folder, entry)]
+        if killed:  # unless they have ended between the one look and the other
+            manifest = json.loads(file.read_text(encoding="utf-8"))
         name, entries = str(manifest.get("sweep") or folder.name), manifest["jobs"]
+        entries = [entry | KILLED if entry["hash"] in killed and entry["state"] == "running" else entry
+                   for entry in entries]  # fmt: skip
         jobs = tuple(_read_job(name, folder, entry, bool(manifest.get("match"))) for entry in entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{file}: cannot be read as a sweep's manifest ({_one_line(error)})") from None
     told = {key: manifest.get(key) for key in ("match", "budget", "command", "device")}
     return Sweep(name, folder, jobs, versions=manifest.get("versions") or {}, **told)
+
+
+def _was_killed(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the manifest says that the job runs, and nobody is at it."""
+    return entry["state"] == "running" and was_killed(folder, entry["hash"], entry.get("host"))
 
 
 def _read_job(sweep: str, folder: Path, entry: Mapping[str, Any], matched: bool) -> Job:

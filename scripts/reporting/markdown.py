@@ -8,6 +8,7 @@ def write_markdown(content: Content) -> str:
     parts = [
         f"# {escape(content.title)}",
         escape(f"{content.progress}; {'; '.join(content.footing)}."),
+        _list(list(content.subject)),
         "## In short",
         _list([*content.readings, *content.cautions]),
         "## Quality against cost",
@@ -26,7 +27,7 @@ def write_markdown(content: Content) -> str:
         ]
         parts += ["## Routing", table(("pattern", *map(escape, names)), lines)]
     if content.ended:
-        parts += ["## What failed, and why"]
+        parts += [f"## {content.ended_title}"]
         for job in content.ended:
             parts.append(f"- {escape(f'{job.label}, seed {job.seed}: {job.state}: {reason(job)}')}")
             if job.traceback:

@@ -84,11 +84,13 @@ def _head(content: Content) -> str:
     told = "; ".join((content.progress, *content.footing))
     cautions = _list(map(escape, content.cautions), "cautions") if content.cautions else ""
     labels = [row.label for row in content.rows]
+    subject = _list(map(escape, content.subject), "subject soft") if content.subject else ""
     readings = _list(_bold(line, labels) for line in content.readings)
     return (
         '<header>\n<p class="kicker">Farsight: quality and cost of attention patterns</p>\n'
         f"<h1>{escape(content.title)}</h1>\n"
-        f'<p class="soft">{escape(told[:1].upper() + told[1:])}.</p>\n</header>\n'
+        f'<p class="soft">{escape(told[:1].upper() + told[1:])}.</p>\n'
+        f"{subject}\n</header>\n"
         f'<section class="short">\n<h2>In short</h2>\n{readings}\n{cautions}\n</section>'
     )
 
@@ -195,7 +197,7 @@ def _routing(content: Content) -> str:
 
 
 def _ended(content: Content) -> str:
-    return _jobs("What failed, and why", content.ended, reason)
+    return _jobs(content.ended_title, content.ended, reason)
 
 
 def _pending(content: Content) -> str:

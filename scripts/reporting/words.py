@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from scripts.reporting.aggregate import COSTS, QUALITY, Row
-from scripts.reporting.jobs import STATES, Sweep
+from scripts.reporting.jobs import STATES, Job, Sweep, finite
 from scripts.reporting.table import signed, significant, unit_of
 
 MOST_ROWS = 8
 """Patterns that are told one by one; of more than these, those on the front of step time."""
 
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
+BIGRAM = "bigram_bits_per_byte"
 COST_NAMES = {
     "step_seconds": "step time",
     "attention_flops_per_token": "attention FLOPs",
@@ -103,6 +104,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             for low, high in [_range(judged, key, kind)]
             if low != high
         ]
+    found += _like_dense(judged) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
         (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes"))
@@ -123,6 +125,23 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             "On a CPU, peak memory is that of the whole process and what earlier jobs left in it: compare it with care."
         )
     return found
+
+
+def _like_dense(judged: Sequence[Row]) -> list[str]:
+    """Patterns that leave nothing out at this length: their costs differ by kernel and by chance alone."""
+    density = {row.label: row.values["density_pairs"].mean for row in judged if "density_pairs" in row.values}
+    same = [row.label for row in judged if not row.baseline and density.get(row.label, 0.0) > 0.9999]
+    visits = "visits" if len(same) == 1 else "visit"
+    return [f"{_and(same)} {visits} every pair, as dense does: no sparsity is measured at this length."] if same else []
+
+
+def _untrained(jobs: Sequence[Job]) -> list[str]:
+    """Runs so short that counting pairs of tokens does better."""
+    counted = [finite((job.evaluation.get("baselines") or {}).get(BIGRAM)) for job in jobs]
+    if not counted or None in counted or any(job.evaluation[QUALITY] < counted[0] for job in jobs):
+        return []
+    bigram = f"a bigram model of the same tokens ({counted[0]:.4f} bits per byte)"
+    return [f"No pattern does better than {bigram}: runs this short do not tell patterns apart."]
 
 
 def _against_dense(row: Row) -> str:

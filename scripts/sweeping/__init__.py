@@ -9,6 +9,8 @@ Read in this order:
     budget.py     sweep.match: the same tokens, training time or training FLOPs for every job
     manifest.py   outputs/<sweep>/manifest.json and the locks: what is waiting, running, done, failed
     jobs.py       one job, in whatever process a launcher has put it
+    orphans.py    such a process ends with the sweep that has started it
+    composer.py   the command line, composed: configs, and Hydra's launcher
     launch.py     python train.py -m sweep=...: what is missing goes to the launcher
     search.py     sweep=search: Optuna chooses the points
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs.build import ConfigError, build_data
+from configs.checks import check_data
 from scripts.forecasting import flops_per_step
 from scripts.forecasting.sampling import devices_of
 from scripts.sweeping.points import Overrides
@@ -54,6 +55,7 @@ class Footing:
             return job
         if self.match == "time":
             return self._same_time(job, config["trainer"])
+        _check_step(config)
         per_step = self._tokens(config) if self.match == "tokens" else self._flops(config)
         key, steps = MATCHES[self.match], config["trainer"]["max_steps"]
         if self.budget is None:
@@ -86,3 +88,19 @@ class Footing:
             self._data[key].setup()
         data = self._data[key]
         return flops_per_step(config, data, data.vocabulary)
+
+
+def _check_step(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where nobody can say what a step of this config holds: no job then has a footing."""
+    check_data(config)
+    trainer = config["trainer"]
+    for key in ("accumulate", "max_steps"):
+        value, optional = trainer[key], key == "max_steps"
+        if not (value is None and optional) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"trainer.{key}={value}: must be an integer >= 1" + (", or null" if optional else ""))
+    try:
+        devices = devices_of(trainer)
+    except ValueError:
+        devices = 0
+    if devices < 1:
+        raise ConfigError(f"trainer.devices={trainer['devices']}: must be how many, a list of which, or auto")

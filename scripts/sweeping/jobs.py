@@ -7,8 +7,8 @@ and ends the process where a rank fails.
 """
 
 import contextlib
-import gc
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,10 +27,14 @@ from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
 from scripts.console import mendable, one_line, start_logging
 from scripts.sweeping import manifest as records
 from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, changing, changing_job
+from scripts.sweeping.orphans import bound_to
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+
+_stopped: list[bool] = []
+"""Whether somebody stopped a job of this process, one of joblib's workers."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class Worker:
     def __call__(self, config: DictConfig) -> None:
         """How the job ended is in the manifest. Raises KeyboardInterrupt where somebody stopped it: no other must
         start."""
+        sweep = multiprocessing.parent_process()  # of joblib's workers; None in the sweep itself and on a cluster
+        if sweep is None:
+            if self._run(config):
+                raise KeyboardInterrupt
+            return
+        # An exception would have joblib kill the other workers, before they have saved: stopped, this one takes the
+        # jobs that are left and leaves them as they are.
+        with bound_to(sweep.pid):
+            if not _stopped and self._run(config):
+                _stopped.append(True)
+
+    def _run(self, config: DictConfig) -> bool:
+        """Whether somebody stopped it."""
         from lightning.pytorch.utilities import rank_zero_only
 
         from scripts.console import resolve
@@ -57,14 +74,11 @@ class Worker:
             raise RuntimeError(f"{self.folder} knows no job of config {hash}: is this another version of the code?")
         if rank_zero_only.rank != 0:  # a cluster's further task of the same job
             train(settings, self.folder / hash)
-            return
+            return False
         say = f"job {self.numbers.get(hash, '?')} {job.name}:"
         if self.isolate or _wants_ranks(settings["trainer"]):
-            _run_apart(self.folder, job, say)
-        else:
-            run_job(self.folder, hash, settings, say)
-        if records.read_manifest(self.folder).job(hash).state == INTERRUPTED:
-            raise KeyboardInterrupt
+            return _run_apart(self.folder, job, say)
+        return run_job(self.folder, hash, settings, say) == INTERRUPTED
 
 
 def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
@@ -74,7 +88,7 @@ def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
     folder: the sweep's. settings: the job's config, resolved, as plain dicts. say: how the job is called in the log.
     """
     try:
-        held = records.lock(folder, hash).acquire(timeout=0)
+        held = records.lock(folder, hash).acquire(timeout=records.A_LOOK)
     except Timeout:
         log.info("%s runs in another process", say)
         return RUNNING
@@ -110,16 +124,21 @@ def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str |
         return INTERRUPTED, "stopped before it could save", None, {}
     except (Exception, SystemExit) as error:
         trace = traceback.format_exc()
-        path.mkdir(parents=True, exist_ok=True)
-        with open(path / "train.log", "a", encoding="utf-8") as file:
-            file.write(trace)
+        with contextlib.suppress(OSError):  # the disk may be full; the manifest has it as well
+            path.mkdir(parents=True, exist_ok=True)
+            with open(path / "train.log", "a", encoding="utf-8") as file:
+                file.write(trace)
         summary = RunFolder(path).read_summary()
         memory = _out_of_memory(error)
-        reason = one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
-        return OUT_OF_MEMORY if memory else FAILED, reason, trace, summary
+        return OUT_OF_MEMORY if memory else FAILED, reason_of(error), trace, summary
     if summary["state"] == INTERRUPTED:
         return INTERRUPTED, f"stopped at step {summary['step']}", None, summary
     return DONE, None, None, summary
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a job failed, in a line; what is meant for users says it without the name of the error."""
+    return one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -130,18 +149,18 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _tidy() -> None:
     """Leaves the process to the next job as it was found, as far as that goes: memory is given back, compiled code
-    forgotten (or the next job would hit the limit of recompilations), the peak of resident memory counted from here."""
-    gc.collect()
+    forgotten (or the next job would hit the limit of recompilations)."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()
     import torch
 
+    from model.training.efficiency import give_back_free_memory
+
+    give_back_free_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with contextlib.suppress(OSError):  # Linux: VmHWM becomes what is resident now
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def report(folder: Path) -> None:
@@ -168,10 +187,14 @@ def own_command(job: records.Job) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *job.overrides]
 
 
-def _run_apart(folder: Path, job: records.Job, say: str) -> None:
-    """`python train.py <overrides>` with the job's folder in the environment, which makes it `run_as_job` there."""
-    environment = os.environ | {RUN_FOLDER: str(folder / job.hash), SAY: say}
-    status, stopped = _wait(subprocess.Popen(own_command(job), env=environment))
+def _run_apart(folder: Path, job: records.Job, say: str) -> bool:
+    """`python train.py <overrides>` with the job's folder in the environment, which makes it `run_as_job` there.
+    Returns whether somebody stopped it, or the sweep while it ran.
+
+    It is a process group of its own, so that a terminal's Ctrl-C reaches it through `_wait` alone, and once.
+    """
+    environment = os.environ | {RUN_FOLDER: str(folder / job.hash), SAY: say, PARENT: str(os.getpid())}
+    status, stopped = _wait(subprocess.Popen(own_command(job), env=environment, process_group=0))
     with changing(folder) as manifest:
         ended = manifest.job(job.hash)
         if ended.state not in (DONE, INTERRUPTED, FAILED, OUT_OF_MEMORY) and not records.is_running(folder, ended):
@@ -179,37 +202,40 @@ def _run_apart(folder: Path, job: records.Job, say: str) -> None:
             hint = ", as when the system has no memory left" if how == "SIGKILL" else ""
             ended.end(INTERRUPTED if stopped else FAILED, 0.0, f"its process ended with {how}{hint}")
             log.info("%s %s: %s", say, ended.state, ended.exit_reason)
+        return stopped or ended.state == INTERRUPTED
 
 
 SAY = "FARSIGHT_JOB"
 """Environment variable: how the job is called in the log."""
 
+PARENT = "FARSIGHT_SWEEP"
+"""Environment variable: the process that waits for the job."""
+
 
 def run_as_job(settings: dict[str, Any]) -> int:
     """In the process that `_run_apart` has started: the exit status."""
     path = Path(os.environ[RUN_FOLDER])
-    state = run_job(path.parent, path.name, settings, os.environ.get(SAY, path.name))
+    with bound_to(int(os.environ[PARENT])):
+        state = run_job(path.parent, path.name, settings, os.environ.get(SAY, path.name))
     return {DONE: 0, INTERRUPTED: 130}.get(state, 1)
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, bool]:
-    """Exit status, and whether somebody stopped it. Ctrl-C and SIGTERM go on to it as SIGTERM (a terminal's Ctrl-C has
-    reached it already, and a second one would mean now): it saves, and ends by itself."""
+    """Exit status, and whether somebody stopped it. Ctrl-C and SIGTERM go on to it and to all that it has started: it
+    saves, and ends by itself; a second Ctrl-C ends it at once."""
     stopped = False
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object = None) -> None:
         nonlocal stopped
         stopped = True
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, number)
 
-    main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
-    before = signal.signal(signal.SIGTERM, stop) if main_thread else None
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        return process.wait(), stopped
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while True:
-            try:
-                return process.wait(), stopped
-            except KeyboardInterrupt:
-                stop()
+        return process.wait(), stopped
     finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

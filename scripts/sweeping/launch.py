@@ -1,29 +1,28 @@
-"""python train.py -m sweep=...: composes the sweep and its jobs, and hands a launcher those that are missing."""
+"""python train.py -m sweep=...: the jobs of a sweep, and those that are missing to a launcher."""
 
-import copy
-import functools
+import contextlib
+import errno
 import importlib.metadata
 import logging
-import os
 import platform
-import re
 import shlex
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from configs.build import ConfigError
+from configs.checks import check_seed
 from model.training.run_folder import config_hash
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
 from scripts.sweeping.budget import SETS, Budget, Footing
-from scripts.sweeping.jobs import ROOT, Worker, report
+from scripts.sweeping.composer import Composer, as_lines, as_overrides
+from scripts.sweeping.jobs import Worker, reason_of, report
 from scripts.sweeping.manifest import (
     DONE,
     FAILED,
@@ -48,8 +47,6 @@ from scripts.sweeping.settings import Settings
 
 log = logging.getLogger(__name__)
 
-FLAGS = ("-m", "--multirun")
-
 UNTOLD = ("seed", "outputs", "name")
 """Settings in which jobs may differ without a label that says so."""
 
@@ -62,90 +59,27 @@ def launch(arguments: Sequence[str]) -> int:
     """
     with user_errors(), Composer(arguments) as composer:
         sweep = Sweep(composer)
-        if sweep.settings.search is None:
-            return sweep.run()
-        from scripts.sweeping.search import search
+        with told_of(sweep.folder):
+            if sweep.settings.search is None:
+                return sweep.run()
+            from scripts.sweeping.search import search
 
-        return search(sweep)
+            return search(sweep)
 
 
-class Composer:
-    """Composes configs for a command line, and makes its launcher. A context: Hydra's state is global."""
-
-    def __init__(self, arguments: Sequence[str]):
-        self.arguments = [argument for argument in arguments if argument not in FLAGS]
-        for argument in self.arguments:
-            if argument.startswith("-"):
-                raise ConfigError(f"{argument}: with sweep= accepted are -m and overrides alone")
-        self.command = f"python train.py -m {shlex.join(self.arguments)}"
-
-    def __enter__(self) -> "Composer":
-        from hydra import initialize_config_dir
-        from hydra.core.global_hydra import GlobalHydra
-
-        self._initialized = initialize_config_dir(
-            version_base="1.3", config_dir=str(ROOT / "configs"), job_name="train"
-        )
-        self._initialized.__enter__()
-        self.loader = GlobalHydra.instance().config_loader()
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self.hydra, self.sweep, self.own = [], [], []
-        try:
-            self._sort()
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
+@contextlib.contextmanager
+def told_of(folder: Path) -> Iterator[None]:
+    """What the system refuses (no space left, read-only, no such place) is one line for the user. The manifest is
+    written whole or not at all, so that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and not str(error.filename or "").startswith(str(folder.parent)):
             raise
-        return self
-
-    def _sort(self) -> None:
-        for override in self.parse(self.arguments):
-            root = re.split(r"[./@]", override.key_or_group)[0]
-            {"hydra": self.hydra, "sweep": self.sweep}.get(root, self.own).append(override)
-            if root in ("hydra", "sweep") and override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: accepted is one value")
-
-    def __exit__(self, *details: Any) -> None:
-        self._initialized.__exit__(*details)
-
-    def parse(self, lines: Sequence[str]) -> list[Override]:
-        return OverridesParser.create(self.loader).parse_overrides(list(lines))
-
-    @functools.cached_property
-    def master(self) -> DictConfig:
-        """The sweep's own config: its settings, its place, and what Hydra's launcher is told."""
-        from hydra.types import RunMode
-
-        place = [override for override in self.own if override.key_or_group == "outputs"]
-        lines = [override.input_line for override in (*self.hydra, *self.sweep, *place)]
-        return self.loader.load_configuration("train", overrides=lines, run_mode=RunMode.MULTIRUN)
-
-    def job(self, overrides: Overrides) -> DictConfig:
-        """The config that `python train.py <overrides>` composes, interpolations unresolved. Not to be changed."""
-        from hydra.types import RunMode
-
-        lines = tuple(as_lines(overrides))
-        if lines not in self._composed:
-            config = self.loader.load_configuration("train", overrides=list(lines), run_mode=RunMode.RUN)
-            with open_dict(config):
-                del config["hydra"]
-            self._composed[lines] = config
-        return self._composed[lines]
-
-    def launcher(self, folder: Path, worker: Worker) -> Any:
-        """Hydra's launcher of this command line (hydra/launcher=...), at work in `folder`."""
-        from hydra._internal.callbacks import Callbacks
-        from hydra.core.plugins import Plugins
-        from hydra.types import HydraContext
-
-        # Processes elsewhere find our packages, whatever they are started as.
-        paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-        config = copy.deepcopy(self.master)
-        with open_dict(config):
-            config.hydra.sweep.dir = str(folder)
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={as_quoted(str(folder))}")
-        context = HydraContext(config_loader=self.loader, callbacks=Callbacks())
-        return Plugins.instance().instantiate_launcher(context, worker, config)
+        where = f" ({error.filename})" if error.filename else ""
+        hint = "the same command goes on when it can write there, or give another outputs="
+        raise ConfigError(f"{folder}: {error.strerror}{where}; {hint}") from error
 
 
 @dataclass
@@ -181,6 +115,7 @@ class Sweep:
             if missing:
                 self.launch(missing)
         finally:  # a sweep that is stopped has a report, too
+            self._left_behind(missing, "its process was killed")
             status = self.conclude([draft.hash for draft in drafts])
         return status
 
@@ -199,6 +134,7 @@ class Sweep:
         logger = self._plain(job)["logger"]
         if logger["name"] == "wandb" and logger["group"] is None:
             job = job | {"logger.group": self.settings.name}
+        check_seed(self._plain(job)["seed"])  # which the manifest tells
         job = self.footing.overrides(job, self._plain(job))
         return Draft(job, self._plain(job))
 
@@ -266,8 +202,10 @@ class Sweep:
         killed, which ends the others), the jobs that it had begun are interrupted, and the others launched again."""
         worker = Worker(self.folder, self.numbers, self.settings.isolate)
         while jobs:
+            launcher = self.composer.launcher(self.folder, worker)
             try:
-                returns = self.composer.launcher(self.folder, worker).launch([job.overrides for job in jobs], 0)
+                with letting_workers_save(launcher):
+                    returns = launcher.launch([job.overrides for job in jobs], 0)
             except Exception as error:
                 log.warning("the launcher failed: %s: %s", type(error).__name__, one_line(error))
                 left = self._left_behind(jobs, f"its process ended: {type(error).__name__}")
@@ -277,7 +215,7 @@ class Sweep:
                 continue
             for job, result in zip(jobs, returns, strict=True):
                 if result.status is JobStatus.FAILED:  # outside of what jobs.py watches over
-                    self._left_behind([job], f"{type(result._return_value).__name__}: {one_line(result._return_value)}")
+                    self._never_began(job, reason_of(result._return_value))
             return
 
     def _left_behind(self, jobs: Sequence[Job], reason: str) -> list[Job]:
@@ -288,6 +226,14 @@ class Sweep:
                 if job.state == RUNNING and not records.is_running(self.folder, job):
                     job.end(INTERRUPTED, 0.0, reason)
             return [job for job in noted if job.state == WAITING]
+
+    def _never_began(self, job: Job, reason: str) -> None:
+        """Writes down what kept a job from its beginning."""
+        with changing(self.folder) as manifest:
+            noted = manifest.job(job.hash)
+            if noted.state in (WAITING, RUNNING, INTERRUPTED) and not records.is_running(self.folder, noted):
+                noted.end(FAILED, 0.0, reason)
+                log.info("job %s %s: failed: %s", self.numbers[job.hash], job.name, reason)
 
     def conclude(self, hashes: Sequence[str]) -> int:
         """Writes the report and says how the sweep stands."""
@@ -302,18 +248,27 @@ class Sweep:
         return 0 if done == len(jobs) else 1
 
 
-def as_lines(overrides: Overrides) -> list[str]:
-    """{"a": "1"} -> ["a=1"]; a deletion has no value."""
-    return [key if key.startswith("~") and not value else f"{key}={value}" for key, value in overrides.items()]
+@contextlib.contextmanager
+def letting_workers_save(launcher: Any) -> Iterator[None]:
+    """While joblib's workers are at it, a first Ctrl-C, which has reached them as well, is theirs alone: joblib would
+    answer it by killing them. When they have saved and ended it counts here. A second one means now."""
+    if "joblib" not in type(launcher).__module__:
+        yield
+        return
+    asked: list[int] = []
 
+    def note(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
 
-def as_overrides(lines: Sequence[str]) -> Overrides:
-    """And back."""
-    return {key: value for key, _, value in (line.partition("=") for line in lines)}
-
-
-def as_quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if asked:
+            raise KeyboardInterrupt
 
 
 def in_words(match: str | None, budget: Budget) -> str:

@@ -2,11 +2,13 @@
 
 Several processes may work on one sweep: a launcher's workers, or two launches at once. Whoever changes the manifest
 holds its lock from reading to writing; whoever runs a job holds that job's lock, which the system takes back when the
-process dies. So a job that is "running" while nobody holds its lock was killed.
+process dies. So a job that is "running" while nobody holds its lock was killed: who launches the sweep again writes
+that down, who reports looks for himself.
 """
 
 import contextlib
 import json
+import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -16,12 +18,15 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model.training import endings
-from model.training.run_folder import write_json
+from model.training.run_folder import RunFolderError, write_json
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 OUT_OF_MEMORY = endings.OUT_OF_MEMORY  # as the run's own summary says it
 
 FILE = "manifest.json"
+
+A_LOOK = 0.5
+"""Seconds of patience for a job's lock: who looks whether somebody holds it (a report) holds it for a moment."""
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Job:
     seconds: float | None = None  # over all attempts, evaluation included
     exit_reason: str | None = None  # one line
     traceback: str | None = None
+    host: str | None = None  # the machine that is at it, and of no interest afterwards
 
     @property
     def name(self) -> str:
@@ -49,10 +55,11 @@ class Job:
     def start(self) -> None:
         self.state, self.started = RUNNING, self.started or now()
         self.ended = self.exit_reason = self.traceback = None
+        self.host = platform.node()
 
     def end(self, state: str, seconds: float, reason: str | None = None, traceback: str | None = None) -> None:
         self.state, self.ended, self.seconds = state, now(), (self.seconds or 0.0) + seconds
-        self.exit_reason, self.traceback = reason, traceback
+        self.exit_reason, self.traceback, self.host = reason, traceback, None
 
 
 @dataclass
@@ -82,8 +89,22 @@ class Manifest:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of the sweep in `folder`. Raises FileNotFoundError where there is none."""
-    return Manifest.from_dict(json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+    """The manifest of the sweep in `folder`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunFolderError: it is cut off, or of a version that knows other keys; one line.
+    """
+    file = Path(folder) / FILE
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        return Manifest.from_dict(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RunFolderError(
+            f"{file}: cannot be read as a sweep's manifest ({reason}); move it away, and the same command takes up its "
+            "jobs from their folders"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -107,16 +128,38 @@ def changing_job(folder: Path, hash: str) -> Iterator[Job]:
 
 def lock(folder: Path, name: str) -> FileLock:
     """A lock of the sweep in `folder`: "manifest", "report", or the hash of a job."""
-    locks = folder / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / f"{name}.lock")
+    file = _lock_file(folder, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file)
+
+
+def _lock_file(folder: Path, name: str) -> Path:
+    return folder / ".locks" / f"{name}.lock"
+
+
+def was_killed(folder: Path, hash: str, host: str | None) -> bool:
+    """Whether a job that is "running" by the manifest surely is not. It only looks, in folders that may be copies or
+    not be ours to write, and says no where it cannot know: locks need not be seen from one machine to the next.
+
+    host: where the job was begun.
+    """
+    if host != platform.node():
+        return False
+    try:
+        import fcntl
+
+        with open(_lock_file(folder, hash), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back with the file
+        return True
+    except (ImportError, OSError):  # held, among other reasons
+        return False
 
 
 def is_running(folder: Path, job: Job) -> bool:
     """Whether a process that lives is at this job."""
     held = lock(folder, job.hash)
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=A_LOOK)
     except Timeout:
         return True
     held.release()

@@ -73,7 +73,10 @@ def values_of(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: a grid takes values; intervals are for sweep=search")
-    return list(override.sweep_string_iterator())
+    values = list(override.sweep_string_iterator())
+    if not values:
+        raise ConfigError(f"{override.input_line}: gives no value")
+    return values
 
 
 def _narrowed(dimension: Dimension, key: str, values: Sequence[str]) -> Dimension:

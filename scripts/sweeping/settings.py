@@ -1,5 +1,6 @@
 """What a YAML in configs/sweep says, checked."""
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -49,7 +50,8 @@ class Settings:
             budget = getattr(settings, key)
             if budget is None:
                 continue
-            if isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
+            number = isinstance(budget, int | float) and not isinstance(budget, bool)
+            if not number or not 0 < budget < math.inf:
                 raise ConfigError(f"sweep.{key}={budget}: must be a positive number, or null")
             if settings.match != match:
                 if f"sweep.{key}" in given:
@@ -62,5 +64,6 @@ class Settings:
             if not isinstance(getattr(settings, key), bool):
                 raise ConfigError(f"sweep.{key}={getattr(settings, key)}: must be true or false")
         if not isinstance(settings.vary, Mapping) or not settings.vary:
-            raise ConfigError(f"sweep.vary={settings.vary}: must map settings to lists of values")
+            given_as = "null" if settings.vary is None else settings.vary
+            raise ConfigError(f"sweep.vary={given_as}: must map settings to lists of values")
         return settings

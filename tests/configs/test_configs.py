@@ -10,7 +10,8 @@ from configs.build import build_data, build_model, build_plan
 from configs.checks import EVALUATION_KEYS, TRAINER_KEYS, check
 from kernels import Axis
 from model.attention import build_view, cost_of
-from scripts.sweeping.launch import Composer, Sweep
+from scripts.sweeping.composer import Composer
+from scripts.sweeping.launch import Sweep
 from tests.commands import ROOT, compose
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -1,6 +1,19 @@
 """What every command shares."""
 
-from scripts.console import with_later_keys
+import shutil
+from typing import Any
+
+import hydra
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from configs.build import ConfigError
+from scripts.console import resolve, with_later_keys
+from tests.commands import ROOT
+from tests.scripts.runs import SMALL, make_run, write_books
+from train import train
 
 
 def test_a_run_from_before_a_key_of_the_evaluation_can_go_on():
@@ -23,3 +36,29 @@ def test_a_run_from_before_a_key_of_the_evaluation_can_go_on():
         "preflight": "warn",
         "trainer": {"max_steps": 7, "max_seconds": None, "on_nan": "stop", "max_skipped_steps": 10},
     }
+
+
+def resolved(*overrides: str) -> dict[str, Any]:
+    """What train.py makes of a command line."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    try:
+        with open_dict(config):
+            del config["hydra"]
+        return resolve(config)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
+def test_a_run_that_began_from_anothers_weights_resumes_without_them(tmp_path):
+    start = make_run(tmp_path, write_books(tmp_path / "books"))
+    settings = (*SMALL, "data=files", f"data.path={tmp_path / 'books'}", f"data.cache={tmp_path / 'cache'}")
+    short = ("trainer.max_steps=2", "trainer.validate_every=2", "evaluation=chunked", "evaluation.baselines=false")
+    begun = train(resolved(*settings, *short, f"outputs={tmp_path}", "name=heir", f"init_from={start}"))
+    (folder,) = (tmp_path / "heir").iterdir()
+    with pytest.raises(ConfigError, match=f"init_from={start}: a run that resumes has weights already; give resume or"):
+        resolved(f"resume={folder}", f"init_from={start}")
+    shutil.rmtree(start)  # what it began from is history
+    again = train(resolved(f"resume={folder}"))
+    assert (again["state"], again["step"], again["config_hash"]) == ("finished", 2, begun["config_hash"])

@@ -1,15 +1,18 @@
 """What is read from folders: every state, and whatever is missing or broken."""
 
 import json
+import platform
 import shutil
 
 import pytest
 import yaml
 
 from model.training.run_folder import RunFolderError
+from scripts.reporting import jobs
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.curves import curve_of, positions_of, routing_of
 from scripts.reporting.jobs import STATES, read_sweeps
+from scripts.sweeping.manifest import lock
 from tests.scripts.reporting.sweeps import REAL, make_config, make_job, make_sweep
 
 SUMMARY = json.loads((REAL / "summary.json").read_text())
@@ -42,6 +45,50 @@ def test_a_sweep_is_read_whole(tmp_path):
     assert [job.counted for job in sweep.jobs if job.label == "window"] == [True, *[False] * (len(STATES) - 1)]
     assert all(job.counted and job.baseline and not job.problems for job in sweep.jobs if job.label == "dense")
     assert "RunOutOfMemoryError" in read_one(folder, seed=STATES.index("out of memory")).traceback
+
+
+@pytest.fixture
+def running(tmp_path):
+    """A sweep with a job that is running on this machine by its manifest."""
+    folder = make_sweep(tmp_path / "s", ["dense", "window"], [1], {("window", 1): "running"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["jobs"][1]["host"] = platform.node()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_job_that_was_killed_is_interrupted_and_one_that_runs_is_not(running):
+    job = read_one(running)
+    assert job.state == "running", "a copy without locks: who knows"
+    with lock(running, job.hash):
+        assert read_one(running).state == "running"
+    before = (running / "manifest.json").read_bytes()
+    killed = read_one(running)
+    assert (killed.state, killed.exit_reason) == ("interrupted", jobs.KILLED["exit_reason"])
+    assert (running / "manifest.json").read_bytes() == before, "a report writes into no manifest"
+    assert read_one(running, "dense").state == "done"
+
+
+def test_a_job_on_another_machine_is_running_as_far_as_one_can_see(running):
+    (hash,) = {read_one(running).hash}
+    with lock(running, hash):
+        pass
+    for host in ("another machine", None):  # None: a manifest that tells no machine
+        file = running / "manifest.json"
+        manifest = json.loads(file.read_text())
+        manifest["jobs"][1]["host"] = host
+        file.write_text(json.dumps(manifest))
+        assert read_one(running).state == "running"
+
+
+def test_a_job_that_ends_while_one_looks_is_done(running, monkeypatch):
+    def ends(*_):
+        file = running / "manifest.json"
+        file.write_text(file.read_text().replace('"running"', '"failed"'))
+        return True
+
+    monkeypatch.setattr(jobs, "was_killed", ends)
+    assert read_one(running).state == "failed"
 
 
 @pytest.mark.parametrize(("match", "equal"), [("flops", True), (None, False)])

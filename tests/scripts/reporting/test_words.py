@@ -3,9 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from scripts.reporting.aggregate import make_rows
-from scripts.reporting.jobs import Sweep
+from scripts.reporting.content import gather
+from scripts.reporting.jobs import Sweep, read_sweeps
+from scripts.reporting.subject import subject
 from scripts.reporting.words import cautions, footing, progress, readings
+from tests.scripts.reporting.sweeps import make_config, make_sweep
 from tests.scripts.reporting.test_aggregate import job
 
 
@@ -85,3 +90,56 @@ def test_the_head_says_what_was_equal_and_how_far_it_is():
     assert progress([sweep]) == "1 of 3 jobs done, 1 waiting, 1 out of memory"
     assert footing([sweep]) == ["every job had the same training time (120 s)"]
     assert footing([Sweep("", Path("s"), jobs)]) == ["nothing was held equal by a sweep"]
+
+
+def test_a_pattern_that_leaves_nothing_out_is_no_sparse_one():
+    jobs = [
+        job(name, 1, 1.0, summary={"device": "NVIDIA H200", "density_pairs": density})
+        for name, density in (("dense", 1.0), ("window", 1.0), ("strided", 1.0), ("dilated", 0.26))
+    ]
+    said = "window and strided visit every pair, as dense does: no sparsity is measured at this length."
+    assert said in read(*jobs)[1]
+    assert not any("visit" in line for line in read(jobs[0], jobs[3])[1])
+
+
+def test_runs_that_counting_beats_are_too_short():
+    def judged(label, quality):
+        row = {"bits_per_byte": quality, "baselines": {"bigram_bits_per_byte": 1.9}}
+        return job(label, 1, quality, evaluation=row)
+
+    said = "No pattern does better than a bigram model of the same tokens (1.9000 bits per byte): runs this short"
+    assert any(line.startswith(said) for line in read(judged("dense", 2.0), judged("window", 1.95))[1])
+    assert not any("bigram" in line for line in read(judged("dense", 1.8), judged("window", 1.95))[1])
+    assert not any("bigram" in line for line in read(job("dense", 1, 5.0), judged("window", 1.95))[1])
+
+
+def test_the_head_says_what_was_trained_and_judged_and_when(tmp_path):
+    folder = make_sweep(tmp_path / "s", ["dense", "window"], [1], {("window", 1): "running"})
+    (sweep,) = read_sweeps([folder])
+    model, data, parameters = (*map(make_config("dense", 1).get, ("model", "data")), sweep.jobs[0].number("parameters"))
+    assert subject(sweep.jobs) == [
+        f"Model: {model['name']}, {model['layers']} layers, width {model['width']}, {parameters:,} parameters",
+        f"Trained on: StandardLibrary, sequences of {data['sequence_length']:,} tokens",
+        "Judged on: test, 7 documents, 455,672 bytes, protocol sliding",
+        "Ran: 2026-11-24",
+    ]
+    assert subject([job("dense", 1, 1.0)]) == []
+    configs = [
+        {"model": {"name": "tiny"}, "data": {"sequence_length": n, "path": "/home/me/books"}} for n in (64, 1024)
+    ]
+    several = subject([job("dense", 1, 1.0, config=config) for config in configs])
+    assert several[:2] == ["Model: tiny", "Trained on: books, sequences of 64 / 1,024 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("states", "title"),
+    [
+        (("interrupted",), "What was interrupted, and why"),
+        (("failed", "interrupted"), "What failed or was interrupted, and why"),
+        (("failed", "out of memory"), "What failed, and why"),
+    ],
+)
+def test_what_goes_on_has_not_failed(tmp_path, states, title):
+    seeds = range(len(states))
+    folder = make_sweep(tmp_path / "s", ["window"], seeds, {("window", seed): states[seed] for seed in seeds})
+    assert gather([folder]).ended_title == title

@@ -112,7 +112,7 @@ def test_every_state_is_in_both_pages(content, page):
     parts = (
         *("7 of 12 jobs done", "1 failed", "1 interrupted", "1 out of memory", "1 running", "1 waiting"),
         *(
-            "What failed, and why",
+            "What failed or was interrupted, and why",
             "loss became NaN at step 213",
             "RunOutOfMemoryError: out of memory: 71.2 GiB forecast",
         ),

@@ -1,6 +1,9 @@
 """Sweeps of jobs that take a second, or, with `quick`, none."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +12,9 @@ import pytest
 
 from model.training.run_folder import RunFolder, config_hash
 from scripts.sweeping import read_manifest
-from scripts.sweeping.launch import Composer, Draft, Sweep, launch
+from scripts.sweeping.composer import Composer
+from scripts.sweeping.launch import Draft, Sweep, launch
+from tests.commands import ROOT
 from tests.scripts.runs import SMALL, write_books
 
 TRAINER = ("trainer.max_steps=6", "trainer.validate_every=3", "trainer.save_every=2", "trainer.log_every=1")
@@ -79,3 +84,21 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def start(outputs: Path, *arguments: str) -> subprocess.Popen:
+    """The sweep in a process of its own, and a process group of its own, as a terminal makes one."""
+    command = [sys.executable, "train.py", "-m", *arguments, f"outputs={outputs}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    told = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, process_group=0, **told)
+
+
+def at(process: subprocess.Popen, words: str) -> None:
+    """Reads the process's log up to the line that holds `words`."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(lines))

@@ -4,7 +4,8 @@ import pytest
 
 from configs.build import ConfigError, build_data
 from scripts.forecasting import flops_per_step
-from scripts.sweeping.launch import Composer, Sweep
+from scripts.sweeping.composer import Composer
+from scripts.sweeping.launch import Sweep
 from tests.scripts.sweeping.conftest import jobs_of
 
 

@@ -1,39 +1,16 @@
 """Sweeps that end in the middle of a job, as processes do: killed, stopped, or two at once."""
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from scripts.sweeping import read_manifest
 from scripts.sweeping.manifest import FILE
-from tests.commands import ROOT
-from tests.scripts.sweeping.conftest import run_sweep, states, table, wait_for
+from tests.scripts.sweeping.conftest import at, run_sweep, start, states, table, wait_for
 
 JOBS = ("sweep=patterns", "attention=window", "attention.patterns.local.width=16", "trainer.max_steps=80",
         "trainer.validate_every=40", "trainer.save_every=4")  # fmt: skip
-
-
-def start(outputs: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "train.py", "-m", *arguments, f"outputs={outputs}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
-    )
-
-
-def at(process: subprocess.Popen, words: str) -> None:
-    """Reads the process's log up to the line that holds `words`."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if words in line:
-            return
-    raise AssertionError("".join(lines))
 
 
 @pytest.fixture
@@ -68,13 +45,16 @@ def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, 
     assert read_manifest(folder).jobs[1].exit_reason.startswith("stopped at step ")
 
     capsys.readouterr()
+    done = read_manifest(folder).jobs[0]
     assert run_sweep(tmp_path / "disturbed", *jobs) == 0
+    assert read_manifest(folder).jobs[0] == done, "what is done is left alone"
     assert "job 2/2 window seed=1: goes on from its last checkpoint" in capsys.readouterr().err
     undisturbed = tmp_path / "undisturbed" / "patterns"
     assert table(folder) == table(undisturbed)
     for one, other in zip(read_manifest(folder).jobs, read_manifest(undisturbed).jobs, strict=True):
         assert one.hash == other.hash
         log = (folder / one.folder / "train.log").read_text()
+        assert log.count("run folder:") == 2, "begun, and gone on with once"
         assert log.count("step 1/80 ") == log.count("step 80/80  loss") == 1, "gone on with, and not begun again"
         weights = [
             torch.load(place / one.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
@@ -96,6 +76,22 @@ def test_a_killed_job_without_a_checkpoint_starts_anew(tmp_path, small, reports)
     assert run_sweep(tmp_path / "disturbed", *jobs) == 0
     assert table(folder) == table(tmp_path / "undisturbed" / "patterns")
     assert len((folder / job.folder / "metrics.csv").read_text().splitlines()) == 1 + 6 + 2  # no row of the first try
+
+
+def test_a_killed_job_that_began_from_anothers_weights_goes_on_from_its_own(tmp_path, small, reports, capsys):
+    assert run_sweep(tmp_path, "sweep=patterns", "sweep.baseline=null", "attention=window", *small) == 0
+    begun = next(tmp_path.glob("patterns/*/checkpoints/last.ckpt"))
+    jobs = ("sweep=patterns", "sweep.name=heirs", "sweep.baseline=null", "attention=window", *small,
+            f"init_from={begun}")  # fmt: skip
+    assert run_sweep(tmp_path, *jobs) == 0
+    folder = tmp_path / "heirs"
+    before = table(folder)
+    (folder / FILE).write_text((folder / FILE).read_text().replace('"done"', '"running"'))  # as SIGKILL leaves it
+    begun.unlink()
+    capsys.readouterr()
+    assert run_sweep(tmp_path, *jobs) == 0
+    assert "goes on from its last checkpoint" in capsys.readouterr().err
+    assert table(folder) == before
 
 
 @pytest.mark.slow  # a second process

@@ -1,5 +1,6 @@
 """A sweep launched, and launched again: what runs, what does not, what the manifest says."""
 
+import errno
 import json
 import sys
 import types
@@ -9,10 +10,11 @@ import pytest
 import torch
 import yaml
 from hydra.core.utils import JobStatus
+from hydra.errors import MissingConfigException
 
 from configs.build import ConfigError
 from scripts.sweeping import read_manifest
-from scripts.sweeping.launch import Composer
+from scripts.sweeping.composer import Composer
 from scripts.sweeping.manifest import changing_job, lock
 from tests.commands import run
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
@@ -22,7 +24,7 @@ PAIR = ("sweep=patterns", "attention=window")
 
 
 def fails(error: BaseException):
-    def happen():
+    def happen(*_):
         raise error
 
     return happen
@@ -205,6 +207,53 @@ def test_a_launcher_that_begins_nothing_is_an_error(tmp_path, small, reports, mo
     with pytest.raises(OSError, match="no cluster"):
         run_sweep(tmp_path, *PAIR, *small)
     assert list(states(tmp_path / "patterns").values()) == ["waiting", "waiting"]
+
+
+def error_line(capsys) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    return line
+
+
+def test_a_full_disk_costs_a_line_and_nothing_that_was_written(tmp_path, small, quick, reports, monkeypatch, capsys):
+    quick["window"] = lambda: monkeypatch.setattr("model.training.run_folder.os.fsync", full)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit) as stop:
+        run_sweep(tmp_path, *PAIR, *small)
+    assert stop.value.code == 2
+    assert f"{tmp_path / 'patterns'}: No space left on device; the same command goes on" in error_line(capsys)
+    assert states(tmp_path / "patterns") == {"dense seed=1": "done", "window seed=1": "running"}
+    assert not list(tmp_path.rglob("*.partial"))
+    monkeypatch.undo()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, small, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        run_sweep(tmp_path / "file", *PAIR, *small)
+    assert stop.value.code == 2 and f"{tmp_path / 'file' / 'patterns'}: Not a directory" in error_line(capsys)
+
+
+def test_a_launcher_that_is_not_installed_says_how_it_would_be(monkeypatch):
+    with Composer(["-m", "sweep=patterns", "hydra/launcher=joblib"]) as composer:
+
+        def missing(lines, mode):
+            raise MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
+
+        monkeypatch.setattr(composer, "_load", missing)
+        monkeypatch.setattr(composer.loader, "get_group_options", lambda _: ["basic"])
+        with pytest.raises(ConfigError, match=r"hydra/launcher=joblib: is not installed: pip .*; accepted here: basic"):
+            composer.master  # noqa: B018
+
+
+def test_a_job_that_cannot_even_begin_says_why(tmp_path, small, reports, monkeypatch, capsys):
+    monkeypatch.setattr("scripts.console.resolve", fails(ValueError("no such thing")))
+    monkeypatch.setattr("scripts.sweeping.jobs.start_logging", lambda: None)
+    assert run_sweep(tmp_path, *PAIR, *small) == 1
+    assert set(states(tmp_path / "patterns").values()) == {"failed"}
+    assert "job 1/2 dense seed=1: failed: ValueError: no such thing" in capsys.readouterr().err
 
 
 def test_wandb_groups_the_runs_of_a_sweep():

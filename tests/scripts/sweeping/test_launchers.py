@@ -56,7 +56,7 @@ def test_a_job_of_its_own_is_the_jobs_command_alone(tmp_path, small, reports, mo
     started = []
 
     class Process:
-        def __init__(self, command, env):
+        def __init__(self, command, env, process_group):
             started.append((command, env))
 
         def wait(self):
@@ -122,7 +122,7 @@ def test_a_search_over_seeds_is_refused(tmp_path, small, capsys):
 
 
 def test_what_a_search_searches():
-    from scripts.sweeping.launch import Composer
+    from scripts.sweeping.composer import Composer
 
     with Composer(
         ["-m", "sweep=search", "a=1,2", "b=interval(0.1,1)", "c=tag(log,interval(1,100))", "d=3"]

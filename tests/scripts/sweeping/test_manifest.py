@@ -4,14 +4,17 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
+from model.training.run_folder import RunFolderError
 from scripts.sweeping import Job, Manifest, read_manifest
-from scripts.sweeping.manifest import changing, changing_job, is_running, lock
+from scripts.sweeping.manifest import changing, changing_job, is_running, lock, was_killed
 
 JOB = {
     "hash": "0123456789ab", "label": "window width=256", "overrides": ["attention=window", "seed=1"], "seed": 1,
     "baseline": False, "folder": "0123456789ab", "command": "python train.py attention=window seed=1", "state": "done",
     "started": "2026-01-31T12:00:00+00:00", "ended": "2026-01-31T12:01:00+00:00", "seconds": 60.0, "exit_reason": None,
-    "traceback": None,
+    "traceback": None, "host": None,
 }  # fmt: skip
 MANIFEST = {
     "sweep": "patterns", "match": "tokens", "budget": {"tokens": 1000}, "command": "python train.py -m sweep=patterns",
@@ -49,6 +52,20 @@ def test_a_job_adds_up_the_seconds_of_its_attempts(tmp_path):
     assert read_manifest(tmp_path).job("a").seconds == 5.0
 
 
+@pytest.mark.parametrize(
+    "text", [json.dumps(MANIFEST)[:-200], "", "[]", '{"jobs": []}', json.dumps(MANIFEST | {"jobs": [{"id": 3}]})]
+)
+def test_a_manifest_that_is_none_is_one_line_and_stays(tmp_path, text):
+    """Cut in half, or of a version with other keys."""
+    file = tmp_path / "manifest.json"
+    file.write_text(text)
+    said = r"manifest\.json: cannot be read as a sweep's manifest \(\w+: "
+    with pytest.raises(RunFolderError, match=said) as error, changing(tmp_path, manifest("a")):
+        pytest.fail("nothing to change")
+    assert "\n" not in str(error.value) and "move it away" in str(error.value)
+    assert file.read_text() == text
+
+
 def _end_jobs(folder: Path, jobs: list[str]) -> None:
     for job in jobs:
         with changing_job(folder, job) as noted:
@@ -77,12 +94,20 @@ def _hold(folder: Path, held, release) -> None:
 
 def test_a_job_runs_as_long_as_its_process_lives(tmp_path):
     job = manifest("a").job("a")
+    job.start()
+    assert not was_killed(tmp_path, "a", job.host), "a copy without locks: who knows"
+    assert not list(tmp_path.iterdir()), "it only looks"
     assert not is_running(tmp_path, job)
     fork = multiprocessing.get_context("fork")
     held, release = fork.Event(), fork.Event()
     process = fork.Process(target=_hold, args=(tmp_path, held, release))
     process.start()
-    assert held.wait(60) and is_running(tmp_path, job)
+    assert held.wait(60) and is_running(tmp_path, job) and not was_killed(tmp_path, "a", job.host)
     process.kill()
     process.join()
-    assert not is_running(tmp_path, job)
+    assert not is_running(tmp_path, job) and was_killed(tmp_path, "a", job.host)
+    assert not was_killed(tmp_path, "a", "another machine") and not was_killed(tmp_path, "a", None)
+    with lock(tmp_path, "a"):
+        assert not was_killed(tmp_path, "a", job.host), "seen by the process that holds it, too"
+    job.end("done", 1.0)
+    assert job.host is None, "a manifest that is passed on names no machine"

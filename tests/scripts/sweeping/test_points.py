@@ -4,7 +4,7 @@ import pytest
 
 from configs.build import ConfigError
 from configs.checks import check
-from scripts.sweeping.launch import as_overrides
+from scripts.sweeping.composer import as_overrides
 from scripts.sweeping.points import as_override, dimensions_of, labels
 from tests.commands import ROOT
 from tests.scripts.sweeping.conftest import jobs_of
@@ -139,6 +139,18 @@ def test_a_dimension_that_is_no_list_is_refused(vary):
         (["trainer.max_steps=10,20"], r"trainer\.max_steps=10,20: sweep\.match=tokens sets it"),
         (["sweep.tokens=100"], r"sweep\.tokens=100: less than one step of a job, 4096 with attention=dense"),
         (["seed=interval(1,3)"], r"seed=interval\(1,3\): a grid takes values"),
+        (["sweep.tokens=nan"], r"sweep\.tokens=nan: must be a positive number"),
+        (["sweep.match=time", "sweep.seconds=.inf"], r"sweep\.seconds=\.inf: must be a positive number"),
+        (["sweep.vary=null"], r"sweep\.vary=null: must map settings to lists"),
+        (["seed=a"], r"seed=a: must be an integer from 0 to 4294967295"),
+        (["seed=1,-1"], r"seed=-1: must be an integer from 0"),
+        (["seed=range(3,1)"], r"seed=range\(3,1\): gives no value"),
+        (["resume=outputs/x"], r"resume=outputs/x: a sweep goes on by itself when it is launched again"),
+        (["data.sequence_length=0"], r"data\.sequence_length=0: must be between 1 and"),
+        (["trainer.devices=x"], r"trainer\.devices=x: must be how many"),
+        (["trainer.max_steps=a"], r"trainer\.max_steps=a: must be an integer >= 1, or null"),
+        (["model=nan"], r"model=nan: no such choice; accepted are .*nano"),
+        (["sweep.baseline=3"], r"attention=3: no such choice; accepted are .*dense"),
         (["--config-dir=x"], r"--config-dir=x: with sweep= accepted are -m and overrides alone"),
     ],
     ids=lambda value: str(value),
