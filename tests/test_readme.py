@@ -148,3 +148,17 @@ def test_the_numbers_of_the_sweep_at_equal_tokens_are_those_of_its_report():
     text = (ROOT / "docs/performance.md").read_text()
     assert f"{said} bits per byte held out" in text
     assert f"{least:.2f} ({fastest}) to {most:.2f} ({slowest}) of dense's step time" in text
+
+
+def test_the_numbers_of_the_sweep_on_a_cpu_are_those_of_its_files():
+    folder = ROOT / "docs/results/patterns_cpu"
+    with open(folder / "report/pareto.csv") as file:
+        rows = {row["label"]: row for row in csv.DictReader(file)}
+    jobs = json.loads((folder / "manifest.json").read_text())["jobs"]
+    minutes = {seed: sum(job["seconds"] for job in jobs if job["seed"] == seed) / 60 for seed in (1, 2)}
+    quality = {name: f"{float(row['bits_per_byte']):.3f}" for name, row in rows.items()}
+    ratio = float(rows["window"]["step_seconds"]) / float(rows["dense"]["step_seconds"])
+    assert {job["state"] for job in jobs} == {"done"} and len(jobs) == 2 * len(rows) == 18
+    assert f"windows {quality['window']}, dense {quality['dense']} bits per byte held out, at {ratio:.2f} of" in TEXT
+    assert f"{minutes[1]:.0f} minutes a seed" in TEXT
+    assert f"took {minutes[1]:.1f} and {minutes[2]:.1f} minutes" in (ROOT / "docs/sweeps.md").read_text()
