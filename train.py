@@ -1,7 +1,9 @@
 """Trains a language model on long documents with sparse attention, and says what it cost and what it bought.
 
+Try, and see configs/ or --help for more:
+
     python train.py                                          the default: a small model, windows, the standard library
-    python train.py attention=strided data.sequence_length=8192      other choices: see configs/, or --help
+    python train.py attention=strided data.sequence_length=8192      another pattern, longer sequences
     python train.py -m attention=dense,window,strided        one run after another
     python train.py -m sweep=patterns seed=1,2               a sweep: resumable, on an equal footing, with a report
     python train.py resume=outputs/window/2026-01-31_12-00-00_000000      go on where a run stopped
