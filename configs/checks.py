@@ -34,12 +34,16 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
-    """Keys that `+key=value` has added and nothing reads."""
+    """Keys that `+key=value` has added and nothing reads, and those that `~key` has taken away."""
     if "sweep" in config:
         name = config["sweep"]["name"]
         raise ConfigError(f"sweep={name}: a sweep takes -m and overrides alone: python train.py -m sweep={name}")
     groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
-    _require_known("", config, (*groups, "name", "outputs", "seed", "resume", "init_from", "preflight"))
+    keys = (*groups, "name", "outputs", "seed", "resume", "init_from", "preflight")
+    _require_known("", config, keys)
+    for key in keys:
+        if key not in config:
+            raise ConfigError(f"~{key}: a run needs it; accepted is {key}=...")
     _require_in("preflight", config["preflight"], PREFLIGHT)
     _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))
     _require_known("trainer.", config["trainer"], TRAINER_KEYS)

@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from model.training.run_folder import RunFolder
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own switch: the user sets it to see whole tracebacks."""
@@ -50,6 +53,10 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"{group}={choice}: no such choice; accepted are {', '.join(options)}"))
     except (ConfigCompositionException, OverrideParseException) as error:
         sys.exit(_fail(_explain(error)))
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        sys.exit(_fail(_explain_choice(sys.argv[1:]) or str(error)))
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell says it
     except HydraException as error:  # a job of a sweep failed, and has said why
@@ -60,11 +67,24 @@ def _explain(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         accepted = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
-        return f"{cause.full_key}: no such key; accepted are {accepted}"
+        parent = cause.full_key.rpartition(".")[0]
+        return f"{cause.full_key}: no such key; " + (
+            f"accepted are {accepted}" if accepted else f"{parent} has none here"
+        )
     if isinstance(error, OverrideParseException):
         form = "accepted are key=value, key=a,b under -m, and 'key=[a,b]', with quotes around what the shell would read"
         return f"{error.override}: cannot be read as an override; {form}"
     return str(error).splitlines()[0]
+
+
+def _explain_choice(arguments: Sequence[str]) -> str | None:
+    """Which of the overrides gives a config group what is no name (Hydra reads nan, null and 3 as values)."""
+    for argument in arguments:
+        group, _, choice = argument.partition("=")
+        options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if file.stem != "base")
+        if choice and options and choice not in options:
+            return f"{argument}: no such choice; accepted are {', '.join(options)}"
+    return None
 
 
 def _fail(message: str) -> int:

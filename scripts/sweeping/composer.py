@@ -64,6 +64,9 @@ class Composer:
                 raise ConfigError(f"{override.input_line}: accepted is one value")
             if override.key_or_group == "resume" and override.value() is not None:
                 raise ConfigError(f"{override.input_line}: a sweep goes on by itself when it is launched again")
+            if override.is_delete() and self.loader.get_group_options(override.key_or_group):
+                key = override.key_or_group
+                raise ConfigError(f"{override.input_line}: a run needs it; accepted is {key}=...")
 
     def __exit__(self, *details: Any) -> None:
         self._initialized.__exit__(*details)

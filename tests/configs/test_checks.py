@@ -10,6 +10,7 @@ from tests.commands import compose
 WRONG = [
     # overrides, and what the line must name
     (["attention.patterns.local.width=0"], ["attention.patterns.local.width=0", ">= 1"]),
+    (["~logger"], ["~logger", "accepted is logger="]),
     (["attention.patterns.local.sink_tokens=-1"], ["sink_tokens=-1", ">= 0"]),
     (
         ["attention.patterns.local._target_=kernels.patterns.Windw"],

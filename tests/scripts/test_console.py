@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from configs.build import ConfigError
+from scripts import console
 from scripts.console import resolve, with_later_keys
-from tests.commands import ROOT
+from tests.commands import ROOT, compose
 from tests.scripts.runs import SMALL, make_run, write_books
 from train import train
 
@@ -62,3 +63,25 @@ def test_a_run_that_began_from_anothers_weights_resumes_without_them(tmp_path):
     shutil.rmtree(start)  # what it began from is history
     again = train(resolved(f"resume={folder}"))
     assert (again["state"], again["step"], again["config_hash"]) == ("finished", 2, begun["config_hash"])
+
+
+@pytest.mark.parametrize("argument", ["model=nan", "model=null", "attention=3"])
+def test_a_choice_that_hydra_reads_as_a_value_is_one_line(argument, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", "seed=2", argument])
+    monkeypatch.setattr("scripts.console._full_error", False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as end:
+        console.run(lambda: compose("seed=2", argument))
+    line = capsys.readouterr().err
+    assert end.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: {argument}: no such choice; accepted are ")
+
+
+def test_another_value_error_is_no_users_mistake(monkeypatch):
+    def fails():
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr("scripts.console._full_error", False)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        console.run(fails)

@@ -150,6 +150,7 @@ def test_a_dimension_that_is_no_list_is_refused(vary):
         (["trainer.devices=x"], r"trainer\.devices=x: must be how many"),
         (["trainer.max_steps=a"], r"trainer\.max_steps=a: must be an integer >= 1, or null"),
         (["model=nan"], r"model=nan: no such choice; accepted are .*nano"),
+        (["~logger"], r"~logger: a run needs it; accepted is logger="),
         (["sweep.baseline=3"], r"attention=3: no such choice; accepted are .*dense"),
         (["--config-dir=x"], r"--config-dir=x: with sweep= accepted are -m and overrides alone"),
     ],
