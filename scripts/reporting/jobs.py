@@ -24,7 +24,7 @@ RUN_STATES = {"finished": DONE}
 """Where the state of a run in its summary.json is called otherwise for a job."""
 
 KILLED = {
-    "state": "interrupted",
+    "state": INTERRUPTED,
     "exit_reason": "its process was killed; it goes on when the sweep is launched again",
 }
 """What is said of a job instead of "running" where nobody is at it."""
@@ -121,7 +121,7 @@ def _read_sweep(folder: Path) -> Sweep:
         if killed:  # unless they have ended between the one look and the other
             manifest = json.loads(file.read_text(encoding="utf-8"))
         name, entries = str(manifest.get("sweep") or folder.name), manifest["jobs"]
-        entries = [entry | KILLED if entry["hash"] in killed and entry["state"] == "running" else entry
+        entries = [entry | KILLED if entry["hash"] in killed and entry["state"] == RUNNING else entry
                    for entry in entries]  # fmt: skip
         jobs = tuple(_read_job(name, folder, entry, bool(manifest.get("match"))) for entry in entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,7 +132,7 @@ def _read_sweep(folder: Path) -> Sweep:
 
 def _was_killed(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the manifest says that the job runs, and nobody is at it."""
-    return entry["state"] == "running" and was_killed(folder, entry["hash"], entry.get("host"))
+    return entry["state"] == RUNNING and was_killed(folder, entry["hash"], entry.get("host"))
 
 
 def _read_job(sweep: str, folder: Path, entry: Mapping[str, Any], matched: bool) -> Job:
