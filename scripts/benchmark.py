@@ -9,6 +9,12 @@ python scripts/benchmark.py calibrate --models small --lengths 4096 32768 --over
 python scripts/benchmark.py routed --heads 64 16 --kinds random clustered
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import importlib
 

@@ -11,10 +11,15 @@ documents; a comparison goes into a folder of its own. Scoring that was killed g
 given again.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra

@@ -7,10 +7,14 @@
 Text goes to standard output, and nothing else does; speed and memory go to standard error.
 """
 
-import logging
 import sys
-import time
 from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import hydra

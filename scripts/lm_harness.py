@@ -9,8 +9,13 @@ All that follows `python -m scripts.lm_harness` is the harness's own (`lm-eval -
 beginning; without it such a request is an error.
 """
 
-import logging
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -234,6 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Beside this file lies an evaluate.py, and the harness imports a package of that name.
-    sys.path[:] = [path for path in sys.path if not path.rstrip("/").endswith("scripts")]
     main()

@@ -7,8 +7,13 @@ Attention is counted on a seeded sample of the run's own documents; memory is re
 (scripts/forecasting). The time of a step is known of devices that were calibrated (scripts/benchmark.py calibrate).
 """
 
-import logging
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
 
 import hydra
 from omegaconf import DictConfig, OmegaConf

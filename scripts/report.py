@@ -9,8 +9,13 @@ It writes report.html (one file, opens offline), report.md, pareto.csv, and ever
 SWEEP_DIR/report, or where --output says.
 """
 
-import argparse
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
 
 
 def main() -> None:

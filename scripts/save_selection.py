@@ -6,9 +6,14 @@ The file holds `chosen` int32 [layers, selectors, tokens, slots], one layer a se
 `first_key` int32 [layers, tokens] and `block`; read with torch.load(weights_only=True).
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

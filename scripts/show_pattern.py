@@ -4,7 +4,12 @@ python scripts/show_pattern.py attention=strided length=4096
 python scripts/show_pattern.py attention=window attention.patterns.local.width=1024 output=window.png
 """
 
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from typing import TYPE_CHECKING
 
 import hydra

@@ -1,0 +1,42 @@
+"""Commands use this repository's packages, even beside installed ones of the same names."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.commands import run
+
+NAMES = ("configs", "data", "evaluate", "kernels", "model", "report", "scripts", "train")
+"""Of packages that a machine may have: some are on PyPI, some are files of scripts/."""
+
+COMMANDS = {
+    "train.py": (["attention.block=7"], "attention.block=7"),
+    "scripts/benchmark.py": (["training", "--lengths", "-1"], "lengths"),
+    "scripts/evaluate.py": (["checkpoint=missing"], "missing"),
+    "scripts/generate.py": (["checkpoint=missing"], "missing"),
+    "scripts/lm_harness.py": (["--model", "farsight", "--model_args", "checkpoint=missing"], "lm-eval"),
+    "scripts/preflight.py": (["attention.block=7"], "attention.block=7"),
+    "scripts/report.py": (["missing"], "missing"),
+    "scripts/save_selection.py": (["missing"], "missing"),
+    "scripts/show_pattern.py": (["attention.block=7"], "attention.block=7"),
+}
+"""Arguments that each command refuses with a line of its own, which it can only write with its own imports."""
+
+
+@pytest.fixture
+def decoys(tmp_path: Path) -> Path:
+    """A folder of packages that raise an error when they are imported."""
+    for name in NAMES:
+        package = tmp_path / "site" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise RuntimeError('an installed package called {name} was imported')")
+    return tmp_path / "site"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_ignores_installed_packages_of_our_names(command, decoys):
+    arguments, words = COMMANDS[command]
+    result = run(command, *arguments, check=False, PYTHONPATH=str(decoys))
+    output = result.stdout + result.stderr
+    assert "was imported" not in output, output
+    assert words in output, output
