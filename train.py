@@ -54,13 +54,13 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
 
     from configs.build import build_data, build_loggers, build_model
     from configs.checks import check
+    from configs.forecasting import forecast_before_training
     from model.training.checkpoints import load_weights
     from model.training.fit import fit
     from model.training.module import LanguageModel
     from model.training.run_folder import RunFolder, find_checkpoint, new_run_path, telling_other_ranks
     from scripts.console import print_report
     from scripts.evaluate import evaluate_last
-    from scripts.forecasting.table import expect
     from scripts.pictures import draw_loss_by_position, draw_patterns
 
     first_rank = rank_zero_only.rank == 0
@@ -71,7 +71,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     seed_everything(config["seed"], verbose=False)
     data = build_data(config["data"])
     data.setup()
-    expected, warning = expect(config, data)
+    forecast, warning = forecast_before_training(config, data)
     model = build_model(config, data.vocabulary)
     if config["init_from"] and not goes_on:
         load_weights(model, find_checkpoint(config["init_from"]))
@@ -100,7 +100,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
         with telling_other_ranks(folder):
-            result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint, expected=expected)
+            result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint, forecast=forecast)
         if result.state != "finished" or not first_rank:
             return result.summary
         row = evaluate_last(model, data, folder, config)

@@ -5,7 +5,6 @@ python scripts/benchmark.py decode --attention dense window --contexts 8192 1310
 python scripts/benchmark.py hierarchy --lengths 131072 --heads 64 --compile
 python scripts/benchmark.py kernels --patterns window_1024 bigbird --lengths 32768 131072
 python scripts/benchmark.py memory --models nano tiny --attention dense window --lengths 1024 4096
-python scripts/benchmark.py calibrate --models small --lengths 4096 32768 --overrides trainer=gpu
 python scripts/benchmark.py routed --heads 64 16 --kinds random clustered
 """
 
@@ -27,7 +26,6 @@ BENCHMARKS = {
     "decode_parity": "how far decoding with a cache is from one pass over the whole text, by pattern and dtype",
     "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
     "memory": "peak memory of training steps, forecast and measured, a fresh process each",
-    "calibrate": "rates of this device, by which scripts/preflight.py tells the time of a step",
     "hierarchy": "hierarchical attention with its pooling, beside a window of as many tiles",
 }
 

@@ -87,7 +87,7 @@ def evaluate_last(
     model: "Transformer", data: "DataModule", folder: "RunFolder", config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Scores the model that a run has just ended with, as its config says, and writes evaluation.json there."""
-    from scripts.loading import device_of
+    from model.precision import device_of
     from scripts.measuring import measure
     from scripts.scoring import Scoring
 

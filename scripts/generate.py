@@ -40,7 +40,8 @@ def write(config: dict[str, Any]) -> list[str]:
     from configs.checks import check_device
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
-    from scripts.loading import autocast, open_model
+    from model.precision import autocast
+    from scripts.loading import open_model
 
     check_device(config["accelerator"], config["precision"])
     prompts, stop = _prompts(config), _stop(config)

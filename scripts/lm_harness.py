@@ -198,7 +198,8 @@ def register() -> type:
             max_batch_size: object = None,
         ) -> None:
             from configs.checks import check_device
-            from scripts.loading import autocast, open_model
+            from model.precision import autocast
+            from scripts.loading import open_model
 
             super().__init__()
             # The harness says device="cuda" where nobody asked for it, GPU or not.

@@ -14,15 +14,11 @@ from data.corpus import Split
 from data.tokenizers import Tokenizer
 from data.tokenizers import load as load_tokenizer
 from model import Transformer
+from model.precision import DTYPES, device_of
 from model.training.checkpoints import load_weights, read_checkpoint
 from model.training.run_folder import find_checkpoint
 
 log = logging.getLogger("farsight")
-
-DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
-"""Of the weights under each precision; float32 under the others."""
-
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -76,16 +72,6 @@ def folder_of(checkpoint: Path) -> Path:
     checkpoint = checkpoint.absolute()
     run = checkpoint.parent.parent
     return run if (run / "config.yaml").is_file() else checkpoint.parent
-
-
-def device_of(accelerator: str) -> torch.device:
-    return torch.device("cuda" if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available() else "cpu")
-
-
-def autocast(model: Transformer, precision: str) -> torch.autocast:
-    """The autocast that a precision means, on the model's device."""
-    mixed = AUTOCAST.get(precision)
-    return torch.autocast(model.embed_tokens.weight.device.type, mixed, enabled=mixed is not None)
 
 
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | Texts, str]:

@@ -1,10 +1,10 @@
-"""What a run will cost, before it starts: parameters, tokens, attention by layer, FLOPs, memory by part, time, cache.
+"""What a run will cost, before it starts: parameters, tokens, attention by layer, FLOPs, memory by part, cache.
 
     python scripts/preflight.py model=tiny attention=dense data.sequence_length=8192      the same settings as train.py
     python scripts/preflight.py experiment=gpu_32k data.path=books/ output=forecast.json
 
-Attention is counted on a seeded sample of the run's own documents; memory is rehearsed on tensors without contents
-(scripts/forecasting). The time of a step is known of devices that were calibrated (scripts/benchmark.py calibrate).
+Attention is counted on a seeded sample of the run's own documents. Memory is counted in a training step on fake tensors
+(model/forecasting).
 """
 
 import sys
@@ -14,9 +14,14 @@ if __name__ == "__main__":  # import this repository's packages, not files of th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from model.forecasting import Forecast, LayerForecast
 
 log = logging.getLogger("farsight")
 
@@ -29,32 +34,89 @@ def main(config: DictConfig) -> None:
         preflight(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
-def preflight(config: dict) -> None:
-    """Prints the table, warns where the forecast exceeds the device, and writes `output`."""
-    from rich.console import Console
-
+def preflight(config: dict[str, Any]) -> None:
+    """Prints the forecast, warns where it exceeds the device, and writes the file `output`."""
     from configs.build import ConfigError, build_data
     from configs.checks import check
+    from configs.forecasting import NO_FORECAST, check_memory, forecast_run
     from kernels.attention import WHOLE
     from model.training.run_folder import write_json
-    from scripts.forecasting import forecast
-    from scripts.forecasting.table import UNFORESEEN, check_forecast, print_forecast
 
     output = config.pop("output")
     check(config)
     backend = config["attention"]["backend"]
     if backend in WHOLE:
-        raise ConfigError(f"{UNFORESEEN.format(backend)}: accepted are auto, blocked, triton and flash")
+        raise ConfigError(f"{NO_FORECAST.format(backend)}; accepted are auto, blocked, triton and flash")
     data = build_data(config["data"])
     data.setup()
-    said = forecast(config, data, data.vocabulary)
-    print_forecast(Console(), said)
+    result = forecast_run(config, data)
+    print_forecast(result)
     if output:
-        write_json(Path(output), said.to_dict())
+        write_json(Path(output), result.to_dict())
         log.info("written to %s", output)
-    line = check_forecast(said, config, data, data.vocabulary)
-    if line:
-        log.warning(line)
+    warning = check_memory(result, config["preflight"])
+    if warning:
+        log.warning(warning)
+
+
+def print_forecast(result: "Forecast") -> None:
+    """Prints the table of a forecast."""
+    from rich.console import Console
+    from rich.table import Table
+
+    steps = "as many steps as fit" if result.steps is None else f"{result.steps:,} steps"
+    table = Table(title=f"{steps} on {result.devices} x {result.device}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in forecast_rows(result):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def forecast_rows(result: "Forecast") -> list[tuple[str, str]]:
+    """Returns the table's rows (name, value). Layers of equal cost share a row."""
+    from model.training.endings import size
+
+    memory, steps, total = result.memory, result.steps, result.device_bytes
+    rows = [
+        ("parameters", f"{result.parameters:,}"),
+        ("tokens a step", f"{result.tokens_per_step:,}"),
+        ("tokens in all", f"{result.tokens_per_step * steps:,}" if steps else ""),
+        *_layer_rows(result.layers),
+        ("training FLOPs a step", f"{result.flops_per_step:.3e}"),
+        ("training FLOPs in all", f"{result.flops_per_step * steps:.3e}" if steps else ""),
+        ("cache when generating", f"{size(result.cache_bytes)} a sequence"),
+        ("peak memory", size(memory.peak_bytes)),
+        *((f"  {part}", size(held)) for part, held in sorted(memory.parts.items(), key=lambda item: -item[1])),
+        ("  Python and its libraries", size(memory.before) if memory.before else ""),
+        ("  reached in the", "update" if memory.phase == "update" else f"{memory.phase} pass"),
+        ("memory of the device", f"{size(total)}, {memory.peak_bytes / total:.0%} of it used" if total else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _layer_rows(layers: "Sequence[LayerForecast]") -> list[tuple[str, str]]:
+    groups: dict[tuple, list[int]] = {}
+    for layer in layers:
+        groups.setdefault((layer.pattern, layer.pairs, layer.tile_pairs), []).append(layer.layer)
+    rows = []
+    for (pattern, pairs, tiles), numbers in groups.items():
+        layer = layers[numbers[0]]
+        which = f"layer {numbers[0]}" if len(numbers) == 1 else f"each of layers {_ranges(numbers)}"
+        rows.append((f"attention, {which}: {pattern}", f"{pairs:.3e} pairs ({layer.density_pairs:.1%} of dense)"))
+        rows.append(("  in computed tiles", f"{tiles:.3e} pairs ({layer.density_tiles:.1%} of dense)"))
+    return rows
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Formats ascending numbers as ranges: 0, 1, 2, 3, 5 as 0-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 if __name__ == "__main__":

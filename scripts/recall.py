@@ -22,9 +22,10 @@ from data import CorpusError
 from data.recall.text import Material
 from model.evaluation import Answer, answer, effective_length
 from model.evaluation.recall import BAR
+from model.precision import autocast
 from model.training.run_folder import write_json
 from scripts.console import progress_bar
-from scripts.loading import Run, autocast, open_documents, open_run
+from scripts.loading import Run, open_documents, open_run
 
 log = logging.getLogger("farsight")
 

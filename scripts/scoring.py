@@ -21,8 +21,9 @@ from model.evaluation import (
     token_losses,
 )
 from model.evaluation.context import context_work
+from model.precision import autocast
 from scripts.console import progress_bar
-from scripts.loading import autocast, folder_of
+from scripts.loading import folder_of
 
 FOLDER = "evaluation.partial"
 """Beside the checkpoint's run: the losses of finished documents, until the command that wants them has ended."""

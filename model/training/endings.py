@@ -1,7 +1,6 @@
 """How a run ends before its time: out of memory, or with a loss that is no number any more."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,18 @@ CPU_MESSAGES = ("not enough memory: you tried to allocate", "can't allocate memo
 """What PyTorch's CPU allocator says in its RuntimeErrors."""
 
 
+MEMORY_ADVICE = (
+    "to lower it: a smaller data.batch_size with a larger trainer.accumulate, a shorter data.sequence_length, "
+    "model.activation_checkpointing=true, or trainer.precision=bf16-mixed"
+)
+
+
 class RunOutOfMemoryError(RuntimeError):
-    """A device's memory did not suffice for a step. One message: what was asked for, what was forecast, and what would
-    lower it most."""
+    """A device had too little memory for a step. The message is that of `out_of_memory_message`."""
 
 
 class DivergedError(ArithmeticError):
     """The loss or its gradient became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What whoever starts a run has forecast of it.
-
-    forecast: for summary.json; `peak_memory_bytes` among it. lower: called when memory did not suffice; which settings
-    would lower the peak, and by how many bytes.
-    """
-
-    forecast: Mapping[str, Any] = field(default_factory=dict)
-    lower: Callable[[], Sequence[tuple[str, int]]] = tuple
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -44,18 +36,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_MESSAGES)
 
 
-def out_of_memory_message(error: BaseException, step: int, device: torch.device, expected: Expectation | None) -> str:
-    """One line: the allocator's own numbers, the forecast, and the settings that would lower it most."""
+def out_of_memory_message(
+    error: BaseException, step: int, device: torch.device, forecast: Mapping[str, Any] | None
+) -> str:
+    """Returns one line: the allocator's numbers, the forecast, and the settings that lower memory."""
     parts = [f"step {step + 1}: out of memory on {_name(device)}"]
     if str(error).strip():
         parts.append(str(error).strip().splitlines()[0].partition(" See documentation")[0].rstrip("."))
     if device.type == "cuda":
         allocated, free = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[0]
-        parts.append(f"PyTorch held {_size(allocated)} at most, {_size(free)} of the device are free now")
-    peak = expected and expected.forecast.get("peak_memory_bytes")
-    parts.append(f"the forecast was {_size(peak)}" if peak else "there was no forecast (preflight=warn makes one)")
-    settings = [f"{setting} (about {_size(saves)} less)" for setting, saves in (expected.lower() if expected else ())]
-    parts.append("what would lower it most: " + ", ".join(settings) if settings else "see scripts/preflight.py")
+        parts.append(f"PyTorch held {size(allocated)} at most, {size(free)} of the device are free now")
+    peak = forecast and forecast.get("peak_memory_bytes")
+    parts.append(f"the forecast was {size(peak)}" if peak else "there was no forecast (preflight=warn makes one)")
+    parts.append(MEMORY_ADVICE)
     return "; ".join(parts)
 
 
@@ -82,5 +75,6 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+def size(count: int) -> str:
+    """Formats a number of bytes."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -3,7 +3,7 @@
 import logging
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from model.training.efficiency import Efficiency, FetchTimer
 from model.training.endings import (
     ON_NAN,
     OUT_OF_MEMORY,
-    Expectation,
     RunOutOfMemoryError,
     is_out_of_memory,
     out_of_memory_message,
@@ -65,7 +64,7 @@ def fit(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
     resume: Path | None = None,
-    expected: Expectation | None = None,
+    forecast: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM or Ctrl-C; either way the run can be
     continued.
@@ -86,7 +85,7 @@ def fit(
         max_skipped_steps: so many in the whole run; one more ends it.
         loggers, callbacks: further ones (wandb, ...).
         resume: a checkpoint to continue from, exactly; its metrics.csv rows and best score go on in `folder`.
-        expected: what was forecast, for summary.json and for what is said if memory does not suffice.
+        forecast: the run's forecast, which summary.json and an out-of-memory error show.
 
     Raises:
         CheckpointError: `resume` does not fit the model.
@@ -152,8 +151,8 @@ def fit(
 
     rank_zero = trainer.is_global_zero
     if rank_zero:
-        forecast = {"forecast": dict(expected.forecast)} if expected and expected.forecast else {}
-        folder.write_summary(state="running", **_facts(module, trainer), **forecast)
+        entry = {"forecast": dict(forecast)} if forecast else {}
+        folder.write_summary(state="running", **_facts(module, trainer), **entry)
     state, short = "failed", None
     try:
         with interrupt:
@@ -179,7 +178,7 @@ def fit(
             summary["skipped_steps"] = module.skipped_steps
         summary = folder.write_summary(**summary) if rank_zero else summary
     if short is not None:
-        message = out_of_memory_message(short, step, trainer.strategy.root_device, expected)
+        message = out_of_memory_message(short, step, trainer.strategy.root_device, forecast)
         if rank_zero:
             log.error(message)
         raise RunOutOfMemoryError(message)

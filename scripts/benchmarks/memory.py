@@ -1,4 +1,4 @@
-"""Peak memory of training, forecast (scripts/forecasting) and measured, as a user's run has it: one process a run.
+"""Peak memory of training, forecast (model/forecasting) and measured, as a user's run has it: one process a run.
 
 A GPU's peak is what PyTorch's allocator held for tensors at most. A CPU's allocator keeps no such count: measured are
 the most resident bytes of the whole process (VmHWM), libraries included (`before_mb` in the forecast).
@@ -55,21 +55,21 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(overrides: list[str]) -> dict[str, Any]:
     """Forecast and measured bytes of a few steps of the run that `overrides` describe, in this process."""
     from configs.build import build_data
+    from configs.forecasting import forecast_run
     from scripts.benchmarks.models import composed
-    from scripts.forecasting import forecast
 
     config = composed(*overrides)
     data = build_data(config["data"])
     data.setup()
-    said = forecast(config, data, data.vocabulary).memory
+    expected = forecast_run(config, data).memory
     summary, seconds = train_steps(config)
-    expected, peak = said.peak_bytes, summary["peak_memory_bytes"]
+    peak = summary["peak_memory_bytes"]
     return {
-        "forecast_mb": round(expected / 1e6),
+        "forecast_mb": round(expected.peak_bytes / 1e6),
         "measured_mb": round(peak / 1e6),
-        "ratio": round(expected / peak, 3),
-        "peak_in": said.phase,
-        "before_mb": round(said.before / 1e6),
+        "ratio": round(expected.peak_bytes / peak, 3),
+        "peak_in": expected.phase,
+        "before_mb": round(expected.before / 1e6),
         "seconds": round(seconds, 1),
     }
 

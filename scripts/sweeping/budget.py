@@ -13,8 +13,8 @@ from typing import Any
 
 from configs.build import ConfigError, build_data
 from configs.checks import check_data
-from scripts.forecasting import flops_per_step
-from scripts.forecasting.sampling import devices_of
+from configs.forecasting import flops_per_step
+from model.forecasting import devices_of
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES, Settings
 
@@ -87,7 +87,7 @@ class Footing:
             self._data[key] = build_data(config["data"])
             self._data[key].setup()
         data = self._data[key]
-        return flops_per_step(config, data, data.vocabulary)
+        return flops_per_step(config, data)
 
 
 def _check_step(config: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.build import ConfigError, build_data
-from scripts.forecasting import flops_per_step
+from configs.forecasting import flops_per_step
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.launch import Sweep
 from tests.scripts.sweeping.conftest import jobs_of
@@ -51,10 +51,7 @@ def test_equal_flops_are_more_steps_where_a_step_is_cheaper(small):
     dense, window = jobs_of(*arguments)
     data = build_data(dense.config["data"])
     data.setup()
-    spent = [
-        job.config["trainer"]["max_steps"] * flops_per_step(job.config, data, data.vocabulary)
-        for job in (dense, window)
-    ]
+    spent = [job.config["trainer"]["max_steps"] * flops_per_step(job.config, data) for job in (dense, window)]
     assert dense.config["trainer"]["max_steps"] == 200 < window.config["trainer"]["max_steps"]
     assert spent[1] == pytest.approx(spent[0], rel=0.005)
     assert budget(*arguments) == {"flops": spent[0]}

@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from configs.build import build_model
-from scripts.forecasting import rehearsal
-from scripts.forecasting.ledger import HEAP_BLOCK, Ledger
-from scripts.forecasting.rehearsal import COPIES, GRADIENTS, LAYER, OPTIMIZER, WEIGHTS, _Rehearsal, rehearse
-from scripts.loading import AUTOCAST
-from tests.scripts.forecasting.test_sampling import SMALL_PATTERNS
+from model.forecasting.memory_estimate import (
+    COPIES,
+    GRADIENTS,
+    LAYER,
+    OPTIMIZER,
+    WEIGHTS,
+    FakeStep,
+    estimate_step,
+    tensors_of,
+)
+from model.forecasting.memory_tracker import HEAP_BLOCK, MemoryTracker
+from model.precision import AUTOCAST
+from tests.model.forecasting.test_sample import SMALL_PATTERNS
 
 CPU = torch.device("cpu")
 BATCH, LENGTH = 3, 64
@@ -35,10 +43,10 @@ def model_and_views(composed, choice, *overrides):
 
 @pytest.mark.parametrize(("choice", "precision"), [*itertools.product(SMALL_PATTERNS, ["32-true", "bf16-mixed"])])
 def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precision):
-    """Byte by byte: what the layers of a real model keep for the backward pass, and what the ledger says they do."""
+    """Byte by byte: what the layers of a real model keep for the backward pass, and what the tracker says they do."""
     config, model, batch, views = model_and_views(composed, choice, f"trainer.precision={precision}")
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    known |= {t.untyped_storage().data_ptr() for view in views for t in rehearsal._tensors(view)}
+    known |= {t.untyped_storage().data_ptr() for view in views for t in tensors_of(view)}
     kept = weakref.WeakSet()  # what a graph keeps lives as long as the graph: some is let go of within the layer
 
     def pack(tensor):
@@ -57,9 +65,9 @@ def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precis
     size = lambda storage: -(-storage.nbytes() // 64) * 64  # noqa: E731
     saved = sum(size(s) for pointer, s in storages.items() if pointer not in known)
     saved += size(y.untyped_storage())  # the next layer's input
-    rehearsed = _Rehearsal(model, views, [0], BATCH, LENGTH, config, CPU)
-    rehearsed.run()
-    booked = sum(held for label, held in rehearsed.held.items() if label.startswith((LAYER, "copies of ")))
+    fake_step = FakeStep(model, views, [0], BATCH, LENGTH, config, CPU)
+    fake_step.run()
+    booked = sum(held for label, held in fake_step.held.items() if label.startswith((LAYER, "copies of ")))
     saved += 64 * len(model.layers[0].self_attn.attend.noted)  # scalars that a router notes
     assert booked == saved
 
@@ -67,7 +75,7 @@ def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precis
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_deeper_model_is_what_its_layers_add(composed, optimizer, checkpointing):
-    """Of six layers, two kinds: from one layer of each, and rehearsed whole."""
+    """Of six layers, two kinds: from one layer of each, and fake_step whole."""
     overrides = (f"optimizer={optimizer}", f"model.activation_checkpointing={checkpointing}", "model.layers=6")
     config, data = composed(
         "attention=window_dense",
@@ -77,22 +85,22 @@ def test_a_deeper_model_is_what_its_layers_add(composed, optimizer, checkpointin
     )
     model = build_model(config, data.vocabulary)
     views = model.build_layouts(data.sample(1)["document"], LENGTH)
-    few = rehearse(model, views, 1, LENGTH, config, CPU)
+    few = estimate_step(model, views, 1, LENGTH, config, CPU)
 
-    whole = _Rehearsal(model, views, range(6), 1, LENGTH, config, CPU)
+    whole = FakeStep(model, views, range(6), 1, LENGTH, config, CPU)
     whole.run()
-    most = {phase: size for phase, size in whole.ledger.most.items() if phase in ("update", "forward", "backward")}
+    most = {phase: size for phase, size in whole.tracker.peak.items() if phase in ("update", "forward", "backward")}
     assert few.phase == max(most, key=most.get)
     assert few.total == pytest.approx(max(most.values()), rel=0.01)
 
 
 def test_weights_gradients_and_state_are_counted(composed):
     config, model, _, views = model_and_views(composed, "window", "optimizer=muon")
-    rehearsed = _Rehearsal(model, views, range(2), BATCH, LENGTH, config, CPU)
-    rehearsed.run()
+    fake_step = FakeStep(model, views, range(2), BATCH, LENGTH, config, CPU)
+    fake_step.run()
     sizes = {name: p.numel() * 4 for name, p in model.named_parameters()}
     hidden = sum(size for name, size in sizes.items() if "proj" in name)
-    parts = rehearsed.ledger.at_peak["forward"]
+    parts = fake_step.tracker.peak_by_label["forward"]
     assert COPIES not in parts
     assert parts[GRADIENTS] == pytest.approx(sum(sizes.values()), rel=0.01)  # rounded up, one by one
     assert parts[WEIGHTS] == pytest.approx(sum(sizes.values()), rel=0.02)
@@ -104,9 +112,9 @@ def test_gradients_are_held_in_the_backward_pass_where_they_are_accumulated(comp
     backward = []
     for accumulate in (1, 2):
         trainer = config["trainer"] | {"accumulate": accumulate}
-        rehearsed = _Rehearsal(model, views, range(2), BATCH, LENGTH, config | {"trainer": trainer}, CPU)
-        rehearsed.run()
-        backward.append(Counter(rehearsed.ledger.at_peak["backward"])[GRADIENTS])
+        fake_step = FakeStep(model, views, range(2), BATCH, LENGTH, config | {"trainer": trainer}, CPU)
+        fake_step.run()
+        backward.append(Counter(fake_step.tracker.peak_by_label["backward"])[GRADIENTS])
     assert backward[0] < backward[1]
     assert backward[1] == pytest.approx(sum(p.numel() * 4 for p in model.parameters()), rel=0.01)
 
@@ -115,39 +123,39 @@ def test_compiled_layers_keep_less_and_nothing_of_the_tracing(composed):
     config, model, _, views = model_and_views(composed, "window", "trainer.precision=bf16-mixed")
     compiled = config | {"trainer": config["trainer"] | {"compile": True}}
     activations = lambda step: Counter(step.parts)[LAYER + "local"]  # noqa: E731
-    eager, fused = (rehearse(model, views, BATCH, LENGTH, each, CPU) for each in (config, compiled))
+    eager, fused = (estimate_step(model, views, BATCH, LENGTH, each, CPU) for each in (config, compiled))
     assert 0.4 * activations(eager) < activations(fused) < 0.8 * activations(eager)
 
 
-def test_the_ledger_books_and_strikes_out():
+def test_the_tracker_books_and_strikes_out():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    ledger = Ledger(64, lambda operator, arguments: 0)
-    with FakeTensorMode(), ledger, ledger.labelled("kept"):
+    tracker = MemoryTracker(64, lambda operator, arguments: 0)
+    with FakeTensorMode(), tracker, tracker.labelled("kept"):
         kept = torch.empty(100)
-        with ledger.labelled("passing"):
+        with tracker.labelled("passing"):
             passing = kept + 1
             view = passing[:10]
-        assert ledger.held == {"kept": 448, "passing": 448}
+        assert tracker.held == {"kept": 448, "passing": 448}
         del passing
-        assert ledger.held["passing"] == 448, "a view holds its storage"
+        assert tracker.held["passing"] == 448, "a view holds its storage"
         del view
-    assert ledger.held == {"kept": 448, "passing": 0} and ledger.total == 448
-    assert ledger.most[""] == 896 and ledger.at_peak[""] == {"kept": 448, "passing": 448}
+    assert tracker.held == {"kept": 448, "passing": 0} and tracker.total == 448
+    assert tracker.peak[""] == 896 and tracker.peak_by_label[""] == {"kept": 448, "passing": 448}
 
 
-def test_the_ledger_knows_what_shares_a_heap():
+def test_the_tracker_knows_what_shares_a_heap():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    ledger = Ledger(64, lambda operator, arguments: 0)
-    with FakeTensorMode(), ledger, ledger.labelled("kept"):
+    tracker = MemoryTracker(64, lambda operator, arguments: 0)
+    with FakeTensorMode(), tracker, tracker.labelled("kept"):
         small, large = torch.empty(100), torch.empty(HEAP_BLOCK // 4)
         more = torch.empty(HEAP_BLOCK // 4 - 1000)
-        assert ledger.in_heap["kept"] == ledger.held["kept"] - HEAP_BLOCK
-        ledger.relabel(small, "moved")
+        assert tracker.heap["kept"] == tracker.held["kept"] - HEAP_BLOCK
+        tracker.relabel(small, "moved")
         del more
-        assert ledger.in_heap == {"kept": 0, "moved": 448} and ledger.held["kept"] == large.untyped_storage().nbytes()
-    assert ledger.most_in_heap == {"kept": HEAP_BLOCK - 4000 + 32 + 448, "moved": 448}
+        assert tracker.heap == {"kept": 0, "moved": 448} and tracker.held["kept"] == large.untyped_storage().nbytes()
+    assert tracker.heap_peak == {"kept": HEAP_BLOCK - 4000 + 32 + 448, "moved": 448}
 
 
 def test_what_a_heap_keeps_follows_from_one_layer(composed):
@@ -155,9 +163,9 @@ def test_what_a_heap_keeps_follows_from_one_layer(composed):
     found = []
     for settings in ("model.layers=1", "model.layers=5", "model.activation_checkpointing=true"):
         config, model, _, views = model_and_views(composed, "window", settings)
-        found.append(rehearse(model, views, BATCH, LENGTH, config, CPU).layer)
+        found.append(estimate_step(model, views, BATCH, LENGTH, config, CPU).layer_heap_bytes)
     config, model, _, views = model_and_views(composed, "window")
-    rehearsed = _Rehearsal(model, views, [0], BATCH, LENGTH, config, CPU)
-    rehearsed.run()
-    kept = rehearsed.held[LAYER + "local"]
+    fake_step = FakeStep(model, views, [0], BATCH, LENGTH, config, CPU)
+    fake_step.run()
+    kept = fake_step.held[LAYER + "local"]
     assert found[0] == found[1] and all(kept <= each < 1.2 * kept for each in found)

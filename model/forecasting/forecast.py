@@ -1,23 +1,23 @@
-"""The forecast of a run: its size, its cost and its memory, from the composed config and the data alone."""
+"""The forecast of a run: its size, the cost of its attention, its FLOPs and its memory."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from data import DataModule
-from model.attention import cost_of
-from model.decoding import expected_bytes
-from scripts.forecasting.memory import MemoryForecast, device_bytes, forecast_memory
-from scripts.forecasting.sampling import Sample, devices_of
-from scripts.forecasting.speed import step_seconds
+from ..attention import cost_of
+from ..decoding import expected_bytes
+from .peak_memory import MemoryForecast, device_bytes, forecast_memory
+from .sample import Sample, devices_of
 
 
 @dataclass(frozen=True)
 class LayerForecast:
-    """One layer's attention in one optimizer step, all heads and sequences: pairs that are visible, pairs in the tiles
-    that are computed, and both as shares of dense causal attention's."""
+    """Attention of one layer in one optimizer step, over all heads and sequences.
+
+    pairs, tile_pairs: (query, key) pairs that are visible, and that the computed tiles hold
+    density_pairs, density_tiles: both as fractions of dense causal attention
+    """
 
     layer: int
     pattern: str
@@ -29,9 +29,12 @@ class LayerForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of a whole run, unless it says otherwise. `step_seconds`: None where the device is not calibrated. `cache_bytes`:
-    keys and values of one sequence when decoding behind `data.sequence_length` tokens. `device_bytes`: what the device
-    has, None where unknown."""
+    """The forecast of a whole run.
+
+    steps: optimizer steps; None where the run ends by time
+    cache_bytes: keys and values of one sequence after decoding `data.sequence_length` tokens
+    device_bytes: memory that the run may use; None where it is unknown
+    """
 
     parameters: int
     devices: int
@@ -41,19 +44,18 @@ class Forecast:
     layers: tuple[LayerForecast, ...]
     flops_per_step: float
     memory: MemoryForecast
-    step_seconds: float | None
     cache_bytes: int
     device_bytes: int | None
 
     @property
     def exceeds(self) -> bool:
+        """Whether the forecast peak is larger than the device's memory."""
         return self.device_bytes is not None and self.memory.peak_bytes > self.device_bytes
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json, beside what is measured under the same names."""
+        """Returns the entries of summary.json, under the names of the measured values."""
         return {
             "peak_memory_bytes": self.memory.peak_bytes,
-            "step_seconds": self.step_seconds,
             "flops_per_step": self.flops_per_step,
             "parameters": self.parameters,
             "tokens_per_step": self.tokens_per_step,
@@ -61,7 +63,7 @@ class Forecast:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+        """Returns every value, for a JSON file."""
         layers = [vars(layer) for layer in self.layers]
         plain = vars(self) | {"layers": layers, "memory": vars(self.memory) | {"peak_bytes": self.memory.peak_bytes}}
         if self.steps is None:
@@ -69,25 +71,21 @@ class Forecast:
         return plain | {"tokens": self.tokens_per_step * self.steps, "flops": self.flops_per_step * self.steps}
 
 
-def forecast(config: Mapping[str, Any], data: DataModule, vocabulary: int) -> Forecast:
-    """Of the run that a composed training config describes; `data` is set up, `vocabulary` the tokenizer's.
+def forecast(sample: Sample) -> Forecast:
+    """Returns the forecast of the run that `sample` was drawn for. Nothing is trained and no random number is drawn.
 
-    Nothing is trained and no random number drawn; on a CPU call it before the model is built, so that the memory of the
-    process without it is known.
+    On a CPU the forecast includes the memory that the process holds now: call this before the model is built.
     """
-    sample = Sample.draw(config, data, vocabulary)
-    model, device = sample.model, sample.document.device
-    memory = forecast_memory(sample)
+    config, model, device = sample.config, sample.model, sample.document.device
     return Forecast(
         parameters=model.parameter_count(),
         devices=devices_of(config["trainer"]),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         steps=config["trainer"]["max_steps"],
         tokens_per_step=sample.tokens_per_step,
+        memory=forecast_memory(sample),
         layers=_layers(sample),
         flops_per_step=sample.flops_per_step,
-        memory=memory,
-        step_seconds=step_seconds(sample),
         cache_bytes=expected_bytes(model, config["data"]["sequence_length"], batch=1)[0],
         device_bytes=device_bytes(device),
     )
@@ -96,11 +94,11 @@ def forecast(config: Mapping[str, Any], data: DataModule, vocabulary: int) -> Fo
 def _layers(sample: Sample) -> tuple[LayerForecast, ...]:
     config, plan = sample.model.config, sample.model.plan
     scale = sample.sequences_per_step / len(sample.document)
-    costs = {id(v): cost_of(v, len(sample.document), config.heads, config.head_dim) for v in sample.views}
+    costs = {id(view): cost_of(view, len(sample.document), config.heads, config.head_dim) for view in sample.views}
     layers = []
     for layer, view in enumerate(sample.views):
         entry, cost = plan.schedule[layer % len(plan.schedule)], costs[id(view)]
         name = entry if isinstance(entry, str) else "+".join(entry)
-        counts = scale * cost.visible_pairs, scale * cost.tile_pairs, cost.density_pairs, cost.density_tiles
-        layers.append(LayerForecast(layer, name, *counts))
+        pairs, tile_pairs = scale * cost.visible_pairs, scale * cost.tile_pairs
+        layers.append(LayerForecast(layer, name, pairs, tile_pairs, cost.density_pairs, cost.density_tiles))
     return tuple(layers)

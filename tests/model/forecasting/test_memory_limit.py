@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from scripts.forecasting import limits
-from scripts.forecasting.limits import cgroup_limit, machine_bytes, memory_limit
-from scripts.forecasting.memory import device_bytes
+from model.forecasting import memory_limit as limits
+from model.forecasting.memory_limit import cgroup_limit, machine_bytes, memory_limit
+from model.forecasting.peak_memory import device_bytes
 
 V1_UNLIMITED = 9223372036854771712
 """What version 1 says where there is no limit."""

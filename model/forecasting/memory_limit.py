@@ -1,8 +1,8 @@
-"""How much memory this process may take: the machine's, or less where a container or a service is given less.
+"""The memory that this process may use: the machine's, or the limit of its container or service.
 
-Linux limits a process by control groups, which are folders in a mounted file system: a limit holds for all groups
-below. Where that file system is mounted, /proc/self/mountinfo says, and which group the process is in,
-/proc/self/cgroup (man 7 cgroups; version 1 has a file system a resource, version 2 one for all).
+Linux limits processes by control groups, which are folders of a mounted file system; a group's limit holds for all
+groups below it. /proc/self/mountinfo lists where the file system is mounted, /proc/self/cgroup the group of this
+process (man 7 cgroups; version 1 has one file system per resource, version 2 one for all).
 """
 
 import os
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 LIMITS = {"cgroup2": "memory.max", "cgroup": "memory.limit_in_bytes"}
-"""The file in a group's folder that holds its limit in bytes, by the type of the file system; "max" is none."""
+"""The file with a group's limit in bytes, by file system type. The limit "max" means no limit."""
 
 
 def memory_limit() -> int | None:
-    """Bytes that this process may have resident, with all that shares a limit with it; None where nothing says."""
+    """Returns the bytes that may be resident, for this process and all that share its limit; None where unknown."""
     limits = [limit for limit in (machine_bytes(), cgroup_limit()) if limit is not None]
     return min(limits, default=None)
 
 
 def machine_bytes() -> int | None:
-    """This machine's memory; None where the system does not say."""
+    """Returns this machine's memory in bytes; None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -28,13 +28,13 @@ def machine_bytes() -> int | None:
 
 
 def cgroup_limit(root: Path = Path("/")) -> int | None:
-    """The least of the limits of this process's control group and of those above it; None where there is none."""
+    """Returns the smallest limit of this process's control group and the groups above it; None where there is none."""
     found = [limit for folder, file in _groups(root) if (limit := _read(folder / file)) is not None]
     return min(found, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str]]:
-    """(folder, the limit's file name) of every group that this process is in, as far as they can be seen from here."""
+    """Yields (folder, file name of the limit) of every control group of this process that is visible."""
     try:
         ours = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
@@ -60,7 +60,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _below(group: PurePosixPath, top: PurePosixPath) -> PurePosixPath:
-    """`group` as it is found under a mount of `top`. A container may see its own group alone, as the mount's top."""
+    """Returns `group` relative to a mount of `top`. In a container the mount may show its own group alone."""
     if ".." in group.parts or not group.is_relative_to(top):
         return PurePosixPath()
     return group.relative_to(top)

@@ -1,12 +1,12 @@
-"""One training step, rehearsed: the run's own model, loss and optimizer on tensors without contents, and a ledger.
+"""The peak memory of one training step, from a run of the real model, loss and optimizer on fake tensors.
 
-What is rehearsed is a model of few layers, one of each pattern; a deeper model has more layers that are alike, and each
-phase of a step holds a known share of what they add:
+The model that runs has one layer of each pattern. A deeper model has more layers of the same kinds, and each phase of a
+step holds a known share of what they add:
 
     update      weights, optimizer state, gradients
-    forward     the same (the gradients are those of the step before, dropped behind it), and the activations
-    backward    weights, optimizer state, and either the activations of the layers below, while the last layer is under
-                way, or the gradients of the layers above, while the first one is; under accumulation all gradients
+    forward     the same (the previous step's gradients are freed after the forward pass), and the activations
+    backward    weights, optimizer state, and either the activations of all lower layers (while the last layer runs) or
+                the gradients of all upper layers (while the first one runs); with accumulation, all gradients
 """
 
 import dataclasses
@@ -21,56 +21,62 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels.patterns import Pattern
-from model import Transformer, loss
-from model.attention import View
-from model.training.optimizer import build_optimizer
-from scripts.forecasting.fused import compile_rehearsed
-from scripts.forecasting.ledger import Ledger
-from scripts.forecasting.workspace import workspace_bytes
-from scripts.loading import AUTOCAST, DTYPES
+
+from .. import loss
+from ..attention import View
+from ..precision import AUTOCAST, DTYPES
+from ..training.optimizer import build_optimizer
+from ..transformer import Transformer
+from .compiled import trace_compiled
+from .memory_tracker import MemoryTracker
+from .workspace import workspace_bytes
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "weights, copies in low precision", "gradients", "optimizer state"
 BATCH, LAYOUTS, EMBEDDING = "batch", "layouts", "embedding and positions"
 LOSS, BACKWARD, UPDATE = "logits and loss", "workspace of the backward pass", "workspace of the update"
-LAYER, COPIES_OF = "activations of ", "copies of "
+LAYER, COPIES_OF = "activations of ", "copies of "  # prefixes of a pattern's name
 
 GRANULARITY = {"cpu": 64, "cuda": 512}
-"""Bytes to which PyTorch's allocators round."""
+"""Bytes to which PyTorch's allocators round, by device type."""
 
 Kind = Pattern | tuple[Pattern, ...]
-"""What a layer attends by: layers of one kind are alike."""
+"""The pattern of a layer, or one pattern per KV head. Layers of one kind have equal costs."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one training step holds at its peak: bytes by part, and the phase of the peak. `layer`: of these, what one
-    layer's activations take in a CPU's heap, at most (ledger.HEAP_BLOCK)."""
+class StepMemory:
+    """Memory at the peak of one training step.
+
+    parts: bytes by part
+    phase: the phase of the peak
+    layer_heap_bytes: the largest size that one layer's activations reach in a CPU's heap (memory_tracker.HEAP_BLOCK)
+    """
 
     parts: dict[str, int]
     phase: str
-    layer: int
+    layer_heap_bytes: int
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
 
 
-def rehearse(
+def estimate_step(
     model: Transformer, views: list[View], batch: int, length: int, config: Mapping[str, Any], device: torch.device
-) -> Step:
-    """The peak of a training step of `model` (which may be on the meta device: only its sizes are looked at).
+) -> StepMemory:
+    """Returns the peak memory of a training step of `model`, of which only the sizes are used (it may be on meta).
 
-    views: one a layer, of a batch of `batch` sequences of `length`, in the sizes that they have in training. config: a
-    composed training config.
+    views: one per layer, for a batch of `batch` sequences of `length` tokens, with the tensor sizes of training
+    config: a composed training config
     """
     layers = [model.patterns.index(kind) for kind in dict.fromkeys(model.patterns)]
-    rehearsal = _Rehearsal(model, views, layers, batch, length, config, device)
-    rehearsal.run()
-    return rehearsal.of_depth(Counter(model.patterns))
+    step = FakeStep(model, views, layers, batch, length, config, device)
+    step.run()
+    return step.at_depth(Counter(model.patterns))
 
 
-class _Rehearsal:
-    """Of a model with just these `layers`: one of each kind, or all."""
+class FakeStep:
+    """A training step on fake tensors, of a model that has the given `layers` of `model` alone."""
 
     def __init__(
         self,
@@ -84,7 +90,7 @@ class _Rehearsal:
     ) -> None:
         self.config, self.device = config, device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.ledger = Ledger(GRANULARITY[device.type], workspace_bytes)
+        self.tracker = MemoryTracker(GRANULARITY[device.type], workspace_bytes)
         self.kinds = [model.patterns[layer] for layer in layers]
         self.names = _names(model)
         shared = {id(views[layer]): views[layer] for layer in layers}
@@ -94,73 +100,75 @@ class _Rehearsal:
             with _default_dtype(DTYPES.get(config["trainer"]["precision"], torch.float32)):
                 self.model = Transformer(dataclasses.replace(model.config, layers=len(layers)), plan).train()
         with self._running(LAYOUTS):
-            storages = {t.untyped_storage()._cdata: t.untyped_storage() for v in shared.values() for t in _tensors(v)}
-            # Those of the batch before are let go of only behind the forward pass.
-            self.earlier = torch.empty(sum(s.nbytes() for s in storages.values()), dtype=torch.uint8, device=device)
+            storages = {t.untyped_storage()._cdata: t.untyped_storage() for v in shared.values() for t in tensors_of(v)}
+            # The previous batch's layouts are freed only after the forward pass.
+            self.previous_layouts = torch.empty(
+                sum(s.nbytes() for s in storages.values()), dtype=torch.uint8, device=device
+            )
             fakes = {key: _map_tensors(view, self.mode.from_tensor) for key, view in shared.items()}
-            for tensor in _tensors(list(fakes.values())):
-                self.ledger.book(tensor)
+            for tensor in tensors_of(list(fakes.values())):
+                self.tracker.track(tensor)
             self.views = [fakes[id(views[layer])] for layer in layers]
         with self._running(BATCH):
             new = lambda dtype: torch.zeros(batch, length, dtype=dtype, device=device)  # noqa: E731
             self.tokens, self.targets, self.position = new(torch.int64), new(torch.int64), new(torch.int32)
-        self._label_births()
+        self._label_tensors()
 
     @contextmanager
     def _running(self, label: str) -> Iterator[None]:
-        with self.mode, self.ledger, self.ledger.labelled(label):
+        with self.mode, self.tracker, self.tracker.labelled(label):
             yield
 
-    def _label_births(self) -> None:
-        """What a layer, the loss or a gradient makes is booked under its own name."""
-        ledger = self.ledger
+    def _label_tensors(self) -> None:
+        """Labels the tensors that each layer, the loss and the gradients create."""
+        tracker = self.tracker
         for parameter in self.model.parameters():
-            ledger.label_copies(parameter, COPIES)
-            parameter.register_post_accumulate_grad_hook(lambda p: ledger.relabel(p.grad, GRADIENTS))
+            tracker.label_copies(parameter, COPIES)
+            parameter.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, GRADIENTS))
         for kind, layer in zip(self.kinds, self.model.layers, strict=True):
             if self.config["trainer"]["compile"]:
-                compile_rehearsed(layer, ledger)
-            layer.forward = _labelled(ledger, LAYER + self.names[kind], layer.forward)
+                trace_compiled(layer, tracker)
+            layer.forward = _labelled(tracker, LAYER + self.names[kind], layer.forward)
             for parameter in layer.parameters():
-                ledger.label_copies(parameter, COPIES_OF + self.names[kind])
+                tracker.label_copies(parameter, COPIES_OF + self.names[kind])
         norm = self.model.norm.forward
 
         def norm_and_loss(x: Tensor) -> Tensor:
-            ledger.label = LOSS  # until the forward pass is over
+            tracker.label = LOSS  # until the end of the forward pass
             return norm(x)
 
         self.model.norm.forward = norm_and_loss
 
     def run(self) -> None:
-        """An update, then the step behind it; under accumulation one micro-batch more."""
-        ledger, trainer = self.ledger, self.config["trainer"]
+        """Runs an update, then forward and backward passes: one micro-batch, or two with accumulation."""
+        tracker, trainer = self.tracker, self.config["trainer"]
         if trainer["compile"]:
             with self.mode:
-                self._forward()  # traces what is compiled: what tracing leaves behind is not the step's
+                self._forward()  # traces the compiled modules, outside the tracker
         with self._running(GRADIENTS):
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         settings = {key: value for key, value in self.config["optimizer"].items() if key != "schedule"}
         with self._running(UPDATE):
             self.optimizer = optimizer = build_optimizer(self.model, **settings)
-            ledger.phase = "first update"  # it makes the state
+            tracker.phase = "first update"  # creates the optimizer's state
             optimizer.step()
             for state in optimizer.state.values():
                 for value in state.values():
                     if isinstance(value, Tensor):
-                        ledger.relabel(value, OPTIMIZER)
-            ledger.phase = "update"
+                        tracker.relabel(value, OPTIMIZER)
+            tracker.phase = "update"
             optimizer.step()
         for micro_batch in range(min(2, trainer["accumulate"])):
-            ledger.phase = "forward"
+            tracker.phase = "forward"
             with self._running(EMBEDDING):
                 total = self._forward()
                 if micro_batch == 0:
-                    # As Lightning's closure: gradients are dropped behind the forward pass.
-                    self.held = dict(ledger.held)
-                    self.earlier = None
+                    # As in Lightning's closure, gradients are freed after the forward pass.
+                    self.held = dict(tracker.held)
+                    self.previous_layouts = None
                     optimizer.zero_grad()
-            ledger.phase = "backward"
+            tracker.phase = "backward"
             with self._running(BACKWARD):
                 total.backward()
             del total
@@ -172,8 +180,8 @@ class _Rehearsal:
             total = out.total if out.auxiliary is None else out.total + out.auxiliary
         return total / self.tokens.numel()
 
-    def of_depth(self, layers: Mapping[Kind, int]) -> Step:
-        """The peak where there are so many layers of each kind."""
+    def at_depth(self, layers: Mapping[Kind, int]) -> StepMemory:
+        """Returns the peak of a model with the given number of layers of each kind."""
         fixed, gradients, activations, copies_in_forward, copies_kept = (Counter[str]() for _ in range(5))
         for kind, layer in zip(self.kinds, self.model.layers, strict=True):
             more, name = layers[kind] - 1, self.names[kind]
@@ -183,31 +191,31 @@ class _Rehearsal:
             fixed.update({WEIGHTS: more * weights, OPTIMIZER: more * state})
             gradients.update({GRADIENTS: more * weights})
             activations.update({LAYER + name: more * self.held.get(LAYER + name, 0)})
-            copies_in_forward.update({COPIES: more * self.ledger.at_peak["forward"].get(COPIES_OF + name, 0)})
+            copies_in_forward.update({COPIES: more * self.tracker.peak_by_label["forward"].get(COPIES_OF + name, 0)})
             copies_kept.update({COPIES: more * self.held.get(COPIES_OF + name, 0)})
         accumulated = gradients if self.config["trainer"]["accumulate"] > 1 else Counter[str]()
-        moments = [
+        phases = [
             ("update", fixed + gradients),
             ("forward", fixed + gradients + activations + copies_in_forward),
             ("backward", fixed + accumulated + activations + copies_kept),
             ("backward", fixed + gradients),
         ]
-        layer = max(self.ledger.most_in_heap[LAYER + name] for name in self.names.values())
-        steps = [Step(dict(self._at_peak(phase) + more), phase, layer) for phase, more in moments]
+        layer = max(self.tracker.heap_peak[LAYER + name] for name in self.names.values())
+        steps = [StepMemory(dict(self._at_peak(phase) + more), phase, layer) for phase, more in phases]
         return max(steps, key=lambda step: step.total)
 
     def _at_peak(self, phase: str) -> Counter[str]:
         held = Counter[str]()
-        for label, size in self.ledger.at_peak[phase].items():
+        for label, size in self.tracker.peak_by_label[phase].items():
             held[COPIES if label.startswith(COPIES_OF) else label] += size
         return held
 
     def _rounded(self, size: int) -> int:
-        return -(-size // self.ledger.granularity) * self.ledger.granularity
+        return -(-size // self.tracker.granularity) * self.tracker.granularity
 
 
 def _names(model: Transformer) -> dict[Kind, str]:
-    """What the plan calls each kind of layer; of one pattern a KV head, all names."""
+    """Returns the plan's name of each kind of layer; the joined names where each KV head has a pattern."""
     schedule = model.plan.schedule
     entries = {pattern: schedule[layer % len(schedule)] for layer, pattern in reversed([*enumerate(model.patterns)])}
     return {pattern: entry if isinstance(entry, str) else "+".join(entry) for pattern, entry in entries.items()}
@@ -215,7 +223,7 @@ def _names(model: Transformer) -> dict[Kind, str]:
 
 @contextmanager
 def _few_chunks() -> Iterator[None]:
-    """The loss of the first chunks of tokens alone: the others hold no more than these, one after another."""
+    """Runs the loss on its first chunks of tokens alone: chunks run one after another and have equal sizes."""
     chunks = loss._chunks
     loss._chunks = lambda *sizes: chunks(*sizes)[:4]
     try:
@@ -234,23 +242,23 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _labelled(ledger: Ledger, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _labelled(tracker: MemoryTracker, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        with ledger.labelled(label):
+        with tracker.labelled(label):
             return function(*arguments)
 
     return run
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """All tensors of a view, however deep."""
-    found: list[Tensor] = []
-    _map_tensors(value, lambda tensor: found.append(tensor) or tensor)
-    return found
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns every tensor in a view, at any depth."""
+    tensors: list[Tensor] = []
+    _map_tensors(value, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same view with other tensors."""
+    """Returns a copy of a view in which `function` has replaced every tensor."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, list | tuple):

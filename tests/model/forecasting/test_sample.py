@@ -1,11 +1,11 @@
-"""The FLOPs of a step that are said beforehand are those that a run counts."""
+"""The forecast FLOPs of a step equal those that a run counts."""
 
 import pytest
 import torch
 
 from configs.build import build_model
-from scripts.forecasting import flops_per_step
-from scripts.forecasting.sampling import MOST, Sample, devices_of
+from configs.forecasting import draw_sample, flops_per_step
+from model.forecasting.sample import MAX_SEQUENCES, devices_of
 
 ROUTED = ("window=16", "block=16", "top_k=2")
 SMALL_PATTERNS = {
@@ -30,18 +30,20 @@ def test_flops_are_those_that_the_model_counts_after_it_has_run(composed, choice
         "trainer.accumulate=3",
     )
     model = build_model(config, data.vocabulary)
-    batch = data.sample(MOST)
+    batch = data.sample(MAX_SEQUENCES)
     views = model.build_layouts(batch["document"], 64)
     model.train()
-    model.loss(batch["tokens"], batch["targets"], batch["position"], views)  # a routed layer says what it scored
+    model.loss(
+        batch["tokens"], batch["targets"], batch["position"], views
+    )  # a routed layer records the pairs that its router scored
     counted = model.cost(views, len(batch["tokens"])).flops / len(batch["tokens"]) * 2 * 3
-    assert flops_per_step(config, data, data.vocabulary) == counted
+    assert flops_per_step(config, data) == counted
 
 
 def test_flops_come_from_the_documents_of_the_data(composed):
     """Against the definition: 6 a weight of a matrix and token, 12 a visible pair, head and head_dim."""
     config, data = composed("attention=window", "attention.patterns.local.width=16", "data.batch_size=5")
-    document = data.sample(MOST)["document"]
+    document = data.sample(MAX_SEQUENCES)["document"]
     index = torch.arange(64)
     apart = index[:, None] - index
     seen = (apart >= 0) & (apart < 16) & (document[:, :, None] == document[:, None, :])
@@ -49,13 +51,13 @@ def test_flops_come_from_the_documents_of_the_data(composed):
     width, layers, heads, kv_heads, head_dim, hidden, vocabulary = 32, 2, 4, 2, 8, 64, 320
     matrices = layers * (width * head_dim * (2 * heads + 2 * kv_heads) + 3 * width * hidden) + vocabulary * width
     by_hand = 6 * matrices * 64 + 12 * layers * heads * head_dim * int(seen.sum()) / len(document)
-    assert flops_per_step(config, data, data.vocabulary) == pytest.approx(5 * by_hand, rel=1e-12)
+    assert flops_per_step(config, data) == pytest.approx(5 * by_hand, rel=1e-12)
 
 
 def test_a_sample_is_the_same_each_time_and_leaves_the_data_alone(composed):
     config, data = composed()
     state = torch.get_rng_state()
-    first, second = (Sample.draw(config, data, data.vocabulary) for _ in range(2))
+    first, second = (draw_sample(config, data) for _ in range(2))
     assert torch.equal(first.document, second.document)
     assert torch.equal(torch.get_rng_state(), state) and data.cursor == 0
     other = composed("seed=7")[1].sample(3)["document"]

@@ -63,5 +63,4 @@ def test_a_run_that_exceeds_the_memory_says_what_was_forecast_and_what_would_hel
     assert summary["state"] == OUT_OF_MEMORY and summary["step"] == 0
     forecast = summary["forecast"]["peak_memory_bytes"]
     assert forecast > 1e9 and f"the forecast was {forecast / 1e9:.2f} GB" in message
-    advice = message.partition("what would lower it most: ")[2]
-    assert advice.count(" less)") == 3 and "data.sequence_length=2048 (about " in advice
+    assert "data.sequence_length" in message and "model.activation_checkpointing" in message

@@ -1,0 +1,65 @@
+"""The forecast of the run that a composed training config describes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from configs.build import ConfigError, build_model
+from data import DataModule
+from kernels.attention import WHOLE
+from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
+from model.precision import device_of
+from model.training.endings import MEMORY_ADVICE, size
+
+NO_FORECAST = "attention.backend={} runs under PyTorch's autograd as a whole: its memory cannot be forecast"
+
+
+def draw_sample(config: Mapping[str, Any], data: DataModule, sequences: int | None = None) -> Sample:
+    """Returns a sample of `data`, which is set up, with the config's model on the meta device."""
+    with torch.device("meta"):
+        model = build_model(config, data.vocabulary)
+    device = device_of(config["trainer"]["accelerator"])
+    sequences = sequences or sequences_to_sample(device, data.sequence_length)
+    return Sample(model, data.sample(sequences)["document"].to(device), config)
+
+
+def flops_per_step(config: Mapping[str, Any], data: DataModule) -> float:
+    """Returns the training FLOPs of one optimizer step, on all devices together (model.forecasting.Sample)."""
+    return draw_sample(config, data).flops_per_step
+
+
+def forecast_run(config: Mapping[str, Any], data: DataModule) -> Forecast:
+    """Returns the forecast of a run. On a CPU, call it before the model is built (model.forecasting.forecast)."""
+    return forecast(draw_sample(config, data))
+
+
+def forecast_before_training(config: Mapping[str, Any], data: DataModule) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns (the forecast for summary.json, a warning where it exceeds the device); None for each that does not
+    apply.
+
+    Raises ConfigError where the forecast exceeds the device under preflight=refuse.
+    """
+    if config["preflight"] == "off":
+        return None, None
+    backend = config["attention"]["backend"]
+    if backend in WHOLE:
+        return None, f"no forecast: {NO_FORECAST.format(backend)}"
+    result = forecast_run(config, data)
+    return result.summary(), check_memory(result, config["preflight"])
+
+
+def check_memory(result: Forecast, preflight: str) -> str | None:
+    """Returns a one-line warning where the forecast peak exceeds the device's memory, else None.
+
+    Raises ConfigError instead where `preflight` is "refuse".
+    """
+    if not result.exceeds:
+        return None
+    warning = (
+        f"the forecast of {size(result.memory.peak_bytes)} exceeds the {size(result.device_bytes or 0)} of "
+        f"{result.device}; {MEMORY_ADVICE}"
+    )
+    if preflight == "refuse":
+        raise ConfigError(f"preflight=refuse: {warning}; accepted are less memory, or preflight=warn")
+    return warning

@@ -1,0 +1,14 @@
+"""What a run will cost, computed before it starts.
+
+sample.py            layouts of a few real sequences: visible pairs, tiles, FLOPs
+memory_tracker.py    bytes that tensors hold, tracked operator by operator without allocating them
+memory_estimate.py   the peak of one training step, from a run of the real model, loss and optimizer on fake tensors;
+                     compiled.py: what torch.compile saves; workspace.py: what attention operators allocate inside
+peak_memory.py       the peak of the whole process        memory_limit.py   the limit that it must stay below
+forecast.py          all of these for one run
+"""
+
+from .forecast import Forecast, LayerForecast, forecast
+from .sample import Sample, devices_of, sequences_to_sample
+
+__all__ = ["Forecast", "LayerForecast", "Sample", "devices_of", "forecast", "sequences_to_sample"]

@@ -1,0 +1,86 @@
+"""A few sequences of the training data, and the layouts that the model's layers build for them.
+
+The cost of attention depends on where documents begin and end, so it is counted on real sequences: a seeded sample of
+the training split, packed as in training. The model has no storage (it is on PyTorch's meta device) and is not run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import Axis
+
+from ..attention import View, build_view
+from ..transformer import ModelCost, Transformer
+
+SAMPLE_TOKENS = {"cpu": 1 << 15, "cuda": 1 << 18}
+MAX_SEQUENCES = 64
+
+
+def sequences_to_sample(device: torch.device, sequence_length: int) -> int:
+    """Returns how many sequences a sample has: about SAMPLE_TOKENS tokens, at least one and at most MAX_SEQUENCES.
+
+    Building dense layouts of such a sample takes a second or two on a CPU, sparse ones much less.
+    """
+    return max(1, min(MAX_SEQUENCES, SAMPLE_TOKENS[device.type] // sequence_length))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sequences of a run's training data with the model that will be trained on them.
+
+    model: the run's model, on the meta device
+    document: int32 [sequences, length], the document of each token, on the device that the run will train on
+    config: the composed training config, as plain dicts
+    """
+
+    model: Transformer
+    document: Tensor
+    config: Mapping[str, Any]
+
+    @cached_property
+    def views(self) -> list[View]:
+        """One view per layer, as Transformer.build_layouts returns them."""
+        tokens = Axis.tokens(self.document.shape[1], self.document)
+        views = {p: build_view(p, tokens, self.model.plan.block) for p in dict.fromkeys(self.model.patterns)}
+        for pattern, attend in zip(self.model.patterns, self.model.attends, strict=True):
+            if hasattr(attend, "selectors"):  # a routed layer sets this itself only in its forward pass
+                views[pattern].selectors = attend.selectors
+        return [views[pattern] for pattern in self.model.patterns]
+
+    @cached_property
+    def cost(self) -> ModelCost:
+        """The cost of training on the whole sample once."""
+        return self.model.cost(self.views, len(self.document))
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of one optimizer step, on all devices together."""
+        trainer = self.config["trainer"]
+        return self.config["data"]["batch_size"] * trainer["accumulate"] * devices_of(trainer)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences_per_step * self.document.shape[1]
+
+    @property
+    def flops_per_step(self) -> float:
+        """FLOPs of one optimizer step on all devices, forward and backward, without recomputation: the mean over the
+        sample, counted as model/training/efficiency.py counts them."""
+        return self.cost.flops / len(self.document) * self.sequences_per_step
+
+
+def devices_of(trainer: Mapping[str, Any]) -> int:
+    """Returns how many devices a `trainer` group trains on. `devices` is a number, a list of indices, or -1 or "auto"
+    for every device of this machine (a CPU is one device), as in Lightning."""
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("-1", "auto"):
+        on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+        return torch.cuda.device_count() if on_gpu else 1
+    return int(devices)

@@ -1,0 +1,21 @@
+"""Devices and dtypes behind the names that Lightning uses for accelerators and precisions."""
+
+import torch
+from torch import nn
+
+DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+"""The dtype of the weights by precision; float32 for every other precision."""
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""The dtype of autocast by precision; no autocast for every other precision."""
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Returns the device that an accelerator (cpu, cuda, gpu or auto) stands for on this machine."""
+    return torch.device("cuda" if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available() else "cpu")
+
+
+def autocast(model: nn.Module, precision: str) -> torch.autocast:
+    """Returns the autocast context of `precision` on the device of the model's parameters."""
+    dtype = AUTOCAST.get(precision)
+    return torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype is not None)
