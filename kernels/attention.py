@@ -103,8 +103,8 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """One softmax over the union of disjoint key sets, from the (out, lse) of each.
 
     out `[..., head_dim]`, lse `[...]`; exact: with LSE = logsumexp(lse_i), out = sum of out_i * exp(lse_i - LSE) (the
-    combination step of FlashAttention, Dao et al. 2022). A part whose lse is -inf has no weight; where all are, the
-    result is 0 and -inf.
+    combination step of FlashAttention, Dao et al. 2022). A part whose lse is -inf has no weight, whatever its out is;
+    where all are, the result is 0 and -inf.
     """
     if not parts:
         raise ValueError("merge() of nothing: it needs at least one (out, lse)")
@@ -113,9 +113,10 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     highest = torch.where(highest == -torch.inf, 0.0, highest)
     weights = (lses - highest).exp()
     total = weights.sum(0)
-    seen = total > 0
+    seen = total != 0  # a NaN is seen
     total = torch.where(seen, total, 1.0)
-    out = sum(out * (weight / total)[..., None].to(out.dtype) for (out, _), weight in zip(parts, weights, strict=True))
+    outs = (torch.where((lse == -torch.inf)[..., None], 0.0, out) for out, lse in parts)  # 0 * NaN would be NaN
+    out = sum(out * (weight / total)[..., None].to(out.dtype) for out, weight in zip(outs, weights, strict=True))
     return out, torch.where(seen, total.log() + highest, -torch.inf)
 
 

@@ -17,10 +17,7 @@ def pool(
     float32 (float64 for float64 inputs); empty slots hold zeros. Differentiable in every tensor.
     """
     with torch.autocast(keys.device.type, enabled=False):
-        cut = [None if each is None else _cut(each, axis, span, unit) for each in (keys, values, scores)]
-        pooled = pool_spans(*cut)
-        whole = (axis.end > axis.start)[..., None, None]
-        return torch.where(whole, pooled[0], 0.0), torch.where(whole, pooled[1], 0.0)
+        return pool_spans(*(None if each is None else _cut(each, axis, span, unit) for each in (keys, values, scores)))
 
 
 def pool_spans(keys: Tensor, values: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -45,7 +42,7 @@ def middles(axis: Axis, span: int) -> Tensor:
 
 
 def _cut(x: Tensor, axis: Axis, span: int, unit: int) -> Tensor:
-    """`[batch, pieces, ...]` -> `[batch, slots, span / unit, ...]`: the pieces of every span."""
+    """`[batch, pieces, ...]` -> `[batch, slots, span / unit, ...]`: the pieces of every span, zeros in empty slots."""
     pieces = span // unit
     if axis.key is not None:  # without documents, spans lie one behind the other
         return x[:, : axis.length * pieces].unflatten(1, (axis.length, pieces))
@@ -53,4 +50,7 @@ def _cut(x: Tensor, axis: Axis, span: int, unit: int) -> Tensor:
     first = (axis.origin + axis.start).long() // unit
     index = (first[..., None] + torch.arange(pieces, device=x.device)).clamp(max=x.shape[1] - 1)
     index = index + torch.arange(x.shape[0], device=x.device)[:, None, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
+    taken = x.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])
+    # What lies behind an empty slot may be of another document, and NaN: it gets no gradient either.
+    whole = (axis.end > axis.start).view(*axis.start.shape, *[1] * (taken.dim() - 2))
+    return torch.where(whole, taken, 0.0)

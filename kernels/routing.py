@@ -137,6 +137,8 @@ def block_means(keys: Tensor, first_key: Tensor | None, block: int) -> Tensor:
     ours = index >= first_key[:, block - 1 : blocks * block : block, None]  # [batch, blocks, block]
     weight = ours.to(torch.float64 if keys.dtype == torch.float64 else torch.float32)
     weight = weight / weight.sum(-1, keepdim=True)
+    # A NaN of another document times a weight of 0 would be NaN.
+    cut = torch.where(ours[:, None, :, :, None], cut, 0.0)
     return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
 
 

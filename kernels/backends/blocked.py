@@ -4,6 +4,9 @@ Rows (blocks of queries) with equally many tiles are stacked, so that a whole st
 heads of a GQA group share their K/V and are stacked into one tall block of queries. Stacks are cut so that the scores
 of a piece stay in the processor's cache. Time and memory are O(tiles), forward and backward; gradients are
 deterministic on a CPU.
+
+A weight of 0 does not hide a NaN or an infinity in a partial tile. Both passes look for one in their results, and
+compute them once more over visible pairs alone where there is one.
 """
 
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.layout import BlockLayout
+from kernels.masked_product import all_finite, masked_product
 
 SCORES_AT_ONCE = 1 << 20
 """Scores in one piece: 4 MB in float32, which a current CPU's cache holds."""
@@ -25,6 +29,14 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | N
 
 def forward(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> tuple[Tensor, Tensor]:
     blocks = _Blocked(q, k, v, layout, scale)
+    out, lse = _forward(blocks)
+    if not all_finite(out):
+        out, lse = _forward(blocks, masked=True)
+    return torch.empty_like(q).copy_(blocks.unstack(out)), blocks.unstack(lse[..., None])[..., 0].contiguous()
+
+
+def _forward(blocks: "_Blocked", masked: bool = False) -> tuple[Tensor, Tensor]:
+    """(out, lse), stacked as `_Blocked.query`. masked: hidden values may be NaN or infinite."""
     out = torch.zeros_like(blocks.query)
     lse = blocks.query.new_full(blocks.query.shape[:-1], -torch.inf)
     for piece in blocks.pieces():
@@ -33,11 +45,15 @@ def forward(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) 
         highest = torch.where(highest == -torch.inf, 0.0, highest)  # a row that sees nothing: exp(-inf - 0) = 0
         weights = scores.sub_(highest).exp_()
         total = weights.sum(-1, keepdim=True)
-        out[piece.items] = torch.bmm(weights, blocks.gather(blocks.value, piece)).div_(
-            torch.where(total > 0, total, 1.0)
-        )
+        value = blocks.gather(blocks.value, piece)
+        if masked:
+            visible = blocks.visible(piece)
+            sums = masked_product(weights.masked_fill_(~visible, 0.0), value, visible)
+        else:
+            sums = torch.bmm(weights, value)
+        out[piece.items] = sums.div_(torch.where(total > 0, total, 1.0))
         lse[piece.items] = (highest + total.log()).squeeze(-1)
-    return torch.empty_like(q).copy_(blocks.unstack(out)), blocks.unstack(lse[..., None])[..., 0].contiguous()
+    return out, lse
 
 
 def backward(
@@ -57,6 +73,22 @@ def backward(
     delta = (grad_out * out).sum(-1, keepdim=True) - grad_lse[..., None]
     delta, grad_out = blocks.stack(delta), blocks.stack(grad_out)
     lse = blocks.stack(torch.where(lse == -torch.inf, 0.0, lse).to(blocks.dtype)[..., None])
+    grads = _backward(blocks, grad_out, delta, lse)
+    if not all_finite(*grads):
+        grads = _backward(blocks, grad_out, delta, lse, masked=True)
+    grad_query, grad_key, grad_value = grads
+    grad_query = blocks.unstack(grad_query.mul_(scale))
+    return (
+        torch.empty_like(q).copy_(grad_query),
+        torch.empty_like(k).copy_(blocks.unblock(grad_key, k)),
+        torch.empty_like(v).copy_(blocks.unblock(grad_value, v)),
+    )
+
+
+def _backward(
+    blocks: "_Blocked", grad_out: Tensor, delta: Tensor, lse: Tensor, masked: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `_Blocked`'s query (without the scale), key and value. masked: as in `_forward`."""
     grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (blocks.query, blocks.key, blocks.value))
     for piece in blocks.pieces():
         query, key, value = (
@@ -66,16 +98,22 @@ def backward(
         )
         piece_grad = grad_out[piece.items]
         weights = blocks.scores(piece).sub_(lse[piece.items]).exp_()
-        blocks.scatter(grad_value, piece, torch.bmm(weights.mT, piece_grad))
         grad_scores = torch.bmm(piece_grad, value.mT).sub_(delta[piece.items]).mul_(weights)
-        grad_query[piece.items] = torch.bmm(grad_scores, key)
-        blocks.scatter(grad_key, piece, torch.bmm(grad_scores.mT, query))
-    grad_query = blocks.unstack(grad_query.mul_(scale))
-    return (
-        torch.empty_like(q).copy_(grad_query),
-        torch.empty_like(k).copy_(blocks.unblock(grad_key, k)),
-        torch.empty_like(v).copy_(blocks.unblock(grad_value, v)),
-    )
+        if masked:
+            visible = blocks.visible(piece)
+            weights.masked_fill_(~visible, 0.0)
+            grad_scores.masked_fill_(~visible, 0.0)
+            of_value = masked_product(weights.mT, piece_grad, visible.mT)
+            of_query = masked_product(grad_scores, key, visible)
+            of_key = masked_product(grad_scores.mT, query, visible.mT)
+        else:
+            of_value = torch.bmm(weights.mT, piece_grad)
+            of_query = torch.bmm(grad_scores, key)
+            of_key = torch.bmm(grad_scores.mT, query)
+        blocks.scatter(grad_value, piece, of_value)
+        grad_query[piece.items] = of_query
+        blocks.scatter(grad_key, piece, of_key)
+    return grad_query, grad_key, grad_value
 
 
 @dataclass(frozen=True)
@@ -134,6 +172,13 @@ class _Blocked:
             partial = scores.view(len(scores), self.group, self.block, -1, self.block)[..., : piece.partial, :]
             partial.masked_fill_(hidden[:, None], -torch.inf)
         return scores
+
+    def visible(self, piece: _Piece) -> Tensor:
+        """Booleans shaped as `scores`: whether the layout shows the pair."""
+        items, tiles = piece.key_blocks.shape
+        visible = self.masks.new_ones(items, self.group, self.block, tiles, self.block)
+        visible[:, :, :, : piece.partial] = ~self.masks[piece.tiles].transpose(1, 2)[:, None]
+        return visible.view(items, self.group * self.block, tiles * self.block)
 
     def gather(self, blocks: Tensor, piece: _Piece) -> Tensor:
         """The piece's key or value blocks, `[items, tiles * block, head_dim]`."""

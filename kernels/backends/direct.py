@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.masked_product import all_finite, masked_product, may_wait
 from kernels.part import Part
 
 SCORES_AT_ONCE = 1 << 26
@@ -63,11 +64,12 @@ def _attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Ten
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     with torch.autocast(q.device.type, enabled=False):
         grouped = q.reshape(batch * lines, -1, head_dim)  # the query heads of a line are its rows
-        scores, values = [], []
+        scores, values, masks = [], [], []
         for part in parts:
             k, v = (_by_line(x, lines).expand(-1, lines, -1, -1) for x in part[:2])
             values.append(v)
             mask = _by_line(part.mask, lines)
+            masks.append(mask)
             score = _product(grouped, k.flatten(0, 1).mT, dtype).mul_(scale)
             score = score.view(batch, lines, -1, queries, k.shape[2])
             scores.append(score.masked_fill_(~mask[:, :, None], -torch.inf))
@@ -80,6 +82,11 @@ def _attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Ten
         weights.div_(torch.where(total > 0, total, 1.0))
         split = weights.flatten(2, 3).split([v.shape[2] for v in values], -1)
         out = sum(weight.to(v.dtype) @ v for weight, v in zip(split, values, strict=True))
+        if not (may_wait(q) and all_finite(out)):  # a hidden value may be NaN, of which a weight of 0 makes NaN
+            masks = [mask[:, :, None].expand(-1, -1, heads // lines, queries, -1).flatten(2, 3) for mask in masks]
+            split = [torch.where(mask, weight, 0.0) for mask, weight in zip(masks, split, strict=True)]
+            each = zip(split, values, masks, strict=True)
+            out = sum(masked_product(weight.to(v.dtype), v, mask) for weight, v, mask in each)
         return out.view(batch, heads, queries, head_dim).to(q.dtype), lse
 
 

@@ -31,7 +31,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float)
         scores, before = lists.scores(piece), piece.gather(highest)
         now = torch.maximum(scores.amax(-1, keepdim=True), before)
         piece_sums = piece.gather(sums).mul_((before - now).exp_())
-        piece_sums.baddbmm_(scores.sub_(now).exp_(), value[piece.block])
+        piece_sums.baddbmm_(scores.sub_(now).exp_(), piece.seen(value[piece.block]))
         piece.store(sums, piece_sums)
         piece.store(highest, now)
     total = sums[..., -1:]
@@ -62,10 +62,10 @@ def backward(
     for piece in lists.pieces():
         weights = lists.scores(piece).sub_(piece.gather(lse)).exp_()
         piece_grad = piece.gather(grad_out)
-        grad_value.index_add_(0, piece.selector_block, weights.mT @ piece_grad)
-        grad_scores = (piece_grad @ value[piece.block].mT).sub_(piece.gather(delta)).mul_(weights)
-        grad_key.index_add_(0, piece.selector_block, grad_scores.mT @ piece.gather(lists.query))
-        piece.add(grad_query, grad_scores @ key[piece.block])
+        grad_value.index_add_(0, piece.selector_block, piece.seen(weights.mT @ piece_grad))
+        grad_scores = (piece_grad @ piece.seen(value[piece.block]).mT).sub_(piece.gather(delta)).mul_(weights)
+        grad_key.index_add_(0, piece.selector_block, piece.seen(grad_scores.mT @ piece.gather(lists.query)))
+        piece.add(grad_query, grad_scores @ piece.seen(key[piece.block]))
     return (
         torch.empty_like(q).copy_(lists.by_head(grad_query.mul_(scale))),
         torch.empty_like(k).copy_(lists.uncut(grad_key, k)),
@@ -97,7 +97,11 @@ class _Piece:
     row: Tensor
     """int64 `[lists * width]`: the queries, as rows of `_Lists.query`."""
     hidden: Tensor | None
-    """Booleans `[lists, width, 1, block]`: keys before the query's document; None where all are seen."""
+    """Booleans `[lists, block, 1]`: keys before the document of the list's queries; None where all are seen."""
+
+    def seen(self, rows: Tensor) -> Tensor:
+        """`[lists, block, d]` with zeros for hidden keys, in place: a weight of 0 does not hide a NaN."""
+        return rows if self.hidden is None else rows.masked_fill_(self.hidden, 0.0)
 
     def gather(self, rows: Tensor) -> Tensor:
         """`[rows, heads a selector, d]` -> `[lists, width * heads a selector, d]`."""
@@ -154,16 +158,16 @@ class _Lists:
                 row = (entry // s.slots).flatten()
                 hidden = None
                 if documents:
-                    hidden = index < (first_key[row] - block * s.block).view(-1, width, 1, 1)
+                    hidden = (index < (first_key[row[::width]] - block * s.block)[:, None])[..., None]
                 at_kv = line // (s.selectors // self.kv_heads) * self.blocks + block
                 yield _Piece(at_kv, line * self.blocks + block, entry, row, hidden)
                 done += width
 
     def scores(self, piece: _Piece) -> Tensor:
         """Scaled scores `[lists, width * heads a selector, block]`, -inf where nothing is seen."""
-        scores = piece.gather(self.query) @ self.key[piece.block].mT
+        scores = piece.gather(self.query) @ piece.seen(self.key[piece.block]).mT
         if piece.hidden is not None:
-            scores.unflatten(1, (-1, self.group)).masked_fill_(piece.hidden, -torch.inf)
+            scores.masked_fill_(piece.hidden.mT, -torch.inf)
         return scores
 
     def finite(self, lse: Tensor) -> Tensor:

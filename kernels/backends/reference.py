@@ -1,9 +1,10 @@
-"""The oracle: dense masked softmax attention in float32 or float64, with the gradients that autograd derives."""
+"""The oracle: dense masked softmax attention in float32 or float64, whose results depend on visible pairs alone."""
 
 import torch
 from torch import Tensor
 
 from kernels.layout import BlockLayout
+from kernels.masked_product import masked_product
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
@@ -22,18 +23,48 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     batch, heads, queries, head_dim = q.shape
     kv_heads = k.shape[1]
     grouped = q.to(dtype).view(batch, kv_heads, heads // kv_heads, queries, head_dim)
-    scores = grouped @ k.to(dtype)[:, :, None].mT * scale
     mask = mask[:, :, None]
+    scores = _Scores.apply(grouped, k.to(dtype)[:, :, None], mask) * scale
     # Scores that are -inf throughout a row would make NaN gradients, so masked ones stay finite until they are dropped.
     weights = torch.where(mask, scores, -torch.inf)
     highest = weights.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(dtype).min)
     weights = torch.where(mask, (torch.where(mask, scores, highest) - highest).exp(), 0.0)
     total = weights.sum(-1, keepdim=True)
-    seen = total > 0
+    seen = total != 0  # a NaN is seen
     total = torch.where(seen, total, 1.0)
-    out = (weights / total) @ v.to(dtype)[:, :, None]
+    average = torch.where(mask, weights / total, 0.0)  # where total is NaN, 0 / total is, too
+    out = _Average.apply(average, v.to(dtype)[:, :, None], mask)
     lse = torch.where(seen, total.log() + highest, -torch.inf)
     return out.view_as(q).to(q.dtype), lse.reshape(batch, heads, queries)
+
+
+class _Scores(torch.autograd.Function):
+    """`q @ k.mT`, whose gradients sum over visible pairs alone."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, mask)
+        return q @ k.mT
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, k, mask = ctx.saved_tensors
+        return masked_product(grad, k, mask), masked_product(grad.mT, q, mask.mT).sum(2, keepdim=True), None
+
+
+class _Average(torch.autograd.Function):
+    """`weights @ v`; the sums, and those of its gradients, are over visible pairs alone."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, v, mask)
+        return masked_product(weights, v, mask)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        weights, v, mask = ctx.saved_tensors
+        of_weights = torch.where(mask, grad @ v.mT, 0.0)
+        return of_weights, masked_product(weights.mT, grad, mask.mT).sum(2, keepdim=True), None
 
 
 def attention(

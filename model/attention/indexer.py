@@ -119,8 +119,9 @@ class _IndexerLoss(torch.autograd.Function):
                 part = torch.special.xlogy(wanted, wanted) - torch.where(takes_part, wanted * log_shares, 0.0)
                 total += part.sum() / selectors
                 grad = torch.where(takes_part & counts, log_shares.exp() - wanted, 0.0) / selectors
-                grad_queries[:, :, piece] = grad @ keys
-                grad_summaries += grad.mT @ states
+                # A NaN makes the gradients of its own row of logits NaN; a weight of 0 would not hide it from others.
+                grad_queries[:, :, piece] = grad @ torch.where(keys.isfinite(), keys, 0.0)
+                grad_summaries += grad.mT @ torch.where(states.isfinite(), states, 0.0)
         ctx.save_for_backward(grad_queries.to(queries.dtype), grad_summaries.to(summaries.dtype))
         return total
 

@@ -1,0 +1,31 @@
+"""Matrix products over visible pairs alone, where a weight of zero is not enough: 0 * NaN is NaN."""
+
+import torch
+from torch import Tensor
+
+from kernels.shapes import computes
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether no element is NaN or infinite; waits for the device. A sum that overflows counts as infinite."""
+    sums = [t.sum(dtype=torch.float32 if t.dtype.itemsize < 4 else None) for t in tensors]
+    return bool(torch.stack(sums).isfinite().all())
+
+
+def may_wait(x: Tensor) -> bool:
+    """Whether the host may ask for a value of x: not where a call is traced, or captured as a CUDA graph."""
+    return computes(x) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def masked_product(left: Tensor, right: Tensor, visible: Tensor) -> Tensor:
+    """`left @ right`, of which element (i, d) sums over the j where `visible[..., i, j]`.
+
+    left `[..., n, m]` must be 0 where `visible` (booleans, same shape or broadcastable) is false; right `[..., m, d]`.
+    A NaN of `right` makes each sum NaN that it belongs to; an infinity keeps its sign, as for positive weights.
+    """
+    if may_wait(right) and all_finite(right):
+        return left @ right
+    seen = visible.to(left.dtype)
+    result = left @ torch.where(right.isfinite(), right, 0.0)
+    rising, falling = ((seen @ (~bounded).to(left.dtype)) > 0 for bounded in (right < torch.inf, right > -torch.inf))
+    return result + torch.where(rising, torch.inf, 0.0) - torch.where(falling, torch.inf, 0.0)
