@@ -46,7 +46,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     """Resolved config -> run folder -> checked, built, trained, evaluated. Returns the run's summary.
 
     path: where the run lives, a new folder or one in which this very config has been at work, and then goes on from its
-        last checkpoint. None is a new folder under `outputs`, or the one of `resume`.
+        last checkpoint. None is the folder of `resume`, or one under `outputs`: a new one, or a requeued SLURM job's.
     """
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_only
@@ -59,6 +59,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from model.training.fit import fit
     from model.training.module import LanguageModel
     from model.training.run_folder import RunFolder, find_checkpoint, new_run_path, telling_other_ranks
+    from model.training.slurm import check_tasks, slurm_run_path
     from scripts.console import print_report
     from scripts.evaluate import evaluate_last
     from scripts.pictures import draw_loss_by_position, draw_patterns
@@ -66,6 +67,9 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     first_rank = rank_zero_only.rank == 0
     if not first_rank:
         logging.getLogger().setLevel(logging.WARNING)  # the first one says it
+    check_tasks(config["trainer"]["devices"])
+    if path is None and not config["resume"]:
+        path = slurm_run_path(config)
     goes_on = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
     check(config | {"init_from": None} if goes_on else config)  # where a run began is behind it: history, no request
     seed_everything(config["seed"], verbose=False)

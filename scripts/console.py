@@ -128,9 +128,10 @@ def mendable() -> tuple[type[Exception], ...]:
     from model.training.endings import DivergedError, RunOutOfMemoryError
     from model.training.module import LayoutOverflowError
     from model.training.run_folder import RunFolderError
+    from model.training.slurm import SlurmError
 
     ours = ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, LayoutOverflowError
-    return *ours, RunOutOfMemoryError, OmegaConfBaseException
+    return *ours, SlurmError, RunOutOfMemoryError, OmegaConfBaseException
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Efficiency(Callback):
 
     def measure(self, module: LightningModule) -> dict[str, float]:
         """Ends the window at a logged step, after the device has been waited for."""
-        seconds = self.seconds + time.perf_counter() - self.running_since
+        seconds = self._window_seconds()
         values = self._cost(module)
         self.costs = {key: total + values[key] for key, total in self.costs.items()}
         self.logged += 1
@@ -208,8 +208,12 @@ class Efficiency(Callback):
         """Seconds of training so far, all sessions: without the first steps of a session, validations and saves."""
         if self.session_steps < SKIPPED_STEPS:
             return self.counted
+        return self.counted + self._window_seconds()
+
+    def _window_seconds(self) -> float:
+        """Seconds of the current window. The clock may stand: a callback may have saved within this step."""
         running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
-        return self.counted + self.seconds + running
+        return self.seconds + running
 
     def _cost(self, module: LightningModule) -> dict[str, float]:
         cost, tokens = module.model.cost(module.layouts, module.batch_size), module.batch_tokens

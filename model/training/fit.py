@@ -28,6 +28,7 @@ from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
 from model.training.progress import Progress
 from model.training.run_folder import RunFolder, config_hash
+from model.training.slurm import cluster_environment
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ def fit(
     resume: Path | None = None,
     forecast: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM or Ctrl-C; either way the run can be
-    continued.
+    """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM, SIGUSR1 or Ctrl-C; either way the run can
+    be continued.
 
     Args:
         folder: where metrics.csv, summary.json and checkpoints/ go.
@@ -141,7 +142,7 @@ def fit(
             checkpoints,
         ],
         logger=[metrics, *loggers],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *cluster_environment()],
         profiler=fetch_timer,
         use_distributed_sampler=False,  # the DataModule gives each rank its share of one seeded stream
         enable_progress_bar=False,

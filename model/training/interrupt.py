@@ -1,13 +1,14 @@
-"""SIGTERM and Ctrl-C: finish the step, save, end cleanly.
+"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, end cleanly.
 
 The handler only takes a note; checkpoints.py reads it at the next safe point (after an optimizer step, or between two
 validation batches), saves, and raises `Interrupted`, which fit() turns into a result. Nothing here calls sys.exit,
 which would end a whole Hydra sweep. A second Ctrl-C means now.
 
-Two subtleties. A terminal's Ctrl-C and a cluster's SIGTERM reach the data workers too, and a dead worker would break
-the step that is to be finished. For Ctrl-C they inherit a handler that lets them live, set before they are forked;
-SIGTERM they must ignore in their `worker_init_fn`, since PyTorch gives every worker a handler that exits.
+Two subtleties. Signals of a terminal or a cluster reach the data workers too, and a dead worker would break the step
+that is to be finished. For Ctrl-C and SIGUSR1 the workers inherit a handler that lets them live, set before they are
+forked; SIGTERM they must ignore in their `worker_init_fn`, since PyTorch gives every worker a handler that exits.
 And Lightning sets its own SIGTERM handler, which ends a run in the middle of an accumulation: ours replaces it later.
+(Under SLURM its handler of SIGUSR1 would save in the middle of a step, into hpc_ckpt_1.ckpt: slurm.py turns it off.)
 """
 
 import os
@@ -17,6 +18,9 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+"""Each one ends a run after its step, saved. SIGUSR1 is what `sbatch --signal=USR1@120` sends before the time is up."""
 
 
 class Interrupted(Exception):
@@ -49,8 +53,9 @@ class Interrupt(Callback):
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            self.borrowed = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.borrowed = {number: signal.getsignal(number) for number in SIGNALS}
             signal.signal(signal.SIGINT, self._handle)
+            signal.signal(signal.SIGUSR1, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import Timeout
 from omegaconf import DictConfig
 
+from model.training.interrupt import SIGNALS
 from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
 from scripts.console import mendable, one_line, start_logging
 from scripts.sweeping import manifest as records
@@ -221,8 +222,8 @@ def run_as_job(settings: dict[str, Any]) -> int:
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, bool]:
-    """Exit status, and whether somebody stopped it. Ctrl-C and SIGTERM go on to it and to all that it has started: it
-    saves, and ends by itself; a second Ctrl-C ends it at once."""
+    """Exit status, and whether somebody stopped it. Ctrl-C, SIGTERM and SIGUSR1 go on to it and to all that it has
+    started: it saves, and ends by itself; a second Ctrl-C ends it at once."""
     stopped = False
 
     def stop(number: int, _: object = None) -> None:
@@ -233,7 +234,7 @@ def _wait(process: subprocess.Popen) -> tuple[int, bool]:
 
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
         return process.wait(), stopped
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         return process.wait(), stopped
     finally:

@@ -2,6 +2,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from stand_ins import Sequences, TinyData, train
@@ -37,6 +38,20 @@ def test_first_steps_are_left_out(tmp_path):
     train(tmp_path, max_steps=6, validate_every=None)
     rows = read_rows(tmp_path / "metrics.csv")[1]
     assert [bool(row["tokens_per_second"]) for row in rows] == [False] * SKIPPED_STEPS + [True] * 3
+
+
+def test_a_callback_that_saves_within_a_logged_step_stops_no_run(tmp_path):
+    """Saving stops the clock, and the step is measured while it stands."""
+
+    class SaveWithin(lightning.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            trainer.save_checkpoint(tmp_path / "other.ckpt", weights_only=False)
+
+    result = train(tmp_path, max_steps=6, validate_every=None, callbacks=[SaveWithin()])
+    assert (result.state, result.step) == ("finished", 6)
+    rows = read_rows(tmp_path / "metrics.csv")[1]
+    assert all(float(row["step_seconds"]) > 0 for row in rows[SKIPPED_STEPS:])
+    assert result.summary["measured_seconds"] > 0
 
 
 def test_a_run_too_short_to_measure_says_so(tmp_path):

@@ -179,7 +179,7 @@ def test_resuming_a_finished_run_changes_nothing_and_still_reports(tmp_path):
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == saved
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signal_from_outside(tmp_path, number):
     """As a cluster or a terminal sends it: to all processes, data workers included, while gradients accumulate."""
     steps = 25

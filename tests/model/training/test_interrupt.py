@@ -25,19 +25,15 @@ class Press(lightning.Callback):
 
 @pytest.fixture(autouse=True)
 def handlers_come_back():
-    handlers = [lambda *_: None, lambda *_: None]
-    before = [
-        signal.signal(number, handler)
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True)
-    ]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = [lambda *_: None, lambda *_: None, lambda *_: None]
+    before = [signal.signal(number, handler) for number, handler in zip(numbers, handlers, strict=True)]
     yield
-    after = [
-        signal.signal(number, handler) for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True)
-    ]
+    after = [signal.signal(number, handler) for number, handler in zip(numbers, before, strict=True)]
     assert after == handlers
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_step_is_finished_first(tmp_path, number, caplog):
     result = train(tmp_path, accumulate=3, callbacks=[Press(number)])
     assert (result.state, result.step) == ("interrupted", 2)
@@ -45,6 +41,18 @@ def test_the_step_is_finished_first(tmp_path, number, caplog):
     assert saved["global_step"] == 2 and saved["TinyData"]["cursor"] == 2 * 3 * 2
     assert run_folder(tmp_path).read_summary()["state"] == "interrupted"
     assert f"continue with: python train.py resume={tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_slurm_gets_no_checkpoint_and_no_handler_of_its_own(tmp_path, monkeypatch, number):
+    """Lightning would save hpc_ckpt_1.ckpt in the middle of the step, and requeue the job by itself."""
+    for key, value in dict(JOB_ID=4711, JOB_NAME="train", NTASKS=1, PROCID=0, LOCALID=0, NODEID=0).items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # as in a new process; Lightning replaces no other handler
+    result = train(tmp_path, accumulate=3, callbacks=[Press(number)])
+    assert (result.state, result.step) == ("interrupted", 2)
+    assert sorted(file.name for file in tmp_path.rglob("*.ckpt")) == ["last.ckpt"]
+    assert signal.signal(signal.SIGUSR1, before) == signal.SIG_DFL
 
 
 def test_repeated_sigterm_changes_nothing(tmp_path):

@@ -1,0 +1,87 @@
+"""Runs inside a SLURM job: the folder that a requeued job finds again, and the number of tasks.
+
+A requeued job runs its batch script once more, with the same SLURM_JOB_ID and a higher SLURM_RESTART_COUNT. So the
+folder's name holds the job's number and the config's hash: `slurm_4711_0f3a9c2b7d1e_<step or date>`. A restarted job
+goes on in the folder of the same job and config. A command that runs again in a job that was not restarted (in an
+interactive allocation, say) is a new run.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from model.training.run_folder import config_hash, new_run_path
+
+
+class SlurmError(ValueError):
+    """Tasks of a SLURM job that do not fit the run."""
+
+
+def slurm_run_path(config: dict[str, Any]) -> Path | None:
+    """The run folder of this config in this SLURM job, new or from before a requeue. None outside SLURM.
+
+    All tasks that srun starts get the same path.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    fresh = new_run_path(config["outputs"], config["name"])
+    prefix = f"slurm_{job}_{config_hash(config)}_"
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        earlier = [path for path in fresh.parent.glob(f"{prefix}*") if path.is_dir()]
+        if earlier:
+            return max(earlier, key=lambda path: path.stat().st_mtime)
+    # A date would differ between the tasks of a step.
+    return fresh.parent / (prefix + (os.environ["SLURM_STEP_ID"] if _tasks() > 1 else fresh.name))
+
+
+def check_tasks(devices: Any) -> None:
+    """Raises SlurmError unless every task of a job with several tasks trains on one of `devices` (trainer.devices).
+
+    Nothing is checked where Lightning ignores SLURM: under torchrun, and in a job named "bash" or "interactive" whose
+    shell starts the command.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1)
+    name = os.environ.get("SLURM_JOB_NAME")
+    if TorchElasticEnvironment.detect() or max(tasks, _tasks()) == 1:
+        return
+    if name in ("bash", "interactive"):
+        if _tasks() > 1:
+            raise SlurmError(f"SLURM_JOB_NAME={name}: must be another name for several tasks; give srun --job-name")
+        return
+    command = f"srun --ntasks-per-node={tasks} python train.py trainer.devices={tasks} ..."
+    if _tasks() != tasks:
+        raise SlurmError(
+            f"SLURM_NTASKS={tasks}: must be 1 for a command that srun does not start; for {tasks} processes give "
+            f"{command}, for one process sbatch --ntasks=1 (or unset SLURM_NTASKS)"
+        )
+    if (os.environ.get("SLURM_NNODES") or "1") != "1":
+        raise SlurmError(f"SLURM_NNODES={os.environ['SLURM_NNODES']}: must be 1; a run's processes share one node")
+    if os.environ.get("SLURM_NTASKS_PER_NODE") != str(tasks):
+        given = os.environ.get("SLURM_NTASKS_PER_NODE", "")
+        raise SlurmError(f"SLURM_NTASKS_PER_NODE={given}: must be {tasks}, as SLURM_NTASKS is; give {command}")
+    if devices != tasks:
+        raise SlurmError(f"trainer.devices={devices}: must be {tasks}, the number of the job's tasks (SLURM_NTASKS)")
+
+
+def cluster_environment() -> list[ClusterEnvironment]:
+    """The plugin by which Lightning's Trainer finds a run's processes in a SLURM job; none outside SLURM.
+
+    With several tasks srun has started the processes. With one task Lightning starts them, one for each device; by
+    default it would wait for tasks that never come. Lightning never requeues a job or saves a file for it by itself.
+    """
+    if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [LightningEnvironment() if _tasks() == 1 else SLURMEnvironment(auto_requeue=False)]
+
+
+def _tasks() -> int:
+    """Processes that srun started for this step; 1 in the batch script itself."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
