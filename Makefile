@@ -1,6 +1,6 @@
 # The commands of this repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train test test-gpu lint format
+.PHONY: help train test test-gpu lint format docs
 
 PYTHON ?= python3
 ARGS ?=
@@ -24,6 +24,9 @@ lint: .venv/installed  ## check style, spelling and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	PYTHONPATH=. $(BIN)/lint-imports
+
+docs: .venv/installed  ## write the tables and numbers of README.md and docs/ from docs/results
+	PYTHONPATH=. $(BIN)/cog -r -P -p 'from docs.tables import *' README.md docs/*.md
 
 format: .venv/installed  ## fix what can be fixed
 	$(BIN)/ruff check --fix .

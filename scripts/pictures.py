@@ -16,7 +16,7 @@ from kernels.patterns import Pattern
 from model.attention import View, build_view, cost_of
 
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
-COLUMNS = 3
+COLUMNS = 5
 LONGEST = 8192
 """Tokens of the longest document that is drawn: its pairs are held one by one, and a picture shows no more anyway."""
 
@@ -34,7 +34,7 @@ def draw_patterns(
     parts = [None] if zoom is None or zoom >= length else [None, zoom]
     columns = min(COLUMNS, len(patterns))
     rows = -(-len(patterns) // columns) * len(parts)
-    figure, panels = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.0 * rows), squeeze=False)
+    figure, panels = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.5 * rows), squeeze=False)
     for panel in panels.flat:
         panel.axis("off")
     for index, (name, pattern) in enumerate(patterns.items()):
@@ -45,7 +45,7 @@ def draw_patterns(
             panel.axis("on")
             panel.imshow(_shades(view, 512, last), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
             panel.set_title(name, fontsize=10)
-            said = f"{density:.0%} of the pairs of {length:,} tokens" if last is None else f"the last {last:,} tokens"
+            said = f"{density:.0%} of dense, {length:,} tokens" if last is None else f"the last {last:,} tokens"
             panel.set_xlabel(said, fontsize=8)
             panel.set_xticks([])
             panel.set_yticks([])

@@ -1,0 +1,165 @@
+"""The tables and numbers in README.md and docs/, computed from the files in docs/results.
+
+A page holds a block such as
+
+    <!-- [[[cog print(table("memory_cpu.json")) ]]] -->
+    <!-- [[[end]]] -->
+
+and `make docs` writes the output between the two lines (https://cog.readthedocs.io). A test fails where a page is not
+up to date.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmarks.results import markdown
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(file: str) -> Any:
+    """Returns the contents of a JSON file in docs/results."""
+    return json.loads((RESULTS / file).read_text())
+
+
+def report_rows(sweep: str) -> dict[str, dict[str, str]]:
+    """Returns the rows of a sweep's report, by pattern."""
+    with (RESULTS / sweep / "report/pareto.csv").open() as file:
+        return {row["label"]: row for row in csv.DictReader(file)}
+
+
+def table(file: str, columns: Iterable[str] | None = None, **equal: Any) -> str:
+    """Returns the rows of a result file as a Markdown table: the given columns of those rows whose values equal
+    `equal`."""
+    rows = [row for row in read(file)["rows"] if all(row[key] == value for key, value in equal.items())]
+    return markdown([{key: row[key] for key in columns or row} for row in rows])
+
+
+def where(rows: Iterable[Mapping[str, Any]], **equal: Any) -> Mapping[str, Any]:
+    """Returns the only row whose values equal `equal`."""
+    (row,) = (row for row in rows if all(row[key] == value for key, value in equal.items()))
+    return row
+
+
+def kernel_speeds() -> str:
+    """Returns forward and backward TFLOP/s of four sides of the kernel benchmark, one row per pattern and length."""
+    sides = ("auto", "triton", "flex", "flash_attn")
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in read("kernels_h200.json")["rows"]:
+        cells = rows.setdefault((row["pattern"], row["length"]), {"pattern": row["pattern"], "length": row["length"]})
+        cells[row["backend"]] = f"{row['forward_tflops']} / {row['backward_tflops']}"
+    heads = ("pattern", "length", *sides)
+    return markdown([{head: cells.get(head, "") for head in heads} for cells in rows.values()])
+
+
+def routed_speeds() -> str:
+    """Returns times of routed attention and of fla's NSA on the same independent choices."""
+    rows = [row for row in read("routed_h200.json")["rows"] if row["backward_ms"]]
+    columns = ("side", "heads", "forward_ms", "backward_ms", "forward_tflops", "backward_tflops")
+    return markdown([{column: row[column] for column in columns} for row in rows])
+
+
+def sweep_table(sweep: str) -> str:
+    """Returns quality and cost of every pattern in a sweep's report, best first."""
+    rows = sorted(report_rows(sweep).values(), key=lambda row: float(row["bits_per_byte"]))
+    dense = float(report_rows(sweep)["dense"]["step_seconds"])
+    return markdown(
+        [
+            {
+                "pattern": row["label"],
+                "bits per byte": f"{float(row['bits_per_byte']):.3f}",
+                "step time / dense": f"{float(row['step_seconds']) / dense:.2f}",
+                "tokens (millions)": f"{float(row['train_tokens']) / 1e6:.1f}",
+            }
+            for row in rows
+        ]
+    )
+
+
+def gpu_run() -> str:
+    """Returns one sentence with the results of the run gpu_32k."""
+    summary, row = read("gpu_32k/summary.json"), read("gpu_32k/evaluation.json")["rows"][0]
+    baselines = row["baselines"]
+    return (
+        f"[The run](results/gpu_32k) took {summary['train_seconds']:.0f} s of training at "
+        f"{summary['tokens_per_second']:,.0f} tokens/s and {summary['peak_memory_bytes'] / 1e9:.1f} GB, and reached "
+        f"{row['bits_per_byte']:.3f} bits per byte on the held-out novels (gzip -9: "
+        f"{baselines['gzip_bits_per_byte']:.3f}; a bigram model on the same tokens: "
+        f"{baselines['bigram_bits_per_byte']:.3f})."
+    )
+
+
+def gpu_runs() -> str:
+    """Returns speed and memory of the training runs at 32,768 tokens."""
+    names = {
+        "gpu_32k": "window 1,024",
+        "gpu_32k_routed": "routed (window 1,024 and 16 blocks of 64)",
+        "gpu_32k_dense": "dense",
+    }
+    rows = []
+    for run, name in names.items():
+        summary = read(f"{run}/summary.json")
+        rows.append(
+            {
+                "attention": name,
+                "tokens/s": f"{summary['tokens_per_second']:,.0f}",
+                "seconds per step": f"{summary['step_seconds']:.3f}",
+                "memory": f"{summary['peak_memory_bytes'] / 1e9:.1f} GB",
+                "pairs": f"{summary['density_pairs']:.1%}",
+                "record": f"[{run}](results/{run})",
+            }
+        )
+    return markdown(rows)
+
+
+def measured() -> str:
+    """Returns the README's table of measurements."""
+    summary, evaluation = read("default_cpu/summary.json"), read("default_cpu/evaluation.json")["rows"][0]
+    baselines = evaluation["baselines"]
+    steps = read("training_cpu.json")["rows"]
+    speed = lambda attention, length: where(steps, attention=attention, length=length)["tokens_per_second"]  # noqa: E731
+    over_flex = [row["speedup_over_flex"] for row in read("kernels_h200.json")["rows"] if row["backend"] == "triton"]
+    sides = {
+        side: where(read("routed_h200.json")["rows"], selection="random", shape="4x32768", heads="64/4", side=side)
+        for side in ("by_block", "fla")
+    }
+    seconds = {side: row["forward_ms"] + row["backward_ms"] for side, row in sides.items()}
+    decode = read("decode_h200.json")["rows"]
+    growth = lambda attention: (  # noqa: E731
+        where(decode, attention=attention, context=131072, batch=16)["ms_per_token"]
+        / where(decode, attention=attention, context=8192, batch=16)["ms_per_token"]
+    )
+    rows = [
+        (
+            f"`make train`: windows of 256 in 4,096 tokens, two cores, {summary['train_seconds']:.0f} s of training",
+            f"{evaluation['bits_per_byte']:.3f} bits per byte on held-out files (gzip -9: "
+            f"{baselines['gzip_bits_per_byte']:.3f}, bigram model: {baselines['bigram_bits_per_byte']:.3f}), "
+            f"{summary['density_pairs']:.0%} of dense attention's pairs",
+            "[default_cpu](docs/results/default_cpu)",
+        ),
+        (
+            "training steps of `model=nano` on that CPU at 2,048 and 16,384 tokens",
+            f"windows {speed('window', 2048):,} and {speed('window', 16384):,} tokens/s, "
+            f"dense {speed('dense', 2048):,} and {speed('dense', 16384):,}",
+            "[performance.md](docs/performance.md)",
+        ),
+        (
+            "Triton kernels, forward and backward, against compiled FlexAttention (H200, 32k and 131k tokens)",
+            f"{min(over_flex):.2f} to {max(over_flex):.2f} times as fast",
+            "[kernels.md](docs/kernels.md)",
+        ),
+        (
+            "routed attention, 16 blocks of 64 per query, against fla's NSA kernels (H200, 64/4 heads, 32k tokens)",
+            f"{seconds['fla'] / seconds['by_block']:.2f} times as fast",
+            "[kernels.md](docs/kernels.md)",
+        ),
+        (
+            "time to decode a token of 16 sequences after 131,072 tokens, relative to 8,192 (`model=small`, H200)",
+            f"windows {growth('window'):.2f}, routed {growth('routed'):.2f}, dense {growth('dense'):.2f}",
+            "[evaluation.md](docs/evaluation.md)",
+        ),
+    ]
+    return markdown([{"what": what, "result": result, "record": record} for what, result, record in rows])

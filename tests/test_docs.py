@@ -1,0 +1,69 @@
+"""README.md and docs/: commands compose, code runs, links lead to files, numbers are those of the result files."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands import ROOT, compose
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "results" not in page.parts]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+    for line in block.splitlines()
+    if line.startswith("python ")
+]
+PYTHON = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+CONFIGS = {
+    "train.py": "train",
+    "scripts/evaluate.py": "evaluate",
+    "scripts/generate.py": "generate",
+    "scripts/preflight.py": "preflight",
+    "scripts/show_pattern.py": "show_pattern",
+}
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[1] in CONFIGS])
+def test_a_command_composes(command):
+    _, script, *overrides = shlex.split(command)
+    overrides = [re.sub(r"=([\w,]+),\w+$", lambda m: "=" + m.group(1).split(",")[0], o) for o in overrides if o != "-m"]
+    assert compose(*overrides, config_name=CONFIGS[script])
+
+
+def test_there_is_a_command_for_each_use():
+    for words in ("train.py -m", "resume=", "init_from=", "scripts/evaluate.py checkpoint="):
+        assert any(words in line for line in COMMANDS), words
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_the_code_runs(code):
+    names: dict = {}
+    exec(code, names)
+    assert names["out"].shape == names["q"].shape
+
+
+def test_make_has_the_targets():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for page in PAGES:
+        assert set(re.findall(r"\bmake ([a-z-]+)`", page.read_text())) <= set(targets), page
+    assert set(re.findall(r"^    make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M)) <= set(targets)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_to_files(page):
+    for path in re.findall(r"\]\(((?!https?:)[^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / path).exists(), path
+
+
+def test_tables_and_numbers_are_those_of_the_result_files():
+    """`make docs` would change nothing."""
+    pages = [str(page) for page in PAGES if "[[[cog" in page.read_text()]
+    assert len(pages) >= 5
+    command = [sys.executable, "-m", "cogapp", "-P", "--check", "-p", "from docs.tables import *", *pages]
+    check = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
