@@ -90,14 +90,14 @@ def test_bfloat16_inputs_give_a_float32_loss():
 
 def test_without_gradients_none_are_computed(monkeypatch):
     """Evaluation pays for the logits alone."""
-    monkeypatch.setattr(torch.Tensor, "softmax", lambda *_: pytest.fail("a gradient was computed"))
+    monkeypatch.setattr(torch.Tensor, "exp_", lambda *_: pytest.fail("a gradient was computed"))
     hidden, weight, targets = inputs()
     with torch.no_grad():
         total, _ = linear_cross_entropy(hidden, weight, targets)
     assert not total.requires_grad
 
 
-@pytest.mark.parametrize("vocabulary, device, size", [(1 << 20, "cpu", 4), (50304, "cuda", 1334), (1 << 30, "cpu", 1)])
+@pytest.mark.parametrize("vocabulary, device, size", [(1 << 18, "cpu", 4), (50304, "cuda", 1334), (1 << 30, "cpu", 1)])
 def test_chunks_hold_a_fixed_number_of_logits_and_cover_all_tokens(vocabulary, device, size):
     chunks = loss._chunks(3000, vocabulary, device)
     assert [i for part in chunks for i in range(3000)[part]] == list(range(3000))
@@ -106,8 +106,8 @@ def test_chunks_hold_a_fixed_number_of_logits_and_cover_all_tokens(vocabulary, d
 
 def test_logits_of_all_tokens_are_never_there_at_once(monkeypatch):
     shapes = []
-    cross_entropy = F.cross_entropy
-    monkeypatch.setattr(F, "cross_entropy", lambda x, *a, **k: shapes.append(x.shape) or cross_entropy(x, *a, **k))
+    nll_loss = F.nll_loss
+    monkeypatch.setattr(F, "nll_loss", lambda x, *a, **k: shapes.append(x.shape) or nll_loss(x, *a, **k))
     monkeypatch.setattr(loss, "_chunks", chunks_of(5))
     linear_cross_entropy(*inputs())
     assert shapes == [(5, VOCABULARY)] * 4 + [(3, VOCABULARY)]
