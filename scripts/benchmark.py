@@ -2,7 +2,6 @@
 
 python scripts/benchmark.py training --attention dense window --lengths 1024 2048 4096 8192 16384
 python scripts/benchmark.py decode --attention dense window --contexts 8192 131072 --batch 16
-python scripts/benchmark.py hierarchy --lengths 131072 --heads 64 --compile
 python scripts/benchmark.py kernels --patterns window_1024 bigbird --lengths 32768 131072
 python scripts/benchmark.py memory --models nano tiny --attention dense window --lengths 1024 4096
 python scripts/benchmark.py routed --heads 64 16 --kinds random clustered
@@ -20,13 +19,9 @@ import importlib
 BENCHMARKS = {
     "training": "steps of a model at several lengths and patterns: time per token, tokens per second",
     "kernels": "attention alone on a GPU, forward and backward, every backend beside its peers",
-    "layouts": "rebuilding a layout of packed documents on a GPU, beside the attention that it serves",
     "routed": "attention to chosen blocks on a GPU: our strategies beside fla's NSA, FlexAttention and dense SDPA",
-    "decode_kernel": "the kernel of decoding steps alone on a GPU, by its choice of steps, warps and programs",
-    "decode_parity": "how far decoding with a cache is from one pass over the whole text, by pattern and dtype",
     "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
     "memory": "peak memory of training steps, forecast and measured, a fresh process each",
-    "hierarchy": "hierarchical attention with its pooling, beside a window of as many tiles",
 }
 
 
