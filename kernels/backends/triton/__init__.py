@@ -8,6 +8,9 @@ between patterns is data, so nothing is compiled anew.
     plan.py       what is prepared once per layout: order of work, transposed masks, long columns cut in chunks
     configs.py    tile shapes, warps and stages by dtype and head_dim
     common.py     tensor descriptors and masks
+
+A NaN or an infinity in v reaches every query of a tile in which only some see it, and so do those of q, k and dO in the
+gradients: a weight of 0 does not hide them. The backends `blocked` and `reference` have no such leak.
 """
 
 import torch

@@ -69,3 +69,27 @@ def masked(scores, a, b, c, d, first, WIDTH: tl.constexpr):
     # rest, known to the compiler.
     bit = (word >> (column & 6)[None, :]) & (1 << (column & 25))[None, :]
     return tl.where(bit != 0, scores, float("-inf"))
+
+
+@triton.jit
+def all_finite(x):
+    """Whether no element of x `[rows, columns]` is NaN or infinite, nor their sum."""
+    return tl.abs(tl.sum(tl.sum(x, 1), 0)) < float("inf")
+
+
+@triton.jit
+def masked_dot(left, right, visible, sums, PRECISION: tl.constexpr):
+    """sums + left @ right over `visible` pairs alone, outside of which left is 0: 0 * NaN would be NaN.
+
+    As kernels.masked_product: an infinity of `right` keeps its sign.
+    """
+    wide = right.to(tl.float32)
+    below = wide < float("inf")
+    above = wide > float("-inf")
+    shown = tl.where(visible, 1.0, 0.0).to(right.dtype)
+    clean = tl.where(below & above, wide, 0.0).to(right.dtype)
+    sums = tl.dot(left.to(right.dtype), clean, sums, input_precision=PRECISION)
+    rising = tl.dot(shown, tl.where(below, 0.0, 1.0).to(right.dtype), input_precision=PRECISION)
+    sums += tl.where(rising > 0, float("inf"), 0.0)
+    falling = tl.dot(shown, tl.where(above, 0.0, 1.0).to(right.dtype), input_precision=PRECISION)
+    return sums - tl.where(falling > 0, float("inf"), 0.0)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import LOG2_E
+from kernels.backends.triton.common import LOG2_E, all_finite, masked_dot
 from kernels.backends.triton.configs import DTYPES, HEAD_DIMS
 from kernels.backends.triton.decode_combine import combine
 from kernels.backends.triton.forward import positive_scale
@@ -267,10 +267,16 @@ def _split(
         alpha = tl.exp2(m - finite)
         l = l * alpha + tl.sum(p, 1)  # noqa: E741
         acc = acc * alpha[:, None]
-        acc = tl.dot(p.to(vb.dtype), vb, acc, input_precision=PRECISION)
+        if ROWS_DIFFER:  # one row's key may be hidden from another, and hold NaN
+            if all_finite(vb.to(tl.float32)):
+                acc = tl.dot(p.to(vb.dtype), vb, acc, input_precision=PRECISION)
+            else:
+                acc = masked_dot(tl.where(seen, p, 0.0), vb, seen, acc, PRECISION)
+        else:
+            acc = tl.dot(p.to(vb.dtype), vb, acc, input_precision=PRECISION)
         m = highest
 
-    some = l > 0
+    some = l != 0  # a NaN is seen
     total = tl.where(some, l, 1.0)
     tl.store(
         partial_out + to[:, None] * HEAD_DIM + column[None, :],

@@ -86,7 +86,7 @@ def _combine(
         acc = acc * alpha
         l = l * alpha + tl.exp2(sink - highest)  # noqa: E741
         m = highest
-    some = l > 0
+    some = l != 0  # a NaN is seen
     total = tl.where(some, l, 1.0)
     to = out + row // (queries * heads) * out_batch + head * out_head + row % queries * out_step
     tl.store(to + column, (acc / total).to(out.dtype.element_ty), in_column)

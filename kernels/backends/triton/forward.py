@@ -130,7 +130,7 @@ def _forward(
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = highest
 
-    seen = l > 0
+    seen = l != 0  # a NaN is seen
     acc = acc / tl.where(seen, l, 1.0)[:, None]
     out_desc.store([batch, head, start, 0], acc.to(q.dtype).reshape(1, 1, M, D))
     query = start + tl.arange(0, M)

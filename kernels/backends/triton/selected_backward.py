@@ -215,7 +215,7 @@ def _backward(
     within = (column < HEAD_DIM)[None, :]
     line_in_block = tl.arange(0, BLOCK)
     key = block * BLOCK + line_in_block
-    inside = (key < keys)[:, None] & within
+    inside = ((key < keys) & (key >= first))[:, None] & within  # a hidden key may hold NaN
     wide_key = key.to(tl.int64)[:, None]
     kb = tl.load(k + batch * k_batch + kv_head * k_head + wide_key * k_step + column[None, :], inside, 0.0)
     vb = tl.load(v + batch * v_batch + kv_head * v_head + wide_key * v_step + column[None, :], inside, 0.0)
@@ -273,6 +273,8 @@ def _backward(
         lse = next_lse
         delta = next_delta
 
+    dk = tl.where((key >= first)[:, None], dk, 0.0)  # a weight of 0 does not hide a NaN of dO
+    dv = tl.where((key >= first)[:, None], dv, 0.0)
     offset = line_in_block[:, None] * HEAD_DIM + column[None, :]
     if slot >= 0:
         to_sum = sums + slot.to(tl.int64) * 2 * BLOCK * HEAD_DIM + offset

@@ -155,7 +155,7 @@ def _forward(
     column = tl.arange(0, D)
     within = (column < HEAD_DIM)[None, :]
     key = block * BLOCK + tl.arange(0, BLOCK)
-    inside = (key < keys)[:, None] & within
+    inside = ((key < keys) & (key >= first))[:, None] & within  # a hidden key may hold NaN
     wide_key = key.to(tl.int64)[:, None]
     kb = tl.load(k + batch * k_batch + kv_head * k_head + wide_key * k_step + column[None, :], inside, 0.0)
     vb = tl.load(v + batch * v_batch + kv_head * v_head + wide_key * v_step + column[None, :], inside, 0.0)

@@ -98,7 +98,7 @@ def _add_slots(
         highest = tl.max(x, 0)
         finite = tl.where(highest == float("-inf"), 0.0, highest)
         total = tl.sum(tl.exp2(x - finite[None, :]), 0)
-        seen = total > 0
+        seen = total != 0  # a NaN is seen
         total = tl.where(seen, finite + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
         at = (batch * heads + head_index) * queries + first_query + query
         tl.store(lse + at, tl.where(seen, total * LN_2, float("-inf")), live)
