@@ -121,6 +121,11 @@ class Corpus:
             for split, found in metadata["splits"].items()
         }
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """sha256 of each split's tokens: equal for equal documents under one tokenizer, wherever they lie."""
+        return {name: split.metadata.content for name, split in self.splits.items()}
+
     def report(self) -> "rich.table.Table":
         """Documents, bytes, tokens and the distribution of lengths, a row a split."""
         from rich.table import Table

@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,6 +104,32 @@ class DataModule(LightningDataModule):
                 f" accepted are lengths below {tokens}"
             )
 
+    def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
+        """Raises CorpusError unless the corpus is the one that `run` was trained on.
+
+        state: what its checkpoint holds of the data module (`state_dict`). Older checkpoints hold no `contents`; of
+        their corpus the training split alone is checked, by `stream`, and a warning names what is not.
+        """
+        key = f"data.path={'null' if self.path is None else self.path}"
+        if "contents" in state:
+            stored, found = state["contents"], self.corpus.contents
+            changed = [name for name in stored if found.get(name) != stored[name]]
+            if changed:
+                old, new = (contents.get(changed[0], "none")[:12] for contents in (stored, found))
+                raise CorpusError(
+                    f"{key}: must hold the documents that {run} was trained with; its {' and '.join(changed)} split"
+                    f" changed (fingerprint of {changed[0]}: {old} then, {new} now)"
+                )
+        elif "stream" in state:
+            if state["stream"] != self._stream_number():
+                raise CorpusError(
+                    f"{key}: must hold the documents that {run} was trained with; its train split, or the tokenizer"
+                    " that was learned from it, changed"
+                )
+            log.warning(f"{run} stores no fingerprint of its validation and test split: taken as they are now")
+        else:
+            log.warning(f"{run} stores no fingerprint of its corpus: {key} is taken as it is now")
+
     @property
     def vocabulary(self) -> int:
         return self.tokenizer.vocabulary
@@ -184,10 +212,10 @@ class DataModule(LightningDataModule):
         """Count samples of a batch as consumed; called by the training step, on every device alike."""
         self.cursor += samples * self._rank()[1]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"cursor": self.cursor, "stream": self._stream_number()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor, "stream": self._stream_number(), "contents": self.corpus.contents}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cursor = state["cursor"]
         self._resumed_stream = state["stream"]
 

@@ -38,7 +38,11 @@ PARALLEL_BYTES = 4_000_000  # text for which it is worth starting another proces
 def prepare(
     source: Source, path: str | None, tokenizer: tokenizers.Tokenizer, minimum_tokens: int, cache: Path
 ) -> Corpus:
-    """The corpus of these settings: opened where it is in `cache`, made otherwise. Safe to call from many processes."""
+    """The corpus of these settings: opened where it is in `cache`, made otherwise. Safe to call from many processes.
+
+    A tokenizer that was saved also opens the corpus for which it was trained, so a run that is opened again with its
+    own tokenizer.json tokenizes nothing anew.
+    """
     from filelock import FileLock
 
     source.check(path)
@@ -50,7 +54,7 @@ def prepare(
     }
     fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / fingerprint
-    if corpus := _open(folder):
+    if corpus := _open(folder) or _open_trained_for(tokenizer, made_from, folder.parent):
         return corpus
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # released by the system when its process dies
@@ -79,6 +83,23 @@ def _open(folder: Path) -> Corpus | None:
     except CorpusError as error:
         log.warning(f"{error}: the corpus is prepared again")
         return None
+
+
+def _open_trained_for(tokenizer: tokenizers.Tokenizer, made_from: dict, cache: Path) -> Corpus | None:
+    """The corpus of the same documents from which this saved tokenizer was learned: it holds the same tokens."""
+    if not isinstance(tokenizer, tokenizers.Saved):
+        return None
+    for file in sorted(cache.glob("*/metadata.json")):
+        try:
+            metadata = json.loads(file.read_text())
+            same_documents = metadata["made_from"] | {"tokenizer": made_from["tokenizer"]} == made_from
+            complete = metadata["fingerprint"] == file.parent.name  # and not the copy that a process is writing
+        except (OSError, ValueError, KeyError):
+            continue
+        corpus = _open(file.parent) if same_documents and complete else None
+        if corpus and corpus.tokenizer.identity() == tokenizer.identity():
+            return corpus
+    return None
 
 
 def _write(

@@ -1,5 +1,6 @@
 """Documents in memory under a tokenizer that exists already: what one evaluates a trained model on."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from .corpus import Split
 
 
 class Texts:
@@ -63,3 +66,12 @@ class Texts:
     @property
     def total_bytes(self) -> int:
         return sum(self.bytes)
+
+
+def digest(documents: "Split | Texts") -> str:
+    """sha256 over the texts of all documents in their order. Names and the tokenizer do not change it."""
+    found = hashlib.sha256()
+    for document in range(len(documents)):
+        text = documents.text(document).encode()
+        found.update(len(text).to_bytes(8) + text)
+    return found.hexdigest()

@@ -196,15 +196,22 @@ class BPE(_ByteLevel):
 
 
 class Saved(_ByteLevel):
-    """A byte-level tokenizer that somebody trained before: `path` is its tokenizer.json."""
+    """A byte-level tokenizer that was trained before. `path` is its tokenizer.json, or a folder (of a run) that holds
+    one; a file that `Bytes` wrote gives a `Bytes`."""
+
+    def __new__(cls, path: str | None = None) -> "Saved | Bytes":  # unpickling passes no path
+        return Bytes() if path is not None and _is_bytes(_json_file(path)) else super().__new__(cls)
 
     def __init__(self, path: str):
         from tokenizers import Tokenizer
 
-        if not Path(path).is_file():
-            raise CorpusError(f"data.tokenizer.path={path}: no such file; accepted is a tokenizer.json")
+        file = _json_file(path)
+        if not file.is_file():
+            raise CorpusError(
+                f"data.tokenizer.path={path}: no such file; must be a tokenizer.json, or a folder that holds one"
+            )
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise CorpusError(f"data.tokenizer.path={path}: not a tokenizer.json ({error})") from error
         self._adopt(tokenizer, f"data.tokenizer.path={path}")
@@ -218,9 +225,18 @@ class Saved(_ByteLevel):
 
 def load(file: Path) -> Tokenizer:
     """The tokenizer that `save` wrote."""
-    if json.loads(file.read_text()) == Bytes().identity():
-        return Bytes()
     return Saved(str(file))
+
+
+def _json_file(path: str) -> Path:
+    return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+
+
+def _is_bytes(file: Path) -> bool:
+    try:
+        return json.loads(file.read_text()) == Bytes().identity()
+    except (OSError, ValueError):
+        return False
 
 
 _BOUNDARY = re.compile("[A-Za-z](?= [A-Za-z])")

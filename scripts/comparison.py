@@ -19,7 +19,7 @@ from configs.build import ConfigError
 from configs.checks import check_device, check_evaluation
 from model.evaluation import compare
 from model.training.run_folder import new_run_path, write_atomically, write_json
-from scripts.loading import Run, open_documents, open_run, retokenize, same_tokenizer
+from scripts.loading import Run, open_corpus, open_documents, open_run, retokenize, same_tokenizer
 from scripts.markdown import bounded, table
 from scripts.measuring import measure
 from scripts.scoring import Scoring
@@ -60,13 +60,15 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     rows, losses = [], []
     for checkpoint in config["checkpoint"]:
         run = open_run(checkpoint, config["accelerator"], config["precision"])
-        check_evaluation(settings, run.data.sequence_length)
+        check_evaluation(settings, run.sequence_length)
         if not runs:
             settings = _same_window(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
         runs.append(run)
         own = retokenize(documents, name, runs[0], run)
-        measured, found = measure(run.model, own, run.data, settings, scoring, run.checkpoint, run.label)
+        corpus = open_corpus(run) if settings["baselines"] else None
+        trained = run.tokenizer, run.sequence_length, corpus
+        measured, found = measure(run.model, own, *trained, settings, scoring, run.checkpoint, run.label)
         run.model.to("cpu")
         named = {"run": run.label, "checkpoint": str(run.checkpoint), "documents_from": name}
         rows.append(named | {"precision": config["precision"]} | measured)
@@ -88,7 +90,7 @@ def _same_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
     """A window of null is as long as a run's training sequences: those of the first run, for all that are compared."""
     protocol = dict(settings["protocol"])
     if protocol["window"] is None and protocol["name"] != "whole":
-        protocol["window"] = first.data.sequence_length
+        protocol["window"] = first.sequence_length
         log.info("evaluation.protocol.window=null: %s's sequences, %s tokens", first.label, protocol["window"])
     return {**settings, "protocol": protocol}
 

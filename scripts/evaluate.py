@@ -60,22 +60,30 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 
     from configs.checks import check_device, check_evaluation
     from scripts.console import print_report
-    from scripts.loading import open_documents, open_run
+    from scripts.loading import open_corpus, open_documents, open_run
     from scripts.measuring import measure
     from scripts.scoring import Scoring
 
     check_device(config["accelerator"], config["precision"])
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     settings = config["evaluation"]
-    check_evaluation(settings, run.data.sequence_length)
+    check_evaluation(settings, run.sequence_length)
     documents, name = open_documents(run, settings["split"], config.get("data"))
     output = Path(config["output"]) if config["output"] else run.folder / "evaluation.json"
     # Within the run's own file a checkpoint is named as seen from there, so that the folder may move.
     absolute = run.checkpoint.absolute()
     named = absolute if config["output"] else absolute.relative_to(run.folder)
     scoring = Scoring(settings["tokens_at_once"], config["precision"])
-    measured, _ = measure(run.model, documents, run.data, settings, scoring, run.checkpoint, run.label)
-    row = {"checkpoint": str(named), "documents_from": name, "precision": config["precision"]} | measured
+    corpus = open_corpus(run) if settings["baselines"] else None
+    trained = run.tokenizer, run.sequence_length, corpus
+    measured, _ = measure(run.model, documents, *trained, settings, scoring, run.checkpoint, run.label)
+    split = None if config.get("data") else settings["split"]
+    row = {
+        "checkpoint": str(named),
+        "documents_from": name,
+        "split": split,
+        "precision": config["precision"],
+    } | measured
     add_row(output, row)
     scoring.finish()
     print_report(Console(), row)
@@ -95,21 +103,23 @@ def evaluate_last(
     split = settings["split"]
     scoring = Scoring(settings["tokens_at_once"], trainer["precision"])
     model.to(device_of(trainer["accelerator"]))
-    measured, _ = measure(model, data.corpus.splits[split], data, settings, scoring, None, config["name"])
+    trained = data.tokenizer, data.sequence_length, data.corpus
+    measured, _ = measure(model, data.corpus.splits[split], *trained, settings, scoring, None, config["name"])
     scoring.finish()
-    row = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "precision": trainer["precision"]} | measured
+    place = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "split": split}
+    row = place | {"precision": trainer["precision"]} | measured
     add_row(folder.path / "evaluation.json", row)
     return row
 
 
 def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds `row` to the evaluations in `path`; one of the same checkpoint, precision, protocol and
-    documents is replaced."""
+    """Adds `row` to the evaluations in `path`. It replaces one of the same checkpoint, precision, protocol, split and
+    documents; documents are the same by their content, whatever they are called. Older rows, which lack that, stay."""
     from model.training.run_folder import write_json
 
     def identity(r: Mapping[str, Any]) -> tuple:
         protocol = json.dumps(r["protocol"], sort_keys=True)
-        return r["checkpoint"], r["documents_from"], r.get("precision"), protocol  # older rows do not say
+        return r["checkpoint"], r.get("precision"), protocol, r.get("split"), r.get("documents_digest")
 
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     write_json(path, {"rows": [r for r in rows if identity(r) != identity(row)] + [dict(row)]})

@@ -41,11 +41,12 @@ def write(config: dict[str, Any]) -> list[str]:
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
     from model.precision import autocast
-    from scripts.loading import open_model
+    from scripts.loading import open_run
 
     check_device(config["accelerator"], config["precision"])
     prompts, stop = _prompts(config), _stop(config)
-    model, tokenizer = open_model(config["checkpoint"], config["accelerator"], config["precision"])
+    run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
+    model, tokenizer = run.model, run.tokenizer
     streams = [TextStream(tokenizer.decode, stop) for _ in prompts]
     alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished
 

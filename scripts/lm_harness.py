@@ -199,14 +199,15 @@ def register() -> type:
         ) -> None:
             from configs.checks import check_device
             from model.precision import autocast
-            from scripts.loading import open_model
+            from scripts.loading import open_run
 
             super().__init__()
             # The harness says device="cuda" where nobody asked for it, GPU or not.
             accelerator = accelerator or ("cpu" if device == "cpu" else "auto")
             check_device(accelerator, precision)
-            model, tokenizer = open_model(checkpoint, accelerator, precision)
-            self._requests = Requests(model, tokenizer, int(tokens_at_once), truncate)
+            run = open_run(checkpoint, accelerator, precision)
+            model = run.model
+            self._requests = Requests(model, run.tokenizer, int(tokens_at_once), truncate)
             self._autocast = lambda: autocast(model, precision)
             self._device = model.embed_tokens.weight.device
 

@@ -3,98 +3,129 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from configs.build import ConfigError, build_data, build_model
-from data import DataModule, Texts
-from data.corpus import Split
+from configs.tokenizer import with_own_tokenizer
+from data import CorpusError, DataModule, Texts
+from data.corpus import Corpus, Split
 from data.tokenizers import Tokenizer
 from data.tokenizers import load as load_tokenizer
 from model import Transformer
 from model.precision import DTYPES, device_of
 from model.training.checkpoints import load_weights, read_checkpoint
-from model.training.run_folder import find_checkpoint
+from model.training.run_folder import find_checkpoint, folder_of
 
 log = logging.getLogger("farsight")
 
 
 @dataclass(frozen=True)
 class Run:
-    """`checkpoint`: the file, and `folder` where it lies (`folder_of`). `config`: what the run was trained with. `data`
-    is set up; `model` is on the device that was asked for."""
+    """A trained run. Its tokenizer, data and model are opened when they are first used: a run whose training corpus is
+    gone still has the other two.
+
+    checkpoint: the file. folder: where it lies (`folder_of`).
+    config: what the run was trained with. data_state: what the checkpoint holds of the data module.
+    """
 
     checkpoint: Path
     folder: Path
     config: dict[str, Any]
-    data: DataModule
-    model: Transformer
+    data_state: Mapping[str, Any]
+    accelerator: str
+    precision: str
 
     @property
     def label(self) -> str:
-        """How a table or a picture calls it."""
+        """The run's name in tables and pictures."""
         which = "" if self.checkpoint.stem == "last" else f"/{self.checkpoint.stem}"
         return f"{self.config['name']}/{self.folder.name}{which}"
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a training sequence."""
+        return self.config["data"]["sequence_length"]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's own: its tokenizer.json, or in a folder without one, that of its corpus."""
+        file = self.folder / "tokenizer.json"
+        return load_tokenizer(file) if file.is_file() else self.data.tokenizer
+
+    @cached_property
+    def data(self) -> DataModule:
+        """Its data under its own tokenizer, set up. ConfigError: the corpus is gone, or not the one of the training."""
+        try:
+            data = build_data(with_own_tokenizer(self.config["data"], self.folder))
+            data.setup()
+            data.check_unchanged(self.data_state, self.label)
+        except CorpusError as error:
+            raise ConfigError(
+                f"checkpoint={self.checkpoint}: cannot open the corpus of its training: {error}"
+            ) from None
+        return data
+
+    @cached_property
+    def model(self) -> Transformer:
+        """With the weights of `checkpoint`, on the device and in the precision that were asked for."""
+        model = build_model(self.config, self.tokenizer.vocabulary)
+        load_weights(model, self.checkpoint)
+        return model.to(device_of(self.accelerator), DTYPES.get(self.precision, torch.float32)).eval()
 
 
 def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     """The run that `checkpoint` means (model/training/run_folder.find_checkpoint), its last weights loaded."""
     file = find_checkpoint(checkpoint, prefer="last")
-    config = read_checkpoint(file)["hyper_parameters"]
-    data = build_data(config["data"])
-    data.setup()
-    return Run(file, folder_of(file), config, data, _model(file, config, data.tokenizer, accelerator, precision))
-
-
-def open_model(checkpoint: str | Path, accelerator: str, precision: str) -> tuple[Transformer, Tokenizer]:
-    """The model and the tokenizer of a run, for who needs none of its documents: they may be gone."""
-    file = find_checkpoint(checkpoint, prefer="last")
-    saved = folder_of(file) / "tokenizer.json"
-    if not saved.is_file():
-        run = open_run(checkpoint, accelerator, precision)
-        return run.model, run.data.tokenizer
-    tokenizer = load_tokenizer(saved)
-    return _model(file, read_checkpoint(file)["hyper_parameters"], tokenizer, accelerator, precision), tokenizer
-
-
-def _model(
-    file: Path, config: Mapping[str, Any], tokenizer: Tokenizer, accelerator: str, precision: str
-) -> Transformer:
-    model = build_model(config, tokenizer.vocabulary)
-    load_weights(model, file)
-    return model.to(device_of(accelerator), DTYPES.get(precision, torch.float32)).eval()
-
-
-def folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint lies in, or its own folder where it was moved out of one."""
-    checkpoint = checkpoint.absolute()
-    run = checkpoint.parent.parent
-    return run if (run / "config.yaml").is_file() else checkpoint.parent
+    saved = read_checkpoint(file)
+    run = Run(file, folder_of(file), saved["hyper_parameters"], saved.get("DataModule", {}), accelerator, precision)
+    run.model  # noqa: B018  (weights that do not fit are an error here, before work begins)
+    return run
 
 
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | Texts, str]:
     """What to evaluate `run` on, and its name: one's own documents (a composed `data` group), or the run's split."""
     if data:
-        return Texts.load(data, run.data.tokenizer), str(data["path"])
-    splits = run.data.corpus.splits
+        return Texts.load(data, run.tokenizer), str(data["path"])
+    try:
+        splits = run.data.corpus.splits
+    except ConfigError as error:
+        raise ConfigError(f"{error}; own documents are evaluated with data=files data.path=...") from None
     if split not in splits:
         raise ConfigError(f"evaluation.split={split}: must be one of {', '.join(splits)}")
     return splits[split], split
 
 
+def open_corpus(run: Run) -> Corpus | None:
+    """The corpus that `run` was trained on; None, with a warning, where it changed or is gone."""
+    try:
+        return run.data.corpus
+    except ConfigError as error:
+        log.warning("the bigram baseline is left out: %s", error)
+        return None
+
+
 def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Split | Texts:
     """`documents` of `first` for another run: under that run's tokenizer, where it has another."""
-    if run.data.corpus.fingerprint != first.data.corpus.fingerprint:
+    if isinstance(documents, Split) and not same_corpus(run, first):
         log.warning(
             "%s was trained on another corpus: it may have seen documents of %s's %s", run.label, first.label, name
         )
     if same_tokenizer(run, first):
         return documents
     rows = [{"name": str(document), "text": documents.text(document)} for document in range(len(documents))]
-    return Texts(rows, run.data.tokenizer)
+    return Texts(rows, run.tokenizer)
+
+
+def same_corpus(run: Run, other: Run) -> bool:
+    """Whether both were trained on the same documents under the same tokenizer. Older checkpoints hold no fingerprint:
+    theirs is that of the corpus as it is now."""
+    contents = [each.data_state.get("contents") or each.data.corpus.contents for each in (run, other)]
+    return contents[0] == contents[1]
 
 
 def same_tokenizer(run: Run, other: Run) -> bool:
-    return run.data.tokenizer.identity() == other.data.tokenizer.identity()
+    return run.tokenizer.identity() == other.tokenizer.identity()

@@ -1,8 +1,9 @@
-"""evaluate.py suite=recall: tasks that need what lies far back, at growing lengths. Writes recall.json and a picture.
+"""evaluate.py suite=recall: tasks that need what lies far back, at growing lengths. Writes recall.json and a picture;
+of one's own documents recall_<digest>.json, so that they never replace the run's own result.
 
-recall.json: {"checkpoint", "documents_from", "tokenizer", "protocol", "rows": [{task, length, depth, distance, answers,
-exact_match, nll (nats an answer), nll_per_token}], "exact_match": {task: {length: share}}, "effective_length": {task:
-tokens}}
+recall.json: {"checkpoint", "documents_from", "documents_digest", "tokenizer", "protocol", "rows": [{task, length,
+depth, distance, answers, exact_match, nll (nats an answer), nll_per_token}], "exact_match": {task: {length: share}},
+"effective_length": {task: tokens}}
 """
 
 import importlib
@@ -20,6 +21,7 @@ from configs.build import ConfigError
 from configs.checks import check_device, check_recall
 from data import CorpusError
 from data.recall.text import Material
+from data.texts import digest
 from model.evaluation import Answer, answer, effective_length
 from model.evaluation.recall import BAR
 from model.precision import autocast
@@ -57,7 +59,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["recall"]
     run = open_run(checkpoint, config["accelerator"], config["precision"])
     documents, name = open_documents(run, config["evaluation"]["split"], config.get("data"))
-    material = Material.of(run.data.tokenizer, (documents.tokens(index) for index in range(len(documents))))
+    material = Material.of(run.tokenizer, (documents.tokens(index) for index in range(len(documents))))
     rows = []
     cases = list(_cases(settings, run))
     total = settings["samples"] * sum(length for _, length, _ in cases)
@@ -71,7 +73,8 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
     result = {
         "checkpoint": str(run.checkpoint.absolute().relative_to(run.folder)),
         "documents_from": name,
-        "tokenizer": run.data.tokenizer.identity(),
+        "documents_digest": digest(documents),
+        "tokenizer": run.tokenizer.identity(),
         "protocol": {
             **{"name": "recall", "samples": settings["samples"], "bos": True, "bar": BAR, "seed": config["seed"]},
             "precision": config["precision"],
@@ -81,6 +84,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "effective_length": {task: effective_length(shares) for task, shares in match.items()},
     }
     which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own
+    which += f"_{result['documents_digest'][:8]}" if config.get("data") else ""
     output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, result)
@@ -98,7 +102,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def _cases(settings: Mapping[str, Any], run: Run) -> Iterator[Case]:
     """Everything that is asked, shortest first."""
     limit = run.model.config.max_length
-    lengths = settings["lengths"] or _lengths(run.data.sequence_length)
+    lengths = settings["lengths"] or _lengths(run.sequence_length)
     if max(lengths) > limit:
         raise ConfigError(f"recall.lengths={list(lengths)}: must be at most the model's limit, {limit}")
     for length in sorted(lengths):
@@ -157,7 +161,7 @@ def _ask(
         except (CorpusError, TypeError) as error:
             raise ConfigError(f"recall.tasks.{task} at recall.lengths={length}: {error}") from None
         batch = {name: torch.cat([s[name] for s in samples]) for name in samples[0]}
-        answers += answer(run.model, batch, run.data.tokenizer.vocabulary)
+        answers += answer(run.model, batch, run.tokenizer.vocabulary)
         progress(length * len(samples))
     return answers
 

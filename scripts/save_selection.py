@@ -41,25 +41,18 @@ def save(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from configs.build import ConfigError, build_data, build_model
+    from configs.build import ConfigError
     from model.attention.routed import RoutedAttend
-    from model.training.checkpoints import load_weights, read_checkpoint
-    from model.training.run_folder import find_checkpoint
     from scripts.benchmarks.results import markdown, surroundings
+    from scripts.loading import open_run
 
-    checkpoint = find_checkpoint(arguments.checkpoint, prefer="last")
-    run = read_checkpoint(checkpoint)["hyper_parameters"]
-    data = build_data(run["data"])
-    data.setup()
-    model = build_model(run, data.vocabulary)
-    load_weights(model, checkpoint)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
+    run = open_run(arguments.checkpoint, "auto", "32-true")
+    model, device = run.model, run.model.embed_tokens.weight.device
     routed = [attend for attend in model.attends if isinstance(attend, RoutedAttend)]
     if not routed:
         raise ConfigError(f"checkpoint={arguments.checkpoint}: no layer of it routes; accepted is a run with a router")
 
-    documents = data.corpus.splits[arguments.split]
+    documents = run.data.corpus.splits[arguments.split]
     pieces, length = [], 0
     for index in range(len(documents)):
         if length >= arguments.tokens:

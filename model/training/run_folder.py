@@ -180,6 +180,13 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
     raise RunFolderError(f"no checkpoint at {path}: give a run folder, RUN_DIR/last, RUN_DIR/best or a .ckpt file")
 
 
+def folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint lies in, or its own folder where it was moved out of one."""
+    checkpoint = checkpoint.absolute()
+    run = checkpoint.parent.parent
+    return run if (run / "config.yaml").is_file() else checkpoint.parent
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """12 hex digits that change with any setting, except those that only name the run and its place, or judge it before
     it starts."""

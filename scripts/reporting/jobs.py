@@ -223,7 +223,10 @@ def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any])
     split = _group(config, "evaluation").get("split")
     own = [row for row in rows if row.get("bits_per_byte") == summary.get("bits_per_byte")]
     last = [
-        row for row in rows if (row.get("checkpoint"), row.get("documents_from")) == ("checkpoints/last.ckpt", split)
+        row
+        for row in rows
+        if row.get("checkpoint") == "checkpoints/last.ckpt"
+        and row.get("split", row.get("documents_from")) == split  # older rows name their split there
     ]
     return (own or last or rows)[0]
 

@@ -83,11 +83,13 @@ def test_resume_reads_on_exactly(make, tmp_path, workers, accumulation, stopped)
     assert resumed_weight == weight
 
 
-def test_the_state_is_plain_integers(make, tmp_path):
+def test_the_state_is_plain_values(make, tmp_path):
     train(make(), tmp_path, 9)
     state = torch.load(tmp_path / "step_9.ckpt", weights_only=True)["DataModule"]
     assert state["cursor"] == 18
-    assert all(type(value) is int for value in state.values())
+    assert type(state["cursor"]) is type(state["stream"]) is int
+    assert set(state["contents"]) == {"train", "validation", "test"}
+    assert all(type(digest) is str and len(digest) == 64 for digest in state["contents"].values())
 
 
 def test_workers_and_batch_size_do_not_change_the_order(make):

@@ -40,5 +40,6 @@ def make_run(outputs: Path, books: Path, *overrides: str, name: str = "run", see
     folder = RunFolder.create(outputs / name / "first", config)
     data.tokenizer.save(folder.path / "tokenizer.json")
     weights = {f"model.{key}": value for key, value in model.state_dict().items()}
-    torch.save({"state_dict": weights, "hyper_parameters": config}, folder.checkpoints / "last.ckpt")
+    checkpoint = {"state_dict": weights, "hyper_parameters": config, "DataModule": data.state_dict()}
+    torch.save(checkpoint, folder.checkpoints / "last.ckpt")
     return folder.path

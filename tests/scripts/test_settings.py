@@ -17,7 +17,7 @@ from tests.commands import compose
 
 
 def test_runs_that_are_compared_share_the_first_ones_window():
-    first = SimpleNamespace(label="a", data=SimpleNamespace(sequence_length=256))
+    first = SimpleNamespace(label="a", sequence_length=256)
     settings = {"protocol": {"name": "sliding", "window": None, "stride": None}, "split": "test"}
     assert _same_window(settings, first)["protocol"]["window"] == 256
     assert settings["protocol"]["window"] is None, "the config itself stays as it is"
