@@ -55,10 +55,11 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.build import build_data, build_loggers, build_model
     from configs.checks import check
     from configs.forecasting import forecast_before_training
-    from model.training.checkpoints import load_weights
+    from configs.tokenizer import with_own_tokenizer
+    from model.training.checkpoints import load_weights, read_checkpoint
     from model.training.fit import fit
     from model.training.module import LanguageModel
-    from model.training.run_folder import RunFolder, find_checkpoint, new_run_path, telling_other_ranks
+    from model.training.run_folder import RunFolder, find_checkpoint, folder_of, new_run_path, telling_other_ranks
     from model.training.slurm import check_tasks, slurm_run_path
     from scripts.console import print_report
     from scripts.evaluate import evaluate_last
@@ -71,11 +72,17 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     if path is None and not config["resume"]:
         path = slurm_run_path(config)
     goes_on = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
-    check(config | {"init_from": None} if goes_on else config)  # where a run began is behind it: history, no request
+    composed = config
+    if goes_on:  # with its own tokenizer; ignore `init_from` when resuming
+        start = find_checkpoint(config["resume"] or path, prefer="last")
+        composed = config | {"init_from": None, "data": with_own_tokenizer(config["data"], folder_of(start))}
+    check(composed)
     seed_everything(config["seed"], verbose=False)
-    data = build_data(config["data"])
+    data = build_data(composed["data"])
     data.setup()
-    forecast, warning = forecast_before_training(config, data)
+    if goes_on:
+        data.check_unchanged(read_checkpoint(start).get("DataModule", {}), str(folder_of(start)))
+    forecast, warning = forecast_before_training(composed, data)
     model = build_model(config, data.vocabulary)
     if config["init_from"] and not goes_on:
         load_weights(model, find_checkpoint(config["init_from"]))
@@ -91,7 +98,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         folder, checkpoint = RunFolder.create_or_continue(path, config)
     else:
         folder, checkpoint = RunFolder.create(new_run_path(config["outputs"], config["name"]), config), None
-    if first_rank:
+    if first_rank and not (goes_on and (folder.path / "tokenizer.json").is_file()):
         data.tokenizer.save(folder.path / "tokenizer.json")
     with folder.logging_to_file() if first_rank else contextlib.nullcontext():
         log.info("run folder: %s", folder.path)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,11 +135,16 @@ def mendable() -> tuple[type[Exception], ...]:
     return *ours, SlurmError, RunOutOfMemoryError, OmegaConfBaseException
 
 
+MOVABLE = ("data.path", "data.cache", "data.workers")
+"""Settings of the data that a resumed run may change: where the same documents lie, and how they are read."""
+
+
 def resolve(config: DictConfig) -> dict[str, Any]:
     """The composed config as plain dicts, every interpolation resolved.
 
     Under `resume`, the config is the run's own, except for what the command line sets: a run that goes on is the same
-    run. Other groups (another pattern, other data) are a ConfigError: that is what `init_from` is for.
+    run. Other groups (another pattern, other data) are a ConfigError: that is what `init_from` is for. The same corpus
+    may lie elsewhere (`MOVABLE`); train.py checks its fingerprint.
     """
     from configs.build import ConfigError
 
@@ -150,7 +156,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     saved = with_later_keys(RunFolder.open(plain["resume"]).read_config(), plain)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0] in ("attention", "model", "data", "optimizer", "experiment", "seed"):
+        kept = ("attention", "model", "data", "optimizer", "experiment", "seed")
+        if re.split("[./@]", key)[0] in kept and key not in MOVABLE:
             raise ConfigError(
                 f"{key}={value}: a resumed run keeps its own; to start anew from its weights, give init_from"
             )

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,6 +17,24 @@ def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
 
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         return OmegaConf.to_container(compose(config_name, overrides=list(overrides)), resolve=True)
+
+
+def resolved(*overrides: str) -> dict[str, Any]:
+    """What train.py makes of a command line."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    from scripts.console import resolve
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = compose("train", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    try:
+        with open_dict(config):
+            del config["hydra"]
+        return resolve(config)
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,18 +1,13 @@
 """What every command shares."""
 
 import shutil
-from typing import Any
 
-import hydra
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
 
 from configs.build import ConfigError
 from scripts import console
-from scripts.console import resolve, with_later_keys
-from tests.commands import ROOT, compose
+from scripts.console import with_later_keys
+from tests.commands import compose, resolved
 from tests.scripts.runs import SMALL, make_run, write_books
 from train import train
 
@@ -37,19 +32,6 @@ def test_a_run_from_before_a_key_of_the_evaluation_can_go_on():
         "preflight": "warn",
         "trainer": {"max_steps": 7, "max_seconds": None, "on_nan": "stop", "max_skipped_steps": 10},
     }
-
-
-def resolved(*overrides: str) -> dict[str, Any]:
-    """What train.py makes of a command line."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        config = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    try:
-        with open_dict(config):
-            del config["hydra"]
-        return resolve(config)
-    finally:
-        HydraConfig.instance().cfg = None
 
 
 def test_a_run_that_began_from_anothers_weights_resumes_without_them(tmp_path):

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from configs.build import ConfigError
+from data import CorpusError
 from scripts.comparison import compare_checkpoints
 from scripts.evaluate import add_row, evaluate_checkpoint
 from scripts.generate import write
 from scripts.loading import open_run
 from scripts.recall import evaluate_recall
-from tests.commands import compose
-from tests.scripts.runs import make_run, write_books
+from tests.commands import compose, resolved
+from tests.scripts.runs import SMALL, make_run, write_books
+from train import train
 
 FAST = ("accelerator=cpu", "evaluation=chunked", "evaluation.baselines=false")
 
@@ -194,3 +196,53 @@ def test_a_run_without_a_tokenizer_takes_that_of_its_corpus_unless_it_changed(ru
     for call in (lambda: evaluate(run, "data=files", f"data.path={own}"), lambda: write(settings)):
         with pytest.raises(ConfigError, match=rf"data\.path={books}: .*train"):
             call()
+
+
+# Another machine
+
+
+SHORT = ("trainer.max_steps=2", "trainer.validate_every=2", "evaluation=chunked", "evaluation.baselines=false")
+
+
+@pytest.fixture
+def trained(tmp_path, books) -> Path:
+    """A run of two steps."""
+    place = (f"outputs={tmp_path / 'outputs'}", f"data.path={books}", f"data.cache={tmp_path / 'cache'}")
+    train(compose(*SMALL, "data=files", *place, *SHORT, "name=trained"))
+    (folder,) = (tmp_path / "outputs/trained").iterdir()
+    return folder
+
+
+@pytest.fixture
+def moved(tmp_path, books, trained) -> Path:
+    """The corpus at another place, under other dates; neither the old one nor what was prepared of it is there."""
+    folder = books.rename(tmp_path / "elsewhere")
+    for file in folder.rglob("*.txt"):
+        os.utime(file, (1, 1))
+    shutil.rmtree(tmp_path / "cache")
+    return folder
+
+
+def test_a_run_goes_on_where_the_same_corpus_lies_elsewhere(trained, moved, tmp_path):
+    kept = (trained / "tokenizer.json").read_bytes()
+    places = (f"data.path={moved}", f"data.cache={tmp_path / 'new'}", "data.workers=1")
+    summary = train(resolved(f"resume={trained}", *places, "trainer.max_steps=3"))
+    assert (summary["state"], summary["step"]) == ("finished", 3)
+    assert (trained / "tokenizer.json").read_bytes() == kept
+    opened = open_run(trained, "cpu", "32-true")
+    assert opened.data.path == str(moved) and opened.data.workers == 1
+    assert list((tmp_path / "new").iterdir()) and not (tmp_path / "cache").exists()
+
+
+def test_a_run_goes_on_with_no_other_corpus(trained, moved):
+    add_file(moved)
+    log = (trained / "train.log").read_text()
+    with pytest.raises(CorpusError, match=rf"data\.path={moved}: .*{trained}.* train split changed") as error:
+        train(resolved(f"resume={trained}", f"data.path={moved}", "trainer.max_steps=3"))
+    assert "\n" not in str(error.value) and (trained / "train.log").read_text() == log
+
+
+@pytest.mark.parametrize("setting", ["data=stdlib", "data.sequence_length=32", "data.tokenizer.vocabulary=280"])
+def test_what_a_resumed_run_trains_on_is_its_own(run, setting):
+    with pytest.raises(ConfigError, match=f"{setting}: a resumed run keeps its own"):
+        resolved(f"resume={run}", setting)
