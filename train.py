@@ -91,7 +91,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
 
     # Only now, when nothing in the config can be wrong any more, does the run leave a trace.
     if config["resume"]:
-        folder, checkpoint = RunFolder.open(config["resume"]), find_checkpoint(config["resume"], prefer="last")
+        checkpoint = find_checkpoint(config["resume"], prefer="last")
+        folder = RunFolder.open(folder_of(checkpoint))
     elif not first_rank:
         folder, checkpoint = RunFolder.of_first_rank(path)
     elif path is not None:

@@ -213,15 +213,14 @@ def check_recall(recall: Mapping[str, Any]) -> None:
 
 def check_runs(config: Mapping[str, Any]) -> None:
     """`init_from` and `resume`, and the run's name."""
-    from model.training.run_folder import RunFolder, find_checkpoint, new_run_path
+    from model.training.run_folder import RunFolder, find_checkpoint, folder_of, new_run_path
 
     if config["resume"] and config["init_from"]:
         raise ConfigError(
             f"init_from={config['init_from']}: a run that resumes has weights already; give resume or init_from"
         )
     if config["resume"]:
-        RunFolder.open(config["resume"])
-        find_checkpoint(config["resume"], prefer="last")
+        RunFolder.open(folder_of(find_checkpoint(config["resume"], prefer="last")))
     if config["init_from"]:
         find_checkpoint(config["init_from"])
     new_run_path(Path(config["outputs"]), config["name"])

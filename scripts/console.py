@@ -151,9 +151,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if not plain["resume"]:
         return plain
-    from model.training.run_folder import RunFolder
+    from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
-    saved = with_later_keys(RunFolder.open(plain["resume"]).read_config(), plain)
+    run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
+    saved = with_later_keys(run.read_config(), plain)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
         kept = ("attention", "model", "data", "optimizer", "experiment", "seed")

@@ -80,7 +80,7 @@ class Run:
 def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     """The run that `checkpoint` means (model/training/run_folder.find_checkpoint), its last weights loaded."""
     file = find_checkpoint(checkpoint, prefer="last")
-    saved = read_checkpoint(file)
+    saved = read_checkpoint(file, "hyper_parameters")
     run = Run(file, folder_of(file), saved["hyper_parameters"], saved.get("DataModule", {}), accelerator, precision)
     run.model  # noqa: B018  (weights that do not fit are an error here, before work begins)
     return run

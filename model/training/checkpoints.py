@@ -12,15 +12,19 @@ A file is written beside its place, flushed to the disk and renamed: a crash lea
 the system's temporary folder and moves the file from there, which across file systems is a plain copy.)
 """
 
+import errno
 import logging
 import os
-from collections.abc import Mapping
+import re
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
@@ -51,11 +55,52 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.replace(partial, path)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
-        return read_checkpoint(path, map_location)
+        return read_checkpoint(path, map_location=map_location)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+NEEDED = (
+    *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch"),
+    *("hyper_parameters", "pytorch-lightning_version"),
+)
+"""Keys of a checkpoint without which a run cannot go on exactly. The data module checks its own."""
+
+
+def check_resumable(path: Path, callbacks: Sequence[Callback]) -> None:
+    """Raises CheckpointError unless a run can go on from `path`: the file is whole, and holds the state of the trainer
+    and of `callbacks`."""
+    checkpoint = read_checkpoint(path)
+    with zipfile.ZipFile(path) as file:  # PyTorch compares no checksums
+        damaged = file.testzip()
+    if damaged:
+        raise _unreadable(path, f"it is damaged: the checksum of {damaged} differs")
+    missing = [key for key in NEEDED if checkpoint.get(key) in (None, [], {})]
+    saved = checkpoint.get("callbacks") or {}
+    for callback in callbacks:
+        state = saved.get(callback.state_key, {})
+        keys = callback.state_dict().keys() - state.keys() - set(OPTIONAL)
+        missing += [f"callbacks.{callback.state_key}.{key}" for key in sorted(keys)]
+    if missing:
+        raise CheckpointError(
+            f"{path}: a run cannot be resumed from it: it has no {', '.join(missing)}; to start a new run from its "
+            f"weights, give init_from={path}" + _alternative(path)
+        )
+
+
+OPTIONAL = "measured_seconds", "costs", "logged"
+"""Keys of callbacks that have defaults: early checkpoints do not hold them."""
+
+
+def go_back_to(best: Path, last: Path) -> None:
+    """Makes `best` the last checkpoint, too: the run goes on from there, and what came after it is dropped."""
+    partial = last.with_name(f"{last.name}.partial")
+    shutil.copyfile(best, partial)
+    os.replace(partial, last)
+
+
+def read_checkpoint(path: str | Path, *needed: str, map_location: Any = "cpu") -> dict[str, Any]:
     """The content of a .ckpt file. Only tensors and plain values are unpickled (weights_only=True).
+
+    needed: keys of mappings that it must hold besides `state_dict`.
 
     Keys: `state_dict` (the Transformer's as `model.*`), `hyper_parameters` (the whole resolved config, plain dicts),
     `global_step`, and Lightning's other ones.
@@ -65,11 +110,45 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch has a different exception for each way in which a file can be broken
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} is not a checkpoint of this project: it has no state_dict")
+        # Not `from error`: PyTorch's own message advises to load the file with weights_only=False, which runs its code.
+        raise _unreadable(path, _reason(Path(path), error)) from None
+    for key in ("state_dict", *needed):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict):
+            raise CheckpointError(f"{path} is not a checkpoint of this project: it has no {key}")
     return checkpoint
+
+
+def _unreadable(path: str | Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a readable checkpoint: {reason}{_alternative(Path(path))}")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why PyTorch could not load the file, without PyTorch's advice."""
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a truncated file gives a negative offset
+        return str(error.strerror)
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return f"it names {refused[1]}; accepted are tensors and plain values, and no code of the file was run"
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            is_start_of_zip = file.read(2) == b"PK"
+        return "it is truncated" if is_start_of_zip else "it is not a file of torch.save"
+    first_line = str(error).partition("\n")[0]
+    return type(error).__name__ if "weights_only" in first_line else first_line or type(error).__name__
+
+
+def _alternative(path: Path) -> str:
+    """The other checkpoint of the same run, where it can be read, as the end of a message."""
+    if path.parent.name != "checkpoints" or path.name not in ("last.ckpt", "best.ckpt"):
+        return ""
+    other = path.with_name("best.ckpt" if path.name == "last.ckpt" else "last.ckpt")
+    try:
+        step = torch.load(other, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # missing, or broken as well
+        return ""
+    return f"; the run's other checkpoint can be read: {path.parent.parent / other.stem}, of step {step}"
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from model.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from model.training.checkpoints import AtomicCheckpointIO, Checkpoints, check_resumable, go_back_to
 from model.training.efficiency import Efficiency, FetchTimer
 from model.training.endings import (
     ON_NAN,
@@ -116,6 +116,7 @@ def fit(
     if max_seconds is not None:
         module.progress = lambda: horizon.progress
     metrics = MetricsCSV(folder.metrics_file)
+    recorder = Recorder(log_every, metrics, efficiency, horizon, progress)
     checkpoints = Checkpoints(folder.checkpoints, interrupt, horizon, validate_every, save_every)
     trainer = Trainer(
         max_steps=max_steps or FOREVER,
@@ -136,7 +137,7 @@ def fit(
             interrupt,
             efficiency,
             horizon,
-            Recorder(log_every, metrics, efficiency, horizon, progress),
+            recorder,
             progress,
             *callbacks,
             checkpoints,
@@ -151,6 +152,10 @@ def fit(
     )
 
     rank_zero = trainer.is_global_zero
+    if resume:
+        check_resumable(resume, [efficiency, recorder, checkpoints])
+        if rank_zero and checkpoints.best.exists() and resume.samefile(checkpoints.best):
+            go_back_to(checkpoints.best, checkpoints.last)
     if rank_zero:
         entry = {"forecast": dict(forecast)} if forecast else {}
         folder.write_summary(state="running", **_facts(module, trainer), **entry)

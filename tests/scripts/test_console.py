@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from configs.build import ConfigError
+from model.training.checkpoints import CheckpointError
 from scripts import console
 from scripts.console import with_later_keys
 from tests.commands import compose, resolved
@@ -67,3 +68,20 @@ def test_another_value_error_is_no_users_mistake(monkeypatch):
     monkeypatch.setattr("scripts.console._full_error", False)
     with pytest.raises(ValueError, match="a fault of ours"):
         console.run(fails)
+
+
+def test_a_run_resumes_from_its_best_checkpoint(tmp_path):
+    """The last one is truncated: refused in one line that names the best one, which is accepted."""
+    books = write_books(tmp_path / "books")
+    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={tmp_path / 'cache'}", "name=run")
+    short = ("trainer.max_steps=3", "trainer.validate_every=1", "evaluation=chunked", "evaluation.baselines=false")
+    train(resolved(*settings, *short, f"outputs={tmp_path}"))
+    (folder,) = (tmp_path / "run").iterdir()
+    best, last = folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt .* truncated; .*: {folder}/best, of step \d"):
+        train(resolved(f"resume={folder}"))
+    for means_best in (f"{folder}/best", best):
+        summary = train(resolved(f"resume={means_best}"))
+        assert (summary["state"], summary["step"]) == ("finished", 3)
+    assert not (tmp_path / "run/best").exists()

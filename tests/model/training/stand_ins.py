@@ -179,20 +179,20 @@ def run_folder(path: Path) -> RunFolder:
 def train(
     path: Path,
     *,
-    resume: bool = False,
+    resume: bool | Path = False,
     workers: int = 0,
     optimizer: dict | None = None,
     seed: int = 0,
     data: TinyData | None = None,
     **changes: Any,
 ) -> FitResult:
-    """One session in the folder `path`."""
+    """One session in the folder `path`. resume: from its last checkpoint, or from a file."""
     folder = run_folder(path)
     return fit(
         new_module(optimizer, seed=seed),
         data or TinyData(workers=workers),
         folder,
-        resume=folder.checkpoints / "last.ckpt" if resume else None,
+        resume=folder.checkpoints / "last.ckpt" if resume is True else resume or None,
         **(TRAINER | changes),
     )
 

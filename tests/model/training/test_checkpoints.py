@@ -1,13 +1,16 @@
+import pickle
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from stand_ins import TRAINER, BestAt, TinyData, TinyModel, new_module, run_folder, train
 
-from model.training.checkpoints import AtomicCheckpointIO, CheckpointError, load_weights, read_checkpoint
+from model.training.checkpoints import OPTIONAL, AtomicCheckpointIO, CheckpointError, load_weights, read_checkpoint
 from model.training.fit import fit
+from scripts.loading import open_run
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -78,6 +81,78 @@ def test_missing_and_foreign_files(tmp_path):
     torch.save({"weights": 1}, tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match="has no state_dict"):
         read_checkpoint(tmp_path / "foreign.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(CheckpointError, match="has no hyper_parameters"):
+        open_run(tmp_path / "foreign.ckpt", "cpu", "32-true")
+
+
+@pytest.mark.parametrize("trap", [Path("x"), torch.nn.Linear(2, 2), torch.load])
+def test_a_refused_file_is_one_line_without_advice_to_run_its_code(tmp_path, trap):
+    torch.save({"state_dict": {}, "trap": trap}, tmp_path / "trap.ckpt")
+    with pytest.raises(CheckpointError, match=r"it names .*; accepted are tensors and plain values") as error:
+        read_checkpoint(tmp_path / "trap.ckpt")
+    shown = "".join(traceback.format_exception(error.value))
+    assert "weights_only" not in shown.partition("CheckpointError")[2] and "add_safe_globals" not in shown
+    assert "\n" not in str(error.value)
+
+
+def test_no_way_of_being_broken_quotes_advice_to_run_its_code(tmp_path):
+    content = pickle.dumps({"state_dict": Path("x")}), b"\0" * 5000, b"text", b"", b"PK\3\4" + bytes(900)
+    for number, broken in enumerate(content):
+        file = tmp_path / f"{number}.ckpt"
+        file.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=f"{number}.ckpt is not a readable checkpoint: it is ") as error:
+            read_checkpoint(file)
+        assert "weights_only" not in str(error.value)
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + (b"" if how == "truncated" else b"\xff" * 40 + content[middle + 40 :]))
+
+
+@pytest.mark.parametrize("how", ["truncated", "damaged"])
+@pytest.mark.parametrize(("broken", "whole"), [("last", "best"), ("best", "last")])
+def test_a_broken_checkpoint_names_the_other_one_and_changes_nothing(tmp_path, how, broken, whole):
+    result = train(tmp_path, max_steps=8, validate_every=2, callbacks=[BestAt(4)])
+    damage(tmp_path / f"checkpoints/{broken}.ckpt", how)
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    broken_file = getattr(result, broken)
+    with pytest.raises(CheckpointError, match=f"{broken}.ckpt is not a readable checkpoint: it is {how}") as error:
+        fit(new_module(), TinyData(), run_folder(tmp_path), resume=broken_file, **TRAINER)
+    assert f"{tmp_path / whole}, of step {4 if whole == 'best' else 8}" in str(error.value)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
+
+    damage(tmp_path / f"checkpoints/{whole}.ckpt", "truncated")
+    with pytest.raises(CheckpointError) as error:
+        fit(new_module(), TinyData(), run_folder(tmp_path), resume=broken_file, **TRAINER)
+    assert whole not in str(error.value).replace(str(tmp_path), "")
+
+
+def test_whatever_is_missing_in_a_checkpoint_is_one_line(tmp_path):
+    """Every key but those without which Lightning goes on as well."""
+    path = train(tmp_path, max_steps=2).last
+    whole = torch.load(path, weights_only=True)
+    own = {"callbacks": whole["callbacks"]}
+    for key, state in own["callbacks"].items():
+        own[key] = state
+    named = 0
+    for holder, key in [(mapping, key) for mapping in (whole, *own.values()) for key in list(mapping)]:
+        if key in ("TinyData", "hparams_name", "skipped_steps", *OPTIONAL):
+            continue
+        value = holder.pop(key)
+        torch.save(whole, path)
+        with pytest.raises(CheckpointError, match=key) as error:
+            fit(new_module(), TinyData(), run_folder(tmp_path), resume=path, **TRAINER)
+        assert "\n" not in str(error.value)
+        named += 1
+        holder[key] = value
+    assert named > 12
+    torch.save(whole | {"optimizer_states": []}, path)
+    with pytest.raises(CheckpointError, match=r"it has no optimizer_states; to start a new run .* give init_from="):
+        fit(new_module(), TinyData(), run_folder(tmp_path), resume=path, **TRAINER)
+    assert run_folder(tmp_path).read_summary()["state"] == "finished"
 
 
 def test_init_from_loads_weights_alone(tmp_path):

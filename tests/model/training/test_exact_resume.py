@@ -142,20 +142,38 @@ def test_best_is_remembered(tmp_path):
     assert torch.load(result.last, weights_only=True)["global_step"] == 7
 
 
+class Crash(lightning.Callback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("power cut")
+
+
+def test_going_back_to_the_best_checkpoint(tmp_path):
+    """The last one is truncated. From then on the run is at the best one, also after a crash before the next save."""
+    best = stand_ins.BestAt(4)
+    for name in ("straight", "back"):
+        train(tmp_path / name, callbacks=[best])
+    last, best_file = (tmp_path / "back/checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tmp_path / "back", resume=best_file, seed=1, callbacks=[best, Crash(5)])
+    assert [row["step"] for row in logged(tmp_path / "back")] == ["1", "2", "3", "4", "4", "5"]
+    train(tmp_path / "back", resume=True, seed=2, callbacks=[best])
+    assert_same_end(tmp_path / "straight", tmp_path / "back")
+
+
 @pytest.mark.parametrize("validate_every", [None, 3])
 @pytest.mark.parametrize("crash", [5, 6, 7])
 def test_crash_goes_back_to_the_latest_save(tmp_path, validate_every, crash):
     """A crash leaves rows after the checkpoint; resuming drops them and logs them again."""
 
-    class Crash(lightning.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == crash:
-                raise RuntimeError("power cut")
-
     settings = dict(validate_every=validate_every, save_every=2, max_steps=9)
     train(tmp_path / "straight", **settings)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(tmp_path / "stopped", callbacks=[Crash()], **settings)
+        train(tmp_path / "stopped", callbacks=[Crash(crash)], **settings)
     assert len(logged(tmp_path / "stopped")) > 4
     train(tmp_path / "stopped", resume=True, seed=1, **settings)
     assert_same_end(tmp_path / "straight", tmp_path / "stopped")
