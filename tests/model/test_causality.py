@@ -111,9 +111,11 @@ def test_control_an_earlier_visible_token_does_make_a_difference(name, i):
     furthest = int(seen[i].nonzero()[0])
     before, after = (observe(model, t, i) for t in (tokens, perturbed(tokens, index() == furthest)))
     assert float((before["hidden"][:, -1] - after["hidden"][:, -1]).abs().max()) > 1e-4
-    assert abs(float(before["loss"] - after["loss"])) > 1e-4
-    unused = [name for name in before if ".pool." in name and i == FIRST]  # a first token has no summaries
-    assert all(not torch.equal(before[name], after[name]) for name in before if name not in unused)
+    # The softmax of a query that sees one key is constant, so its scores have no gradient to change.
+    scores = ("q_proj", "k_proj", "q_norm", "k_norm", ".pool.") if seen[i].sum() == 1 else ()
+    for each in before:
+        if not any(part in each for part in scores):
+            assert float((before[each] - after[each]).abs().max()) > 1e-4, each
 
 
 @every_plan

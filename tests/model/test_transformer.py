@@ -188,7 +188,7 @@ def test_bfloat16_autocast_is_close_to_float32():
         rounded = model.loss(*batch, layouts)
     assert rounded.total.dtype == torch.float32
     assert abs(rounded.total - exact.total) < 0.02 * exact.total
-    assert not torch.equal(rounded.total, exact.total)
+    assert (rounded.per_token - exact.per_token).abs().max() > 1e-2, "nothing was rounded"
 
 
 def test_a_model_built_on_meta_runs_once_it_has_memory():

@@ -24,12 +24,12 @@ from tests.model.small import config, lively, plan
 ROUTED_PLANS = [name for name in PLANS if "routed" in name or "native" in name]
 
 
-@pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @pytest.mark.parametrize("name", ROUTED_PLANS)
-def test_a_cache_picks_the_blocks_that_one_pass_picks(name, dtype, monkeypatch):
-    """All of them, in every layer, and for every token: no near miss that a small difference in logits would hide."""
+def test_a_cache_picks_the_blocks_that_one_pass_picks(name, monkeypatch):
+    """All of them, in every layer, and for every token: no near miss that a small difference in logits would hide. In
+    float64: two float32 scores can be so close that rounding alone decides between them."""
     whole, cached, plain, in_steps = [], [], routing.choose_in_pieces, routing.choose
-    model, tokens = build(name, dtype), random_tokens(2, 150)
+    model, tokens = build(name), random_tokens(2, 150)
     with monkeypatch.context() as patch:
         patch.setattr(routing, "choose_in_pieces", lambda *rest: whole.append(plain(*rest)) or whole[-1])
         full_logits(model, tokens)
@@ -79,7 +79,7 @@ def test_nothing_but_the_window_and_the_picked_blocks_is_read():
             layer._choose = choose_and_spoil
         found.append(cache.extend(tokens[:, -1:]))
         assert len(chosen) == (2 if spoil else 0)
-    assert torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=0, atol=LIMITS[torch.float64])
 
 
 @pytest.mark.parametrize("name", ROUTED_PLANS)

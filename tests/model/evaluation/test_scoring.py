@@ -1,6 +1,7 @@
 """Token losses against a naive loop: one token of one document at a time, under a dense oracle."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ def test_every_single_token_has_the_naive_loops_loss(monkeypatch):
 
 def test_protocols_differ_where_documents_exceed_the_window():
     network, documents = build(Dense()), Documents(60)
-    losses = [run(network, documents, protocol).loss for protocol in PROTOCOLS.values()]
-    assert len({round(loss, 6) for loss in losses}) == len(losses)
+    losses = sorted(run(network, documents, protocol).loss for protocol in PROTOCOLS.values())
+    assert all(higher - lower > 1e-3 for lower, higher in pairwise(losses))
 
 
 def test_the_beginning_of_document_token_is_read_but_never_scored():
