@@ -55,7 +55,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.build import build_data, build_loggers, build_model
     from configs.checks import check
     from configs.forecasting import forecast_before_training
-    from configs.tokenizer import with_own_tokenizer
+    from configs.tokenizer import as_resumed, tokenizer_of
+    from data.tokenizers import load as load_tokenizer
     from model.training.checkpoints import load_weights, read_checkpoint
     from model.training.fit import fit
     from model.training.module import LanguageModel
@@ -73,9 +74,9 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         path = slurm_run_path(config)
     goes_on = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
     composed = config
-    if goes_on:  # with its own tokenizer; ignore `init_from` when resuming
+    if goes_on:
         start = find_checkpoint(config["resume"] or path, prefer="last")
-        composed = config | {"init_from": None, "data": with_own_tokenizer(config["data"], folder_of(start))}
+        composed = as_resumed(config, folder_of(start))
     check(composed)
     seed_everything(config["seed"], verbose=False)
     data = build_data(composed["data"])
@@ -86,6 +87,9 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     model = build_model(config, data.vocabulary)
     if config["init_from"] and not goes_on:
         load_weights(model, find_checkpoint(config["init_from"]))
+        before = tokenizer_of(config["init_from"])
+        if before.is_file() and load_tokenizer(before).identity() != data.tokenizer.identity():
+            log.warning("init_from=%s: its weights were trained with another tokenizer", config["init_from"])
     if config["trainer"]["compile"]:
         model.compile_around_attention()
 

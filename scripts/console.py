@@ -147,10 +147,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     may lie elsewhere (`MOVABLE`); train.py checks its fingerprint.
     """
     from configs.build import ConfigError
+    from configs.tokenizer import inherit_tokenizer
 
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if not plain["resume"]:
-        return plain
+        return inherit_tokenizer(plain, HydraConfig.get().overrides.task) if plain["init_from"] else plain
     from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))

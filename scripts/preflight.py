@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from model.forecasting import Forecast, LayerForecast
@@ -28,10 +28,10 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="preflight")
 def main(config: DictConfig) -> None:
-    from scripts.console import user_errors
+    from scripts.console import resolve, user_errors
 
     with user_errors():
-        preflight(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        preflight(resolve(config) | {"output": config["output"]})
 
 
 def preflight(config: dict[str, Any]) -> None:
@@ -39,10 +39,13 @@ def preflight(config: dict[str, Any]) -> None:
     from configs.build import ConfigError, build_data
     from configs.checks import check
     from configs.forecasting import NO_FORECAST, check_memory, forecast_run
+    from configs.tokenizer import as_resumed
     from kernels.attention import WHOLE
-    from model.training.run_folder import write_json
+    from model.training.run_folder import find_checkpoint, folder_of, write_json
 
     output = config.pop("output")
+    if config["resume"]:
+        config = as_resumed(config, folder_of(find_checkpoint(config["resume"], prefer="last")))
     check(config)
     backend = config["attention"]["backend"]
     if backend in WHOLE:

@@ -92,6 +92,8 @@ class Footing:
 
 def _check_step(config: Mapping[str, Any]) -> None:
     """Raises ConfigError where nobody can say what a step of this config holds: no job then has a footing."""
+    if config["init_from"]:  # whose tokenizer may be gone once the jobs have begun; the size of a step is without it
+        config = {**config, "data": {**config["data"], "tokenizer": {"_target_": "data.tokenizers.Bytes"}}}
     check_data(config)
     trainer = config["trainer"]
     for key in ("accumulate", "max_steps"):

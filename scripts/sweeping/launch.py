@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from configs.build import ConfigError
 from configs.checks import check_seed
+from configs.tokenizer import inherit_tokenizer
 from model.training.run_folder import config_hash
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
@@ -139,7 +140,8 @@ class Sweep:
         return Draft(job, self._plain(job))
 
     def _plain(self, job: Overrides) -> dict[str, Any]:
-        return OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
+        return inherit_tokenizer(plain, as_lines(job))
 
     def has_key(self, job: Overrides, key: str) -> bool:
         """Whether the config that `job` composes has this key."""

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.build import ConfigError
+from configs.build import ConfigError, build_data
 from data import CorpusError
+from data.tokenizers import Tokenizer, load
 from scripts.comparison import compare_checkpoints
 from scripts.evaluate import add_row, evaluate_checkpoint
 from scripts.generate import write
@@ -38,6 +39,13 @@ def own(tmp_path, books) -> Path:
     folder = shutil.copytree(books / "test", tmp_path / "own")
     (folder / "more.txt").write_text("seven stones under the river\n" * 20)
     return folder
+
+
+def build_tokenizer(config: dict) -> Tokenizer:
+    """The tokenizer of a composed training config, trained on its corpus if it must be."""
+    data = build_data(config["data"])
+    data.setup()
+    return data.tokenizer
 
 
 def evaluate(run: Path, *overrides: str) -> dict:
@@ -246,3 +254,83 @@ def test_a_run_goes_on_with_no_other_corpus(trained, moved):
 def test_what_a_resumed_run_trains_on_is_its_own(run, setting):
     with pytest.raises(ConfigError, match=f"{setting}: a resumed run keeps its own"):
         resolved(f"resume={run}", setting)
+
+
+# Starting from another run's weights
+
+
+@pytest.fixture
+def others(tmp_path) -> Path:
+    """Another corpus, whose tokenizer would be another one of the same size."""
+    books = write_books(tmp_path / "others")
+    for split in ("train", "valid", "test"):
+        add_file(books, split)
+    return books
+
+
+def heir(run: Path, corpus: Path, tmp_path: Path, *overrides: str) -> dict:
+    place = (f"outputs={tmp_path}", f"data.path={corpus}", f"data.cache={tmp_path / 'cache'}", "name=heir")
+    small = [setting for setting in SMALL if "vocabulary" not in setting]
+    return resolved(*small, "data=files", *place, *SHORT, f"init_from={run}", *overrides)
+
+
+@pytest.mark.parametrize("start", ["", "/last", "/checkpoints/last.ckpt"])
+def test_a_run_that_starts_from_anothers_weights_has_its_tokenizer(run, others, tmp_path, start):
+    config = heir(Path(f"{run}{start}"), others, tmp_path)
+    assert build_tokenizer(config).identity() == load(run / "tokenizer.json").identity()
+
+
+def test_weights_and_tokenizer_are_trained_on_together(run, others, tmp_path):
+    train(heir(run, others, tmp_path))
+    (folder,) = (tmp_path / "heir").iterdir()
+    assert (folder / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    shutil.rmtree(run)  # and the heir resumes without its source
+    assert train(resolved(f"resume={folder}", "trainer.max_steps=3"))["step"] == 3
+
+
+def test_an_heir_of_a_tokenizer_of_bytes(books, others, tmp_path):
+    run = make_run(
+        tmp_path / "outputs",
+        books,
+        "data.tokenizer={_target_: data.tokenizers.Bytes}",
+        "~data.tokenizer.vocabulary",
+        name="bytes",
+    )
+    assert build_tokenizer(heir(run, others, tmp_path)).identity() == {"tokenizer": "bytes"}
+
+
+@pytest.mark.parametrize(
+    "choice", ["data/tokenizer=bpe", "data.tokenizer={_target_: data.tokenizers.BPE, vocabulary: 9}"]
+)
+def test_another_tokenizer_is_one_that_is_named(run, others, tmp_path, choice):
+    settings = heir(run, others, tmp_path, choice, "data.tokenizer.vocabulary=300")["data"]["tokenizer"]
+    assert settings == {"_target_": "data.tokenizers.BPE", "vocabulary": 300}
+
+
+def test_a_vocabulary_alone_chooses_no_tokenizer(run, others, tmp_path):
+    with pytest.raises(ConfigError, match=rf"data\.tokenizer\.vocabulary=280: .*init_from={run}.*data/tokenizer=bpe"):
+        heir(run, others, tmp_path, "data.tokenizer.vocabulary=280")
+    config = heir(run, others, tmp_path, "data.tokenizer.vocabulary=300")  # the one that the run was given
+    assert build_tokenizer(config).identity() == load(run / "tokenizer.json").identity()
+
+
+def test_an_experiments_vocabulary_chooses_none_either(run, others, tmp_path):
+    config = heir(run, others, tmp_path, "experiment=gpu_32k", "trainer=cpu")
+    assert build_tokenizer(config).identity() == load(run / "tokenizer.json").identity()
+
+
+def test_weights_without_a_tokenizer_need_one_by_name(run, others, tmp_path):
+    lone = shutil.copy(run / "checkpoints/last.ckpt", tmp_path / "lone.ckpt")
+    with pytest.raises(ConfigError, match=rf"init_from={lone}: there is no .*tokenizer\.json; .*data/tokenizer="):
+        heir(lone, others, tmp_path)
+    named = ("data/tokenizer=saved", f"data.tokenizer.path={run}")
+    assert build_tokenizer(heir(lone, others, tmp_path, *named)).identity() == load(run / "tokenizer.json").identity()
+
+
+def test_a_tokenizer_may_be_saved_for_any_run(run, others, tmp_path):
+    place = (f"data.path={others}", f"data.cache={tmp_path / 'cache'}", "data.sequence_length=64")
+    for path in (run, run / "tokenizer.json"):
+        settings = compose("data=files", *place, "data/tokenizer=saved", f"data.tokenizer.path={path}")
+        assert build_tokenizer(settings).identity() == load(run / "tokenizer.json").identity()
+    with pytest.raises(CorpusError, match=rf"data\.tokenizer\.path={others}: no such file"):
+        build_tokenizer(compose("data=files", *place, "data/tokenizer=saved", f"data.tokenizer.path={others}"))
