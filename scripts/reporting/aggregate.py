@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from scipy import stats
+
 from scripts.reporting.jobs import Job, Sweep
 
 QUALITY = "bits_per_byte"
@@ -143,32 +145,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(front)
 
 
-def student_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """t with P(|T| <= t) = `confidence`, for a whole number of degrees of freedom; by bisection."""
-    low, high = 0.0, 1.0
-    while _student_within(high, freedom) < confidence:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_within(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _student_within(t: float, freedom: int) -> float:
-    """P(|T| <= t). Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    if freedom % 2:
-        term, total = cosine, cosine if freedom > 1 else 0.0
-        for k in range(3, freedom - 1, 2):
-            term *= cosine**2 * (k - 1) / k
-            total += term
-        return 2 / math.pi * (angle + sine * total)
-    term = total = 1.0
-    for k in range(2, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    return sine * total
+def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """Returns t with P(|T| <= t) = `confidence` for Student's T with `freedom` degrees of freedom."""
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
 def _mark_fronts(rows: list[Row]) -> list[Row]:

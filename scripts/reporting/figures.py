@@ -96,7 +96,7 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
     _frame(axes, points)
     bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
     names = [row.label if len(rows) <= MOST_NAMES else str(number) for row, _, number in shown]
-    return partial(place_labels, axes, points, names, bars)
+    return partial(place_labels, axes, points, names)
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Style], along: str, label: str) -> None:
