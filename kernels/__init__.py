@@ -2,11 +2,11 @@
 
 from kernels import patterns
 from kernels.attention import attention, merge
-from kernels.axis import Axis
-from kernels.builder import build_layout
-from kernels.layout import BlockLayout
-from kernels.routing import Selection, block_means, first_keys, select
-from kernels.selected import block_mass
+from kernels.layout.axis import Axis
+from kernels.layout.block_layout import BlockLayout
+from kernels.layout.builder import build_layout
+from kernels.selection.routing import Selection, block_means, first_keys, select
+from kernels.selection.selected_attention import block_mass
 
 __all__ = [
     "Axis",

@@ -20,16 +20,21 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import selfcheck
-from kernels.cost import BACKWARD_FLOPS, FORWARD_FLOPS
-from kernels.layout import BlockLayout
-from kernels.routing import Selection
-from kernels.selected import selected_attention
+from kernels.layout.block_layout import BlockLayout
+from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
+from kernels.selection.routing import Selection
+from kernels.selection.selected_attention import selected_attention
 from kernels.shapes import check_tensors, computes, require
 
 log = logging.getLogger(__name__)
 
 BACKENDS = {
-    name: f"kernels.backends.{name}" for name in ("reference", "blocked", "triton", "flex", "flash", "flex_flash")
+    "reference": "kernels.backends.reference",
+    "blocked": "kernels.backends.blocked",
+    "triton": "kernels.backends.triton.dense",
+    "flex": "kernels.backends.flex",
+    "flash": "kernels.backends.flash",
+    "flex_flash": "kernels.backends.flex_flash",
 }
 """Backend name -> the module that implements it (see kernels/backends/__init__.py)."""
 
@@ -55,8 +60,8 @@ def attention(
     q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
     kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
     multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` are one further score a head that takes
-    weight and gives no value (gpt-oss). `backend`: "auto" or one of BACKENDS. Under a Selection (kernels/routing.py)
-    each query attends to the key blocks that were chosen for it.
+    weight and gives no value (gpt-oss). `backend`: "auto" or one of BACKENDS. Under a Selection
+    (kernels/selection/routing.py) each query attends to the key blocks that were chosen for it.
 
     Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
     (the sink's included) `[batch, heads, queries]`, float32 (float64 for float64 inputs), through which gradients flow

@@ -15,13 +15,13 @@ from types import ModuleType
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from kernels.axis import Axis
 from kernels.backends import reference
-from kernels.builder import build_layout
-from kernels.layout import BlockLayout
-from kernels.part import Part
+from kernels.decoding.part import Part
+from kernels.layout.axis import Axis
+from kernels.layout.block_layout import BlockLayout
+from kernels.layout.builder import build_layout
 from kernels.patterns import Window
-from kernels.routing import Selection, first_keys, select
+from kernels.selection.routing import Selection, first_keys, select
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest relative error (norm of the difference over norm of the truth) that rounding explains."""

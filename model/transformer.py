@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels import Axis
-from kernels.cost import TRAINING_FLOPS, AttentionCost
-from kernels.layout import any_overflow
+from kernels.layout.block_layout import any_overflow
+from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
 from model.attention import Attend, Attention, Rotation, View, build_view, cost_of
 from model.config import AttentionPlan, ModelConfig

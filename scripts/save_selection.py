@@ -90,7 +90,7 @@ def save(arguments: argparse.Namespace) -> None:
 
 def sharing(chosen: "Tensor") -> list[dict[str, Any]]:
     """A row a layer of `chosen`: different blocks that so many queries in a row choose, over their choices."""
-    from kernels.routing_health import union_of_neighbours
+    from kernels.selection.routing_health import union_of_neighbours
 
     return [
         {"layer": layer} | {f"{n} queries": round(float(union_of_neighbours(choice, n)), 3) for n in NEIGHBOURS}

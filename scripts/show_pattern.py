@@ -37,7 +37,7 @@ def show(config: dict) -> None:
 
     from configs.build import build_plan
     from kernels import Axis, BlockLayout
-    from kernels.cost import causal_pairs
+    from kernels.layout.cost import causal_pairs
     from model.attention import build_view, cost_of
     from scripts.pictures import draw_patterns
 

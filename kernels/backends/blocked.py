@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.layout import BlockLayout
-from kernels.masked_product import all_finite, masked_product
+from kernels.backends.masked_product import all_finite, masked_product
+from kernels.layout.block_layout import BlockLayout
 
 SCORES_AT_ONCE = 1 << 20
 """Scores in one piece: 4 MB in float32, which a current CPU's cache holds."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.masked_product import all_finite, masked_product, may_wait
-from kernels.part import Part
+from kernels.backends.masked_product import all_finite, masked_product, may_wait
+from kernels.decoding.part import Part
 
 SCORES_AT_ONCE = 1 << 26
 """Scores in one piece: 256 MB in float32."""

@@ -10,7 +10,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from kernels.layout import BlockLayout
+from kernels.layout.block_layout import BlockLayout
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128)

@@ -7,7 +7,7 @@ summed with atomics: they differ in their last bits from run to run, and `auto` 
 from torch import Tensor
 
 from kernels.backends import flash, flex
-from kernels.layout import BlockLayout
+from kernels.layout.block_layout import BlockLayout
 from kernels.patterns import BlockSparse
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.routing import Selection
+from kernels.selection.routing import Selection
 
 GATHERED_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Scores and elements of Q in one piece: 1 MB in float32 on a CPU, 256 MB on a GPU."""
@@ -74,7 +74,7 @@ def backward(
 
 
 def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, scale: float) -> Tensor:
-    """See kernels.selected.block_mass."""
+    """See kernels.selection.selected_attention.block_mass."""
     lists = _Lists(q, k, selection, scale)
     lse = lists.finite(lse)
     mass = lists.query.new_zeros(selection.chosen.numel() + 1)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.layout import BlockLayout
-from kernels.masked_product import masked_product
+from kernels.backends.masked_product import masked_product
+from kernels.layout.block_layout import BlockLayout
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:

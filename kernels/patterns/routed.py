@@ -2,7 +2,7 @@
 
 MoBA (Lu et al. 2025) picks by the mean key of a block, DeepSeek's sparse attention (DSA, 2025) and SeerAttention (Gao
 et al. 2024) by a small learned indexer, and NSA (Yuan et al. 2025) adds a compressed branch. Which blocks are picked is
-known only when a layer runs (kernels/routing.py): to a mask's question these patterns answer what *may* be seen.
+known only when a layer runs (kernels/selection/routing.py), so `visible` answers what *may* be seen.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kernels.layout import BLOCKS
+from kernels.layout.block_layout import BLOCKS
 from kernels.patterns.base import Pattern, require, require_int
-from kernels.routing import STRATEGIES
+from kernels.selection.routing import STRATEGIES
 
 ROUTERS = ("mean_key", "indexer")
 SHARES = ("group", "head")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Axis, BlockLayout
-from kernels.cost import AttentionCost, attention_cost
+from kernels.layout.cost import AttentionCost, attention_cost
 from kernels.patterns import Pattern
 from model.config import ModelConfig
 
@@ -33,7 +33,7 @@ class FamilyView(Protocol):
         """As BlockLayout.overflow, of all the layouts that it is made of."""
 
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
-        """As kernels.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
+        """As kernels.layout.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
 
     def parts(self) -> dict[str, int]:
         """Visible pairs, of one head, of each kind of keys: "tokens", "summaries of 16", ..."""

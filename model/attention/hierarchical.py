@@ -1,8 +1,8 @@
 """Hierarchical attention: tokens and summaries in one call, and so in one softmax."""
 
 from kernels import Axis, attention
-from kernels.hierarchy import Hierarchy, build_hierarchy
 from kernels.patterns import Hierarchical
+from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import Attend, Attended, Inputs, unused
 from model.attention.pooling import SummaryPool
 from model.config import ModelConfig

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kernels import Selection, block_means
 from kernels.patterns import Routed
-from kernels.routing import eligible_range
+from kernels.selection.routing import eligible_range
 from model.config import ModelConfig
 
 SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Axis, attention, build_layout, merge
-from kernels.cost import AttentionCost
-from kernels.hierarchy import Hierarchy, build_hierarchy
-from kernels.layout import any_overflow
+from kernels.layout.block_layout import any_overflow
+from kernels.layout.cost import AttentionCost
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
+from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import Attended, Inputs, unused
 from model.attention.pooling import SummaryPool
 from model.attention.routed import Part, RoutedAttend, RoutedView

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.hierarchy import Hierarchy, Level
-from kernels.pooling import middles, pool
-from kernels.summaries import fused, join_summaries
+from kernels.summaries.hierarchy import Hierarchy, Level
+from kernels.summaries.join_summaries import fused, join_summaries
+from kernels.summaries.span_pooling import middles, pool
 from model.attention.base import Rotation
 from model.config import ModelConfig
 from model.rope import rotate

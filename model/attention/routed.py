@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from kernels import Axis, BlockLayout, Selection, attention, block_mass, block_means, build_layout, merge, select
-from kernels.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_pairs
+from kernels.layout.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_pairs
 from kernels.patterns import Routed
-from kernels.routing import eligible_range
-from kernels.routing_health import block_use, recall, union_of_neighbours
+from kernels.selection.routing import eligible_range
+from kernels.selection.routing_health import block_use, recall, union_of_neighbours
 from model.attention.base import Attend, Attended, Inputs, unused
 from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig

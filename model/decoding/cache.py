@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.cost import decode_cost
+from kernels.layout.cost import decode_cost
 from kernels.patterns import Pattern, Routed
 from model.attention.hierarchical import HierarchicalAttend
 from model.attention.native_sparse import NativeSparseAttend
@@ -152,8 +152,8 @@ class Cache:
 
 def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
     """(stored, read) by the token behind `context` others, keys and values of all layers, and routers' keys:
-    kernels.cost.decode_cost. `number`: bytes of one, the weights' by default (under autocast a cache holds smaller
-    ones)."""
+    kernels.layout.cost.decode_cost. `number`: bytes of one, the weights' by default (under autocast a cache holds
+    smaller ones)."""
     config = model.config
     weight = model.embed_tokens.weight.element_size()
     a_key = 2 * batch * config.kv_heads * config.head_dim * (weight if number is None else number)

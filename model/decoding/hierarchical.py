@@ -7,7 +7,7 @@ list that grows by one summary a span.
 import torch
 from torch import Tensor
 
-from kernels.part import Part
+from kernels.decoding.part import Part
 from kernels.patterns import Hierarchical
 from model.attention import Inputs
 from model.attention.hierarchical import HierarchicalAttend

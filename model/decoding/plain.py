@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.part import Part
+from kernels.decoding.part import Part
 from kernels.patterns import Pattern
 from model.attention import Attend, Inputs
 from model.decoding.slots import Slots

@@ -1,7 +1,7 @@
 """The cache of a layer whose router picks blocks: all tokens are kept, and of them the window and the picked blocks are
 read; beside them the router's key of every whole block, by which blocks are scored.
 
-The scores, the rule for equal ones and the order of the picks are kernels/routing.py's own, as in training.
+The scores, the rule for equal ones and the order of the picks are kernels/selection/routing.py's own, as in training.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from kernels import Selection, attention, block_means, merge
-from kernels.decoding import decode_attention
-from kernels.part import Part
+from kernels.decoding.decode_attention import decode_attention
+from kernels.decoding.part import Part
 from kernels.patterns import Routed
 from kernels.patterns.hierarchical import Summaries
-from kernels.routing import choose, eligible_range
-from kernels.selected import choose_backend
+from kernels.selection.routing import choose, eligible_range
+from kernels.selection.selected_attention import choose_backend
 from model.attention import Inputs
 from model.attention.routed import RoutedAttend
 from model.decoding.plain import PlainBookkeeping
@@ -35,7 +35,8 @@ Branch = tuple[Tensor, Tensor]
 class Looked:
     """What a chunk asks of its layers. `own`, `reads`, `where`: of the window, as PlainBookkeeping.look. `filled`: the
     blocks that become whole, whose router keys go to the slots `filled_where`. `limit`: as
-    kernels.routing.eligible_range; no query may pick from block `most` on, which is known without asking the device."""
+    `eligible_range` of kernels/selection/routing.py; no query may pick from block `most` on, which is known without
+    asking the device."""
 
     own: object
     reads: list[Read]

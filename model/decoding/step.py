@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import Axis, BlockLayout, attention, build_layout, merge
-from kernels.decoding import decode_attention
-from kernels.part import Part
+from kernels.decoding.decode_attention import decode_attention
+from kernels.decoding.part import Part
 from model.decoding.slots import QUERIES_AT_ONCE, Read, Slots
 from model.rope import RotaryEmbedding
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import BlockLayout
 from kernels.backends.direct import take_pages
-from kernels.part import Part
+from kernels.decoding.part import Part
 from model.decoding.slots import Read, Slots
 
 GROWTH, PAGE = 1.25, 256

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.part import Part
+from kernels.decoding.part import Part
 from kernels.patterns.hierarchical import Summaries
-from kernels.pooling import pool_spans
+from kernels.summaries.span_pooling import pool_spans
 from model.attention import Inputs
 from model.attention.pooling import SummaryPool
 from model.decoding.slots import Read, Slots

@@ -153,8 +153,9 @@ class LanguageModel(lightning.LightningModule):
         if self.overflowed:
             raise LayoutOverflowError(
                 "the documents of a batch need more different mask tiles than a layout of fixed size has room for "
-                "(kernels.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. Accepted is a pattern whose "
-                "blocks and strides are multiples of attention.block, align: sequence, or longer documents"
+                "(kernels.layout.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. Accepted is a "
+                "pattern whose blocks and strides are multiples of attention.block, align: sequence, or longer "
+                "documents"
             )
         step = int(self.diverged_at)
         if step >= 0:

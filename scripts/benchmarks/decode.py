@@ -1,8 +1,8 @@
 """Time to read a prompt, and to grow it token by token, by pattern, context and batch; what the cache holds and reads.
 
 Each row is a cache of its own; a few tokens are decoded first that don't count. `stored` and `read` are what the
-model's patterns ask for (kernels/cost.py); `read_measured` is what the last token really read. `floor_ms` is the time
-in which a GPU could read the weights and those keys and values once, at the speed of a large copy on it.
+model's patterns ask for (kernels/layout/cost.py); `read_measured` is what the last token really read. `floor_ms` is
+the time in which a GPU could read the weights and those keys and values once, at the speed of a large copy on it.
 
 With --pretend no prompt is read: caches are filled with random keys and values, which takes no time, and tells as much
 of a token's cost. Reading a prompt is then measured by itself, on one sequence.

@@ -94,8 +94,8 @@ class _Measurement:
     def __init__(self, kind: str, batch: int, length: int, heads: int, arguments: argparse.Namespace) -> None:
         import torch
 
-        from kernels.backends.triton.selected_configs import choose
-        from kernels.backends.triton.shared_tiles import queries_a_tile
+        from kernels.backends.triton.selection.launch_settings import choose
+        from kernels.backends.triton.selection.shared_tiles import queries_a_tile
         from scripts.benchmarks import selections
 
         self.kind, self.batch, self.length, self.heads, self.arguments = kind, batch, length, heads, arguments
@@ -193,9 +193,9 @@ class _Measurement:
     def _selecting(self) -> list[dict[str, Any]]:
         """Scoring + top-k, its transpose, and the unions of shared tiles, each alone."""
         from kernels import block_means
-        from kernels.backends.triton import shared_tiles
-        from kernels.backends.triton.select import choose
-        from kernels.routing import transpose
+        from kernels.backends.triton.selection import shared_tiles
+        from kernels.backends.triton.selection.top_k import choose
+        from kernels.selection.routing import transpose
 
         chosen, first = self.selection.chosen, self.selection.first_key
         router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)
@@ -278,19 +278,19 @@ class _Measurement:
         """Time of each of our kernels alone, over all pieces of queries, by its config."""
         import torch
 
-        from kernels.backends.triton import selected_backward, selected_forward, selected_plan, shared_tiles
-        from kernels.backends.triton.backward import prepare
-        from kernels.backends.triton.selected_configs import SelectedConfig, SumConfig
-        from kernels.backends.triton.selected_slots import add_slots
+        from kernels.backends.triton.dense.backward import prepare
+        from kernels.backends.triton.selection import gradients, partial_outputs, shared_tiles, work_items
+        from kernels.backends.triton.selection.launch_settings import SelectedConfig, SumConfig
+        from kernels.backends.triton.selection.sum_partials import add_slots
 
         q, k, v = (t.detach() for t in (self.q, self.k, self.v))
         selection, scale, group = self.selection, self.scale, self.group
-        make_plan = functools.partial(selected_plan.make_plan, selection, group, group * self.head_dim * 2, step=128)
-        plan, backward_plan = make_plan(), make_plan(rows_an_item=selected_backward.ROWS_AN_ITEM)
-        out, lse = selected_forward.forward(q, k, v, selection, scale)
+        make_plan = functools.partial(work_items.make_plan, selection, group, group * self.head_dim * 2, step=128)
+        plan, backward_plan = make_plan(), make_plan(rows_an_item=gradients.ROWS_AN_ITEM)
+        out, lse = partial_outputs.forward(q, k, v, selection, scale)
         prepared = prepare(self.grad, None, out, lse, 64)
-        rows_of = selected_backward.by_query(prepared, self.length)
-        truth = out, *selected_backward.backward(self.grad, q, k, v, rows_of, selection, scale)
+        rows_of = gradients.by_query(prepared, self.length)
+        truth = out, *gradients.backward(self.grad, q, k, v, rows_of, selection, scale)
         partial = torch.empty(max(plan.rows, backward_plan.rows), self.head_dim, dtype=q.dtype, device="cuda")
         partial_lse = torch.empty(plan.rows, dtype=torch.float32, device="cuda")
         lines = self.batch * self.kv_heads
@@ -299,7 +299,7 @@ class _Measurement:
 
         def forward(config: Any) -> None:
             for piece in range(plan.pieces):
-                selected_forward.partials_of_piece(
+                partial_outputs.partials_of_piece(
                     q, k, v, selection, plan, piece, scale, config, partial, partial_lse, places
                 )
 
@@ -311,7 +311,7 @@ class _Measurement:
         def backward(config: Any) -> None:
             given = self.grad, q, k, v, rows_of, selection, backward_plan
             for piece in range(backward_plan.pieces):
-                selected_backward.partials_of_piece(*given, piece, scale, config, partial, places, grads, chunks)
+                gradients.partials_of_piece(*given, piece, scale, config, partial, places, grads, chunks)
 
         summed = torch.empty_like(out)
 
@@ -339,7 +339,7 @@ class _Measurement:
 
         for fields in SWEPT["forward"]:
             config = SelectedConfig(*fields)
-            whole = lambda c: selected_forward.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
+            whole = lambda c: partial_outputs.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
             measure("forward", config, functools.partial(forward, config), whole)
         forward(SelectedConfig(*SWEPT["forward"][0]))  # what the slots' sums are timed on
         for fields in SWEPT["slots"]:
@@ -348,7 +348,7 @@ class _Measurement:
                 measure("slots" if softmax else "backward: slots", config, functools.partial(slots, config, softmax))
         whole = lambda c: (  # noqa: E731
             truth[0],
-            *selected_backward.backward(self.grad, q, k, v, rows_of, selection, scale, c),
+            *gradients.backward(self.grad, q, k, v, rows_of, selection, scale, c),
         )
         for fields in SWEPT["backward"]:
             config = SelectedConfig(*fields)
@@ -358,9 +358,9 @@ class _Measurement:
             whole = lambda c: shared_tiles.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
             measure("tiles", config, functools.partial(shared_tiles.forward, q, k, v, selection, scale, config), whole)
         for name, step in {
-            "plan": lambda: selected_plan.make_plan(selection, group, group * self.head_dim * 2),
+            "plan": lambda: work_items.make_plan(selection, group, group * self.head_dim * 2),
             "backward: prepare": lambda: prepare(self.grad, None, out, lse, 64),
-            "backward: by query": lambda: selected_backward.by_query(prepared, self.length),
+            "backward: by query": lambda: gradients.by_query(prepared, self.length),
         }.items():
             found.append(self._facts(name) | {"forward_ms": round(_time(step, 3), 2)})
         return found

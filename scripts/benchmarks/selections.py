@@ -61,6 +61,6 @@ def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
 
 def mean_union(selection: Any, neighbours: int) -> float:
     """Blocks in the union of `neighbours` queries' choices, on average; as many as slots where they choose alike."""
-    from kernels.backends.triton.shared_tiles import unions
+    from kernels.backends.triton.selection.shared_tiles import unions
 
     return float(unions(selection, neighbours)[2].float().mean())

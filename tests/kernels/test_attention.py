@@ -7,8 +7,8 @@ from kernels import Axis, attention, build_layout
 from kernels.attention import choose_backends
 from kernels.backends import blocked
 from kernels.patterns import Dense, Strided, Window
+from tests.kernels.layout.test_layout import summaries
 from tests.kernels.oracle import PATTERNS, Case, Chosen, assert_same, brute_force_mask, dense_attention, packing
-from tests.kernels.test_layout import summaries
 
 BACKENDS = ("reference", "blocked")
 

@@ -7,9 +7,9 @@ import torch
 
 from kernels import Axis, attention, build_layout, merge
 from kernels.patterns import Dense, Window
+from tests.kernels.layout.test_layout import summaries
 from tests.kernels.oracle import Case, assert_same, brute_force_mask, dense_attention, packing
 from tests.kernels.test_attention import both_backends
-from tests.kernels.test_layout import summaries
 
 
 def test_merge_over_disjoint_keys_is_one_softmax_over_all():

@@ -5,9 +5,9 @@ import torch
 
 from kernels import Axis, Selection, attention, block_mass, block_means, build_layout, first_keys, merge, select
 from kernels.backends import direct
-from kernels.part import Part
+from kernels.decoding.part import Part
 from kernels.patterns import Window
-from kernels.pooling import pool
+from kernels.summaries.span_pooling import pool
 from tests.kernels.oracle import PATTERNS, Case, brute_force_mask, packing
 from tests.kernels.routing_oracle import naive_mask, random_choice
 

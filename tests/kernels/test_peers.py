@@ -11,9 +11,9 @@ import torch
 from kernels import Axis, attention, build_layout
 from kernels.attention import choose_backends
 from kernels.backends import flash, flex, flex_flash, reference
-from kernels.hierarchy import build_hierarchy
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, Strided, Window
 from kernels.patterns.hierarchical import Summaries
+from kernels.summaries.hierarchy import build_hierarchy
 from tests.kernels.oracle import PATTERNS, Chosen, brute_force_mask, packing
 
 gpu = pytest.mark.gpu

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from kernels import Axis, Selection, build_layout, first_keys, select
 from kernels.backends.triton import decode
-from kernels.part import Part
+from kernels.decoding.part import Part
 from kernels.patterns import Window
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import random_choice

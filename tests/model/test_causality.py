@@ -72,7 +72,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 def tokens_seen(pattern: Pattern | tuple[Pattern, ...], axis: Axis) -> torch.Tensor:
     """Which tokens each query sees, itself or in a summary, under any KV head: booleans `[queries, tokens]`."""
-    pattern = Dense() if isinstance(pattern, Hierarchical) else pattern  # tests/kernels/test_hierarchy.py proves it
+    pattern = Dense() if isinstance(pattern, Hierarchical) else pattern  # proven in tests/kernels/summaries
     return brute_force_mask(pattern, axis)[0].any(0)
 
 

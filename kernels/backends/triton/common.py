@@ -81,7 +81,7 @@ def all_finite(x):
 def masked_dot(left, right, visible, sums, PRECISION: tl.constexpr):
     """sums + left @ right over `visible` pairs alone, outside of which left is 0: 0 * NaN would be NaN.
 
-    As kernels.masked_product: an infinity of `right` keeps its sign.
+    As kernels.backends.masked_product: an infinity of `right` keeps its sign.
     """
     wide = right.to(tl.float32)
     below = wide < float("inf")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels import Axis
-from kernels.hierarchy import build_hierarchy
 from kernels.patterns import Dense, Hierarchical, Window
+from kernels.summaries.hierarchy import build_hierarchy
 from model import Transformer
 from model.attention.hierarchical import HierarchicalAttend
 from model.attention.pooling import SummaryPool

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels import routing
+from kernels.selection import routing
 from model import Cache, Transformer
 from model.decoding import expected_bytes
 from model.decoding import routed as decoding_routed

@@ -6,7 +6,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from kernels.cost import decode_cost
+from kernels.layout.cost import decode_cost
 from kernels.patterns import Routed
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import TokenStep, expected_bytes

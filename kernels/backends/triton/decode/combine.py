@@ -1,0 +1,93 @@
+"""Merges what the programs of split_keys.py have found into one softmax, always in the order of the shares.
+
+Letters: m running maximum (of log2(e) * the shares' log-sum-exps), l running sum.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.backends.triton.common import LN_2
+
+SHARES = 32
+"""Shares that a program takes at once."""
+
+
+def combine(partial_out: Tensor, partial_lse: Tensor, sink_logits: Tensor | None, q: Tensor) -> tuple[Tensor, Tensor]:
+    """(out like q, lse float32 `[batch, heads, queries]`), the sinks among the logits.
+
+    q `[batch, heads, queries, head_dim]`, of which a row is a sequence, query head and query; partial_out float32
+    `[rows, shares, head_dim]` and partial_lse `[rows, shares]`, in log2; an empty share has -inf and any output.
+    """
+    batch, heads, queries, head_dim = q.shape
+    rows, splits = partial_lse.shape
+    out = torch.empty_like(q)
+    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
+    _combine[(rows,)](
+        partial_out,
+        partial_lse,
+        sink_logits,
+        out,
+        lse,
+        *out.stride()[:3],
+        heads,
+        queries,
+        splits,
+        HEAD_DIM=head_dim,
+        D=triton.next_power_of_2(head_dim),
+        S=min(SHARES, triton.next_power_of_2(splits)),
+        num_warps=4,
+    )
+    return out, lse
+
+
+@triton.jit(do_not_specialize=["heads", "queries", "splits"])
+def _combine(
+    partial_out,
+    partial_lse,
+    sink_logits,
+    out,
+    lse,
+    out_batch,
+    out_head,
+    out_step,
+    heads,
+    queries,
+    splits,
+    HEAD_DIM: tl.constexpr,
+    D: tl.constexpr,
+    S: tl.constexpr,
+):
+    """One softmax of all shares of a row (a sequence, query head and query)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, D)
+    in_column = column < HEAD_DIM
+    m = float("-inf")
+    l = 0.0  # noqa: E741
+    acc = tl.zeros([D], tl.float32)
+    for at in tl.range(0, splits, S):
+        share = at + tl.arange(0, S)
+        x = tl.load(partial_lse + row * splits + share, share < splits, float("-inf"))
+        highest = tl.maximum(m, tl.max(x, 0))
+        finite = tl.where(highest == float("-inf"), 0.0, highest)
+        weight = tl.exp2(x - finite)
+        alpha = tl.exp2(m - finite)
+        taken = (x > float("-inf"))[:, None] & in_column[None, :]  # an empty share's output was never written
+        part = tl.load(partial_out + (row * splits + share)[:, None] * HEAD_DIM + column[None, :], taken, 0.0)
+        acc = acc * alpha + tl.sum(weight[:, None] * part, 0)
+        l = l * alpha + tl.sum(weight, 0)  # noqa: E741
+        m = highest
+    head = row // queries % heads
+    if sink_logits is not None:
+        sink = tl.load(sink_logits + head).to(tl.float32) * 1.4426950408889634
+        highest = tl.maximum(m, sink)
+        alpha = tl.exp2(m - highest)
+        acc = acc * alpha
+        l = l * alpha + tl.exp2(sink - highest)  # noqa: E741
+        m = highest
+    some = l != 0  # a NaN is seen
+    total = tl.where(some, l, 1.0)
+    to = out + row // (queries * heads) * out_batch + head * out_head + row % queries * out_step
+    tl.store(to + column, (acc / total).to(out.dtype.element_ty), in_column)
+    tl.store(lse + row, tl.where(some, (m + tl.log2(total)) * LN_2, float("-inf")))

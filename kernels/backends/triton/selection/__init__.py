@@ -1,0 +1,82 @@
+"""Attention on a Selection **by key block**: a program takes one block's K and V and serves the queries that chose it.
+
+Its rows are (query, head) pairs gathered from all over the sequence, so the matrix products are full whatever the
+size of a GQA group is. A row's result from one block is partial: the forward pass writes (out, log-sum-exp) for
+every (query, slot), the backward pass a partial dQ, and a second kernel adds a query's slots up, always in the same
+order. dK and dV are summed by the program itself; long lists are cut in items, whose sums are added in order. No
+atomics: always the same bits. Partial results take slots times the output's memory, so queries are served a piece at
+a time (work_items.py).
+
+Where neighbouring queries choose alike, `shared_tiles` (shared_tiles.py) serves the forward pass: no partial results.
+
+Letters in the kernels: s scores, p weights, dp gradient of p, ds gradient of s; a trailing t: transposed.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from kernels.backends.triton.common import addressable
+from kernels.backends.triton.dense.backward import prepare
+from kernels.backends.triton.dense.forward import positive_scale
+from kernels.backends.triton.dense.tile_sizes import DTYPES, HEAD_DIMS
+from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs, shared_tiles
+from kernels.backends.triton.selection.work_items import make_plan
+from kernels.selection.routing import Selection
+
+
+def unsupported(device: str, dtype: torch.dtype, head_dim: int, group: int, block: int) -> str | None:
+    """Why these kernels cannot serve a call, naming what is possible; None where they can.
+
+    group: query heads a selector.
+    """
+    if dtype not in DTYPES:
+        return f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}"
+    if head_dim not in HEAD_DIMS:
+        return f"head_dim {head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}"
+    if dtype == torch.float32 and head_dim > 128 and block > 64:  # a block's keys and values fill the shared memory
+        return f"block {block} in float32 with head_dim {head_dim}: must be at most 64"
+    if device == "cuda":
+        capability = torch.cuda.get_device_capability()
+        if capability < (8, 0):
+            return f"compute capability {capability[0]}.{capability[1]}: must be 8.0 or later"
+    elif not triton.knobs.runtime.interpret:
+        return f"device {device}: must be cuda (or cpu under TRITON_INTERPRET=1, for tests)"
+    return None
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> tuple[Tensor, Tensor]:
+    """(out, lse), lse in float32; see kernels/backends/__init__.py."""
+    q, scale = positive_scale(q, scale)
+    q, k, v = addressable(q), addressable(k), addressable(v)
+    if selection.strategy == "shared_tiles":
+        return shared_tiles.forward(q, k, v, selection, scale)
+    return partial_outputs.forward(q, k, v, selection, scale)
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    selection: Selection,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv), like q, k, v; by key block whatever the strategy of the forward pass was."""
+    flipped = scale < 0
+    q, scale = positive_scale(q, scale)
+    q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)
+    rows_of = gradients.by_query(prepare(grad_out, grad_lse, out, lse, 64), q.shape[2])
+    dq, dk, dv = gradients.backward(grad_out, q, k, v, rows_of, selection, scale)
+    return -dq if flipped else dq, dk, dv
+
+
+def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, scale: float) -> Tensor:
+    """See kernels.selection.selected_attention.block_mass."""
+    q, scale = positive_scale(q, scale)
+    q, k = addressable(q), addressable(k)
+    plan = make_plan(selection, q.shape[1] // selection.selectors, 4)
+    return attention_mass.block_mass(q, k, lse, selection, plan, scale)

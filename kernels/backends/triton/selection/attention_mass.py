@@ -1,0 +1,127 @@
+"""How much of a query's softmax each chosen block received, by key block (see __init__.py): scores alone, no values."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.backends.triton.common import LOG2_E
+from kernels.backends.triton.selection.launch_settings import choose
+from kernels.backends.triton.selection.work_items import SELECTED_ITEM, SelectedPlan
+from kernels.selection.routing import Selection
+
+
+def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: SelectedPlan, scale: float) -> Tensor:
+    """float32 `[batch, selectors, queries, slots]`, see kernels.selection.selected_attention.block_mass."""
+    batch, heads, queries, head_dim = q.shape
+    selectors, slots = selection.selectors, selection.slots
+    group = heads // selectors
+    config = choose("mass", q.dtype, head_dim, group)
+    padded = triton.next_power_of_2(group)
+    entries = max(config.rows // padded, 1)
+    mass = torch.zeros(batch, selectors, queries, slots, dtype=torch.float32, device=q.device)
+    for piece in range(plan.pieces):
+        _block_mass[(plan.items.shape[1],)](
+            q,
+            k,
+            lse.contiguous(),
+            plan.items[piece],
+            selection.entries,
+            selection.first_key,
+            mass,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            scale * LOG2_E,
+            queries,
+            k.shape[2],
+            selection.offsets.shape[2] - 1,
+            selectors,
+            selectors // k.shape[1],
+            heads,
+            SLOTS=slots,
+            GROUP=group,
+            PADDED=padded,
+            BLOCK=selection.block,
+            HEAD_DIM=head_dim,
+            D=triton.next_power_of_2(head_dim),
+            E=max(entries, triton.cdiv(16, padded)),
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=config.warps,
+            num_stages=config.stages,
+            maxnreg=config.registers,
+        )
+    return mass
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "blocks", "selectors", "selectors_a_kv_head", "heads"])
+def _block_mass(
+    q,
+    k,
+    lse,
+    items,
+    entries,
+    first_key,
+    mass,
+    q_batch,
+    q_head,
+    q_step,
+    k_batch,
+    k_head,
+    k_step,
+    log2_scale,
+    queries,
+    keys,
+    blocks,
+    selectors,
+    selectors_a_kv_head,
+    heads,
+    SLOTS: tl.constexpr,
+    GROUP: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    D: tl.constexpr,
+    E: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """exp(scores - lse), summed over the block and averaged over the group; rows are (entry, head)."""
+    item = items + tl.program_id(0) * SELECTED_ITEM
+    count = tl.load(item + 2)
+    if count == 0:
+        return
+    M: tl.constexpr = E * PADDED
+    line = tl.load(item) // blocks
+    block = tl.load(item) % blocks
+    batch = (line // selectors).to(tl.int64)
+    selector = line % selectors
+    kv_head = (selector // selectors_a_kv_head).to(tl.int64)
+    line = line.to(tl.int64)
+    list_of = entries + line * queries * SLOTS + tl.load(item + 1)
+    column = tl.arange(0, D)
+    key = block * BLOCK + tl.arange(0, BLOCK)
+    kb = tl.load(
+        k + batch * k_batch + kv_head * k_head + key.to(tl.int64)[:, None] * k_step + column[None, :],
+        (key < keys)[:, None] & (column < HEAD_DIM)[None, :],
+        0.0,
+    )
+    first_head = selector * GROUP
+    q_base = q + batch * q_batch + first_head.to(tl.int64) * q_head
+    for start in tl.range(0, count, E):
+        row = tl.arange(0, M)
+        index = start + row // PADDED
+        head = row % PADDED
+        live = (index < count) & (head < GROUP)
+        entry = tl.load(list_of + index, live, 0)
+        query = entry // SLOTS
+        address = query.to(tl.int64) * q_step + head.to(tl.int64) * q_head
+        qb = tl.load(q_base + address[:, None] + column[None, :], live[:, None] & (column < HEAD_DIM)[None, :], 0.0)
+        s = tl.dot(qb, kb.T, input_precision=PRECISION) * log2_scale
+        first = tl.load(first_key + batch * queries + query, live, 0)
+        s = tl.where((key[None, :] >= first[:, None]) & live[:, None], s, float("-inf"))
+        total = tl.load(lse + (batch * heads + first_head + head) * queries + query, live, 0.0) * 1.4426950408889634
+        total = tl.where(total == float("-inf"), 0.0, total)
+        shares = tl.sum(tl.exp2(s - total[:, None]), 1)
+        means = tl.sum(tl.reshape(shares, [E, PADDED]), 1) / GROUP
+        place = start + tl.arange(0, E)
+        listed = tl.load(list_of + place, place < count, 0)
+        tl.store(mass + line * queries * SLOTS + listed, means, place < count)

@@ -1,0 +1,140 @@
+"""Attention of the few new tokens of a decoding step to keys that lie in a cache: what `decode_attention()` does.
+
+    out, lse = decode_attention(q, [Part(k, v, mask), Part(stored_k, stored_v, stored_mask, slots, count)])
+
+Keys need not be gathered: a Part names the slots, or whole pages of them, in which they lie, and a kernel reads those
+alone. All sizes follow from shapes, lengths are tensors on the device: a CUDA graph of a step serves any length.
+"""
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels import selfcheck
+from kernels.attention import add_sinks
+from kernels.backends import direct
+from kernels.decoding.part import Part
+from kernels.shapes import require
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "triton", "direct")
+
+FEW = 16
+"""Queries up to which the kernel is made for: every program reads its keys for all of them."""
+
+
+def decode_attention(
+    q: Tensor,
+    parts: Sequence[Part],
+    *,
+    scale: float | None = None,
+    sink_logits: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One softmax of q `[batch, heads, queries, head_dim]` over the keys of all `parts`; not differentiable.
+
+    `scale` (default 1 / sqrt(head_dim)), `sink_logits` `[heads]` and the results (out, lse) are those of
+    kernels.attention; deterministic. `backend`: "direct" is plain PyTorch, for any number of queries; "triton" splits
+    the keys among the programs of a GPU and merges by log-sum-exp ("flash decoding", Dao et al. 2023), for FEW queries;
+    "auto" takes triton where it can serve. ValueError where shapes or the backend don't fit.
+    """
+    _check(q, parts, sink_logits)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    backend = choose_backend(q, backend)
+    if backend == "direct":
+        out, lse = direct.attend(q, parts, scale)
+        return (out, lse) if sink_logits is None else add_sinks(out, lse, sink_logits)
+    if q.is_cuda and not torch.compiler.is_compiling():
+        selfcheck.check_decoding(q.device, q.dtype, q.shape[-1], q.shape[1] // parts[0].k.shape[1])
+    k, v, mask, slots, count, page = (list(each) for each in zip(*parts, strict=True))
+    return torch.ops.farsight.decode_attention(q, k, v, mask, slots, count, page, scale, sink_logits)
+
+
+def choose_backend(q: Tensor, backend: str = "auto") -> str:
+    """The backend that serves q `[batch, heads, queries, head_dim]`. One named outright is taken or refused
+    (ValueError), never exchanged."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: decoding is served by {', '.join(BACKENDS)}")
+    if backend == "direct" or (backend == "auto" and not q.is_cuda):
+        return "direct"
+    reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[2])
+    if backend == "auto":
+        if q.shape[2] <= FEW and not torch.compiler.is_compiling():
+            _say_once("direct" if reason else "triton", reason or "made for few queries")
+        return "direct" if reason else "triton"
+    if reason:
+        raise ValueError(f"backend='triton' cannot serve this call: {reason}")
+    return "triton"
+
+
+@functools.cache
+def _say_once(backend: str, reason: str) -> None:
+    log.info("backend of decoding %s: %s", backend, reason)
+
+
+@torch.compiler.assume_constant_result
+def _triton_refuses(device: str, dtype: torch.dtype, head_dim: int, queries: int) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; possible are auto, direct"
+    from kernels.backends.triton import decode
+
+    if queries > FEW:
+        return f"{queries} queries: must be at most {FEW}"
+    return decode.unsupported(device, dtype, head_dim)
+
+
+def _check(q: Tensor, parts: Sequence[Part], sink_logits: Tensor | None) -> None:
+    require(len(parts) > 0, "decode_attention() of no parts: it needs at least one")
+    require(q.dim() == 4, f"q has {q.dim()} dimensions: must be 4")
+    batch, heads, queries, head_dim = q.shape
+    if sink_logits is not None:
+        require(sink_logits.shape == (heads,), f"sink_logits {tuple(sink_logits.shape)}: must be [{heads}]")
+    for part in parts:
+        k, mask = part.k, part.mask
+        require(k.shape == part.v.shape, f"k {tuple(k.shape)} and v {tuple(part.v.shape)}: must have one shape")
+        fits = k.dim() == 4 and k.shape[0] == batch and k.shape[3] == head_dim and heads % k.shape[1] == 0
+        require(fits, f"k {tuple(k.shape)}: must be [{batch}, a divisor of {heads}, slots, {head_dim}]")
+        require(k.shape[1] == parts[0].k.shape[1], f"parts of {parts[0].k.shape[1]} and {k.shape[1]} KV heads: one")
+        require(q.dtype == k.dtype == part.v.dtype, f"q, k, v are {q.dtype}, {k.dtype}, {part.v.dtype}: one dtype")
+        lines = (1, k.shape[1], heads)
+        fits = mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[1] in lines
+        fits = fits and mask.shape[2] in (1, queries) and mask.dtype == torch.bool
+        wanted = f"booleans [{batch} or 1, one of {lines}, {queries} or 1, entries]"
+        require(fits, f"mask {mask.dtype} {tuple(mask.shape)}: must be {wanted}")
+        if part.slots is None:
+            require(mask.shape[3] <= k.shape[2], f"a mask of {mask.shape[3]} entries: must be k's slots, {k.shape[2]}")
+            continue
+        slots = part.slots
+        fits = slots.dim() == 3 and slots.shape[0] in (1, batch) and slots.shape[1] in lines
+        fits = fits and slots.shape[2] * part.page == mask.shape[3]
+        wanted = f"[{batch} or 1, one of {lines}, the mask's {mask.shape[3]} entries / the page, {part.page}]"
+        require(fits, f"slots {tuple(slots.shape)}: must be {wanted}")
+
+
+@torch.library.custom_op("farsight::decode_attention", mutates_args=())
+def _decode(
+    q: Tensor,
+    k: list[Tensor],
+    v: list[Tensor],
+    mask: list[Tensor],
+    slots: list[Tensor | None],
+    count: list[Tensor | None],
+    page: list[int],
+    scale: float,
+    sink_logits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from kernels.backends.triton import decode
+
+    parts = [Part(*each) for each in zip(k, v, mask, slots, count, page, strict=True)]
+    with torch.autocast(q.device.type, enabled=False):
+        return decode.forward(q, parts, scale, sink_logits)
+
+
+@_decode.register_fake
+def _(q, k, v, mask, slots, count, page, scale, sink_logits):
+    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)

@@ -1,0 +1,131 @@
+"""BlockLayout: the sparse matrix of tiles that every backend walks. kernels/layout/builder.py makes it from a pattern.
+
+For each block of queries it lists the blocks of keys that hold a visible pair, and the same transposed: rows for the
+forward pass and dQ, columns for dK and dV. A tile whose every pair is visible needs no mask; the others have their bits
+in a table that equal tiles share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.layout.axis import Axis
+from kernels.patterns.base import Pattern
+
+FULL = -1
+"""Tile id of a tile whose every pair is visible."""
+
+BLOCKS = (16, 32, 64, 128)
+"""Accepted tile sizes. 128 suits GPUs; smaller ones waste less at a window's edge and serve small tests."""
+
+
+@dataclass(frozen=True, eq=False)
+class TileList:
+    """Tiles listed by one side of the matrix: by rows (query blocks) or by columns (key blocks).
+
+    The tiles of one row are `blocks[start : start + count]`, with the row's own `start` and `count`: first `partial`
+    tiles with a mask, then the fully visible ones, each kind by rising index.
+    """
+
+    start: Tensor  # int32 [batch, heads, rows]
+    count: Tensor  # int32 [batch, heads, rows]
+    partial: Tensor  # int32 [batch, heads, rows]
+    blocks: Tensor  # int32 [entries]: the other side's block index
+    tiles: Tensor  # int32 [entries]: FULL, or an index into the mask table
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a layout was built from: one pattern for all KV heads or one for each, and the two axes."""
+
+    patterns: tuple[Pattern, ...]
+    queries: Axis
+    keys: Axis
+
+    @property
+    def window(self) -> int | None:
+        """The width of the plain window that every head sees, of sequences that are one document each and up to their
+        last key (every earlier token: as wide as there are keys). None for anything else."""
+        if not self.queries.is_plain or len(set(self.patterns)) > 1:
+            return None
+        _, queries, offset = self.queries.key
+        if self.keys.key != ("tokens", queries + offset, 0):
+            return None
+        return self.patterns[0].plain_window(self.keys.length)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """Which tiles of `block` x `block` pairs are visible, and which pairs within a partial tile.
+
+    `batch` and `heads` (KV heads) are 1 where all share one layout. Rows or columns beyond a ragged end are invisible.
+    """
+
+    queries: int
+    keys: int
+    block: int
+    rows: TileList
+    columns: TileList
+    masks: Tensor
+    """int32 `[tiles, block, ceil(block / 32)]`, tiles >= 1; bit j of word w of line i: query i sees key 32 w + j."""
+    pairs: Tensor
+    """int64 `[batch, heads]`: visible (query, key) pairs."""
+    overflow: Tensor | None = None
+    """bool `[]`, where sizes are fixed: whether they were too small and the layout is wrong. None: they suffice."""
+    window: int | None = None
+    """Where the whole layout is a plain sliding window up to the last key, its width (see `Source.window`)."""
+    source: Source | None = None
+    """For backends that compile the pattern itself; lost in `tensors`."""
+
+    @property
+    def batch(self) -> int:
+        return self.pairs.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.pairs.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.masks.device
+
+    def tensors(self) -> list[Tensor]:
+        """The layout as the flat list that the attention operators take (an operator cannot take an object)."""
+        return [*vars(self.rows).values(), *vars(self.columns).values(), self.masks, self.pairs]
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[Tensor], queries: int, keys: int, block: int, window: int | None = None
+    ) -> "BlockLayout":
+        """The inverse of `tensors`."""
+        rows, columns = TileList(*tensors[:5]), TileList(*tensors[5:10])
+        return BlockLayout(queries, keys, block, rows, columns, *tensors[10:], window=window)
+
+    def tile_masks(self) -> Tensor:
+        """The mask table as booleans `[tiles, block, block]`."""
+        shifts = torch.arange(32, dtype=torch.int32, device=self.device)
+        bits = (self.masks[..., None] >> shifts) & 1
+        return bits.bool().flatten(-2)[..., : self.block]
+
+    def dense_mask(self) -> Tensor:
+        """The whole mask as booleans `[batch, heads, queries, keys]`: for oracles, pictures and small sizes."""
+        table = torch.cat([self.tile_masks(), torch.ones_like(self.tile_masks()[:1])])  # FULL = -1 finds the last one
+        row_blocks, key_blocks = -(-self.queries // self.block), -(-self.keys // self.block)
+        grid = torch.zeros(
+            self.batch, self.heads, row_blocks, key_blocks, self.block, self.block, dtype=torch.bool, device=self.device
+        )
+        for b, h, r in np.ndindex(self.batch, self.heads, row_blocks):
+            first = int(self.rows.start[b, h, r])
+            entries = slice(first, first + int(self.rows.count[b, h, r]))
+            grid[b, h, r, self.rows.blocks[entries].long()] = table[self.rows.tiles[entries].long()]
+        mask = grid.transpose(3, 4).reshape(self.batch, self.heads, row_blocks * self.block, key_blocks * self.block)
+        return mask[..., : self.queries, : self.keys]
+
+
+def any_overflow(parts: Sequence[object]) -> Tensor | None:
+    """bool `[]`: whether any part's `overflow` says so; None where no part has fixed sizes."""
+    flags = [part.overflow for part in parts if part.overflow is not None]
+    return torch.stack(flags).any() if flags else None

@@ -1,0 +1,128 @@
+"""A pattern over concrete axes becomes a layout (kernels/layout/block_layout.py).
+
+The way from one to the other:
+
+1. candidates.py: for each block of queries, the tiles that may hold a visible pair, from the intervals that the pattern
+   names.
+2. tiles.py: the element-wise truth on those tiles; empty ones are dropped, partial ones get their bits.
+3. Here: tiles are listed by rows (for the forward pass and dQ) and, transposed, by columns (for dK and dV).
+
+Time and memory are proportional to the candidate tiles, never to the square of the length. Nothing loops over rows in
+Python. A layout is as large as it needs to be, for which the device is asked how many tiles there are; or, where
+documents change at every training step, as large as it can ever need to be (`fixed=True`), and then nothing waits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.layout.axis import Axis
+from kernels.layout.block_layout import BLOCKS, FULL, BlockLayout, Source, TileList
+from kernels.layout.candidates import Blocks
+from kernels.layout.lru_cache import RecentlyUsed
+from kernels.layout.tiles import find_tiles, find_tiles_within, unique_masks
+from kernels.patterns.base import Pattern
+
+
+def build_layout(
+    pattern: Pattern | Sequence[Pattern],
+    queries: Axis,
+    keys: Axis | None = None,
+    block: int = 128,
+    *,
+    fixed: bool = False,
+) -> BlockLayout:
+    """The layout of `pattern`, or of one pattern per KV head. `keys=None`: the queries attend to themselves.
+
+    Layouts of axes without packed documents are cached by their settings. `fixed`: for axes of packed documents, every
+    tensor's size follows from shapes and settings alone, and the device is asked for no value; `layout.overflow` says
+    on the device whether the sizes sufficed, and whoever trains on the layout must look at it in the end.
+
+    Raises ValueError for a block that is not one of BLOCKS, an empty list of patterns, axes of different batch or
+    device, or fixed sizes of axes that don't say how far their positions go (`Axis.limit`).
+    """
+    keys = queries if keys is None else keys
+    patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
+    if block not in BLOCKS:
+        raise ValueError(f"block={block}: must be one of {', '.join(map(str, BLOCKS))}")
+    if not patterns:
+        raise ValueError("pattern=[]: must be a pattern, or one pattern per KV head")
+    if queries.device != keys.device:
+        raise ValueError(f"queries on {queries.device}, keys on {keys.device}: must be on one device")
+    if queries.batch != keys.batch and 1 not in (queries.batch, keys.batch):
+        raise ValueError(f"queries of batch {queries.batch}, keys of batch {keys.batch}: must agree, or be 1")
+    if queries.key is not None and keys.key is not None:
+        key = patterns, queries.key, keys.key, block, queries.device
+        with torch.inference_mode(False):  # what an evaluation builds must serve training, too
+            return _cache.get(key, lambda: _build(patterns, queries, keys, block, fixed=False))
+    if fixed and (queries.limit is None or keys.limit is None):
+        raise ValueError("fixed=True needs axes with a limit: must be known how far their positions go")
+    return _build(patterns, queries, keys, block, fixed)
+
+
+_cache: RecentlyUsed[BlockLayout] = RecentlyUsed(size=64)
+
+
+def _build(patterns: tuple[Pattern, ...], queries: Axis, keys: Axis, block: int, fixed: bool) -> BlockLayout:
+    distinct = list(dict.fromkeys(patterns))
+    query_blocks = Blocks(queries, block)
+    key_blocks = query_blocks if keys is queries else Blocks(keys, block)
+    found = [(find_tiles_within if fixed else find_tiles)(p, query_blocks, key_blocks) for p in distinct]
+
+    # One mask table for all; heads with the same pattern share its entries.
+    sizes = [0, *np.cumsum([len(t.masks) for t in found]).tolist()]
+    tile = torch.cat([torch.where(t.tile == FULL, FULL, t.tile + n) for t, n in zip(found, sizes, strict=False)])
+    masks = torch.cat([t.masks for t in found])
+    if not fixed:
+        masks, remap = unique_masks(masks)
+        tile = torch.where(tile == FULL, FULL, remap[tile])
+    head = torch.cat([torch.full_like(t.batch, i) for i, t in enumerate(found)])
+    batch, row, column = (torch.cat([getattr(t, name) for t in found]) for name in ("batch", "row", "column"))
+    live = torch.cat([t.live for t in found]) if fixed else None
+
+    head_of = [distinct.index(p) for p in patterns] if len(distinct) > 1 else [0]
+    shape = (max(queries.batch, keys.batch), len(distinct))
+    source = Source(patterns, queries, keys)
+    group = batch * len(distinct) + head
+    return BlockLayout(
+        queries=queries.length,
+        keys=keys.length,
+        block=block,
+        rows=list_tiles(group, row, column, tile, live, (*shape, query_blocks.count, key_blocks.count), head_of),
+        columns=list_tiles(group, column, row, tile, live, (*shape, key_blocks.count, query_blocks.count), head_of),
+        masks=masks,
+        pairs=torch.stack([found[index].pairs for index in head_of], 1),
+        overflow=torch.stack([t.overflow for t in found]).any() if fixed else None,
+        window=source.window,
+        source=source,
+    )
+
+
+def list_tiles(
+    group: Tensor,
+    major: Tensor,
+    minor: Tensor,
+    tile: Tensor,
+    live: Tensor | None,
+    shape: tuple[int, int, int, int],
+    head_of: Sequence[int],
+) -> TileList:
+    """Tiles sorted by (group, major index, partial before full, minor index); heads pick their pattern's lists.
+
+    All int64 `[tiles]`; group = batch index x distinct patterns + pattern. `live` bool `[tiles]`: dead places go to the
+    end of the lists, beyond every count (None: all live). shape: batch, distinct patterns, major and minor blocks.
+    """
+    *lines_shape, minors = shape
+    lines = lines_shape[0] * lines_shape[1] * lines_shape[2]
+    line = group * lines_shape[2] + major
+    if live is not None:
+        line = torch.where(live, line, lines)
+    order = torch.argsort((line * 2 + (tile == FULL)) * minors + minor)
+    tally = lambda what: torch.zeros(lines + 1, dtype=torch.int64, device=line.device).scatter_add_(0, line, what)  # noqa: E731
+    count, partial = (tally(what.long())[:lines] for what in (torch.ones_like(tile), tile != FULL))
+    start = count.cumsum(0) - count
+    # Stacked, not indexed: an index would be copied to the device, and waited for.
+    pick = lambda t: torch.stack([t.view(lines_shape)[:, index] for index in head_of], 1).int()  # noqa: E731
+    return TileList(pick(start), pick(count), pick(partial), minor[order].int(), tile[order].int())

@@ -1,0 +1,173 @@
+"""Which tiles may hold a visible pair: the first step from a pattern to its layout (kernels/layout/builder.py).
+
+For each block of queries the pattern names key intervals (`Pattern.candidates`). Positions within documents become key
+indices, intervals become runs of key blocks, overlaps are removed. The runs are then listed tile by tile: either
+exactly, which asks the device how many there are, or in as many places as the pattern can ever need.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.layout.axis import Axis
+from kernels.layout.lru_cache import RecentlyUsed
+from kernels.patterns.base import Pattern
+
+
+class Blocks:
+    """An axis cut in blocks, padded to whole ones; a padding index belongs to no document."""
+
+    def __init__(self, axis: Axis, block: int) -> None:
+        self.axis, self.block = axis, block
+        self.count = -(-axis.length // block)
+        padding = self.count * block - axis.length
+        cut = lambda t, value: torch.nn.functional.pad(t, (0, padding), value=value).view(axis.batch, -1, block)  # noqa: E731
+        self.start, self.end, self.origin = cut(axis.start, 0), cut(axis.end, 0), cut(axis.origin, 0)
+        self.document = cut(axis.document, -1)
+
+
+def candidate_tiles(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """(batch, row, column), int64 `[tiles]` each and without repeats, of every tile that may hold a visible pair."""
+    first, size = _candidate_runs(pattern, queries, keys)
+    # One entry a tile: run `i` holds the entries from ends[i - 1] to ends[i].
+    ends = size.flatten().cumsum(0)
+    entry = torch.arange(int(ends[-1]), device=ends.device)
+    run = torch.searchsorted(ends, entry, right=True)
+    column = first.flatten()[run] + entry - (ends - size.flatten())[run]
+    row = run // size.shape[-1]
+    return row // queries.count, row % queries.count, column
+
+
+def candidate_places(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same tiles, in places whose number follows from shapes and settings: the device is asked for nothing.
+
+    Returns (batch, row, column, live, overflow): int64 `[places]`, bool `[places]` (whether a place holds a tile) and
+    bool `[]` (whether a row has more tiles than places, which `row_capacity` is there to exclude).
+    """
+    first, size = _candidate_runs(pattern, queries, keys)
+    ends = size.cumsum(-1)
+    total = ends[..., -1]
+    capacity, row, index = _places(pattern, queries, keys)
+    batch = torch.arange(len(total), device=row.device)[:, None].expand(-1, len(row)).flatten()
+    row, index = row.repeat(len(total)), index.repeat(len(total))
+    # Rows behind one another on one rising axis, so that one search finds every place's run.
+    line, stretch = batch * queries.count + row, keys.count + 1
+    lines = torch.arange(total.numel(), device=row.device)[:, None]
+    run = torch.searchsorted((lines * stretch + ends.flatten(0, 1)).flatten(), line * stretch + index, right=True)
+    run = run.clamp(max=size.numel() - 1)
+    column = first.flatten()[run] + index - (ends - size).flatten()[run]
+    live = index < total.flatten()[line]
+    return batch, row, torch.where(live, column, 0), live, (total > capacity).any()
+
+
+def row_capacity(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tensor:
+    """int64 `[rows]`: no packing of documents gives a row more candidate tiles than this.
+
+    A row's first document may have begun anywhere before it, so a row that begins at sequence index i meets the
+    pattern at a position between 0 and i: the largest need among those counts. (Positions counted from the sequence
+    are i itself.) n tokens meet at most ceil((n - 1) / block) + 1 blocks. Documents that begin inside the row add the
+    blocks that the row's own tokens meet.
+    """
+    block, span = queries.block, keys.axis.span
+    limit = _limit(queries.axis, keys.axis)
+    blocks_of = lambda keys_met: (keys_met + 2 * block - 2) // block  # noqa: E731
+    need = []
+    for positions in torch.arange(limit, device=queries.axis.device).split(1 << 12):
+        stop = (positions + block).clamp(max=limit)
+        lower, upper = pattern.candidates(positions, stop, limit, block)
+        met = torch.minimum(upper, stop[:, None]) - lower.clamp(min=0)
+        keys_met = met // span + 2 if span > 1 else met
+        need.append(torch.where(met > 0, blocks_of(keys_met), 0).sum(-1))
+    need = torch.cat(need)
+    if pattern.anchor == "document":
+        need = need.cummax(0).values
+    rows = torch.arange(queries.count, device=need.device)
+    own = 1 if keys.axis is queries.axis else blocks_of(block // span + 2 if span > 1 else block)
+    most = rows + 1 if keys.axis is queries.axis else torch.full_like(rows, keys.count)
+    return torch.minimum(need[(rows * block).clamp(max=limit - 1)] + own, most)
+
+
+_cache: RecentlyUsed[tuple[Tensor, Tensor, Tensor]] = RecentlyUsed(size=64)
+
+
+def _places(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+    """`row_capacity`, and for every place of one sequence its row and its index within the row; made once, kept."""
+    axes = (queries.axis, keys.axis)
+
+    def make() -> tuple[Tensor, Tensor, Tensor]:
+        capacity = row_capacity(pattern, queries, keys)
+        row = torch.repeat_interleave(torch.arange(queries.count, device=capacity.device), capacity)
+        index = torch.arange(len(row), device=row.device) - (capacity.cumsum(0) - capacity)[row]
+        return capacity, row, index
+
+    key = pattern, queries.block, *((a.length, a.limit, a.span, a.device) for a in axes), axes[0] is axes[1]
+    return _cache.get(key, make)
+
+
+def _limit(queries: Axis, keys: Axis) -> int:
+    """Beyond every position of either axis, from whichever origin it is counted."""
+    return max(a.limit if a.limit is not None else int((a.end + a.origin).max()) for a in (queries, keys))
+
+
+def _candidate_runs(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor]:
+    """(first, size), int64 `[batch, rows, runs]`: disjoint runs of key blocks, by rising index; a size may be 0."""
+    length = _limit(queries.axis, keys.axis)
+    find = _KeyIndex(keys.axis, length)
+
+    # A row's first document may reach back beyond the row: the pattern says where to.
+    document = queries.document
+    first_document = document[..., :1]
+    in_first = (document == first_document) & (document >= 0)
+    start = queries.start[..., 0].long()
+    stop = torch.where(in_first, queries.end, 0).amax(-1).long()
+    origin = queries.origin[..., 0].long() if pattern.anchor == "sequence" else torch.zeros_like(start)
+    lower, upper = pattern.candidates(start + origin, stop + origin, length, queries.block)
+    lower = (lower - origin[..., None]).clamp(min=0)
+    upper = torch.minimum(upper - origin[..., None], stop[..., None])
+    upper = torch.where(upper > lower, upper, lower)
+    begin = find.first_ending_after(first_document.long().expand_as(lower), lower)
+    end = find.first_starting_at(first_document.long().expand_as(upper), upper)
+    end = torch.where(upper > lower, end, begin)
+
+    # The documents that begin inside the row see keys from their own start up to the row's last query: one run of keys.
+    live = document >= 0
+    later = live & ~in_first
+    last = live.sum(-1, keepdim=True) - 1  # never -1: a row holds at least one query
+    second = torch.where(later, document, document.amax(-1, keepdim=True)).amin(-1, keepdim=True).long()
+    rest_begin = find.first_ending_after(second, torch.zeros_like(second))
+    rest_end = find.first_starting_at(document.gather(-1, last).long(), queries.end.gather(-1, last).long())
+    rest_end = torch.where(later.any(-1, keepdim=True), rest_end, rest_begin)
+
+    first_block = torch.cat([begin, rest_begin], -1) // keys.block
+    stop_block = -(-torch.cat([end, rest_end], -1) // keys.block)
+    stop_block = torch.where(torch.cat([end > begin, rest_end > rest_begin], -1), stop_block, first_block)
+
+    # Runs of blocks, sorted; each begins where the runs before it have ended.
+    first_block, order = first_block.sort(-1)
+    stop_block = stop_block.gather(-1, order)
+    reached = torch.nn.functional.pad(stop_block.cummax(-1).values[..., :-1], (1, 0))
+    first_block = torch.maximum(first_block, reached)
+    return first_block, (stop_block - first_block).clamp(min=0)
+
+
+class _KeyIndex:
+    """Finds keys by (document, position): both rise along the axis, so one binary search does it."""
+
+    def __init__(self, axis: Axis, length: int) -> None:
+        self.length = length + 1
+        base = axis.document.long() * self.length
+        self.ends, self.starts = (base + axis.end).contiguous(), (base + axis.start).contiguous()
+
+    def first_ending_after(self, document: Tensor, position: Tensor) -> Tensor:
+        return self._search(self.ends, document, position, right=True)
+
+    def first_starting_at(self, document: Tensor, position: Tensor) -> Tensor:
+        return self._search(self.starts, document, position, right=False)
+
+    def _search(self, sorted_keys: Tensor, document: Tensor, position: Tensor, right: bool) -> Tensor:
+        wanted = document * self.length + position
+        batch = max(len(sorted_keys), len(wanted))
+        wanted = wanted.expand(batch, *wanted.shape[1:])
+        found = torch.searchsorted(
+            sorted_keys.expand(batch, -1).contiguous(), wanted.flatten(1).contiguous(), right=right
+        )
+        return found.view_as(wanted)

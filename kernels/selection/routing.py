@@ -1,0 +1,301 @@
+"""Routing: scores of past key blocks -> causal top-k -> Selection, each query's own list of key blocks.
+
+    summaries = block_means(router_keys, first_key, block)                  one router key a block
+    selection = select(router_queries, summaries, first_key, ...)           the blocks with the highest scores
+    out, lse = attention(q, k, v, selection, return_lse=True)               attention to the chosen blocks alone
+
+Blocks are counted in the packed sequence. Query t attends by other means to its local window, the keys from
+`floor((t - window + 1) / block) * block` (rounded down to a block's beginning) to t. Eligible for its choice are the
+blocks that end before that window and whose last token belongs to its document; of a block in which its document
+begins it sees the document's tokens alone. So window and eligible blocks are a partition of a query's past, without
+overlap or hole, and every eligible block holds a visible token. **A query is routed by what lies before it:** a
+block's summary is the mean over the block's own tokens, and a block is eligible only when all of them are past.
+
+Scoring every past block is work of T^2 / block: small, not linear. It is never kept: scores live a piece at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.layout.block_layout import BLOCKS
+
+STRATEGIES = ("by_block", "shared_tiles")
+"""How GPU kernels serve a selection: see kernels/backends/triton/selection/__init__.py and shared_tiles.py."""
+
+NEVER = torch.iinfo(torch.int64).min
+_LAST_INDEX = (1 << 31) - 1
+_SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """For every query and selector its chosen key blocks, and the transpose: for every block the queries that chose it.
+
+    A selector is a KV head (`share: group`, all query heads of the group attend to the same blocks) or a query head
+    (`share: head`). Sizes follow from shapes alone, so nothing here waits for a GPU.
+    """
+
+    block: int
+    keys: int
+    chosen: Tensor
+    """int32 `[batch, selectors, queries, slots]`: key blocks by rising index; then -1 where there are fewer."""
+    first_key: Tensor
+    """int32 `[batch, queries]`: the first key that a query may see, its document's first token.
+
+    Queries that choose the same block have the same first key, if it is within the block or behind: kernels ask one
+    query a list and not each. `select` keeps to that, as blocks are eligible within one document alone; a Selection
+    made by hand must, too. Nothing checks it at run time: that would wait for the GPU.
+    """
+    offsets: Tensor
+    """int32 `[batch, selectors, key blocks + 1]`: block j's queries are `entries[offsets[j] : offsets[j + 1]]`."""
+    entries: Tensor
+    """int32 `[batch, selectors, queries * slots]`: query * slots + slot by rising block, then query; slots without a
+    block come last."""
+    strategy: str = "by_block"
+    """One of STRATEGIES; the result is the same."""
+
+    @property
+    def batch(self) -> int:
+        return self.chosen.shape[0]
+
+    @property
+    def selectors(self) -> int:
+        return self.chosen.shape[1]
+
+    @property
+    def queries(self) -> int:
+        return self.chosen.shape[2]
+
+    @property
+    def slots(self) -> int:
+        return self.chosen.shape[3]
+
+    @property
+    def device(self) -> torch.device:
+        return self.chosen.device
+
+    def tensors(self) -> list[Tensor]:
+        """The selection as the flat list that the operators take."""
+        return [self.chosen, self.first_key, self.offsets, self.entries]
+
+    @staticmethod
+    def from_tensors(tensors: Sequence[Tensor], keys: int, block: int, strategy: str) -> "Selection":
+        """The inverse of `tensors`."""
+        return Selection(block, keys, *tensors, strategy=strategy)
+
+    @staticmethod
+    def from_chosen(
+        chosen: Tensor, keys: int, block: int, first_key: Tensor | None = None, strategy: str = "by_block"
+    ) -> "Selection":
+        """A selection from `chosen` alone (as above; int32), with its transpose; `first_key=None`: one document."""
+        if first_key is None:
+            first_key = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.int32, device=chosen.device)
+        return Selection(block, keys, chosen, first_key.contiguous(), *transpose(chosen, -(-keys // block)), strategy)
+
+    def pairs(self) -> Tensor:
+        """int64 `[batch, selectors]`: visible (query, key) pairs."""
+        start = torch.maximum(self.chosen * self.block, self.first_key[:, None, :, None])
+        return torch.where(self.chosen >= 0, (self.chosen + 1) * self.block - start, 0).sum((2, 3))
+
+    def dense_mask(self) -> Tensor:
+        """Booleans `[batch, selectors, queries, keys]`: for oracles, pictures and small sizes."""
+        blocks = -(-self.keys // self.block)
+        seen = torch.zeros(*self.chosen.shape[:3], blocks + 1, dtype=torch.bool, device=self.device)
+        seen.scatter_(3, torch.where(self.chosen < 0, blocks, self.chosen).long(), True)
+        mask = seen[..., :blocks].repeat_interleave(self.block, 3)[..., : self.keys]
+        return mask & (torch.arange(self.keys, device=self.device) >= self.first_key[:, None, :, None])
+
+
+def first_keys(documents: Tensor) -> Tensor:
+    """int32 `[batch, length]`: the sequence index of the first token of each token's document.
+
+    documents: integer `[batch, length]`; a document is a run of equal numbers.
+    """
+    index = torch.arange(documents.shape[1], dtype=torch.int32, device=documents.device).expand(documents.shape)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return torch.where(begins, index, 0).cummax(-1).values.int()
+
+
+def block_means(keys: Tensor, first_key: Tensor | None, block: int) -> Tensor:
+    """One router key a whole block: the mean of the block's keys that belong to its last token's document (None: all
+    are of one).
+
+    keys `[batch, selectors, length, dim]` -> `[batch, selectors, length // block, dim]`, in float32 (float64 for
+    float64 inputs) and differentiable. A ragged rest at the end is never eligible and has no summary.
+    """
+    batch, selectors, length, dim = keys.shape
+    blocks = length // block
+    cut = keys[:, :, : blocks * block].reshape(batch, selectors, blocks, block, dim)
+    if first_key is None:
+        return (cut.to(torch.float64 if keys.dtype == torch.float64 else torch.float32) * (1 / block)).sum(3)
+    index = torch.arange(blocks * block, device=keys.device).view(blocks, block)
+    ours = index >= first_key[:, block - 1 : blocks * block : block, None]  # [batch, blocks, block]
+    weight = ours.to(torch.float64 if keys.dtype == torch.float64 else torch.float32)
+    weight = weight / weight.sum(-1, keepdim=True)
+    # A NaN of another document times a weight of 0 would be NaN.
+    cut = torch.where(ours[:, None, :, :, None], cut, 0.0)
+    return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
+
+
+def eligible_range(first_key: Tensor, window: int, block: int, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit.
+
+    query: the queries' own indices, int32 like `first_key`; None: 0, 1, ...
+    """
+    if query is None:
+        query = torch.arange(first_key.shape[1], dtype=torch.int32, device=first_key.device)
+    limit = torch.div(query - (window - 1), block, rounding_mode="floor").expand_as(first_key)
+    return torch.div(first_key, block, rounding_mode="floor"), limit
+
+
+def select(
+    queries: Tensor,
+    summaries: Tensor,
+    first_key: Tensor,
+    *,
+    top_k: int,
+    window: int,
+    block: int,
+    first_block: bool = False,
+    strategy: str = "by_block",
+    backend: str = "auto",
+) -> Selection:
+    """Each query's `top_k` eligible blocks of highest score `query · summary`, and the transpose of the choice.
+
+    queries `[batch, selectors, length, dim]`, summaries `[batch, selectors, length // block, dim]` (`block_means`),
+    of any floating dtype; first_key int32 `[batch, length]` (`first_keys`). Scores are ranked in float32; of equal ones
+    the lower index wins, so a choice depends on nothing but its own scores, bit by bit. `first_block`: the document's
+    first block is chosen by every query for which it is eligible, besides the top_k (a further slot). Nothing is
+    differentiable: what a router learns from, it computes itself. backend: "auto", "blocked" (any device) or "triton".
+    Raises ValueError for settings, shapes or backends that cannot be.
+    """
+    for name, value in (("top_k", top_k), ("window", window)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: must be an integer >= 1")
+    if block not in BLOCKS:
+        raise ValueError(f"block={block!r}: must be one of {', '.join(map(str, BLOCKS))}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")
+    batch, selectors, length, dim = queries.shape
+    if summaries.shape != (batch, selectors, length // block, dim):
+        wanted = (batch, selectors, length // block, dim)
+        raise ValueError(f"summaries {tuple(summaries.shape)}: must be {wanted} for queries {tuple(queries.shape)}")
+    if first_key.shape != (batch, length):
+        raise ValueError(f"first_key {tuple(first_key.shape)}: must be [{batch}, {length}]")
+    first_key = first_key.contiguous()  # kernels address it; without documents it is one row for the whole batch
+    slots = top_k + bool(first_block)
+    if backend == "auto":
+        backend = "triton" if queries.is_cuda and queries.dtype != torch.float64 else "blocked"
+    if backend not in ("blocked", "triton"):
+        raise ValueError(f"backend={backend!r}: must be one of auto, blocked, triton")
+    if backend == "triton" and queries.dtype == torch.float64:
+        raise ValueError("backend='triton': select takes bfloat16, float16 or float32, not float64")
+    tensors = torch.ops.farsight.select(
+        queries.detach(), summaries.detach(), first_key, slots, window, block, bool(first_block), backend
+    )
+    return Selection.from_tensors([tensors[0], first_key, *tensors[1:]], length, block, strategy)
+
+
+@torch.library.custom_op("farsight::select", mutates_args=())
+def _select(
+    queries: Tensor,
+    summaries: Tensor,
+    first_key: Tensor,
+    slots: int,
+    window: int,
+    block: int,
+    first_block: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(chosen, offsets, entries) of a Selection."""
+    with torch.autocast(queries.device.type, enabled=False):  # a caller's autocast must not round the scores
+        if backend == "triton":
+            from kernels.backends.triton.selection.top_k import choose
+        else:
+            choose = choose_in_pieces
+        chosen = choose(queries, summaries, first_key, slots, window, block, first_block)
+    return chosen, *transpose(chosen, -(-queries.shape[2] // block))
+
+
+@_select.register_fake
+def _(queries, summaries, first_key, slots, window, block, first_block, backend):
+    batch, selectors, length, _ = queries.shape
+    new = lambda *shape: queries.new_empty(shape, dtype=torch.int32)  # noqa: E731
+    return (
+        new(batch, selectors, length, slots),
+        new(batch, selectors, -(-length // block) + 1),
+        new(batch, selectors, length * slots),
+    )
+
+
+def choose_in_pieces(
+    queries: Tensor, summaries: Tensor, first_key: Tensor, slots: int, window: int, block: int, first_block: bool
+) -> Tensor:
+    """`Selection.chosen` in plain PyTorch, of queries that begin at index 0."""
+    return choose(queries, summaries, *eligible_range(first_key, window, block), slots, first_block)
+
+
+def choose(
+    queries: Tensor, summaries: Tensor, lowest: Tensor | None, limit: Tensor, slots: int, first_block: bool
+) -> Tensor:
+    """`Selection.chosen` of any queries, from their `eligible_range`: the scores of a few at a time.
+
+    queries `[batch, selectors, queries, dim]`; summaries `[batch, selectors or fewer, blocks, dim]`, of which each
+    serves as many selectors in a row; lowest (None: 0) and limit int `[batch, queries]`.
+    """
+    batch, selectors, length, _ = queries.shape
+    blocks = summaries.shape[2]
+    if blocks == 0:
+        return torch.full((batch, selectors, length, slots), -1, dtype=torch.int32, device=queries.device)
+    dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    transposed = summaries.to(dtype).mT
+    index = torch.arange(blocks, device=queries.device)
+    at_once, pieces = max(1, _SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * blocks)), []
+    for first in range(0, length, at_once):
+        piece = slice(first, first + at_once)
+        rows = queries[:, :, piece].to(dtype).reshape(batch, summaries.shape[1], -1, queries.shape[3])
+        ranks = ranked((rows @ transposed).view(batch, selectors, -1, blocks), index)
+        barred = index >= limit[:, None, piece, None]
+        low = 0 if lowest is None else lowest[:, None, piece, None]
+        if lowest is not None:
+            barred = barred | (index < low)
+        if first_block:
+            ranks = torch.where(index == low, torch.iinfo(torch.int64).max - index, ranks)
+        best = ranks.masked_fill(barred, NEVER).topk(min(slots, blocks), -1).values
+        found = (_LAST_INDEX - (best & _LAST_INDEX)).masked_fill(best == NEVER, blocks).sort(-1).values
+        pieces.append(found.masked_fill(found == blocks, -1).int())
+    chosen = torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0]
+    return F.pad(chosen, (0, slots - chosen.shape[3]), value=-1) if chosen.shape[3] < slots else chosen
+
+
+def ranked(scores: Tensor, index: Tensor) -> Tensor:
+    """int64 that sort as (float32 score, then lower index first) do: the score's bits above, the index below.
+
+    Read as an integer, a float rises with its value where it is positive and falls where it is negative.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
+    ordered = bits ^ ((bits >> 31) & _LAST_INDEX)
+    return (ordered.long() << 32) | (_LAST_INDEX - index)
+
+
+def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """(offsets, entries) of a Selection, from `chosen`: a stable sort by block, without a look at any value."""
+    batch, selectors, length, slots = chosen.shape
+    flat = torch.where(chosen < 0, blocks, chosen).view(batch * selectors, length * slots)
+    line = torch.arange(batch * selectors, dtype=torch.int32, device=chosen.device)[:, None]
+    wanted = torch.arange(blocks + 1, dtype=torch.int32, device=chosen.device)
+    if batch * selectors * (blocks + 1) < 1 << 31:  # one sort for all, where an int32 tells the lines apart
+        keys, order = (line * (blocks + 1) + flat).flatten().sort(stable=True)
+        entries = (order.view_as(flat) - line.long() * flat.shape[1]).int()
+        keys = keys.view_as(flat)
+        offsets = torch.searchsorted(keys, line * (blocks + 1) + wanted, out_int32=True)
+    else:
+        keys, order = flat.sort(-1, stable=True)
+        entries = order.int()
+        offsets = torch.searchsorted(keys, wanted.expand(len(keys), -1).contiguous(), out_int32=True)
+    return offsets.view(batch, selectors, blocks + 1), entries.view(batch, selectors, length * slots)

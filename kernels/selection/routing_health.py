@@ -1,0 +1,84 @@
+"""How a router does: how evenly it uses the blocks, how far back it looks, and how much of attention it finds."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.selection.routing import Selection, eligible_range
+
+SCORES_AT_ONCE = 1 << 26
+
+
+def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
+    """Scalars on the selection's device, read by nobody here:
+
+    entropy       of the use of the blocks that were eligible to some query, over its largest possible value; 1: even
+    never_chosen  share of these blocks that no query chose
+    age           tokens from a chosen block's last token to the query, on average
+    """
+    blocks = selection.offsets.shape[2] - 1
+    lowest, limit = eligible_range(selection.first_key, window, selection.block)
+    limit = torch.maximum(limit, lowest)  # an empty range
+    ends = torch.zeros(selection.batch, blocks + 1, dtype=torch.int32, device=selection.device)
+    one = torch.ones_like(lowest)
+    ends.scatter_add_(1, lowest.long(), one).scatter_add_(1, limit.long(), -one)
+    eligible = (ends.cumsum(1)[:, None, :blocks] > 0).expand(-1, selection.selectors, -1)
+    used = selection.offsets.diff(dim=2).double()
+    shares = used / used.sum(-1, keepdim=True).clamp(min=1)
+    entropy = -torch.special.xlogy(shares, shares).sum(-1)
+    most = eligible.sum(-1).clamp(min=2).double().log()
+    query = torch.arange(selection.queries, device=selection.device)[:, None]
+    age = query - ((selection.chosen + 1) * selection.block - 1)
+    there = selection.chosen >= 0
+    return {
+        "entropy": (entropy / most).mean().float(),
+        "never_chosen": ((used == 0) & eligible).sum().float() / eligible.sum().clamp(min=1),
+        "age": torch.where(there, age, 0).double().sum().float() / there.sum().clamp(min=1),
+    }
+
+
+def union_of_neighbours(chosen: Tensor, neighbours: int = 8) -> Tensor:
+    """Different blocks in the choices of `neighbours` queries in a row, over the number of these choices.
+
+    1 where no two of them choose the same block, 1 / neighbours where all choose alike. chosen as a Selection has it,
+    `[..., queries, slots]`; the result is a float32 scalar on its device.
+    """
+    queries, slots = chosen.shape[-2:]
+    padded = F.pad(chosen, (0, 0, 0, -queries % neighbours), value=-1)
+    ordered = padded.reshape(-1, neighbours * slots).sort(-1).values
+    there = ordered >= 0
+    new = torch.cat([there[:, :1], there[:, 1:] & (ordered[:, 1:] != ordered[:, :-1])], 1)
+    return new.sum().float() / there.sum().clamp(min=1)
+
+
+def recall(
+    q: Tensor, k: Tensor, selection: Selection, window: int, queries: Tensor, scale: float | None = None
+) -> Tensor:
+    """The share of dense causal attention that falls on the window and the chosen blocks, `[batch, heads, sampled]`.
+
+    q, k as attention() takes them; queries int64 `[sampled]`: which are looked at. float32 (float64 for float64
+    inputs); time and memory of order sampled x keys.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    batch, heads, _, _ = q.shape
+    key = torch.arange(k.shape[2], device=q.device)
+    parts = []
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        for piece in queries.split(max(1, SCORES_AT_ONCE // (batch * heads * len(key)))):
+            first = selection.first_key[:, piece, None]
+            past = (key <= piece[:, None]) & (key >= first)  # [batch, sampled, keys]
+            start = torch.div(piece - (window - 1), selection.block, rounding_mode="floor") * selection.block
+            chosen = selection.chosen[:, :, piece]  # [batch, selectors, sampled, slots]
+            blocks = selection.offsets.shape[2] - 1
+            seen = torch.zeros(*chosen.shape[:3], blocks + 1, dtype=torch.bool, device=q.device)
+            seen.scatter_(3, torch.where(chosen < 0, blocks, chosen).long(), True)
+            seen = seen[..., :blocks].repeat_interleave(selection.block, 3)[..., : len(key)]
+            seen = (seen | (key >= start[:, None])) & past[:, None]
+            kv_heads = k.shape[1]
+            grouped = q[:, :, piece].to(dtype).unflatten(1, (kv_heads, -1))
+            scores = (grouped @ k.to(dtype)[:, :, None].mT * scale).flatten(1, 2)
+            weights = scores.masked_fill(~past[:, None], -torch.inf).softmax(-1)
+            seen = seen.repeat_interleave(heads // selection.selectors, 1)
+            parts.append(torch.where(seen, weights, 0.0).sum(-1))
+    return torch.cat(parts, -1)

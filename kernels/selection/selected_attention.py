@@ -1,0 +1,199 @@
+"""Attention to the blocks that a Selection names: what `attention()` does where its layout is a Selection.
+
+As with a BlockLayout, two `torch.library` operators (forward, backward) take flat tensors and scalars. A third,
+`block_mass`, says how much of a query's softmax each chosen block received: what an indexer learns from.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kernels import selfcheck
+from kernels.backends import reference
+from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
+from kernels.selection.routing import Selection
+from kernels.shapes import check_tensors, computes, require
+
+log = logging.getLogger(__name__)
+
+BACKENDS = {"blocked": "kernels.backends.gathered", "triton": "kernels.backends.triton.selection"}
+"""Backend name -> the module that implements it for a Selection; `reference` is another matter."""
+
+
+def selected_attention(
+    q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(out, lse), shapes as in `attention()`; differentiable in q, k and v. ValueError: nothing serves this call."""
+    _check_shapes(q, k, v, selection)
+    backend = choose_backend(q, selection, backend)
+    if backend == "reference":
+        repeat = selection.selectors // k.shape[1]
+        k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
+        with torch.autocast(q.device.type, enabled=False):
+            return reference.masked_attention(q, k, v, selection.dense_mask(), scale)
+    if backend == "triton" and q.is_cuda and computes(q):
+        group = q.shape[1] // selection.selectors
+        settings = (q.device, q.dtype, q.shape[-1], group, selection.block, selection.strategy)
+        selfcheck.check_selection(_module(backend), *settings)
+    scalars = (selection.block, scale, selection.strategy, backend)
+    return torch.ops.farsight.selected_attention(q, k, v, selection.tensors(), *scalars)
+
+
+def block_mass(
+    q: Tensor, k: Tensor, lse: Tensor, selection: Selection, scale: float | None = None, backend: str = "auto"
+) -> Tensor:
+    """The share of attention that each chosen block received: `[batch, selectors, queries, slots]`, not differentiable.
+
+    lse `[batch, heads, queries]`: the log-sum-exp of all scores of a query (those outside the selection included), by
+    which a share is exp(block's log-sum-exp - lse), averaged over the selector's query heads. Slots without a block
+    get 0. float32 (float64 for float64 inputs).
+    """
+    _check_shapes(q, k, k, selection)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    backend = choose_backend(q, selection, backend)
+    backend = "blocked" if backend == "reference" else backend
+    q, k, lse = q.detach(), k.detach(), lse.detach()
+    return torch.ops.farsight.block_mass(q, k, lse, selection.tensors(), selection.block, scale, backend)
+
+
+def choose_backend(q: Tensor, selection: Selection, backend: str = "auto") -> str:
+    """The backend that serves this call. One named outright is taken or refused (ValueError), never exchanged."""
+    if backend in ("reference", "blocked"):
+        return backend
+    if backend not in ("auto", "triton"):
+        raise ValueError(f"backend={backend!r}: routed attention is served by auto, reference, {', '.join(BACKENDS)}")
+    if backend == "auto" and not q.is_cuda:
+        return "blocked"
+    reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
+    if backend == "auto":
+        if computes(q):
+            _say_once("blocked" if reason else "triton", reason or "the fastest that is proven for this call")
+        return "blocked" if reason else "triton"
+    if reason:
+        raise ValueError(f"backend='triton' cannot serve this call: {reason}")
+    return backend
+
+
+@functools.cache
+def _say_once(backend: str, reason: str) -> None:
+    log.info("backend of attention to chosen blocks %s: %s", backend, reason)
+
+
+@torch.compiler.assume_constant_result
+def _triton_refuses(device: str, dtype: torch.dtype, head_dim: int, group: int, block: int) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed; possible are auto, reference, blocked"
+    return _module("triton").unsupported(device, dtype, head_dim, group, block)
+
+
+def _module(backend: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[backend])
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
+    check_tensors(q, k, v, selection.device, selection.queries, selection.keys, "selection")
+    (batch, heads), kv_heads = q.shape[:2], k.shape[1]
+    require(selection.batch == batch, f"the selection has batch {selection.batch}: must be q's, {batch}")
+    require(
+        selection.selectors in (kv_heads, heads),
+        f"the selection has {selection.selectors} selectors: must be k's {kv_heads} heads or q's {heads}",
+    )
+
+
+@torch.library.custom_op("farsight::selected_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, selection: list[Tensor], block: int, scale: float, strategy: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    with torch.autocast(q.device.type, enabled=False):
+        selection = Selection.from_tensors(selection, k.shape[2], block, strategy)
+        return _module(backend).forward(q, k, v, selection, scale)
+
+
+@_forward.register_fake
+def _(q, k, v, selection, block, scale, strategy, backend):
+    return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=_accumulation(q.dtype))
+
+
+@torch.library.custom_op("farsight::selected_attention_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    selection: list[Tensor],
+    block: int,
+    scale: float,
+    strategy: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(q.device.type, enabled=False):
+        selection = Selection.from_tensors(selection, k.shape[2], block, strategy)
+        return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, selection, scale)
+
+
+@_backward.register_fake
+def _(grad_out, grad_lse, q, k, v, out, lse, selection, block, scale, strategy, backend):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, selection, *ctx.scalars = inputs
+    ctx.save_for_backward(q, k, v, *output, *selection)
+
+
+def _autograd(ctx, grad_out: Tensor, grad_lse: Tensor):
+    q, k, v, out, lse, *selection = ctx.saved_tensors
+    arguments = (grad_out, grad_lse, q, k, v, out, lse, selection, *ctx.scalars)
+    grads = torch.ops.farsight.selected_attention_backward(*arguments)
+    return *grads, [None] * len(selection), *[None] * len(ctx.scalars)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@torch.library.custom_op("farsight::block_mass", mutates_args=())
+def _block_mass(
+    q: Tensor, k: Tensor, lse: Tensor, selection: list[Tensor], block: int, scale: float, backend: str
+) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        selection = Selection.from_tensors(selection, k.shape[2], block, "by_block")
+        return _module(backend).block_mass(q, k, lse, selection, scale)
+
+
+@_block_mass.register_fake
+def _(q, k, lse, selection, block, scale, backend):
+    return q.new_empty(selection[0].shape, dtype=_accumulation(q.dtype))
+
+
+def _accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _pairs(q: Tensor, k: Tensor, selection: list[Tensor], block: int) -> int:
+    """Visible pairs over all query heads."""
+    pairs = Selection.from_tensors(selection, k.shape[2], block, "by_block").pairs()
+    return int(pairs.sum()) * (q.shape[1] // pairs.shape[1])
+
+
+@register_flop_formula(torch.ops.farsight.selected_attention, get_raw=True)
+def _forward_flops(q, k, v, selection, block, *args, out_val=None, **kwargs) -> int:
+    return FORWARD_FLOPS * q.shape[-1] * _pairs(q, k, selection, block)
+
+
+@register_flop_formula(torch.ops.farsight.selected_attention_backward, get_raw=True)
+def _backward_flops(grad_out, grad_lse, q, k, v, out, lse, selection, block, *args, out_val=None, **kwargs) -> int:
+    return BACKWARD_FLOPS * q.shape[-1] * _pairs(q, k, selection, block)
+
+
+@register_flop_formula(torch.ops.farsight.block_mass, get_raw=True)
+def _block_mass_flops(q, k, lse, selection, block, *args, out_val=None, **kwargs) -> int:
+    return FORWARD_FLOPS // 2 * q.shape[-1] * _pairs(q, k, selection, block)
