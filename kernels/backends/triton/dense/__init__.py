@@ -7,6 +7,9 @@ masked tiles first. What differs between patterns is data, so nothing is compile
     backward_keys.py      the kernels of dK and dV
     work.py               what is prepared once per layout: order of work, transposed masks, long columns cut in chunks
     tile_sizes.py         tile shapes, warps and stages by dtype and head_dim
+
+A NaN or an infinity in v reaches every query of a tile in which only some see it, and so do those of q, k and dO in the
+gradients: a weight of 0 does not hide them. The backends `blocked` and `reference` have no such leak.
 """
 
 import torch

@@ -9,9 +9,9 @@ from kernels import Axis, Selection, build_layout, first_keys, select
 from kernels.backends.triton import decode
 from kernels.decoding.part import Part
 from kernels.patterns import Window
+from tests.kernels.backends.test_not_finite import inputs, poison, run
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import random_choice
-from tests.kernels.test_not_finite import inputs, poison, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
