@@ -1,11 +1,11 @@
 """From a composed config to the objects that it describes. What cannot be built is a ConfigError with its key."""
 
-import importlib
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kernels import patterns
+from configs.errors import ConfigError
+from configs.trust import TARGET, construct, function_of
 from kernels.patterns import Pattern
 from model import AttentionPlan, ModelConfig, Transformer
 
@@ -13,38 +13,17 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from data import DataModule
+    from data.sources import Source
     from model.evaluation import Protocol
     from model.training.run_folder import RunFolder
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be: one line with its key, its value, and what would be accepted."""
-
-
 def build_pattern(key: str, settings: Mapping[str, Any]) -> Pattern:
-    """The pattern of one entry of attention.patterns; `_target_` is the path of its class."""
-    settings = dict(settings)
-    target = settings.pop("_target_", None)
-    module, _, name = str(target).rpartition(".")
+    """The pattern of one entry of attention.patterns; `_target_` is the path of its class (configs/trust.py)."""
     try:
-        pattern_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        known = ", ".join(f"{patterns.__name__}.{n}" for n in patterns.__all__ if n != "Pattern")
-        raise ConfigError(
-            f"{key}._target_={target}: no such pattern; accepted are {known}, or a class of yours"
-        ) from None
-    if not (isinstance(pattern_class, type) and issubclass(pattern_class, Pattern)):
-        raise ConfigError(f"{key}._target_={target}: must be a subclass of kernels.patterns.Pattern")
-    accepted = [field.name for field in fields(pattern_class)]
-    for setting in settings:
-        if setting not in accepted:
-            raise ConfigError(f"{key}.{setting}={settings[setting]!r}: {name} takes {', '.join(accepted)}")
-    needed = [f.name for f in fields(pattern_class) if f.init and f.default is f.default_factory is MISSING]
-    for setting in needed:
-        if setting not in settings:
-            raise ConfigError(f"{key}.{setting}: missing; {name} needs {', '.join(needed)}")
-    try:
-        return pattern_class(**settings)
+        return construct(key, settings, Pattern)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}.{error}") from None
 
@@ -97,16 +76,32 @@ def build_protocol(protocol: Mapping[str, Any], sequence_length: int) -> "Protoc
 
 def build_data(data: Mapping[str, Any]) -> "DataModule":
     """The data module of a composed `data` group, not set up yet. Raises data.CorpusError for what it cannot be."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
+    from data import CorpusError, DataModule
+    from data.tokenizers import Tokenizer
 
     try:
-        return instantiate(data)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError):  # ours, with the key and what would be accepted
-            raise cause from None
-        raise ConfigError(f"data: {cause or error}") from None
+        tokenizer = construct("data.tokenizer", data.get("tokenizer"), Tokenizer)
+        return construct("data", data, DataModule, {"source": build_source(data), "tokenizer": tokenizer})
+    except (ConfigError, CorpusError):
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data: {error}") from None
+
+
+def build_source(data: Mapping[str, Any]) -> "Source":
+    """The source of a composed `data` group: what reads its `path`."""
+    from data.sources import Source
+
+    return construct("data.source", data.get("source"), Source)
+
+
+def build_task(key: str, settings: Mapping[str, Any]) -> Callable:
+    """The function of one entry of recall.tasks (like data.recall.text.needles), with its settings as arguments."""
+    from data.recall.text import TASKS
+
+    arguments = {name: value for name, value in settings.items() if name != TARGET}
+    ours = {f"{task.__module__}.{task.__name__}": task for task in TASKS}
+    return functools.partial(function_of(f"{key}.{TARGET}", settings.get(TARGET), ours), **arguments)
 
 
 def build_loggers(logger: Mapping[str, Any], config: Mapping[str, Any], folder: "RunFolder") -> "list[Logger]":

@@ -1,11 +1,10 @@
 """What a composed config must satisfy before any work starts. A failure is one line: key, value, what is accepted."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol
+from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol, build_task
 from kernels.attention import BACKENDS, GPU_BACKENDS
 from kernels.layout.block_layout import BLOCKS
 from model.attention import attend_class
@@ -40,7 +39,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"sweep={name}: a sweep takes -m and overrides alone: python train.py -m sweep={name}")
     groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
     keys = (*groups, "name", "outputs", "seed", "resume", "init_from", "preflight")
-    _require_known("", config, keys)
+    _require_known("", config, (*keys, "trust"))
     for key in keys:
         if key not in config:
             raise ConfigError(f"~{key}: a run needs it; accepted is {key}=...")
@@ -198,15 +197,8 @@ def check_recall(recall: Mapping[str, Any]) -> None:
     if not depths or not all(isinstance(depth, int | float) and 0 <= depth <= 1 for depth in depths):
         raise ConfigError(f"recall.depths={recall['depths']}: must be a list of numbers between 0 and 1")
     for name, entry in recall["tasks"].items():
-        module, _, function = str((entry or {}).get("_target_", "")).rpartition(".")
-        try:
-            found = entry is None or callable(getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError, ValueError):
-            found = False
-        if not found:
-            raise ConfigError(
-                f"recall.tasks.{name}={entry}: its _target_ must be a function like data.recall.text.needles"
-            )
+        if entry is not None:
+            build_task(f"recall.tasks.{name}", entry)
     if not any(recall["tasks"].values()):
         raise ConfigError(f"recall.tasks={recall['tasks']}: must hold at least one task")
 

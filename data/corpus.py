@@ -69,11 +69,11 @@ class Split:
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        return np.load(self.folder / "offsets.npy")
+        return np.load(self.folder / "offsets.npy", allow_pickle=False)
 
     @cached_property
     def bytes(self) -> np.ndarray:
-        return np.load(self.folder / "bytes.npy")
+        return np.load(self.folder / "bytes.npy", allow_pickle=False)
 
     @cached_property
     def words(self) -> list[int]:

@@ -14,10 +14,11 @@ import hashlib
 import logging
 import os
 import sysconfig
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .errors import CorpusError
 
@@ -37,9 +38,14 @@ TABLES = {".jsonl": "json", ".parquet": "parquet"}  # file ending -> the builder
 SPLIT_FOLDERS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
 
 
-class Source(Protocol):
+class Source(ABC):
+    """Base class of all sources; one of your own is a subclass, too."""
+
+    @abstractmethod
     def check(self, path: str | None) -> None: ...
+    @abstractmethod
     def identity(self, path: str | None) -> dict: ...
+    @abstractmethod
     def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]": ...
 
 
@@ -52,7 +58,7 @@ def split_of(name: str) -> str:
     return "test" if percent < 2 * HELD_OUT_PERCENT else "train"
 
 
-class StandardLibrary:
+class StandardLibrary(Source):
     """The Python source on this machine: real, long, structured documents, and nothing to download.
 
     A document is a top-level module, or a package with its files one after another, each under a `# path` line. Tests
@@ -150,7 +156,7 @@ def module_tested(document: str, modules: set[str]) -> str:
     return max(candidates, key=len, default=name)
 
 
-class Files:
+class Files(Source):
     """One's own documents: `path` is a folder, a file or a glob of .txt, .md, .py, .jsonl or .parquet.
 
     A text file is a document; in .jsonl and .parquet a row is one, its text in `text_column`. Folders train/ and valid/
@@ -234,7 +240,7 @@ class Files:
         return {"": files}
 
 
-class Hub:
+class Hub(Source):
     """Any Hugging Face dataset: `path` is its name on the hub, or a folder that `datasets.load_dataset` can read.
 
     `config` and `revision` as in load_dataset; pin `revision` where the data must never change. `split` is one split
@@ -250,6 +256,8 @@ class Hub:
     def check(self, path: str | None) -> None:
         if not path:
             raise CorpusError("data.path is not set; give a dataset's name, for example data.path=emozilla/pg19")
+        if path == "pandas":  # a reader of `datasets` that unpickles whatever lies in the working directory
+            raise CorpusError("data.path=pandas: must be a dataset's name, or a folder (./pandas)")
 
     def identity(self, path: str | None) -> dict:
         identity = {"source": "hub", "path": path, **vars(self)}

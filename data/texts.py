@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import CorpusError
+from .sources import Source
 from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,15 +28,13 @@ class Texts:
         self.words = [len(text.split()) for text in self._texts]
 
     @classmethod
-    def load(cls, data: dict[str, Any], tokenizer: Tokenizer) -> "Texts":
-        """All documents that a composed `data` group names, whatever their split. CorpusError: there are none."""
+    def load(cls, source: Source, path: str | None, tokenizer: Tokenizer) -> "Texts":
+        """All documents that `source` reads from `path`, whatever their split. CorpusError: there are none."""
         import tempfile
         from pathlib import Path
 
         from datasets import concatenate_datasets
-        from hydra.utils import instantiate
 
-        source, path = instantiate(data["source"]), data["path"]
         source.check(path)
         with tempfile.TemporaryDirectory() as scratch:
             splits = source.load(path, Path(scratch))

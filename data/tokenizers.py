@@ -12,11 +12,12 @@ import hashlib
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,20 +46,28 @@ SMALLEST_VOCABULARY = 257  # every byte, and bos
 TRAINING_CHARACTERS = 200_000_000  # what BPE learns from at most: more changes few merges and costs minutes
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
+    """Base class of all tokenizers; one of your own is a subclass, too."""
+
     vocabulary: int
     bos: int
 
     @property
+    @abstractmethod
     def token_bytes(self) -> np.ndarray: ...  # int64 [vocabulary]: bytes of text that each token stands for
+    @abstractmethod
     def identity(self) -> dict: ...
+    @abstractmethod
     def fit(self, texts: Iterable[str]) -> None: ...
+    @abstractmethod
     def encode(self, text: str) -> np.ndarray: ...  # without bos
+    @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str: ...  # without bos
+    @abstractmethod
     def save(self, file: Path) -> None: ...
 
 
-class Bytes:
+class Bytes(Tokenizer):
     """A token a byte: 256, and bos."""
 
     vocabulary = 257
@@ -84,7 +93,7 @@ class Bytes:
         file.write_text(json.dumps(self.identity()))
 
 
-class _ByteLevel:
+class _ByteLevel(Tokenizer):
     """What a byte-level tokenizer of the `tokenizers` library can do once it is there, trained or loaded."""
 
     _tokenizer: "tokenizers.Tokenizer"

@@ -143,15 +143,19 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """The composed config as plain dicts, every interpolation resolved.
 
     Under `resume`, the config is the run's own, except for what the command line sets: a run that goes on is the same
-    run. Other groups (another pattern, other data) are a ConfigError: that is what `init_from` is for. The same corpus
-    may lie elsewhere (`MOVABLE`); train.py checks its fingerprint.
+    run, and classes of others that it names are called only if `trust` names them (configs/trust.py). Other groups
+    (another pattern, other data) are a ConfigError: that is what `init_from` is for. The same corpus may lie elsewhere
+    (`MOVABLE`); train.py checks its fingerprint.
     """
     from configs.build import ConfigError
     from configs.tokenizer import inherit_tokenizer
+    from configs.trust import trust, trust_named
 
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if not plain["resume"]:
-        return inherit_tokenizer(plain, HydraConfig.get().overrides.task) if plain["init_from"] else plain
+        own = trust_named(plain)
+        return inherit_tokenizer(own, HydraConfig.get().overrides.task) if own["init_from"] else own
+    trust(plain.pop("trust", None))  # the run's own config trusts nothing
     from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
@@ -166,7 +170,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         if key == "init_from" and plain["init_from"]:
             raise ConfigError(f"{key}={value}: a run that resumes has weights already; give resume or init_from")
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
-    return OmegaConf.to_container(saved, resolve=True)
+    resumed = OmegaConf.to_container(saved, resolve=True)
+    resumed.pop("trust", None)
+    return resumed
 
 
 def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:

@@ -36,10 +36,11 @@ log = logging.getLogger("farsight")
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
     from configs.build import ConfigError
+    from configs.trust import trust_named
     from scripts.console import user_errors
 
     with user_errors():
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
         if plain["suite"] not in ("perplexity", "recall"):
             raise ConfigError(f"suite={plain['suite']}: must be perplexity or recall")
         if plain["suite"] == "recall":

@@ -28,10 +28,11 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="generate")
 def main(config: DictConfig) -> None:
+    from configs.trust import trust_named
     from scripts.console import user_errors
 
     with user_errors():
-        write(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        write(trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
 
 
 def write(config: dict[str, Any]) -> list[str]:

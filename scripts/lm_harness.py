@@ -5,8 +5,9 @@
     python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR,precision=bf16-mixed --tasks TASK
 
 All that follows `python -m scripts.lm_harness` is the harness's own (`lm-eval --help`). model_args: `checkpoint`,
-`precision`, `accelerator`, `tokens_at_once`, and `truncate=True`, which cuts what is too long for the model at its
-beginning; without it such a request is an error.
+`precision`, `accelerator`, `tokens_at_once`, `truncate=True`, which cuts what is too long for the model at its
+beginning (without it such a request is an error), and `trust=my_package.MyPattern`, for a run that names a class of
+others (several are joined by +).
 """
 
 import sys
@@ -196,8 +197,10 @@ def register() -> type:
             device: str | None = None,
             batch_size: object = None,
             max_batch_size: object = None,
+            trust: str = "",
         ) -> None:
             from configs.checks import check_device
+            from configs.trust import trust as trust_classes
             from model.precision import autocast
             from scripts.loading import open_run
 
@@ -205,6 +208,7 @@ def register() -> type:
             # The harness says device="cuda" where nobody asked for it, GPU or not.
             accelerator = accelerator or ("cpu" if device == "cpu" else "auto")
             check_device(accelerator, precision)
+            trust_classes(trust.split("+") if trust else None)
             run = open_run(checkpoint, accelerator, precision)
             model = run.model
             self._requests = Requests(model, run.tokenizer, int(tokens_at_once), truncate)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from configs.build import ConfigError, build_data, build_model
+from configs.build import ConfigError, build_data, build_model, build_source
 from configs.tokenizer import with_own_tokenizer
 from data import CorpusError, DataModule, Texts
 from data.corpus import Corpus, Split
@@ -89,7 +89,7 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | Texts, str]:
     """What to evaluate `run` on, and its name: one's own documents (a composed `data` group), or the run's split."""
     if data:
-        return Texts.load(data, run.tokenizer), str(data["path"])
+        return Texts.load(build_source(data), data["path"], run.tokenizer), str(data["path"])
     try:
         splits = run.data.corpus.splits
     except ConfigError as error:

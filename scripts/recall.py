@@ -6,7 +6,6 @@ depth, distance, answers, exact_match, nll (nats an answer), nll_per_token}], "e
 "effective_length": {task: tokens}}
 """
 
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from configs.build import ConfigError
+from configs.build import ConfigError, build_task
 from configs.checks import check_device, check_recall
 from data import CorpusError
 from data.recall.text import Material
@@ -148,16 +147,14 @@ def _ask(
 ) -> list[Answer]:
     """The answers to `samples` sequences of one case; the same sequences for every run of one tokenizer."""
     task, length, where = case
-    arguments = dict(settings["tasks"][task])
-    module, _, function = arguments.pop("_target_").rpartition(".")
-    make = getattr(importlib.import_module(module), function)
+    make = build_task(f"recall.tasks.{task}", settings["tasks"][task])
     at_once = max(1, settings["tokens_at_once"] // length)
     answers: list[Answer] = []
     for first in range(0, settings["samples"], at_once):
         numbers = range(first, min(first + at_once, settings["samples"]))
         generators = (np.random.default_rng((seed, length, *task.encode(), number)) for number in numbers)
         try:
-            samples = [make(material, length, generator, **arguments, **where) for generator in generators]
+            samples = [make(material, length, generator, **where) for generator in generators]
         except (CorpusError, TypeError) as error:
             raise ConfigError(f"recall.tasks.{task} at recall.lengths={length}: {error}") from None
         batch = {name: torch.cat([s[name] for s in samples]) for name in samples[0]}

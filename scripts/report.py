@@ -29,10 +29,13 @@ def main() -> None:
     parser.add_argument(
         "--wandb", action=argparse.BooleanOptionalAction, help="log it there; if left out, where the jobs log there"
     )
+    parser.add_argument("--trust", action="append", help="a pattern of others that a run names, and whose code may run")
     arguments = parser.parse_args()
     with user_errors():
+        from configs.trust import trust
         from scripts.reporting import write_report
 
+        trust(arguments.trust)
         page = write_report(arguments.folders, arguments.output, arguments.wandb)
         print(f"written: {page} ({page.with_name('report.md').name}, {page.with_name('pareto.csv').name} beside it)")
 

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="documents of the run's corpus")
     parser.add_argument("--tokens", type=int, default=131072, help="tokens, of documents one behind the other")
     parser.add_argument("--output", type=Path, default=Path("outputs/selection.pt"))
+    parser.add_argument("--trust", action="append", help="a class of others that the run names, and whose code may run")
     parser.add_argument("--sharing", type=Path, help="a JSON file for how alike neighbouring queries choose, by layer")
     with user_errors():
         save(parser.parse_args())
@@ -42,10 +43,12 @@ def save(arguments: argparse.Namespace) -> None:
     import torch
 
     from configs.build import ConfigError
+    from configs.trust import trust
     from model.attention.routed import RoutedAttend
     from scripts.benchmarks.results import markdown, surroundings
     from scripts.loading import open_run
 
+    trust(arguments.trust)
     run = open_run(arguments.checkpoint, "auto", "32-true")
     model, device = run.model, run.model.embed_tokens.weight.device
     routed = [attend for attend in model.attends if isinstance(attend, RoutedAttend)]

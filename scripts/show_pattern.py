@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="show_pattern")
 def main(config: DictConfig) -> None:
+    from configs.trust import trust_named
     from scripts.console import user_errors
 
     with user_errors():
-        show(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        show(trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
 
 
 def show(config: dict) -> None:

@@ -147,6 +147,9 @@ def copy(
     return _batch(sequence, scored)
 
 
+TASKS = (passkey, needles, associative_recall, variable_tracking, common_words, copy)
+
+
 def _assemble(material: Material, length: int, generator: np.random.Generator, parts: list[_Part]) -> Batch:
     """bos, and `length` tokens of haystack with the parts in it; the last is only a target."""
     encode = material.tokenizer.encode

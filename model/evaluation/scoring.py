@@ -44,7 +44,7 @@ class LossStore:
 
     def load(self, name: str) -> np.ndarray | None:
         file = self.folder / f"{name}.npy"
-        return np.load(file) if file.exists() else None
+        return np.load(file, allow_pickle=False) if file.exists() else None
 
     def save(self, name: str, losses: np.ndarray) -> None:
         """All or nothing: a file that is there is whole."""

@@ -187,10 +187,13 @@ def folder_of(checkpoint: Path) -> Path:
     return run if (run / "config.yaml").is_file() else checkpoint.parent
 
 
+NO_SETTINGS = ("name", "outputs", "resume", "preflight", "trust")
+"""Keys that only name a run and its place, judge it before it starts, or concern one call of its command."""
+
+
 def config_hash(config: dict[str, Any]) -> str:
-    """12 hex digits that change with any setting, except those that only name the run and its place, or judge it before
-    it starts."""
-    settings = {key: value for key, value in config.items() if key not in ("name", "outputs", "resume", "preflight")}
+    """12 hex digits that change with any setting, except `NO_SETTINGS`."""
+    settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -12,9 +12,11 @@ def composed(*overrides: str) -> "dict[str, Any]":
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
+    from configs.trust import trust_named
+
     configs = str(Path(__file__).parents[2] / "configs")
     with initialize_config_dir(version_base="1.3", config_dir=configs):
-        return OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
+        return trust_named(OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True))
 
 
 def untrained(attention: str, model: str) -> "tuple[Transformer, dict[str, Any]]":

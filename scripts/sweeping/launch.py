@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from configs.build import ConfigError
 from configs.checks import check_seed
 from configs.tokenizer import inherit_tokenizer
+from configs.trust import trust_named
 from model.training.run_folder import config_hash
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
@@ -141,7 +142,7 @@ class Sweep:
 
     def _plain(self, job: Overrides) -> dict[str, Any]:
         plain = OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
-        return inherit_tokenizer(plain, as_lines(job))
+        return inherit_tokenizer(trust_named(plain), as_lines(job))
 
     def has_key(self, job: Overrides, key: str) -> bool:
         """Whether the config that `job` composes has this key."""
@@ -172,19 +173,28 @@ class Sweep:
                 if job.state == RUNNING and not records.is_running(self.folder, job):
                     job.end(INTERRUPTED, 0.0, "killed")
             jobs = [manifest.job(draft.hash) for draft in drafts]
+            for job, draft in zip(jobs, drafts, strict=True):
+                # What runs is this command line's own: overrides that a stranger's manifest holds could name any code.
+                job.overrides, job.command, job.folder = self._overrides(draft)
         return [job for job in jobs if self._is_missing(job)]
 
     def _job(self, draft: Draft) -> Job:
-        lines = as_lines(draft.overrides)
+        overrides, command, folder = self._overrides(draft)
         return Job(
             hash=draft.hash,
             label=draft.config["name"],
-            overrides=lines,
+            overrides=overrides,
             seed=draft.config["seed"],
             baseline=draft.config["attention"]["name"] == self.settings.baseline,
-            folder=draft.hash,
-            command=f"python train.py {shlex.join(lines)}".strip(),
+            folder=folder,
+            command=command,
         )
+
+    @staticmethod
+    def _overrides(draft: Draft) -> tuple[list[str], str, str]:
+        """The overrides of a job, the command that runs it alone, and its folder in the sweep's."""
+        lines = as_lines(draft.overrides)
+        return lines, f"python train.py {shlex.join(lines)}".strip(), draft.hash
 
     def _is_missing(self, job: Job) -> bool:
         """Whether the job is to run; if not, says why."""

@@ -78,7 +78,10 @@ def test_the_same_questions_are_asked_every_time(run, monkeypatch):
         (["recall.lengths=[2000000]"], r"recall.lengths=\[2000000\]: must be at most the model's limit"),
         (["recall.depths=[2.0]"], r"recall.depths=\[2.0\]: must be a list of numbers between 0 and 1"),
         (["recall.samples=0"], "recall.samples=0: must be an integer >= 1"),
-        (["recall.tasks.passkey._target_=data.recall.text.pass_key"], "recall.tasks.passkey=.*must be a function like"),
+        (
+            ["recall.tasks.passkey._target_=data.recall.text.pass_key"],
+            r"recall.tasks.passkey._target_=.*must be a function like",
+        ),
         (["recall.lengths=[20]", "recall.tasks.copy=null"], "length=20: too short for this task"),
     ],
 )

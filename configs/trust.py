@@ -1,0 +1,148 @@
+"""Which classes a config may name, and the call of one. A stranger's checkpoint must run no code of its own.
+
+Checkpoints and run folders hold configs, and a config names classes (`_target_`). Two kinds of classes are called:
+
+- classes of this repository, subclasses of the class that the key asks for (a data source, a tokenizer, a pattern);
+- classes that the user of this very process named: in the YAML files and overrides that its command line composed, or,
+  for what a checkpoint names, in `trust=my_package.MyPattern`.
+
+Both are checked before the call, and the name before any import, since the import of a module runs its code. A process
+begins with no class of the second kind: a command that never calls `trust` refuses them all.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any, TypeVar
+
+from configs.errors import ConfigError
+
+Base = TypeVar("Base")
+
+TARGET = "_target_"
+
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+"""Import paths that the user of this process named."""
+
+
+def trust(names: object) -> None:
+    """Trusts these import paths of classes from here on: one, a list, or null."""
+    listed = [names] if isinstance(names, str) else [] if names is None else names
+    if not isinstance(listed, list | tuple) or not all(isinstance(name, str) and "." in name for name in listed):
+        raise ConfigError(f"trust={names}: must be the import path of a class, like my_package.MyPattern, or a list")
+    _trusted.set(_trusted.get() | set(listed))
+
+
+def trust_named(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trusts all that a config names which this process's command line composed, its key `trust` included. Returns the
+    config without that key: trust lasts for one call, and no folder keeps it. Never pass a config that was read."""
+    own = {key: value for key, value in config.items() if key != "trust"}
+    trust(config.get("trust"))
+    trust([name for name in _targets(own) if "." in name])
+    return own
+
+
+def construct(key: str, settings: object, base: type[Base], built: Mapping[str, object] | None = None) -> Base:
+    """An instance of the class that `settings` names, with the other settings as keyword arguments.
+
+    Args:
+        key: of `settings` in the config, for errors.
+        settings: `_target_`, the class's import path, and plain values.
+        base: the class must be a subclass of it.
+        built: further arguments, objects that were constructed before; they replace settings of the same name.
+
+    Raises:
+        ConfigError: the class may not be named here, is not a `base`, or takes other arguments. Errors of the
+            constructor itself pass through.
+    """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{key}={settings}: must be a group with {TARGET}, a subclass of {_path(base)}")
+    target = settings.get(TARGET)
+    chosen = _import(f"{key}.{TARGET}", target, base)
+    if not (isinstance(chosen, type) and issubclass(chosen, base) and not inspect.isabstract(chosen)):
+        raise ConfigError(f"{key}.{TARGET}={target}: must be a subclass of {_path(base)}")
+    built = built or {}
+    plain = {name: value for name, value in settings.items() if name != TARGET and name not in built}
+    for nested in _targets(plain):
+        raise ConfigError(f"{key}: {TARGET}={nested} among its values; accepted are plain values")
+    parameters = inspect.signature(chosen).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for name, value in plain.items():
+        if name not in named and not (takes_any and name.isidentifier() and not name.startswith("_")):
+            raise ConfigError(f"{key}.{name}={value!r}: {chosen.__name__} takes {', '.join(named) or 'no settings'}")
+    needed = [p.name for p in parameters if p.name in named and p.default is p.empty]
+    for name in needed:
+        if name not in plain and name not in built:
+            raise ConfigError(f"{key}.{name}: missing; {chosen.__name__} needs {', '.join(needed)}")
+    return chosen(**plain, **built)
+
+
+def function_of(key: str, target: object, ours: Mapping[str, Callable]) -> Callable:
+    """The function that a `_target_` names: one of `ours` (by import path), or one of the user's own.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(target, str) and target in ours:
+        return ours[target]
+    found = _load(target) if target in _trusted.get() else None
+    if not inspect.isfunction(found):
+        raise ConfigError(f"{key}={target}: must be a function like {', '.join(ours)}, or one of yours")
+    return found
+
+
+def _import(key: str, target: object, base: type) -> object:
+    """What `target` names, where it lies in the package of `base` or the user trusts it."""
+    kind, known = _path(base), ", ".join(_accepted(base))
+    if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
+        raise ConfigError(f"{key}={target}: must be the import path of a subclass of {kind}; accepted are {known}")
+    if target.partition(".")[0] != base.__module__.partition(".")[0] and target not in _trusted.get():
+        raise ConfigError(
+            f"{key}={target}: must be this repository's own subclass of {kind}; accepted are {known}, or, if you trust "
+            f"that code, trust={target} on this command line"
+        )
+    found = _load(target)
+    if found is None:
+        raise ConfigError(f"{key}={target}: no such class; accepted are {known}, or a class of yours")
+    return found
+
+
+def _load(target: str) -> object:
+    """What an import path names; None where there is no such thing."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _targets(values: object) -> Iterator[str]:
+    """Every `_target_` in nested dicts and lists."""
+    if isinstance(values, Mapping):
+        if TARGET in values:
+            yield str(values[TARGET])
+        values = [value for key, value in values.items() if key != TARGET]
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _targets(value)
+
+
+def _accepted(base: type) -> list[str]:
+    """Import paths of this repository's own public subclasses of `base`, or of `base` itself where it has none."""
+    found, left = [], base.__subclasses__()
+    while left:
+        each = left.pop()
+        left += each.__subclasses__()
+        public = each.__module__ == base.__module__ or _path(each) != f"{each.__module__}.{each.__name__}"
+        if public and not each.__name__.startswith("_"):
+            found.append(_path(each))
+    return sorted(found) or [_path(base)]
+
+
+def _path(named: type) -> str:
+    """The shortest import path of a class: that of its package where the package exports it."""
+    package = named.__module__.rpartition(".")[0]
+    exported = package and getattr(import_module(package), named.__name__, None) is named
+    return f"{package if exported else named.__module__}.{named.__name__}"
