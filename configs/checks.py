@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol, build_task
 from kernels.attention import BACKENDS, GPU_BACKENDS
-from kernels.layout.block_layout import BLOCKS
+from kernels.shapes import BLOCKS
 from model.attention import attend_class
 from model.training.endings import ON_NAN
 

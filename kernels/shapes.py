@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+BLOCKS = (16, 32, 64, 128)
+"""Accepted tile sizes. 128 suits GPUs; smaller ones waste less at a window's edge and serve small tests."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raises ValueError with the message unless the condition holds."""

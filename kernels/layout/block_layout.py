@@ -18,9 +18,6 @@ from kernels.patterns.base import Pattern
 FULL = -1
 """Tile id of a tile whose every pair is visible."""
 
-BLOCKS = (16, 32, 64, 128)
-"""Accepted tile sizes. 128 suits GPUs; smaller ones waste less at a window's edge and serve small tests."""
-
 
 @dataclass(frozen=True, eq=False)
 class TileList:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from kernels.layout.axis import Axis
-from kernels.layout.block_layout import BLOCKS, FULL, BlockLayout, Source, TileList
+from kernels.layout.block_layout import FULL, BlockLayout, Source, TileList
 from kernels.layout.candidates import Blocks
 from kernels.layout.lru_cache import RecentlyUsed
 from kernels.layout.tiles import find_tiles, find_tiles_within, unique_masks
 from kernels.patterns.base import Pattern
+from kernels.shapes import BLOCKS
 
 
 def build_layout(

@@ -12,9 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kernels.layout.block_layout import BLOCKS
 from kernels.patterns.base import Pattern, require, require_int
-from kernels.selection.routing import STRATEGIES
+from kernels.shapes import BLOCKS
+
+STRATEGIES = ("by_block", "shared_tiles")
+"""How GPU kernels serve a choice: see kernels/backends/triton/selection."""
 
 ROUTERS = ("mean_key", "indexer")
 SHARES = ("group", "head")

@@ -21,10 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.layout.block_layout import BLOCKS
-
-STRATEGIES = ("by_block", "shared_tiles")
-"""How GPU kernels serve a selection: see kernels/backends/triton/selection/__init__.py and shared_tiles.py."""
+from kernels.patterns.routed import STRATEGIES
+from kernels.shapes import BLOCKS
 
 NEVER = torch.iinfo(torch.int64).min
 _LAST_INDEX = (1 << 31) - 1

@@ -6,7 +6,4 @@ summaries/   summaries of spans, pooled and put among the tokens' keys and value
 decode/      attention of a decoding step to the keys of a cache
 rotate.py    rotary embeddings
 common.py    tensor descriptors and masks
-
-A NaN or an infinity in v reaches every query of a tile in which only some see it, and so do those of q, k and dO in the
-gradients: a weight of 0 does not hide them. The backends `blocked` and `reference` have no such leak.
 """
