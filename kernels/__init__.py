@@ -5,8 +5,9 @@ from kernels.attention import attention, merge
 from kernels.layout.axis import Axis
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.builder import build_layout
-from kernels.selection.routing import Selection, block_means, first_keys, select
+from kernels.selection.routing import block_means, first_keys, select
 from kernels.selection.selected_attention import block_mass
+from kernels.selection.selection import Selection
 
 __all__ = [
     "Axis",

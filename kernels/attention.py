@@ -22,8 +22,8 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import selfcheck
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
-from kernels.selection.routing import Selection
 from kernels.selection.selected_attention import selected_attention
+from kernels.selection.selection import Selection
 from kernels.shapes import check_tensors, computes, require
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from kernels.layout.axis import Axis
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.builder import build_layout
 from kernels.patterns import Window
-from kernels.selection.routing import Selection, first_keys, select
+from kernels.selection.routing import first_keys, select
+from kernels.selection.selection import Selection
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest relative error (norm of the difference over norm of the truth) that rounding explains."""

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import selfcheck
 from kernels.backends import reference
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
-from kernels.selection.routing import Selection
+from kernels.selection.selection import Selection
 from kernels.shapes import check_tensors, computes, require
 
 log = logging.getLogger(__name__)

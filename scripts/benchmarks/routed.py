@@ -195,7 +195,7 @@ class _Measurement:
         from kernels import block_means
         from kernels.backends.triton.selection import shared_tiles
         from kernels.backends.triton.selection.top_k import choose
-        from kernels.selection.routing import transpose
+        from kernels.selection.selection import transpose
 
         chosen, first = self.selection.chosen, self.selection.first_key
         router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)

@@ -22,7 +22,7 @@ from kernels.backends.triton.dense.forward import positive_scale
 from kernels.backends.triton.dense.tile_sizes import DTYPES, HEAD_DIMS
 from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs, shared_tiles
 from kernels.backends.triton.selection.work_items import make_plan
-from kernels.selection.routing import Selection
+from kernels.selection.selection import Selection
 
 
 def unsupported(device: str, dtype: torch.dtype, head_dim: int, group: int, block: int) -> str | None:

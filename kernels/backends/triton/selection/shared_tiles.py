@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LN_2, LOG2_E, describe
 from kernels.backends.triton.selection.launch_settings import choose
-from kernels.selection.routing import Selection
+from kernels.selection.selection import Selection
 
 BITS = 32
 """Most queries a tile: a bit each in an int32."""

@@ -1,0 +1,104 @@
+"""Selection: each query's own list of key blocks, and its transpose, each block's list of queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """For every query and selector its chosen key blocks, and the transpose: for every block the queries that chose it.
+
+    A selector is a KV head (`share: group`, all query heads of the group attend to the same blocks) or a query head
+    (`share: head`). Sizes follow from shapes alone, so nothing here waits for a GPU.
+    """
+
+    block: int
+    keys: int
+    chosen: Tensor
+    """int32 `[batch, selectors, queries, slots]`: key blocks by rising index; then -1 where there are fewer."""
+    first_key: Tensor
+    """int32 `[batch, queries]`: the first key that a query may see, its document's first token.
+
+    Queries that choose the same block have the same first key, if it is within the block or behind: kernels ask one
+    query a list and not each. `select` keeps to that, as blocks are eligible within one document alone; a Selection
+    made by hand must, too. Nothing checks it at run time: that would wait for the GPU.
+    """
+    offsets: Tensor
+    """int32 `[batch, selectors, key blocks + 1]`: block j's queries are `entries[offsets[j] : offsets[j + 1]]`."""
+    entries: Tensor
+    """int32 `[batch, selectors, queries * slots]`: query * slots + slot by rising block, then query; slots without a
+    block come last."""
+    strategy: str = "by_block"
+    """One of STRATEGIES; the result is the same."""
+
+    @property
+    def batch(self) -> int:
+        return self.chosen.shape[0]
+
+    @property
+    def selectors(self) -> int:
+        return self.chosen.shape[1]
+
+    @property
+    def queries(self) -> int:
+        return self.chosen.shape[2]
+
+    @property
+    def slots(self) -> int:
+        return self.chosen.shape[3]
+
+    @property
+    def device(self) -> torch.device:
+        return self.chosen.device
+
+    def tensors(self) -> list[Tensor]:
+        """The selection as the flat list that the operators take."""
+        return [self.chosen, self.first_key, self.offsets, self.entries]
+
+    @staticmethod
+    def from_tensors(tensors: Sequence[Tensor], keys: int, block: int, strategy: str) -> "Selection":
+        """The inverse of `tensors`."""
+        return Selection(block, keys, *tensors, strategy=strategy)
+
+    @staticmethod
+    def from_chosen(
+        chosen: Tensor, keys: int, block: int, first_key: Tensor | None = None, strategy: str = "by_block"
+    ) -> "Selection":
+        """A selection from `chosen` alone (as above; int32), with its transpose; `first_key=None`: one document."""
+        if first_key is None:
+            first_key = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.int32, device=chosen.device)
+        return Selection(block, keys, chosen, first_key.contiguous(), *transpose(chosen, -(-keys // block)), strategy)
+
+    def pairs(self) -> Tensor:
+        """int64 `[batch, selectors]`: visible (query, key) pairs."""
+        start = torch.maximum(self.chosen * self.block, self.first_key[:, None, :, None])
+        return torch.where(self.chosen >= 0, (self.chosen + 1) * self.block - start, 0).sum((2, 3))
+
+    def dense_mask(self) -> Tensor:
+        """Booleans `[batch, selectors, queries, keys]`: for oracles, pictures and small sizes."""
+        blocks = -(-self.keys // self.block)
+        seen = torch.zeros(*self.chosen.shape[:3], blocks + 1, dtype=torch.bool, device=self.device)
+        seen.scatter_(3, torch.where(self.chosen < 0, blocks, self.chosen).long(), True)
+        mask = seen[..., :blocks].repeat_interleave(self.block, 3)[..., : self.keys]
+        return mask & (torch.arange(self.keys, device=self.device) >= self.first_key[:, None, :, None])
+
+
+def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """(offsets, entries) of a Selection, from `chosen`: a stable sort by block, without a look at any value."""
+    batch, selectors, length, slots = chosen.shape
+    flat = torch.where(chosen < 0, blocks, chosen).view(batch * selectors, length * slots)
+    line = torch.arange(batch * selectors, dtype=torch.int32, device=chosen.device)[:, None]
+    wanted = torch.arange(blocks + 1, dtype=torch.int32, device=chosen.device)
+    if batch * selectors * (blocks + 1) < 1 << 31:  # one sort for all, where an int32 tells the lines apart
+        keys, order = (line * (blocks + 1) + flat).flatten().sort(stable=True)
+        entries = (order.view_as(flat) - line.long() * flat.shape[1]).int()
+        keys = keys.view_as(flat)
+        offsets = torch.searchsorted(keys, line * (blocks + 1) + wanted, out_int32=True)
+    else:
+        keys, order = flat.sort(-1, stable=True)
+        entries = order.int()
+        offsets = torch.searchsorted(keys, wanted.expand(len(keys), -1).contiguous(), out_int32=True)
+    return offsets.view(batch, selectors, blocks + 1), entries.view(batch, selectors, length * slots)
