@@ -169,6 +169,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             )
         if key == "init_from" and plain["init_from"]:
             raise ConfigError(f"{key}={value}: a run that resumes has weights already; give resume or init_from")
+        if key == "trainer.accumulate" and OmegaConf.select(config, key) != saved.trainer.accumulate:
+            raise ConfigError(
+                f"{key}={value}: must be {saved.trainer.accumulate}, as when the run began: its checkpoint counts "
+                "micro-batches, and validations would fall on other steps; to change it, start anew with init_from"
+            )
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
     resumed = OmegaConf.to_container(saved, resolve=True)
     resumed.pop("trust", None)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
@@ -62,18 +62,21 @@ NEEDED = (
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch"),
     *("hyper_parameters", "pytorch-lightning_version"),
 )
-"""Keys of a checkpoint without which a run cannot go on exactly. The data module checks its own."""
+"""Keys of a checkpoint without which a run cannot go on exactly."""
 
 
-def check_resumable(path: Path, callbacks: Sequence[Callback]) -> None:
-    """Raises CheckpointError unless a run can go on from `path`: the file is whole, and holds the state of the trainer
-    and of `callbacks`."""
+def check_resumable(path: Path, data: LightningDataModule, callbacks: Sequence[Callback]) -> None:
+    """Raises CheckpointError unless a run can go on from `path`: the file is whole, and holds the state of the trainer,
+    the place in the data, and the state of `callbacks`."""
     checkpoint = read_checkpoint(path)
     with zipfile.ZipFile(path) as file:  # PyTorch compares no checksums
         damaged = file.testzip()
     if damaged:
         raise _unreadable(path, f"it is damaged: the checksum of {damaged} differs")
     missing = [key for key in NEEDED if checkpoint.get(key) in (None, [], {})]
+    name = type(data).__qualname__
+    saved = checkpoint.get(name) or {}
+    missing += [f"{name}.{key}" for key in ("cursor", "stream") if key in data.state_dict() and key not in saved]
     saved = checkpoint.get("callbacks") or {}
     for callback in callbacks:
         state = saved.get(callback.state_key, {})

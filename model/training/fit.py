@@ -27,7 +27,7 @@ from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
 from model.training.progress import Progress
-from model.training.run_folder import RunFolder, config_hash
+from model.training.run_folder import RunFolder, config_hash, resume_command
 from model.training.slurm import cluster_environment
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def fit(
     efficiency = Efficiency(fetch_timer)
     horizon = Horizon(max_steps, max_seconds, efficiency)
     progress = Progress(horizon)
+    module.ends = [max_steps, max_seconds]
     if max_seconds is not None:
         module.progress = lambda: horizon.progress
     metrics = MetricsCSV(folder.metrics_file)
@@ -153,7 +154,7 @@ def fit(
 
     rank_zero = trainer.is_global_zero
     if resume:
-        check_resumable(resume, [efficiency, recorder, checkpoints])
+        check_resumable(resume, datamodule, [efficiency, recorder, checkpoints])
         if rank_zero and checkpoints.best.exists() and resume.samefile(checkpoints.best):
             go_back_to(checkpoints.best, checkpoints.last)
     if rank_zero:
@@ -169,7 +170,7 @@ def fit(
     except Interrupted as request:
         state = "interrupted"
         if rank_zero:
-            log.warning("interrupted by %s; continue with: python train.py resume=%s", request, folder.path)
+            log.warning("interrupted by %s; continue with: %s", request, resume_command(folder.path))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

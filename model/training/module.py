@@ -61,6 +61,8 @@ class LanguageModel(lightning.LightningModule):
         self.learning_rate = 0.0
         self.validation_metrics: dict[str, float] = {}
         self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (horizon.py)
+        self.ends: list[float | None] = []  # max_steps and max_seconds of this session
+        self.saved_ends: list[float | None] | None = None  # of the session that saved the checkpoint
         self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() says otherwise
         self.skipped_steps = 0  # over all sessions
         self.checkpoint: Path | None = None  # where the last one is saved
@@ -81,6 +83,18 @@ class LanguageModel(lightning.LightningModule):
         self.gradient_norm = torch.zeros((), device=self.device)
         self.diverged_at = torch.full((), -1, dtype=torch.int64, device=self.device)
         self.overflowed = torch.zeros((), dtype=torch.bool, device=self.device)
+
+    def on_train_start(self) -> None:
+        """Sets the rate of the first step by the schedule of this session: a checkpoint holds that of the one before,
+        whose end may have been another. With the same end in seconds the saved rate stays: the schedule reads the clock
+        as of an earlier step (horizon.py)."""
+        if self.progress is not None and self.saved_ends == self.ends:
+            return
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            factors = (factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas)
+            for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+                group["lr"] = base * factor
+            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         if self.stepped:
@@ -245,11 +259,11 @@ class LanguageModel(lightning.LightningModule):
         return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint["skipped_steps"], checkpoint["ends"] = self.skipped_steps, self.ends
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_keys(self, checkpoint["state_dict"], "resume")
-        self.skipped_steps = checkpoint.get("skipped_steps", 0)
+        self.skipped_steps, self.saved_ends = checkpoint.get("skipped_steps", 0), checkpoint.get("ends")
 
 
 def _units(stage: str, sums: list[float]) -> dict[str, float]:

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -151,6 +152,15 @@ def new_run_path(root: str | Path, name: str) -> Path:
     if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name) or ".." in name:
         raise RunFolderError(f"name={name!r} becomes a folder: use letters, digits, '_', '-', '.', '+', '/' between")
     return Path(root) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
+
+
+def resume_command(path: str | Path) -> str:
+    """The command that continues the run in `path`, quoted for Hydra and for a POSIX shell."""
+    value = str(path)
+    if not re.fullmatch(r"[\w./+-]+", value, re.ASCII):  # other characters may have a meaning in Hydra's grammar
+        value = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
+        value = f"'{value}'"
+    return f"python train.py {shlex.quote(f'resume={value}')}"
 
 
 def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:

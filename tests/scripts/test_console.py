@@ -85,3 +85,11 @@ def test_a_run_resumes_from_its_best_checkpoint(tmp_path):
         summary = train(resolved(f"resume={means_best}"))
         assert (summary["state"], summary["step"]) == ("finished", 3)
     assert not (tmp_path / "run/best").exists()
+
+
+def test_a_resumed_run_keeps_its_accumulation(tmp_path):
+    run = make_run(tmp_path, write_books(tmp_path / "books"), "trainer.accumulate=2")
+    with pytest.raises(ConfigError, match=r"trainer\.accumulate=3: must be 2") as error:
+        resolved(f"resume={run}", "trainer.accumulate=3")
+    assert "\n" not in str(error.value)
+    assert resolved(f"resume={run}", "trainer.accumulate=2")["trainer"]["accumulate"] == 2

@@ -15,6 +15,9 @@ import stand_ins
 import torch
 from stand_ins import train
 
+from model.training import optimizer as optimizers
+from model.training.checkpoints import CheckpointError
+
 REPOSITORY = Path(__file__).parents[3]
 EXACT = (
     "step",
@@ -229,3 +232,43 @@ def test_a_finished_run_can_be_extended(tmp_path):
     train(tmp_path / "extended", max_steps=12, resume=True, seed=1, **settings)
     rows = [row for row in logged(tmp_path / "extended") if not (row["step"] == "6" and row["validation/loss"])]
     assert rows == logged(tmp_path / "straight")
+
+
+SCHEDULES = [
+    dict(name="cosine", warmup_fraction=0.2, final_fraction=0.1),
+    dict(name="warmup_stable_decay", warmup_fraction=0.1, decay_fraction=0.5, final_fraction=0.0),
+    dict(name="constant", warmup_fraction=0.4),
+]
+
+
+@pytest.mark.parametrize("optimizer", [dict(name="adamw"), dict(name="muon", momentum=0.95)], ids=lambda o: o["name"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule["name"])
+def test_an_extended_run_follows_the_new_schedule_from_its_first_step(tmp_path, optimizer, schedule):
+    settings = dict(optimizer=stand_ins.OPTIMIZER | optimizer | dict(schedule=schedule), validate_every=None)
+    train(tmp_path / "run", max_steps=4, **settings)
+    train(tmp_path / "run", max_steps=12, resume=True, seed=1, **settings)
+    factor, shares = optimizers.SCHEDULES[schedule["name"]], {k: v for k, v in schedule.items() if k != "name"}
+    expected = [0.01 * factor(step, 4 if step < 4 else 12, **shares) for step in range(12)]
+    rates = [float(row["train/learning_rate"]) for row in logged(tmp_path / "run")]
+    assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_an_extended_run_follows_the_new_schedule_under_max_seconds(tmp_path):
+    """The steps end the run, and the schedule follows the share of it that is done."""
+    train(tmp_path / "run", max_steps=8, max_seconds=1000.0)
+    train(tmp_path / "run", max_steps=32, max_seconds=1000.0, resume=True, seed=1)
+    row = next(row for row in logged(tmp_path / "run") if row["step"] == "9")
+    shares = {k: v for k, v in stand_ins.OPTIMIZER["schedule"].items() if k != "name"}
+    expected = 0.01 * optimizers.cosine(optimizers.SHARES * 8 // 32, optimizers.SHARES, **shares)
+    assert float(row["train/learning_rate"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_checkpoint_without_its_place_in_the_data_is_refused(tmp_path):
+    train(tmp_path / "run", max_steps=2)
+    file = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["TinyData"]
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: .* it has no TinyData\.cursor") as error:
+        train(tmp_path / "run", max_steps=4, resume=True)
+    assert "\n" not in str(error.value)

@@ -2,8 +2,10 @@ import json
 import logging
 import math
 import re
+import shlex
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from model.training.run_folder import (
     RunFolder,
@@ -11,6 +13,7 @@ from model.training.run_folder import (
     config_hash,
     find_checkpoint,
     new_run_path,
+    resume_command,
     write_atomically,
 )
 
@@ -104,3 +107,11 @@ def test_config_hash_ignores_what_only_names_the_run():
     config = {"name": "a", "resume": None, "seed": 1, "model": {"width": 8}}
     assert config_hash(config) == config_hash(config | {"name": "b", "resume": "x", "outputs": "c"})
     assert config_hash(config) != config_hash(config | {"seed": 2})
+
+
+@pytest.mark.parametrize("name", ["run", "two words", "it's (2), {a: [b]}", "quote\\'s \\", "Übung", "$HOME; #~"])
+def test_the_command_that_resumes_a_run_survives_shell_and_hydra(tmp_path, name):
+    _, script, override = shlex.split(resume_command(tmp_path / name))
+    assert script == "train.py"
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    assert (parsed.key_or_group, parsed.value()) == ("resume", str(tmp_path / name))
