@@ -18,7 +18,7 @@ from rich.markdown import Markdown
 from configs.build import ConfigError
 from configs.checks import check_device, check_evaluation
 from model.evaluation import compare
-from model.training.run_folder import new_run_path, write_atomically, write_json
+from model.training.run_folder import check_writable, new_run_path, write_atomically, write_json
 from scripts.loading import Run, open_corpus, open_documents, open_run, retokenize, same_tokenizer
 from scripts.markdown import bounded, table
 from scripts.measuring import measure
@@ -55,7 +55,8 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     output = Path(config["output"]) if config["output"] else new_run_path(Path("outputs"), "comparison")
     if output.is_file():
         raise ConfigError(f"output={output}: must be a folder where several runs are compared")
-    scoring = Scoring(settings["tokens_at_once"], config["precision"])
+    check_writable(output.parent, config["output"])
+    scoring = Scoring(settings["tokens_at_once"], config["precision"], output.parent)
     runs: list[Run] = []
     rows, losses = [], []
     for checkpoint in config["checkpoint"]:

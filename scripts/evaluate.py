@@ -60,6 +60,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
     from configs.checks import check_device, check_evaluation
+    from model.training.run_folder import check_writable
     from scripts.console import print_report
     from scripts.loading import open_corpus, open_documents, open_run
     from scripts.measuring import measure
@@ -74,7 +75,8 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     # Within the run's own file a checkpoint is named as seen from there, so that the folder may move.
     absolute = run.checkpoint.absolute()
     named = absolute if config["output"] else absolute.relative_to(run.folder)
-    scoring = Scoring(settings["tokens_at_once"], config["precision"])
+    check_writable(output.parent, config["output"])
+    scoring = Scoring(settings["tokens_at_once"], config["precision"], output.parent)
     corpus = open_corpus(run) if settings["baselines"] else None
     trained = run.tokenizer, run.sequence_length, corpus
     measured, _ = measure(run.model, documents, *trained, settings, scoring, run.checkpoint, run.label)
@@ -102,7 +104,7 @@ def evaluate_last(
 
     settings, trainer = config["evaluation"], config["trainer"]
     split = settings["split"]
-    scoring = Scoring(settings["tokens_at_once"], trainer["precision"])
+    scoring = Scoring(settings["tokens_at_once"], trainer["precision"], folder.path)
     model.to(device_of(trainer["accelerator"]))
     trained = data.tokenizer, data.sequence_length, data.corpus
     measured, _ = measure(model, data.corpus.splits[split], *trained, settings, scoring, None, config["name"])
@@ -122,6 +124,7 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
         protocol = json.dumps(r["protocol"], sort_keys=True)
         return r["checkpoint"], r.get("precision"), protocol, r.get("split"), r.get("documents_digest")
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     write_json(path, {"rows": [r for r in rows if identity(r) != identity(row)] + [dict(row)]})
 

@@ -13,7 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import json
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -107,18 +109,37 @@ def _prompts(config: dict[str, Any]) -> list[str]:
                 f"prompt_file={file}: must be text in UTF-8 ({error.reason} at byte {error.start})"
             ) from None
     prompts = config["prompt"] if isinstance(config["prompt"], list) else [config["prompt"]]
-    if not prompts:
-        raise ConfigError("prompt=[]: must be a text, or a list of at least one")
-    return [str(prompt) for prompt in prompts]
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ConfigError(
+            f"prompt={_plain(config['prompt'])}: must be a text, or a list of at least one; quotes make a text of a "
+            "number or a word like true: 'prompt=\"5\"'"
+        )
+    return prompts
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+"""Characters behind a backslash in `stop`, and what they stand for. Hydra's quotes leave backslashes as they are."""
 
 
 def _stop(config: dict[str, Any]) -> list[str]:
     from configs.build import ConfigError
 
-    stop = [config["stop"]] if isinstance(config["stop"], str) else config["stop"] or []
+    def character(match: re.Match) -> str:
+        if match[1] not in ESCAPES:
+            accepted = ", ".join(f"\\{name}" for name in ESCAPES)
+            raise ConfigError(f"stop={_plain(config['stop'])}: has {match[0]}; accepted are {accepted}")
+        return ESCAPES[match[1]]
+
+    given = config["stop"]
+    stop = [] if given is None else given if isinstance(given, list) else [given]
     if not all(isinstance(text, str) and text for text in stop):
-        raise ConfigError(f"stop={config['stop']}: must be a text, or a list of texts of at least one character")
-    return stop
+        raise ConfigError(f"stop={_plain(given)}: must be a text, or a list of texts of at least one character")
+    return [re.sub(r"\\(.|$)", character, text, flags=re.DOTALL) for text in stop]
+
+
+def _plain(value: object) -> str:
+    """A value as a command line writes it: true, null, 5."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _cuda_graph(wanted: object, cache: "Cache") -> bool:

@@ -24,7 +24,7 @@ from data.texts import digest
 from model.evaluation import Answer, answer, effective_length
 from model.evaluation.recall import BAR
 from model.precision import autocast
-from model.training.run_folder import write_json
+from model.training.run_folder import check_writable, write_json
 from scripts.console import progress_bar
 from scripts.loading import Run, open_documents, open_run
 
@@ -57,6 +57,9 @@ def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
 def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["recall"]
     run = open_run(checkpoint, config["accelerator"], config["precision"])
+    which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own
+    output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
+    check_writable(output.parent, config["output"])
     documents, name = open_documents(run, config["evaluation"]["split"], config.get("data"))
     material = Material.of(run.tokenizer, (documents.tokens(index) for index in range(len(documents))))
     rows = []
@@ -82,9 +85,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "exact_match": match,
         "effective_length": {task: effective_length(shares) for task, shares in match.items()},
     }
-    which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own
     which += f"_{result['documents_digest'][:8]}" if config.get("data") else ""
-    output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, result)
     by_depth = [row for row in rows if row["depth"] is not None]

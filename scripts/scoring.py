@@ -23,17 +23,20 @@ from model.evaluation import (
 from model.evaluation.context import context_work
 from model.precision import autocast
 from scripts.console import progress_bar
-from scripts.loading import folder_of
 
 FOLDER = "evaluation.partial"
-"""Beside the checkpoint's run: the losses of finished documents, until the command that wants them has ended."""
+"""In the folder that the result goes to: the losses of finished documents, until the command has ended."""
 
 
 class Scoring:
-    """Scores models as one command's settings say. `finish` forgets what was kept for a restart."""
+    """Scores models with the settings of one command. `finish` deletes what a restart would need.
 
-    def __init__(self, tokens_at_once: int, precision: str) -> None:
-        self.tokens_at_once, self.precision = tokens_at_once, precision
+    place: the folder that the result goes to. Losses of finished documents are kept there meanwhile; the run's folder
+        may be read-only.
+    """
+
+    def __init__(self, tokens_at_once: int, precision: str, place: Path) -> None:
+        self.tokens_at_once, self.precision, self.place = tokens_at_once, precision, place
         self._stores: list[LossStore] = []
 
     def token_losses(
@@ -90,7 +93,7 @@ class Scoring:
         for document in range(len(documents)):
             tokens = documents.tokens(document).astype(np.int64)
             digest.update(len(tokens).to_bytes(8) + tokens.tobytes())
-        self._stores.append(LossStore(folder_of(checkpoint) / FOLDER / digest.hexdigest()[:16]))
+        self._stores.append(LossStore(self.place / FOLDER / digest.hexdigest()[:16]))
         return self._stores[-1]
 
 

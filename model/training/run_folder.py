@@ -207,6 +207,19 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def check_writable(folder: Path, output: str | None) -> None:
+    """Raises RunFolderError where no file can be written into `folder`, which need not exist yet. `output` is the
+    setting that chose it."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        given = "null" if output is None else output
+        raise RunFolderError(
+            f"output={given}: must be a path that can be written; {place} cannot, give output=ELSEWHERE"
+        )
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomic; numbers that JSON does not know (NaN, infinity) become null."""
     write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")

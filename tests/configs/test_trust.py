@@ -52,7 +52,7 @@ def test_a_config_cannot_trust_itself(config, traps):
         ("data.source", "data.sources.Source", {}),
         ("data.tokenizer", "data.sources.Files", {"text_column": "text"}),
         (PATTERN, "data.sources.Files", {"text_column": "text"}),
-        (PATTERN, "kernels.layout.BlockLayout", {}),
+        (PATTERN, "kernels.BlockLayout", {}),
     ],
 )
 def test_a_class_of_ours_of_another_kind_is_refused(key, target, settings, config, traps):

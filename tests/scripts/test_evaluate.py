@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from configs.build import ConfigError
 from model import Transformer
+from model.training.run_folder import RunFolderError
 from scripts.comparison import compare_checkpoints
 from scripts.evaluate import evaluate_checkpoint
 from scripts.loading import open_run
@@ -163,12 +165,35 @@ def test_what_cannot_be_is_one_line(overrides, message, outputs, books):
     assert "\n" not in str(error.value)
 
 
+def _contents(folder: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in sorted(folder.rglob("*"))}
+
+
+def test_a_run_that_cannot_be_written_is_evaluated_elsewhere(window, dense, tmp_path, monkeypatch):
+    """No file of the run's folder appears, goes or changes. Without output= it is one line before any scoring."""
+    access, before = os.access, _contents(window)
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(window) and access(path, mode))
+    made, mkdir = [], Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, *a, **k: made.append(path) or mkdir(path, *a, **k))
+    elsewhere = tmp_path / "new" / "evaluation.json"
+    evaluate(f"checkpoint={window}", f"output={elsewhere}", "evaluation.baselines=false")
+    evaluate(f"checkpoint=[{window},{dense}]", f"output={tmp_path / 'compared'}", "evaluation.baselines=false")
+    assert json.loads(elsewhere.read_text())["rows"] and (tmp_path / "compared" / "comparison.json").is_file()
+    assert not any(path.is_relative_to(window) for path in made) and _contents(window) == before
+    with pytest.raises(RunFolderError, match="output=null: must be a path that can be written") as error:
+        evaluate(f"checkpoint={window}")
+    assert str(window) in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"output=.*file/x.json: must be a path"):
+        evaluate(f"checkpoint={window}", f"output={tmp_path / 'file' / 'x.json'}")
+
+
 def test_after_a_kill_finished_documents_are_not_scored_again(window, tmp_path, monkeypatch):
     output = tmp_path / "evaluation.json"
     arguments = [f"checkpoint={window}", f"output={output}", "evaluation.protocol.stride=1"]
     arguments.append("evaluation.baselines=false")
     command = [sys.executable, "scripts/evaluate.py", *arguments, "accelerator=cpu", "evaluation.tokens_at_once=64"]
-    partial = window / "evaluation.partial"
+    partial = tmp_path / "evaluation.partial"
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not list(partial.glob("*/*.npy")) and process.poll() is None and time.monotonic() < deadline:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from configs.build import ConfigError
+from model.decoding.streaming import TextStream
 from scripts.generate import write
 from tests.commands import compose, run
 from tests.scripts.runs import make_run, write_books
@@ -47,6 +48,29 @@ def test_a_stop_string_ends_the_text(trained):
     assert cut == whole[: whole.index(stop)]
 
 
+@pytest.mark.parametrize(
+    ("override", "stop"),
+    [
+        (r'stop=["\n\n"]', ["\n\n"]),  # as docs/evaluation.md writes it
+        (r"stop='\n'", ["\n"]),
+        (r"stop=['a\tb','\r']", ["a\tb", "\r"]),
+        (r'stop=["\\n"]', ["\\n"]),
+        ("stop=null", []),
+    ],
+)
+def test_escapes_of_a_stop_string_are_read(trained, monkeypatch, override, stop):
+    given = []
+
+    class Recorded(TextStream):
+        def __init__(self, decode, stop):
+            given.append(stop)
+            super().__init__(decode, stop)
+
+    monkeypatch.setattr("model.decoding.streaming.TextStream", Recorded)
+    generate(trained, "new_tokens=1", override)
+    assert given == [stop]
+
+
 def test_a_run_speaks_without_its_documents(trained, tmp_path):
     moved = shutil.copytree(trained, tmp_path / "moved")
     checkpoint = torch.load(moved / "checkpoints/last.ckpt", weights_only=True)
@@ -67,6 +91,15 @@ def test_a_prompt_may_be_a_file(trained, tmp_path):
         (["prompt_file=/no/such.txt"], r"prompt_file=/no/such.txt: no such file"),
         (["prompt_file=/no/such.txt", "prompt=a"], "prompt must then be empty"),
         (["prompt=[]"], r"prompt=\[\]: must be a text"),
+        (["prompt=true"], "prompt=true: must be a text"),
+        (["prompt=null"], "prompt=null: must be a text"),
+        (["prompt=5"], "prompt=5: must be a text"),
+        (["prompt=[a,5]"], r'prompt=\["a", 5\]: must be a text'),
+        (["stop=5"], "stop=5: must be a text"),
+        (["stop=true"], "stop=true: must be a text"),
+        (["stop=0"], "stop=0: must be a text"),
+        (["stop=['']"], r'stop=\[""\]: must be a text'),
+        ([r"stop=['\d']"], r"stop=.*has .d; accepted are"),
         (["temperature=-1"], "temperature=-1: must be 0"),
         (["cuda_graph=true"], "cuda_graph=true: the model is on cpu, and must be on cuda"),
         (["cuda_graph=maybe"], "cuda_graph=maybe: must be auto, true or false"),
