@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kernels import selfcheck
+from kernels.backends.masked_product import all_finite
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.selection.selected_attention import selected_attention
@@ -108,8 +109,8 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """One softmax over the union of disjoint key sets, from the (out, lse) of each.
 
     out `[..., head_dim]`, lse `[...]`; exact: with LSE = logsumexp(lse_i), out = sum of out_i * exp(lse_i - LSE) (the
-    combination step of FlashAttention, Dao et al. 2022). A part whose lse is -inf has no weight, whatever its out is;
-    where all are, the result is 0 and -inf.
+    combination step of FlashAttention, Dao et al. 2022). A part whose lse is -inf has no weight; where all are, the
+    result is 0 and -inf. There out may be NaN on a CPU; on a GPU it must be finite, as attention() returns it.
     """
     if not parts:
         raise ValueError("merge() of nothing: it needs at least one (out, lse)")
@@ -120,9 +121,19 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     total = weights.sum(0)
     seen = total != 0  # a NaN is seen
     total = torch.where(seen, total, 1.0)
-    outs = (torch.where((lse == -torch.inf)[..., None], 0.0, out) for out, lse in parts)  # 0 * NaN would be NaN
+    outs = (_where_seen(out, lse) for out, lse in parts)
     out = sum(out * (weight / total)[..., None].to(out.dtype) for out, weight in zip(outs, weights, strict=True))
     return out, torch.where(seen, total.log() + highest, -torch.inf)
+
+
+def _where_seen(out: Tensor, lse: Tensor) -> Tensor:
+    """out with 0 where lse is -inf, since 0 * NaN would be NaN.
+
+    On a GPU this would be one more pass over out in each direction, for zeros that the kernels have written already.
+    """
+    if out.is_cuda or (computes(out) and all_finite(out)):
+        return out
+    return torch.where((lse == -torch.inf)[..., None], 0.0, out)
 
 
 def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> tuple[str, str]:
