@@ -1,6 +1,6 @@
 # The commands of this repository. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help train test test-gpu lint format docs
+.PHONY: help train test test-cpus test-gpu lint format docs
 
 PYTHON ?= python3
 ARGS ?=
@@ -15,15 +15,23 @@ train: .venv/installed  ## train the default model, a few minutes on a CPU; ARGS
 test: .venv/installed  ## run the tests, several at a time; ARGS="-k layout" for some of them
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(ARGS)
 
+NUMERICAL := $(wildcard tests/kernels/test_*.py tests/model/test_*.py) tests/kernels/selection tests/kernels/summaries \
+	tests/kernels/decoding tests/model/attention -m "not gpu and not slow"
+
+test-cpus: .venv/installed  ## run the numerical tests with PyTorch's kernels for CPUs without AVX-512, and without AVX2
+	for capability in avx2 default; do ATEN_CPU_CAPABILITY=$$capability \
+		$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(NUMERICAL) $(ARGS) || exit 1; done
+
 test-gpu: .venv/installed  ## run the tests that need a GPU, those that want it for themselves at the end
 	$(BIN)/python -m pytest -m "gpu and not alone" --numprocesses=8 --dist=worksteal $(ARGS)
 	$(BIN)/python -m pytest -m "gpu and alone" $(ARGS)
 
-lint: .venv/installed  ## check style, spelling and who imports whom
+lint: .venv/installed  ## check style, spelling, imports between packages, and for large files outside docs/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	PYTHONPATH=. $(BIN)/lint-imports
+	git ls-files -z -- ':!docs' | xargs -0 $(BIN)/check-added-large-files --maxkb=100 --enforce-all
 
 docs: .venv/installed  ## write the tables and numbers of README.md and docs/ from docs/results
 	PYTHONPATH=. $(BIN)/cog -r -P -p 'from docs.tables import *' README.md docs/*.md
