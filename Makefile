@@ -26,10 +26,11 @@ test-gpu: .venv/installed  ## run the tests that need a GPU, those that want it 
 	$(BIN)/python -m pytest -m "gpu and not alone" --numprocesses=8 --dist=worksteal $(ARGS)
 	$(BIN)/python -m pytest -m "gpu and alone" $(ARGS)
 
-lint: .venv/installed  ## check style, spelling, imports between packages, and for large files outside docs/
+lint: .venv/installed  ## check style, spelling, types, imports between packages, and for large files outside docs/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/pyrefly check --summary=none
 	PYTHONPATH=. $(BIN)/lint-imports
 	git ls-files -z -- ':!docs' | xargs -0 $(BIN)/check-added-large-files --maxkb=100 --enforce-all
 

@@ -98,7 +98,7 @@ def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         keys = keys.view_as(flat)
         offsets = torch.searchsorted(keys, line * (blocks + 1) + wanted, out_int32=True)
     else:
-        keys, order = flat.sort(-1, stable=True)
+        keys, order = torch.sort(flat, dim=-1, stable=True)
         entries = order.int()
         offsets = torch.searchsorted(keys, wanted.expand(len(keys), -1).contiguous(), out_int32=True)
     return offsets.view(batch, selectors, blocks + 1), entries.view(batch, selectors, length * slots)
