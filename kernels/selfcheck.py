@@ -55,11 +55,10 @@ def check_selection(
     head_dim: int,
     group: int,
     block: int,
-    strategy: str,
 ) -> None:
     """The same for attention on a Selection; group: query heads a selector."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
-        found = selection_errors(backend, device, dtype, head_dim, group, block, strategy)
+        found = selection_errors(backend, device, dtype, head_dim, group, block)
         _judge(found, backend, device, dtype, head_dim)
 
 
@@ -149,18 +148,15 @@ def selection_errors(
     head_dim: int,
     group: int,
     block: int,
-    strategy: str,
 ) -> dict[str, float]:
     """Relative errors on packed documents of ragged length, of which each query chooses two blocks at most."""
     length, generator = 6 * block - 5, torch.Generator().manual_seed(0)
     first = first_keys((torch.arange(length) >= 3 * block // 2).int()[None])
     draw = lambda n: torch.randn(1, 2, n, 8, generator=generator)  # noqa: E731
-    settings = dict(top_k=2, window=block // 2, block=block, strategy=strategy, backend="blocked")
+    settings = dict(top_k=2, window=block // 2, block=block, backend="blocked")
     selection = select(draw(length), draw(length // block), first, **settings)
     moved = [t.to(device) for t in selection.tensors()]
-    return _errors(
-        backend, Selection.from_tensors(moved, length, block, strategy), length, device, dtype, head_dim, group
-    )
+    return _errors(backend, Selection.from_tensors(moved, length, block), length, device, dtype, head_dim, group)
 
 
 def _errors(

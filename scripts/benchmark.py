@@ -19,7 +19,7 @@ import importlib
 BENCHMARKS = {
     "training": "steps of a model at several lengths and patterns: time per token, tokens per second",
     "kernels": "attention alone on a GPU, forward and backward, every backend beside its peers",
-    "routed": "attention to chosen blocks on a GPU: our strategies beside fla's NSA, FlexAttention and dense SDPA",
+    "routed": "attention to chosen blocks on a GPU: our kernels beside fla's NSA, FlexAttention and dense SDPA",
     "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
     "memory": "peak memory of training steps, forecast and measured, a fresh process each",
 }

@@ -147,6 +147,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     (another pattern, other data) are a ConfigError: that is what `init_from` is for. The same corpus may lie elsewhere
     (`MOVABLE`); train.py checks its fingerprint.
     """
+    from configs.aliases import upgrade
     from configs.build import ConfigError
     from configs.tokenizer import inherit_tokenizer
     from configs.trust import trust, trust_named
@@ -159,7 +160,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
-    saved = with_later_keys(run.read_config(), plain)
+    saved = with_later_keys(upgrade(run.read_config()), plain)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
         kept = ("attention", "model", "data", "optimizer", "experiment", "seed")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from configs.aliases import upgrade
 from configs.build import ConfigError, build_data, build_model, build_source
 from configs.tokenizer import with_own_tokenizer
 from data import CorpusError, DataModule, Texts
@@ -81,7 +82,8 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     """The run that `checkpoint` means (model/training/run_folder.find_checkpoint), its last weights loaded."""
     file = find_checkpoint(checkpoint, prefer="last")
     saved = read_checkpoint(file, "hyper_parameters")
-    run = Run(file, folder_of(file), saved["hyper_parameters"], saved.get("DataModule", {}), accelerator, precision)
+    config = upgrade(saved["hyper_parameters"])
+    run = Run(file, folder_of(file), config, saved.get("DataModule", {}), accelerator, precision)
     run.model  # noqa: B018  (weights that do not fit are an error here, before work begins)
     return run
 

@@ -15,9 +15,6 @@ from torch import Tensor
 from kernels.patterns.base import Pattern, require, require_int
 from kernels.shapes import BLOCKS
 
-STRATEGIES = ("by_block", "shared_tiles")
-"""How GPU kernels serve a choice: see kernels/backends/triton/selection."""
-
 ROUTERS = ("mean_key", "indexer")
 SHARES = ("group", "head")
 POOLINGS = ("mean", "learned")
@@ -56,8 +53,7 @@ class Routed(Pattern):
     `indexer_dim`, trained by a KL loss of weight `indexer_loss` towards the attention that each chosen block received;
     for the first `indexer_warmup` optimizer steps towards dense attention to every past block, at dense attention's
     cost; `indexer_gradient`: the loss also trains what lies below). `share`: the query heads of a "group" attend to one
-    choice, or each "head" to its own. `first_block`: the document's first block is always seen, too. `strategy`: how
-    GPU kernels serve the choice, "by_block" or "shared_tiles" (kernels/backends/triton).
+    choice, or each "head" to its own. `first_block`: the document's first block is always seen, too.
     """
 
     window: int
@@ -66,7 +62,6 @@ class Routed(Pattern):
     router: str
     share: str
     first_block: bool
-    strategy: str
     indexer_dim: int
     indexer_loss: float
     indexer_warmup: int
@@ -84,7 +79,6 @@ class Routed(Pattern):
         require_int("top_k", self.top_k, 1)
         require(self.router in ROUTERS, "router", self.router, f"one of {', '.join(ROUTERS)}")
         require(self.share in SHARES, "share", self.share, f"one of {', '.join(SHARES)}")
-        require(self.strategy in STRATEGIES, "strategy", self.strategy, f"one of {', '.join(STRATEGIES)}")
         for name in ("first_block", "indexer_gradient"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         require_int("indexer_dim", self.indexer_dim, 1)

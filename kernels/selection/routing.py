@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.patterns.routed import STRATEGIES
 from kernels.selection.selection import Selection, transpose
 from kernels.shapes import BLOCKS
 
@@ -79,7 +78,6 @@ def select(
     window: int,
     block: int,
     first_block: bool = False,
-    strategy: str = "by_block",
     backend: str = "auto",
 ) -> Selection:
     """Each query's `top_k` eligible blocks of highest score `query · summary`, and the transpose of the choice.
@@ -96,8 +94,6 @@ def select(
             raise ValueError(f"{name}={value!r}: must be an integer >= 1")
     if block not in BLOCKS:
         raise ValueError(f"block={block!r}: must be one of {', '.join(map(str, BLOCKS))}")
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy={strategy!r}: must be one of {', '.join(STRATEGIES)}")
     batch, selectors, length, dim = queries.shape
     if summaries.shape != (batch, selectors, length // block, dim):
         wanted = (batch, selectors, length // block, dim)
@@ -115,7 +111,7 @@ def select(
     tensors = torch.ops.farsight.select(
         queries.detach(), summaries.detach(), first_key, slots, window, block, bool(first_block), backend
     )
-    return Selection.from_tensors([tensors[0], first_key, *tensors[1:]], length, block, strategy)
+    return Selection.from_tensors([tensors[0], first_key, *tensors[1:]], length, block)
 
 
 @torch.library.custom_op("farsight::select", mutates_args=())

@@ -39,9 +39,9 @@ def selected_attention(
             return reference.masked_attention(q, k, v, selection.dense_mask(), scale)
     if backend == "triton" and q.is_cuda and computes(q):
         group = q.shape[1] // selection.selectors
-        settings = (q.device, q.dtype, q.shape[-1], group, selection.block, selection.strategy)
+        settings = (q.device, q.dtype, q.shape[-1], group, selection.block)
         selfcheck.check_selection(_module(backend), *settings)
-    scalars = (selection.block, scale, selection.strategy, backend)
+    scalars = (selection.block, scale, backend)
     return torch.ops.farsight.selected_attention(q, k, v, selection.tensors(), *scalars)
 
 
@@ -108,15 +108,15 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None
 
 @torch.library.custom_op("farsight::selected_attention", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, selection: list[Tensor], block: int, scale: float, strategy: str, backend: str
+    q: Tensor, k: Tensor, v: Tensor, selection: list[Tensor], block: int, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
-        selection = Selection.from_tensors(selection, k.shape[2], block, strategy)
+        selection = Selection.from_tensors(selection, k.shape[2], block)
         return _module(backend).forward(q, k, v, selection, scale)
 
 
 @_forward.register_fake
-def _(q, k, v, selection, block, scale, strategy, backend):
+def _(q, k, v, selection, block, scale, backend):
     return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=_accumulation(q.dtype))
 
 
@@ -132,16 +132,15 @@ def _backward(
     selection: list[Tensor],
     block: int,
     scale: float,
-    strategy: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
-        selection = Selection.from_tensors(selection, k.shape[2], block, strategy)
+        selection = Selection.from_tensors(selection, k.shape[2], block)
         return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, selection, scale)
 
 
 @_backward.register_fake
-def _(grad_out, grad_lse, q, k, v, out, lse, selection, block, scale, strategy, backend):
+def _(grad_out, grad_lse, q, k, v, out, lse, selection, block, scale, backend):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
@@ -165,7 +164,7 @@ def _block_mass(
     q: Tensor, k: Tensor, lse: Tensor, selection: list[Tensor], block: int, scale: float, backend: str
 ) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
-        selection = Selection.from_tensors(selection, k.shape[2], block, "by_block")
+        selection = Selection.from_tensors(selection, k.shape[2], block)
         return _module(backend).block_mass(q, k, lse, selection, scale)
 
 
@@ -180,7 +179,7 @@ def _accumulation(dtype: torch.dtype) -> torch.dtype:
 
 def _pairs(q: Tensor, k: Tensor, selection: list[Tensor], block: int) -> int:
     """Visible pairs over all query heads."""
-    pairs = Selection.from_tensors(selection, k.shape[2], block, "by_block").pairs()
+    pairs = Selection.from_tensors(selection, k.shape[2], block).pairs()
     return int(pairs.sum()) * (q.shape[1] // pairs.shape[1])
 
 

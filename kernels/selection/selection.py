@@ -31,8 +31,6 @@ class Selection:
     entries: Tensor
     """int32 `[batch, selectors, queries * slots]`: query * slots + slot by rising block, then query; slots without a
     block come last."""
-    strategy: str = "by_block"
-    """One of STRATEGIES; the result is the same."""
 
     @property
     def batch(self) -> int:
@@ -59,18 +57,16 @@ class Selection:
         return [self.chosen, self.first_key, self.offsets, self.entries]
 
     @staticmethod
-    def from_tensors(tensors: Sequence[Tensor], keys: int, block: int, strategy: str) -> "Selection":
+    def from_tensors(tensors: Sequence[Tensor], keys: int, block: int) -> "Selection":
         """The inverse of `tensors`."""
-        return Selection(block, keys, *tensors, strategy=strategy)
+        return Selection(block, keys, *tensors)
 
     @staticmethod
-    def from_chosen(
-        chosen: Tensor, keys: int, block: int, first_key: Tensor | None = None, strategy: str = "by_block"
-    ) -> "Selection":
+    def from_chosen(chosen: Tensor, keys: int, block: int, first_key: Tensor | None = None) -> "Selection":
         """A selection from `chosen` alone (as above; int32), with its transpose; `first_key=None`: one document."""
         if first_key is None:
             first_key = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.int32, device=chosen.device)
-        return Selection(block, keys, chosen, first_key.contiguous(), *transpose(chosen, -(-keys // block)), strategy)
+        return Selection(block, keys, chosen, first_key.contiguous(), *transpose(chosen, -(-keys // block)))
 
     def pairs(self) -> Tensor:
         """int64 `[batch, selectors]`: visible (query, key) pairs."""

@@ -121,7 +121,6 @@ class RoutedAttend(Attend):
             window=pattern.window,
             block=pattern.block,
             first_block=pattern.first_block,
-            strategy=pattern.strategy,
             backend="blocked" if self.backend in ("blocked", "reference") else "auto",
         )
         return selection, queries, summaries

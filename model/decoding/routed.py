@@ -129,10 +129,10 @@ class RoutedCache:
     def _attend_to_blocks(self, q: Tensor, chosen: Tensor, most: int, backend: str) -> Branch:
         if not most:
             return nothing_seen(q)
-        block, strategy = self.bookkeeping.pattern.block, self.bookkeeping.pattern.strategy
+        block = self.bookkeeping.pattern.block
         k, v = (x[:, :, : most * block] for x in self.tokens.read_picks(Picks(chosen, block)))
         if q.shape[2] > FEW and (q.is_cuda or backend == "triton"):
-            selection = Selection.from_chosen(chosen, k.shape[2], block, strategy=strategy)
+            selection = Selection.from_chosen(chosen, k.shape[2], block)
             if choose_backend(q, selection, backend) == "triton":
                 return attention(q, k, v, selection, return_lse=True, backend="triton")
         a_query = chosen[:, :, 0].numel() * block * q.shape[3]

@@ -1,4 +1,4 @@
-"""Attention to chosen blocks on a GPU, forward and backward: our two strategies, fla's NSA, FlexAttention, dense SDPA.
+"""Attention to chosen blocks on a GPU, forward and backward: our kernels, fla's NSA, FlexAttention, dense SDPA.
 
 All attend by the same selection, of a stated distribution (selections.py); dense attends to everything. TFLOP/s are
 over selected pairs (4 D FLOP a pair and head forward, 10 D backward), so what a side computes in vain counts as waste.
@@ -38,11 +38,10 @@ SWEPT = {
         (32, 8, 3, 128, True, True),
         (16, 4, 3, None, True, True),
     ],
-    "tiles": [(128, 4, 2, None), (64, 4, 3, None)],
     "slots": [(16, 4), (8, 2), (8, 4)],
 }
 """What `--sweep` times of each kernel: the fields of a SelectedConfig (a SumConfig for slots)."""
-SIDES = ("by_block", "shared_tiles", "fla", "flex", "dense")
+SIDES = ("by_block", "fla", "flex", "dense")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, default=16)
     parser.add_argument("--kinds", nargs="+", default=["random", "clustered"], choices=["random", "clustered", "file"])
     parser.add_argument("--selection", help="a saved selection, for --kinds file")
-    parser.add_argument("--sides", nargs="+", default=["by_block", "shared_tiles", "fla"], choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=["by_block", "fla"], choices=SIDES)
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side; the median counts")
     parser.add_argument("--sweep", action="store_true", help="time tile shapes of our kernels instead")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/routed.json"))
@@ -94,8 +93,7 @@ class _Measurement:
     def __init__(self, kind: str, batch: int, length: int, heads: int, arguments: argparse.Namespace) -> None:
         import torch
 
-        from kernels.backends.triton.selection.launch_settings import choose
-        from kernels.backends.triton.selection.shared_tiles import queries_a_tile
+        from kernels.selection.routing_health import union_of_neighbours
         from scripts.benchmarks import selections
 
         self.kind, self.batch, self.length, self.heads, self.arguments = kind, batch, length, heads, arguments
@@ -110,9 +108,7 @@ class _Measurement:
         self.selection = selections.make(
             kind, batch, self.kv_heads, length, self.block, arguments.top_k, arguments.selection
         )
-        tiles = choose("tiles", torch.bfloat16, self.head_dim, self.group)
-        self.neighbours = queries_a_tile(self.group, tiles.rows)
-        self.union = selections.mean_union(self.selection, self.neighbours)
+        self.union = float(union_of_neighbours(self.selection.chosen))
 
     def rows(self, report: Callable[[list[dict[str, Any]]], None] = lambda found: None) -> list[dict[str, Any]]:
         """The rows of all sides; `report` gets those that are ready whenever there is one more."""
@@ -125,8 +121,7 @@ class _Measurement:
         found: list[dict[str, Any]] = []
         for side in self.arguments.sides:
             try:
-                make = self._ours if side in ("by_block", "shared_tiles") else getattr(peers, side)
-                call = make(side) if make == self._ours else make(self.selection, self.heads)
+                call = self._ours if side == "by_block" else getattr(peers, side)(self.selection, self.heads)
                 error = None if side == "dense" else self._check(call, side)
                 calls[side], times[side] = call, ([], [])
                 found.append(self._facts(side) | {"relative_error": error and float(f"{error:.1e}")})
@@ -174,7 +169,7 @@ class _Measurement:
             "selection": self.kind,
             "shape": f"{self.batch}x{self.length}",
             "heads": f"{self.heads}/{self.kv_heads}",
-            "union": f"{self.union:.1f} of {self.neighbours} queries",
+            "union": f"{self.union:.2f}",
             "side": side,
             **dict.fromkeys(names),
             "note": "",
@@ -191,9 +186,8 @@ class _Measurement:
         )
 
     def _selecting(self) -> list[dict[str, Any]]:
-        """Scoring + top-k, its transpose, and the unions of shared tiles, each alone."""
+        """Times of scoring with top-k, and of the transpose."""
         from kernels import block_means
-        from kernels.backends.triton.selection import shared_tiles
         from kernels.backends.triton.selection.top_k import choose
         from kernels.selection.selection import transpose
 
@@ -205,17 +199,13 @@ class _Measurement:
                 router, summaries, first, self.arguments.top_k, self.block, self.block, False
             ),
             "select: transpose": lambda: transpose(chosen, self.length // self.block),
-            "shared_tiles: unions": lambda: shared_tiles.unions(self.selection, self.neighbours),
         }
         return [self._facts(name) | {"forward_ms": round(_time(step, 5), 3)} for name, step in steps.items()]
 
-    def _ours(self, strategy: str) -> Callable:
-        from dataclasses import replace
-
+    def _ours(self, q: Any, k: Any, v: Any) -> Any:
         from kernels import attention
 
-        selection = replace(self.selection, strategy=strategy)
-        return lambda q, k, v: attention(q, k, v, selection, backend="triton")
+        return attention(q, k, v, self.selection, backend="triton")
 
     def _check(self, call: Callable, side: str) -> float:
         """Largest relative error of out and dq (sampled queries), dk and dv (sampled blocks) against float64."""
@@ -279,7 +269,7 @@ class _Measurement:
         import torch
 
         from kernels.backends.triton.dense.backward import prepare
-        from kernels.backends.triton.selection import gradients, partial_outputs, shared_tiles, work_items
+        from kernels.backends.triton.selection import gradients, partial_outputs, work_items
         from kernels.backends.triton.selection.launch_settings import SelectedConfig, SumConfig
         from kernels.backends.triton.selection.sum_partials import add_slots
 
@@ -353,10 +343,6 @@ class _Measurement:
         for fields in SWEPT["backward"]:
             config = SelectedConfig(*fields)
             measure("backward", config, functools.partial(backward, config), whole)
-        for fields in SWEPT["tiles"]:
-            config = SelectedConfig(*fields)
-            whole = lambda c: shared_tiles.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
-            measure("tiles", config, functools.partial(shared_tiles.forward, q, k, v, selection, scale, config), whole)
         for name, step in {
             "plan": lambda: work_items.make_plan(selection, group, group * self.head_dim * 2),
             "backward: prepare": lambda: prepare(self.grad, None, out, lse, 64),

@@ -57,10 +57,3 @@ def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
     repeat = lambda x, n, dim: x.repeat_interleave(-(-n // x.shape[dim]), dim).narrow(dim, 0, n)  # noqa: E731
     chosen = repeat(repeat(chosen, batch, 0), selectors, 1)[:, :, :length].contiguous()
     return Selection.from_chosen(chosen, length, block, repeat(first_key, batch, 0)[:, :length].contiguous())
-
-
-def mean_union(selection: Any, neighbours: int) -> float:
-    """Blocks in the union of `neighbours` queries' choices, on average; as many as slots where they choose alike."""
-    from kernels.backends.triton.selection.shared_tiles import unions
-
-    return float(unions(selection, neighbours)[2].float().mean())

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from configs.aliases import upgrade
 from model.training.metrics import read_rows
 from model.training.run_folder import RunFolder, RunFolderError
 from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, WAITING, was_killed
@@ -199,7 +200,7 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
             problems.append(f"{name} cannot be read ({_one_line(error)})")
             return default
 
-    config = read("config.yaml", lambda: dict(files.read_config()), {})
+    config = read("config.yaml", lambda: upgrade(files.read_config()), {})
     summary = read("summary.json", lambda: dict(files.read_summary()), {})
     evaluation = read("evaluation.json", lambda: _held_out(folder / "evaluation.json", config, summary), None)
     metrics = read("metrics.csv", lambda: _read_metrics(files.metrics_file), ())

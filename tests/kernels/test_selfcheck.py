@@ -49,18 +49,16 @@ def test_it_can_be_switched_off(monkeypatch):
     selfcheck.check(broken(forward=None), *PROBLEM)
 
 
-@pytest.mark.parametrize("strategy", ["by_block", "shared_tiles"])
-def test_attention_on_a_selection_is_checked_too(strategy):
-    problem = (*PROBLEM, strategy)
-    assert max(selfcheck.selection_errors(gathered, *problem).values()) < 1e-5
-    selfcheck.check_selection(gathered, *problem)
+def test_attention_on_a_selection_is_checked_too():
+    assert max(selfcheck.selection_errors(gathered, *PROBLEM).values()) < 1e-5
+    selfcheck.check_selection(gathered, *PROBLEM)
 
     def backward(*args):
         grad_q, grad_k, grad_v = gathered.backward(*args)
         return grad_q, grad_k.roll(1, 2), grad_v
 
     with pytest.raises(selfcheck.SelfCheckError, match="wrong gradient of k"):
-        selfcheck.check_selection(broken(gathered.forward, backward), *problem)
+        selfcheck.check_selection(broken(gathered.forward, backward), *PROBLEM)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -69,7 +67,7 @@ def test_it_works_where_an_evaluation_comes_first(mode):
     with mode():
         assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
         assert max(selfcheck.errors(blocked, *PROBLEM, plain=True).values()) < 1e-5
-        assert max(selfcheck.selection_errors(gathered, *PROBLEM, "by_block").values()) < 1e-5
+        assert max(selfcheck.selection_errors(gathered, *PROBLEM).values()) < 1e-5
 
 
 def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
@@ -78,7 +76,7 @@ def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
 
     def layer(x):
         selfcheck.check(masks, *PROBLEM)
-        selfcheck.check_selection(choices, *PROBLEM, "by_block")
+        selfcheck.check_selection(choices, *PROBLEM)
         return (x * x).sum()
 
     x = torch.randn(5, requires_grad=True)

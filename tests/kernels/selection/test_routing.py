@@ -160,7 +160,6 @@ def test_settings_that_cannot_be_are_named():
         (dict(top_k=0), "top_k=0: must be an integer >= 1"),
         (dict(window=1.5), "window=1.5"),
         (dict(block=48), "block=48: must be one of 16, 32, 64, 128"),
-        (dict(strategy="fast"), "strategy='fast': must be one of by_block, shared_tiles"),
         (dict(backend="fast"), "backend='fast': must be one of auto, blocked, triton"),
         (dict(backend="triton"), "not float64"),
     ):

@@ -114,7 +114,7 @@ def test_block_mass_is_the_attention_that_a_block_received(share):
 def operator_inputs():
     documents = DOCUMENTS["packed"]
     case, selection = Case(100, 100, batch=2, group=2), selection_of(documents, 2)
-    return case, selection, (selection.block, 0.3, "by_block", "blocked")
+    return case, selection, (selection.block, 0.3, "blocked")
 
 
 def test_operators_pass_opcheck():

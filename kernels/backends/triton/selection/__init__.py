@@ -7,8 +7,6 @@ order. dK and dV are summed by the program itself; long lists are cut in items, 
 atomics: always the same bits. Partial results take slots times the output's memory, so queries are served a piece at
 a time (work_items.py).
 
-Where neighbouring queries choose alike, `shared_tiles` (shared_tiles.py) serves the forward pass: no partial results.
-
 Letters in the kernels: s scores, p weights, dp gradient of p, ds gradient of s; a trailing t: transposed.
 """
 
@@ -20,7 +18,7 @@ from kernels.backends.triton.common import addressable
 from kernels.backends.triton.dense.backward import prepare
 from kernels.backends.triton.dense.forward import positive_scale
 from kernels.backends.triton.dense.tile_sizes import DTYPES, HEAD_DIMS
-from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs, shared_tiles
+from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs
 from kernels.backends.triton.selection.work_items import make_plan
 from kernels.selection.selection import Selection
 
@@ -49,8 +47,6 @@ def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float)
     """(out, lse), lse in float32; see kernels/backends/__init__.py."""
     q, scale = positive_scale(q, scale)
     q, k, v = addressable(q), addressable(k), addressable(v)
-    if selection.strategy == "shared_tiles":
-        return shared_tiles.forward(q, k, v, selection, scale)
     return partial_outputs.forward(q, k, v, selection, scale)
 
 
@@ -65,7 +61,7 @@ def backward(
     selection: Selection,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv), like q, k, v; by key block whatever the strategy of the forward pass was."""
+    """(dq, dk, dv), like q, k, v."""
     flipped = scale < 0
     q, scale = positive_scale(q, scale)
     q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)

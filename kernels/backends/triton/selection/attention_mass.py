@@ -16,7 +16,7 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: Se
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group = heads // selectors
-    config = choose("mass", q.dtype, head_dim, group)
+    config = choose("mass", q.dtype, head_dim)
     padded = triton.next_power_of_2(group)
     entries = max(config.rows // padded, 1)
     mass = torch.zeros(batch, selectors, queries, slots, dtype=torch.float32, device=q.device)

@@ -39,7 +39,7 @@ def backward(
     kv_heads, keys = k.shape[1:3]
     selectors, slots, block = selection.selectors, selection.slots, selection.block
     group, lines, blocks = heads // selectors, batch * selectors, selection.offsets.shape[2] - 1
-    config = config or choose("backward", q.dtype, head_dim, group)
+    config = config or choose("backward", q.dtype, head_dim)
     sums = sums or choose_sum(head_dim)
     step = config.rows if config.bulk else 1
     plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step, rows_an_item or ROWS_AN_ITEM)

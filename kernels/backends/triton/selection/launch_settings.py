@@ -36,9 +36,6 @@ _TABLE = {
     ("mass", 2, 64): SelectedConfig(128, 4, 2),
     ("mass", 2, 128): SelectedConfig(128, 4, 2),
     ("mass", 2, 256): SelectedConfig(64, 4, 2),
-    ("tiles", 2, 64): SelectedConfig(128, 4, 3),
-    ("tiles", 2, 128): SelectedConfig(128, 4, 2),
-    ("tiles", 2, 256): SelectedConfig(128, 8, 1),
     ("backward", 2, 64): SelectedConfig(64, 4, 2),
     ("backward", 2, 128): SelectedConfig(32, 4, 3, None, True, True),
     ("backward", 2, 256): SelectedConfig(32, 8, 1),
@@ -49,27 +46,15 @@ _TABLE = {
     ("mass", 4, 64): SelectedConfig(32, 8, 1),
     ("mass", 4, 128): SelectedConfig(32, 8, 1),
     ("mass", 4, 256): SelectedConfig(16, 8, 1),
-    ("tiles", 4, 64): SelectedConfig(32, 8, 1),
-    ("tiles", 4, 128): SelectedConfig(32, 8, 1),
-    ("tiles", 4, 256): SelectedConfig(16, 8, 1),
     ("backward", 4, 64): SelectedConfig(16, 8, 1),
     ("backward", 4, 128): SelectedConfig(16, 8, 1),
     ("backward", 4, 256): SelectedConfig(16, 16, 1),
 }
 
 
-# The same for groups of fewer than 16 heads: as many rows of a tile would hold more queries, whose union is longer.
-_SMALL_GROUP = {("tiles", 2, 128): SelectedConfig(64, 4, 3)}
-
-
-def choose(kernel: str, dtype: torch.dtype, head_dim: int, group: int) -> SelectedConfig:
-    """The choice for `kernel`: "forward", "backward" (by key block), "tiles" (shared_tiles.py) or "mass".
-
-    group: query heads a selector.
-    """
-    padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
-    key = kernel, dtype.itemsize, padded
-    return _SMALL_GROUP.get(key, _TABLE[key]) if group < 16 else _TABLE[key]
+def choose(kernel: str, dtype: torch.dtype, head_dim: int) -> SelectedConfig:
+    """The settings of `kernel`: "forward", "backward" or "mass"."""
+    return _TABLE[kernel, dtype.itemsize, 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256]
 
 
 def choose_sum(head_dim: int) -> SumConfig:

@@ -32,7 +32,7 @@ def forward(
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
     group, lines = heads // selectors, batch * selectors
-    config = config or choose("forward", q.dtype, head_dim, group)
+    config = config or choose("forward", q.dtype, head_dim)
     sums = sums or choose_sum(head_dim)
     step = config.rows if config.bulk else 1
     plan = make_plan(selection, group, group * head_dim * q.element_size(), piece, step)

@@ -13,7 +13,6 @@ from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selection as backend  # noqa: E402
 from kernels.backends.triton.selection import gradients, launch_settings, work_items  # noqa: E402
 from kernels.backends.triton.selection.launch_settings import SelectedConfig, choose  # noqa: E402
-from kernels.backends.triton.selection.shared_tiles import unions  # noqa: E402
 from tests.kernels.backends.triton.test_dense import TOLERANCE, oracle, tensors  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
 from tests.kernels.routing_oracle import naive_mask, random_choice  # noqa: E402
@@ -21,13 +20,12 @@ from tests.kernels.routing_oracle import naive_mask, random_choice  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-STRATEGIES = ("by_block", "shared_tiles")
 
 
-def selection_of(documents, selectors, slots, block, strategy="by_block", near=0.5, window=5):
+def selection_of(documents, selectors, slots, block, near=0.5, window=5):
     chosen = random_choice(documents, selectors, slots, window, block, near=near)
     first = first_keys(documents).to(DEVICE)
-    return Selection.from_chosen(chosen.to(DEVICE), documents.shape[1], block, first, strategy)
+    return Selection.from_chosen(chosen.to(DEVICE), documents.shape[1], block, first)
 
 
 def check(selection, documents, inputs, scale=None, with_lse=True):
@@ -68,11 +66,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("documents", "selectors", "group", "head_dim", "block", "slots", "dtype"), CASES)
-def test_matches_the_oracle(documents, selectors, group, head_dim, block, slots, dtype, strategy):
+def test_matches_the_oracle(documents, selectors, group, head_dim, block, slots, dtype):
     batch, length = documents.shape
-    selection = selection_of(documents, 2 * selectors, slots, block, strategy)
+    selection = selection_of(documents, 2 * selectors, slots, block)
     check(selection, documents, tensors(batch, 2 * group, 2, length, length, head_dim, dtype))
 
 
@@ -94,23 +91,21 @@ def test_every_way_to_write_partial_results(monkeypatch, documents, group, head_
         assert all(torch.equal(a, b) for a, b in zip(plain[:2], ours[:2], strict=True))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1.7])
-def test_any_scale(scale, strategy):
+def test_any_scale(scale):
     documents = packing([60])
-    selection = selection_of(documents, 1, 2, 16, strategy)
+    selection = selection_of(documents, 1, 2, 16)
     check(selection, documents, tensors(1, 2, 1, 60, 60, 32, torch.float32), scale, with_lse=bool(scale))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_one_row_of_document_starts_serves_a_batch(strategy):
+def test_one_row_of_document_starts_serves_a_batch():
     """Without documents a model has one row for all sequences, expanded: kernels address it by sequence."""
     documents = torch.zeros(2, 70, dtype=torch.int64)
     first = first_keys(documents[:1]).to(DEVICE).expand(2, -1)
     generator = torch.Generator().manual_seed(0)
     router = torch.randn(2, 2, 70, 8, generator=generator).to(DEVICE)
     summaries = torch.randn(2, 2, 4, 8, generator=generator).to(DEVICE)
-    selection = select(router, summaries, first, top_k=2, window=5, block=16, strategy=strategy)
+    selection = select(router, summaries, first, top_k=2, window=5, block=16)
     assert selection.first_key.is_contiguous()
     check(selection, documents, tensors(2, 4, 2, 70, 70, 32, torch.float32))
 
@@ -168,25 +163,6 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
     )
 
 
-@pytest.mark.parametrize("neighbours", [1, 8, 32])
-def test_unions_say_who_chose_what(neighbours):
-    documents = packing([90, 10], [33, 67])
-    selection = selection_of(documents, 2, 3, 16)
-    blocks, bits, counts = unions(selection, neighbours)
-    chosen = selection.chosen.view(4, 100, 3).tolist()
-    for line in range(4):
-        for tile in range(counts.shape[1]):
-            count = int(counts[line, tile])
-            wanted = {}
-            for i, query in enumerate(range(tile * neighbours, min(100, (tile + 1) * neighbours))):
-                for block in chosen[line][query]:
-                    if block >= 0:
-                        wanted[block] = wanted.get(block, 0) | 1 << i
-            listed = blocks[line, tile, :count].tolist()
-            assert listed == sorted(wanted)
-            assert [b % (1 << 32) for b in bits[line, tile, :count].tolist()] == [wanted[b] for b in listed]
-
-
 @pytest.mark.parametrize(("group", "share"), [(1, "group"), (3, "group"), (2, "head"), (16, "group")])
 def test_block_mass_equals_the_plain_one(group, share):
     documents = packing([50, 3, 47], [16, 70, 14])
@@ -200,14 +176,13 @@ def test_block_mass_equals_the_plain_one(group, share):
 def test_strides_of_the_model_and_repeats_are_bitwise_equal():
     documents = packing([60, 40])
     q, k, v, grad_out, grad_lse = tensors(1, 4, 2, 100, 100, 32, torch.float16)
-    for strategy in STRATEGIES:
-        selection = selection_of(documents, 2, 3, 16, strategy)
-        plain = check(selection, documents, (q, k, v, grad_out, grad_lse))
-        as_in_the_model = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v, grad_out)]
-        for inputs in ((q, k, v, grad_out), as_in_the_model):
-            again = check(selection, documents, (*inputs, grad_lse))
-            pairs = zip((*plain[:2], *plain[2]), (*again[:2], *again[2]), strict=True)
-            assert all(torch.equal(a, b) for a, b in pairs)
+    selection = selection_of(documents, 2, 3, 16)
+    plain = check(selection, documents, (q, k, v, grad_out, grad_lse))
+    as_in_the_model = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v, grad_out)]
+    for inputs in ((q, k, v, grad_out), as_in_the_model):
+        again = check(selection, documents, (*inputs, grad_lse))
+        pairs = zip((*plain[:2], *plain[2]), (*again[:2], *again[2]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_attention_takes_it_and_unsupported_calls_are_named():
@@ -223,16 +198,15 @@ def test_attention_takes_it_and_unsupported_calls_are_named():
 
 
 def test_every_choice_exists():
-    for kernel in ("forward", "backward", "tiles", "mass"):
+    for kernel in ("forward", "backward", "mass"):
         for dtype in backend.DTYPES:
             for head_dim in backend.HEAD_DIMS:
-                for group in (1, 16):
-                    config = choose(kernel, dtype, head_dim, group)
-                    assert config.rows >= 16 and config.warps in (4, 8, 16)
-                    assert not (kernel == "backward" and config.bulk and config.stages < 2)
+                config = choose(kernel, dtype, head_dim)
+                assert config.rows >= 16 and config.warps in (4, 8, 16)
+                assert not (kernel == "backward" and config.bulk and config.stages < 2)
 
 
-def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=None, strategy="by_block", seed=0):
+def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=None, seed=0):
     """bf16 inputs on the GPU, and a selection by random router queries and keys."""
     generator = torch.Generator("cuda").manual_seed(seed)
     draw = lambda h, d: torch.randn(batch, h, length, d, generator=generator, device="cuda", dtype=torch.bfloat16)  # noqa: E731
@@ -241,35 +215,33 @@ def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=Non
         documents = torch.zeros(batch, length, dtype=torch.int64)
     first = first_keys(documents.cuda())
     summaries = torch.randn(batch, kv_heads, length // block, 32, generator=generator, device="cuda").bfloat16()
-    selection = select(draw(kv_heads, 32), summaries, first, top_k=top_k, window=block, block=block, strategy=strategy)
+    selection = select(draw(kv_heads, 32), summaries, first, top_k=top_k, window=block, block=block)
     return q, k, v, grad, selection
 
 
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128, 192, 256])
 @pytest.mark.parametrize("block", [32, 64, 128])
-def test_on_the_gpu(strategy, dtype, head_dim, block):
+def test_on_the_gpu(dtype, head_dim, block):
     documents = packing([500, 100, 552])
     if backend.unsupported("cuda", dtype, head_dim, 1, block):
         assert (dtype, block) == (torch.float32, 128) and head_dim > 128
         return
     for group in (1, 4, 16):
-        q, k, v, grad, selection = routed(1152, 1, 2 * group, 2, head_dim, block, 4, documents, strategy)
+        q, k, v, grad, selection = routed(1152, 1, 2 * group, 2, head_dim, block, 4, documents)
         grad_lse = torch.randn(q.shape[:3], device="cuda")
         check(selection, documents, (*(t.to(dtype) for t in (q, k, v, grad)), grad_lse))
 
 
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("group", [1, 4, 16])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_sixteen_thousand_tokens_on_the_gpu(strategy, group, head_dim):
+def test_sixteen_thousand_tokens_on_the_gpu(group, head_dim):
     """Against float64 gathers of the chosen blocks, which the CPU tests hold against the dense oracle."""
-    q, k, v, grad, selection = routed(16384, 1, 2 * group, 2, head_dim, 64, 16, strategy=strategy)
+    q, k, v, grad, selection = routed(16384, 1, 2 * group, 2, head_dim, 64, 16)
     grad_lse = torch.randn(q.shape[:3], device="cuda")
     out, lse = backend.forward(q, k, v, selection, 0.1)
     grads = backend.backward(grad, grad_lse, q, k, v, out, lse, selection, 0.1)
@@ -282,9 +254,8 @@ def test_sixteen_thousand_tokens_on_the_gpu(strategy, group, head_dim):
 
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_twenty_repeats_are_bitwise_equal(strategy):
-    q, k, v, grad, selection = routed(16384, 2, 16, 4, 128, 64, 16, strategy=strategy)
+def test_twenty_repeats_are_bitwise_equal():
+    q, k, v, grad, selection = routed(16384, 2, 16, 4, 128, 64, 16)
     results = []
     for _ in range(20):
         out, lse = backend.forward(q, k, v, selection, 0.1)

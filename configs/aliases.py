@@ -1,0 +1,26 @@
+"""Reads configs of earlier versions: keys that were renamed or removed since a run was saved."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ALIASES: dict[str, str | None] = {
+    "attention.patterns.*.strategy": None,  # the kernels that it chose between gave the same result
+}
+"""Old key -> its new name in the same group, or None if it was removed. `*` stands for any one name."""
+
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config under the current names. A key that has both its old and its new name keeps the new one."""
+    upgraded = dict(config)
+    for key, name in ALIASES.items():
+        upgraded = _replace(upgraded, key.split("."), name)
+    return upgraded
+
+
+def _replace(config: dict[str, Any], path: list[str], name: str | None) -> dict[str, Any]:
+    first, *rest = path
+    if not rest:
+        kept = {key: value for key, value in config.items() if key != first}
+        return {name: config[first], **kept} if name and first in config else kept
+    found = [key for key, value in config.items() if first in ("*", key) and isinstance(value, Mapping)]
+    return {**config, **{key: _replace(dict(config[key]), rest, name) for key in found}}
