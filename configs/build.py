@@ -1,11 +1,13 @@
 """From a composed config to the objects that it describes. What cannot be built is a ConfigError with its key."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError
 from configs.trust import TARGET, construct, function_of
+from configs.validation import check_arguments
 from kernels.patterns import Pattern
 from model import AttentionPlan, ModelConfig, Transformer
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from data.sources import Source
     from model.evaluation import Protocol
     from model.training.run_folder import RunFolder
+
+
+OF_THE_SUITE = {"passkey": ("depth",), "copy": ("distance",)}
+"""Arguments that the recall suite adds to the settings of a task."""
 
 
 def build_pattern(key: str, settings: Mapping[str, Any]) -> Pattern:
@@ -101,7 +107,11 @@ def build_task(key: str, settings: Mapping[str, Any]) -> Callable:
 
     arguments = {name: value for name, value in settings.items() if name != TARGET}
     ours = {f"{task.__module__}.{task.__name__}": task for task in TASKS}
-    return functools.partial(function_of(f"{key}.{TARGET}", settings.get(TARGET), ours), **arguments)
+    task = function_of(f"{key}.{TARGET}", settings.get(TARGET), ours)
+    material_length_generator = list(inspect.signature(task).parameters)[:3]
+    of_the_suite = OF_THE_SUITE.get(key.rpartition(".")[2], ())
+    check_arguments(key, task, arguments, given=(*material_length_generator, *of_the_suite))
+    return functools.partial(task, **arguments)
 
 
 def build_loggers(logger: Mapping[str, Any], config: Mapping[str, Any], folder: "RunFolder") -> "list[Logger]":

@@ -1,106 +1,107 @@
-"""What a composed config must satisfy before any work starts. A failure is one line: key, value, what is accepted."""
+"""Checks the config of every command before any work starts.
 
+The type and the range of each key come first (schema.py), then the conditions that join several keys or ask this
+machine, one function a group. The first setting that fails is a ConfigError: one line with key, value, and what is
+accepted.
+"""
+
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from configs.build import ConfigError, build_data, build_model_config, build_plan, build_protocol, build_task
+from configs import schema
+from configs.build import build_data, build_model_config, build_plan, build_protocol, build_task
+from configs.errors import ConfigError, refused
+from configs.validation import validated
 from kernels.attention import BACKENDS, GPU_BACKENDS
-from kernels.shapes import BLOCKS
 from model.attention import attend_class
-from model.training.endings import ON_NAN
 
-TRAINER_KEYS = (
-    *("max_steps", "max_seconds", "accumulate", "gradient_clip", "validate_every", "save_every", "log_every"),
-    *("precision", "accelerator", "devices", "strategy", "compile", "on_nan", "max_skipped_steps"),
-)
-EVALUATION_KEYS = ("split", "tokens_at_once", "long_document", "baselines", "protocol", "by_context", "key_tokens")
-PREFLIGHT = ("warn", "refuse", "off")
-PRECISIONS = ("64-true", "32-true", "16-mixed", "bf16-mixed", "bf16-true")
+# The commands
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError (or data.CorpusError) for the first setting of a composed training config that cannot be."""
-    check_keys(config)
-    check_attention(config)
-    check_data(config)
-    check_trainer(config["trainer"])
-    check_backend(config)
-    check_optimizer(config["optimizer"])
-    check_evaluation(config["evaluation"], config["data"]["sequence_length"])
-    check_runs(config)
-    check_seed(config["seed"])
-
-
-def check_keys(config: Mapping[str, Any]) -> None:
-    """Keys that `+key=value` has added and nothing reads, and those that `~key` has taken away."""
+def check_types(config: Mapping[str, Any]) -> schema.Train:
+    """Returns a composed training config (or scripts/preflight.py's) with the types of schema.py, or raises
+    ConfigError."""
     if "sweep" in config:
         name = config["sweep"]["name"]
         raise ConfigError(f"sweep={name}: a sweep takes -m and overrides alone: python train.py -m sweep={name}")
-    groups = ("attention", "data", "evaluation", "logger", "model", "optimizer", "trainer")
-    keys = (*groups, "name", "outputs", "seed", "resume", "init_from", "preflight")
-    _require_known("", config, (*keys, "trust"))
-    for key in keys:
-        if key not in config:
-            raise ConfigError(f"~{key}: a run needs it; accepted is {key}=...")
-    _require_in("preflight", config["preflight"], PREFLIGHT)
-    _require_known("attention.", config["attention"], ("name", "patterns", "schedule", "block", "backend"))
-    _require_known("trainer.", config["trainer"], TRAINER_KEYS)
+    return validated(schema.Preflight if "output" in config else schema.Train, config)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError (or data.CorpusError) for the first setting of a composed training config that is refused."""
+    settings = check_types(config)
+    check_model(settings.model)
+    check_attention(config)
+    check_data(config)
+    check_trainer(settings.trainer)
+    check_backend(config)
+    check_optimizer(settings.optimizer)
+    check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
+    check_runs(config)
+
+
+def check_evaluate(config: Mapping[str, Any]) -> None:
+    """As `check`, for scripts/evaluate.py; the window of the protocol depends on the run and is checked with it."""
+    settings = validated(schema.Evaluate, config)
+    check_device(settings.accelerator, settings.precision)
+    check_recall(config["recall"])
+
+
+def check_generate(config: Mapping[str, Any]) -> None:
+    """As `check`, for scripts/generate.py."""
+    settings = validated(schema.Generate, config)
+    check_device(settings.accelerator, settings.precision)
+
+
+def check_show_pattern(config: Mapping[str, Any]) -> None:
+    """As `check`, for scripts/show_pattern.py."""
+    validated(schema.ShowPattern, config)
+
+
+# The groups
+
+
+def check_model(model: schema.Model) -> None:
+    """A factor of RoPE without a scaling that applies it; ModelConfig checks how the sizes fit together."""
+    build_model_config(model.model_dump(), tokenizer_vocabulary=1)
+    if model.rope_scaling == "none" and model.rope_factor != 1:
+        raise refused("model.rope_factor", model.rope_factor, "1 with model.rope_scaling=none, which applies no factor")
 
 
 def check_attention(config: Mapping[str, Any]) -> None:
-    """Patterns, schedule, tile size and backend; and the sizes of the model that uses them."""
-    attention, sizes = config["attention"], build_model_config(config["model"], tokenizer_vocabulary=1)
-    _require_in("attention.block", attention["block"], BLOCKS)
-    _require_in("attention.backend", attention["backend"], ("auto", *BACKENDS))
-    plan = build_plan(attention)
-    for layer in range(sizes.layers):
+    """Whether every layer of the model can attend with the pattern that the schedule gives it."""
+    model, plan = config["model"], build_plan(config["attention"])
+    for layer in range(model["layers"]):
         try:
-            attend_class(plan.pattern(layer, sizes.kv_heads))
+            attend_class(plan.pattern(layer, model["kv_heads"]))
         except ValueError as error:
             raise ConfigError(f"attention.{error}") from None
 
 
 def check_data(config: Mapping[str, Any]) -> None:
-    """Lengths, and what the data module itself can check without reading documents."""
+    """The length of the sequences, and everything that the source can check without reading documents."""
     length, limit = config["data"]["sequence_length"], config["model"]["max_length"]
-    if not isinstance(length, int) or not 1 <= length <= limit:
-        raise ConfigError(
-            f"data.sequence_length={length}: must be between 1 and the model's limit, model.max_length={limit}"
-        )
+    if length > limit:
+        raise refused("data.sequence_length", length, f"at most model.max_length={limit}")
     build_data(config["data"])
 
 
-def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Step counts, and whether this machine's devices can do what is asked."""
-    for key, optional in (
-        ("max_steps", trainer["max_seconds"] is not None),
-        ("accumulate", False),
-        ("log_every", False),
-        ("validate_every", True),
-        ("save_every", True),
-    ):
-        _require_count(f"trainer.{key}", trainer[key], optional)
-    seconds = trainer["max_seconds"]
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0):
-        raise ConfigError(f"trainer.max_seconds={seconds}: must be a positive number, or null")
-    clip = trainer["gradient_clip"]
-    if clip is not None and not clip > 0:
-        raise ConfigError(f"trainer.gradient_clip={clip}: must be a positive number, or null")
-    check_device(trainer["accelerator"], trainer["precision"], "trainer.")
-    _require_in("trainer.on_nan", trainer["on_nan"], ON_NAN)
-    skipped = trainer["max_skipped_steps"]
-    if skipped != 0:
-        _require_count("trainer.max_skipped_steps", skipped, optional=False)
-    if not isinstance(trainer["compile"], bool):
-        raise ConfigError(f"trainer.compile={trainer['compile']}: must be true or false")
+def check_trainer(trainer: schema.Trainer) -> None:
+    """The end of the run, and whether this machine and Lightning can give the devices that are asked for."""
+    if trainer.max_steps is None and trainer.max_seconds is None:
+        raise refused("trainer.max_steps", None, "an integer >= 1, or null with trainer.max_seconds=...")
+    check_device(trainer.accelerator, trainer.precision, "trainer.")
+    check_devices(trainer)
 
 
 def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
-    """Whether this machine has the device, and the device the precision. `prefix` is where the two keys stand."""
+    """Whether this machine has the device, and the device the precision.
+
+    prefix: the group of the two keys, with its dot.
+    """
     import torch
 
-    _require_in(f"{prefix}precision", precision, PRECISIONS)
     present = ("cpu", "auto", *(["cuda", "gpu"] if torch.cuda.is_available() else []))
     if accelerator not in present:
         raise ConfigError(f"{prefix}accelerator={accelerator}: this machine has {', '.join(present)}")
@@ -114,16 +115,46 @@ def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
         raise ConfigError(f"{prefix}precision={precision}: {name} has no bfloat16; accepted are 16-mixed and 32-true")
 
 
+def check_devices(trainer: schema.Trainer) -> None:
+    """How many devices there are, and whether Lightning has the strategy for them."""
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from model.training.fit import quieten_lightning
+
+    devices = list(trainer.devices) if isinstance(trainer.devices, tuple) else trainer.devices
+    if torch.cuda.is_available() and trainer.accelerator != "cpu":
+        present = torch.cuda.device_count()
+        listed = isinstance(devices, list) and (len(set(devices)) < len(devices) or max(devices) >= present)
+        if listed or (isinstance(devices, int) and devices > present):
+            accepted = f"at most {present}, or a list of different numbers below {present}, as many GPUs as there are"
+            raise refused("trainer.devices", devices, accepted)
+    elif devices == -1 or isinstance(devices, list):
+        raise refused("trainer.devices", devices, "auto or a number of processes on a CPU")
+    elif isinstance(devices, int) and devices > (os.cpu_count() or 1):
+        raise refused("trainer.devices", devices, f"at most {os.cpu_count()}: this machine has so many CPU cores")
+    given = {"accelerator": trainer.accelerator, "devices": devices, "strategy": trainer.strategy}
+    without = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quieten_lightning()
+    try:
+        Trainer(**given, precision=trainer.precision, **dict.fromkeys(without, False))
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
+        settings = " ".join(f"trainer.{key}={value}" for key, value in given.items())
+        raise ConfigError(f"{settings}: Lightning refuses them: {str(error).splitlines()[0]}") from None
+
+
 def check_backend(config: Mapping[str, Any]) -> None:
     """Whether the attention backend that is named outright can run on the device that is asked for."""
     import torch
 
     on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
-    backend = config["attention"]["backend"]
+    backend, block = config["attention"]["backend"], config["attention"]["block"]
     if backend in GPU_BACKENDS and not on_gpu:
         raise ConfigError(f"attention.backend={backend} needs a GPU: accepted on a CPU are auto, reference and blocked")
     if backend in ("flex", "flex_flash"):
-        _require_in("attention.block", config["attention"]["block"], (128,))
+        if block != 128:
+            raise refused("attention.block", block, f"128 with attention.backend={backend}")
         for name, pattern in build_plan(config["attention"]).patterns.items():
             if not pattern.is_mask:
                 raise ConfigError(
@@ -137,74 +168,46 @@ def check_backend(config: Mapping[str, Any]) -> None:
         )
     if backend == "flash":
         raise ConfigError(
-            "attention.backend=flash knows no packed documents, and training packs them: accepted are auto and "
+            "attention.backend=flash takes no packed documents, and training packs them: accepted are auto and "
             f"{', '.join(name for name in BACKENDS if name != 'flash')}"
         )
 
 
-def check_optimizer(optimizer: Mapping[str, Any]) -> None:
-    """Names and ranges; the optimizer itself checks the rest."""
-    from model.training.optimizer import SCHEDULES
-
-    _require_in("optimizer.name", optimizer["name"], ("adamw", "muon"))
-    _require_in("optimizer.schedule.name", optimizer["schedule"]["name"], tuple(SCHEDULES))
-    if not optimizer["learning_rate"] > 0:
-        raise ConfigError(f"optimizer.learning_rate={optimizer['learning_rate']}: must be positive")
+def check_optimizer(optimizer: schema.AdamW) -> None:
+    """Whether warm-up and decay leave each other room."""
+    schedule = optimizer.schedule
+    if isinstance(schedule, schema.WarmupStableDecay) and schedule.warmup_fraction + schedule.decay_fraction > 1:
+        accepted = f"at most 1 - optimizer.schedule.warmup_fraction={schedule.warmup_fraction}: the two overlap"
+        raise refused("optimizer.schedule.decay_fraction", schedule.decay_fraction, accepted)
 
 
-def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int) -> None:
-    """The protocol, which split it is for, and what is measured beside the loss."""
+def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_length: int) -> None:
+    """Whether the windows fit each other and the model, and whether there is an evaluator."""
     from model.training.run_folder import find_checkpoint
 
-    _require_known("evaluation.", evaluation, EVALUATION_KEYS)
-    _require_in("evaluation.split", evaluation["split"], ("train", "validation", "test"))
-    _require_count("evaluation.tokens_at_once", evaluation["tokens_at_once"], optional=False)
-    build_protocol(evaluation["protocol"], sequence_length)
-
-    by_context, key_tokens = evaluation["by_context"], evaluation["key_tokens"]
-    _require_known("evaluation.by_context.", by_context, ("contexts", "targets"))
-    _require_count("evaluation.by_context.targets", by_context["targets"], optional=False)
-    if not isinstance(by_context["contexts"], list):
-        raise ConfigError(
-            f"evaluation.by_context.contexts={by_context['contexts']}: must be a list, of integers >= 1 or whole"
-        )
-    for context in by_context["contexts"]:
-        if context != "whole" and not _is_count(context):
-            raise ConfigError(f"evaluation.by_context.contexts holds {context!r}: must be integers >= 1, or whole")
-    _require_known("evaluation.key_tokens.", key_tokens, ("evaluator", "short_context", "gain", "confidence"))
-    _require_count("evaluation.key_tokens.short_context", key_tokens["short_context"], optional=False)
-    for key in ("gain", "confidence"):
-        if not isinstance(key_tokens[key], int | float):
-            raise ConfigError(f"evaluation.key_tokens.{key}={key_tokens[key]}: must be a number")
-    if not key_tokens["gain"] > 0:
-        raise ConfigError(f"evaluation.key_tokens.gain={key_tokens['gain']}: must be positive, in nats")
-    if not key_tokens["confidence"] <= 0:
-        raise ConfigError(f"evaluation.key_tokens.confidence={key_tokens['confidence']}: must be a log-likelihood <= 0")
-    if key_tokens["evaluator"]:
-        find_checkpoint(key_tokens["evaluator"])
+    protocol = build_protocol(evaluation["protocol"], sequence_length)
+    by_context = evaluation["by_context"]
+    if protocol.name != "whole" and protocol.window > max_length:
+        raise refused("evaluation.protocol.window", protocol.window, f"at most model.max_length={max_length}")
+    longest = max((each for each in by_context["contexts"] if each != "whole"), default=0)
+    if by_context["contexts"] and longest + by_context["targets"] > max_length:
+        key, value = "evaluation.by_context.contexts", by_context["contexts"]
+        raise refused(key, value, f"with targets={by_context['targets']} at most model.max_length={max_length}")
+    if evaluation["key_tokens"]["evaluator"]:
+        find_checkpoint(evaluation["key_tokens"]["evaluator"])
 
 
 def check_recall(recall: Mapping[str, Any]) -> None:
-    """Counts, lengths, depths and tasks of the recall suite."""
-    _require_known("recall.", recall, ("lengths", "samples", "tokens_at_once", "depths", "distances", "tasks"))
-    for key in ("samples", "tokens_at_once"):
-        _require_count(f"recall.{key}", recall[key], optional=False)
-    for key in ("lengths", "distances"):
-        values = recall[key]
-        if values is not None and not (isinstance(values, list) and values and all(map(_is_count, values))):
-            raise ConfigError(f"recall.{key}={values}: must be a list of integers >= 1, or null")
-    depths = recall["depths"] if isinstance(recall["depths"], list) else []
-    if not depths or not all(isinstance(depth, int | float) and 0 <= depth <= 1 for depth in depths):
-        raise ConfigError(f"recall.depths={recall['depths']}: must be a list of numbers between 0 and 1")
+    """The tasks: functions, and their arguments."""
+    if not any(recall["tasks"].values()):
+        raise refused("recall.tasks", recall["tasks"], "a mapping with at least one task that is not null")
     for name, entry in recall["tasks"].items():
         if entry is not None:
             build_task(f"recall.tasks.{name}", entry)
-    if not any(recall["tasks"].values()):
-        raise ConfigError(f"recall.tasks={recall['tasks']}: must hold at least one task")
 
 
 def check_runs(config: Mapping[str, Any]) -> None:
-    """`init_from` and `resume`, and the run's name."""
+    """The runs that `resume` and `init_from` name, and the name of the new one."""
     from model.training.run_folder import RunFolder, find_checkpoint, folder_of, new_run_path
 
     if config["resume"] and config["init_from"]:
@@ -215,31 +218,4 @@ def check_runs(config: Mapping[str, Any]) -> None:
         RunFolder.open(folder_of(find_checkpoint(config["resume"], prefer="last")))
     if config["init_from"]:
         find_checkpoint(config["init_from"])
-    new_run_path(Path(config["outputs"]), config["name"])
-
-
-def check_seed(seed: object) -> None:
-    """What NumPy's generators take, too."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}: must be an integer from 0 to {2**32 - 1}")
-
-
-def _require_known(prefix: str, settings: Mapping[str, Any], accepted: tuple[str, ...]) -> None:
-    for key, value in settings.items():
-        if key not in accepted:
-            raise ConfigError(f"{prefix}{key}={value}: no such key; accepted are {', '.join(sorted(accepted))}")
-
-
-def _require_in(key: str, value: object, accepted: tuple) -> None:
-    if value not in accepted:
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(map(str, accepted))}")
-
-
-def _require_count(key: str, value: object, optional: bool) -> None:
-    if (value is None and optional) or _is_count(value):
-        return
-    raise ConfigError(f"{key}={value}: must be an integer >= 1" + (", or null" if optional else ""))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    new_run_path(config["outputs"], config["name"])

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from configs.errors import ConfigError
+from configs.validation import check_arguments
 
 Base = TypeVar("Base")
 
@@ -66,16 +67,7 @@ def construct(key: str, settings: object, base: type[Base], built: Mapping[str, 
     plain = {name: value for name, value in settings.items() if name != TARGET and name not in built}
     for nested in _targets(plain):
         raise ConfigError(f"{key}: {TARGET}={nested} among its values; accepted are plain values")
-    parameters = inspect.signature(chosen).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for name, value in plain.items():
-        if name not in named and not (takes_any and name.isidentifier() and not name.startswith("_")):
-            raise ConfigError(f"{key}.{name}={value!r}: {chosen.__name__} takes {', '.join(named) or 'no settings'}")
-    needed = [p.name for p in parameters if p.name in named and p.default is p.empty]
-    for name in needed:
-        if name not in plain and name not in built:
-            raise ConfigError(f"{key}.{name}: missing; {chosen.__name__} needs {', '.join(needed)}")
+    check_arguments(key, chosen, plain, given=built)
     return chosen(**plain, **built)
 
 

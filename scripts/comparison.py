@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from configs.build import ConfigError
-from configs.checks import check_device, check_evaluation
+from configs.checks import check_evaluate, check_evaluation
 from model.evaluation import compare
 from model.training.run_folder import check_writable, new_run_path, write_atomically, write_json
 from scripts.loading import Run, open_corpus, open_documents, open_run, retokenize, same_tokenizer
@@ -48,9 +48,7 @@ COLUMNS = (
 def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     """Scores every run that `config["checkpoint"]` lists on the documents of the first (or on `config["data"]`), prints
     the tables and writes them. Returns what comparison.json holds."""
-    check_device(config["accelerator"], config["precision"])
-    if not config["checkpoint"]:
-        raise ConfigError("checkpoint=[]: must list at least one run")
+    check_evaluate(config)
     settings = config["evaluation"]
     output = Path(config["output"]) if config["output"] else new_run_path(Path("outputs"), "comparison")
     if output.is_file():
@@ -61,7 +59,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     rows, losses = [], []
     for checkpoint in config["checkpoint"]:
         run = open_run(checkpoint, config["accelerator"], config["precision"])
-        check_evaluation(settings, run.sequence_length)
+        check_evaluation(settings, run.sequence_length, run.model.config.max_length)
         if not runs:
             settings = _same_window(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))

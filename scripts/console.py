@@ -149,10 +149,12 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """
     from configs.aliases import upgrade
     from configs.build import ConfigError
+    from configs.checks import check_types
     from configs.tokenizer import inherit_tokenizer
     from configs.trust import trust, trust_named
 
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_types(plain)
     if not plain["resume"]:
         own = trust_named(plain)
         return inherit_tokenizer(own, HydraConfig.get().overrides.task) if own["init_from"] else own

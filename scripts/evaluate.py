@@ -35,14 +35,11 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    from configs.build import ConfigError
     from configs.trust import trust_named
     from scripts.console import user_errors
 
     with user_errors():
         plain = trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        if plain["suite"] not in ("perplexity", "recall"):
-            raise ConfigError(f"suite={plain['suite']}: must be perplexity or recall")
         if plain["suite"] == "recall":
             from scripts.recall import evaluate_recall
 
@@ -59,17 +56,17 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     """Loads what `config["checkpoint"]` names, scores it, prints a table, updates evaluation.json. Returns the row."""
     from rich.console import Console
 
-    from configs.checks import check_device, check_evaluation
+    from configs.checks import check_evaluate, check_evaluation
     from model.training.run_folder import check_writable
     from scripts.console import print_report
     from scripts.loading import open_corpus, open_documents, open_run
     from scripts.measuring import measure
     from scripts.scoring import Scoring
 
-    check_device(config["accelerator"], config["precision"])
+    check_evaluate(config)
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     settings = config["evaluation"]
-    check_evaluation(settings, run.sequence_length)
+    check_evaluation(settings, run.sequence_length, run.model.config.max_length)
     documents, name = open_documents(run, settings["split"], config.get("data"))
     output = Path(config["output"]) if config["output"] else run.folder / "evaluation.json"
     # Within the run's own file a checkpoint is named as seen from there, so that the folder may move.

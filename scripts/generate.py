@@ -13,7 +13,6 @@ from pathlib import Path
 if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 import logging
 import re
 import time
@@ -40,13 +39,13 @@ def main(config: DictConfig) -> None:
 def write(config: dict[str, Any]) -> list[str]:
     """Continues every prompt and prints it; returns the continuations."""
     from configs.build import ConfigError
-    from configs.checks import check_device
+    from configs.checks import check_generate
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
     from model.precision import autocast
     from scripts.loading import open_run
 
-    check_device(config["accelerator"], config["precision"])
+    check_generate(config)
     prompts, stop = _prompts(config), _stop(config)
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     model, tokenizer = run.model, run.tokenizer
@@ -108,13 +107,7 @@ def _prompts(config: dict[str, Any]) -> list[str]:
             raise ConfigError(
                 f"prompt_file={file}: must be text in UTF-8 ({error.reason} at byte {error.start})"
             ) from None
-    prompts = config["prompt"] if isinstance(config["prompt"], list) else [config["prompt"]]
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ConfigError(
-            f"prompt={_plain(config['prompt'])}: must be a text, or a list of at least one; quotes make a text of a "
-            "number or a word like true: 'prompt=\"5\"'"
-        )
-    return prompts
+    return config["prompt"] if isinstance(config["prompt"], list) else [config["prompt"]]
 
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -122,34 +115,23 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def _stop(config: dict[str, Any]) -> list[str]:
-    from configs.build import ConfigError
+    from configs.errors import ConfigError, as_override
 
     def character(match: re.Match) -> str:
         if match[1] not in ESCAPES:
             accepted = ", ".join(f"\\{name}" for name in ESCAPES)
-            raise ConfigError(f"stop={_plain(config['stop'])}: has {match[0]}; accepted are {accepted}")
+            raise ConfigError(f"stop={as_override(config['stop'])}: has {match[0]}; accepted are {accepted}")
         return ESCAPES[match[1]]
 
     given = config["stop"]
     stop = [] if given is None else given if isinstance(given, list) else [given]
-    if not all(isinstance(text, str) and text for text in stop):
-        raise ConfigError(f"stop={_plain(given)}: must be a text, or a list of texts of at least one character")
     return [re.sub(r"\\(.|$)", character, text, flags=re.DOTALL) for text in stop]
 
 
-def _plain(value: object) -> str:
-    """A value as a command line writes it: true, null, 5."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _cuda_graph(wanted: object, cache: "Cache") -> bool:
+def _cuda_graph(wanted: "bool | str", cache: "Cache") -> bool:
     """Whether to record the step of a token; "auto" says what it chose."""
-    from configs.build import ConfigError
-
     if isinstance(wanted, bool):
         return wanted
-    if wanted != "auto":
-        raise ConfigError(f"cuda_graph={wanted}: must be auto, true or false")
     if cache.model.embed_tokens.weight.device.type != "cuda":
         return False
     refused = cache.without("takes_fixed_steps")

@@ -37,12 +37,13 @@ def main(config: DictConfig) -> None:
 def preflight(config: dict[str, Any]) -> None:
     """Prints the forecast, warns where it exceeds the device, and writes the file `output`."""
     from configs.build import ConfigError, build_data
-    from configs.checks import check
+    from configs.checks import check, check_types
     from configs.forecasting import NO_FORECAST, check_memory, forecast_run
     from configs.tokenizer import as_resumed
     from kernels.attention import WHOLE
     from model.training.run_folder import find_checkpoint, folder_of, write_json
 
+    check_types(config)
     output = config.pop("output")
     if config["resume"]:
         config = as_resumed(config, folder_of(find_checkpoint(config["resume"], prefer="last")))

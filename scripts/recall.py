@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.build import ConfigError, build_task
-from configs.checks import check_device, check_recall
+from configs.checks import check_evaluate
 from data import CorpusError
 from data.recall.text import Material
 from data.texts import digest
@@ -43,11 +43,8 @@ Case = tuple[str, int, dict[str, float]]
 def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Every run that `config["checkpoint"]` names: scores it, prints a table, writes recall.json. Returns what that
     holds."""
-    check_device(config["accelerator"], config["precision"])
-    check_recall(config["recall"])
+    check_evaluate(config)
     named = config["checkpoint"]
-    if not named:
-        raise ConfigError(f"checkpoint={named}: must name at least one run")
     several = isinstance(named, list)
     if several and config["output"]:
         raise ConfigError(f"output={config['output']}: must be null for several runs, each has its own recall.json")

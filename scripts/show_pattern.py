@@ -37,11 +37,13 @@ def show(config: dict) -> None:
     from rich.table import Table
 
     from configs.build import build_plan
+    from configs.checks import check_show_pattern
     from kernels import Axis, BlockLayout
     from kernels.layout.cost import causal_pairs
     from model.attention import build_view, cost_of
     from scripts.pictures import draw_patterns
 
+    check_show_pattern(config)
     length, block = config["length"], config["attention"]["block"]
     patterns = _all_patterns() if config["all"] else build_plan(config["attention"]).patterns
     table = Table(

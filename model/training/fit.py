@@ -108,7 +108,7 @@ def fit(
         max_skipped_steps,
         folder.checkpoints / "last.ckpt",
     )
-    _quieten_lightning()
+    quieten_lightning()
     fetch_timer, interrupt = FetchTimer(), Interrupt()
     efficiency = Efficiency(fetch_timer)
     horizon = Horizon(max_steps, max_seconds, efficiency)
@@ -231,7 +231,7 @@ def _check_settings(max_seconds: float | None, **settings: int | None) -> None:
         raise ValueError(f"trainer.max_seconds={max_seconds!r}: must be a positive number, or null")
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Its tips and hardware lists say nothing about this run; its warnings stay, except those that are wrong here."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)

@@ -11,9 +11,12 @@ tokens, its FLOPs. How long that takes nobody knows before it ran, so equal time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configs.build import ConfigError, build_data
-from configs.checks import check_data
+from configs import schema
+from configs.build import build_data
+from configs.checks import check_data, check_devices
+from configs.errors import ConfigError
 from configs.forecasting import flops_per_step
+from configs.validation import validated
 from model.forecasting import devices_of
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES, Settings
@@ -91,18 +94,11 @@ class Footing:
 
 
 def _check_step(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where nobody can say what a step of this config holds: no job then has a footing."""
+    """Raises ConfigError where the tokens of a step cannot be counted: no job then has a footing."""
+    validated(schema.Data, config["data"], "data")
+    trainer = validated(schema.Trainer, config["trainer"], "trainer")
+    validated(schema.Count, config["model"]["max_length"], "model.max_length")
     if config["init_from"]:  # whose tokenizer may be gone once the jobs have begun; the size of a step is without it
         config = {**config, "data": {**config["data"], "tokenizer": {"_target_": "data.tokenizers.Bytes"}}}
     check_data(config)
-    trainer = config["trainer"]
-    for key in ("accumulate", "max_steps"):
-        value, optional = trainer[key], key == "max_steps"
-        if not (value is None and optional) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"trainer.{key}={value}: must be an integer >= 1" + (", or null" if optional else ""))
-    try:
-        devices = devices_of(trainer)
-    except ValueError:
-        devices = 0
-    if devices < 1:
-        raise ConfigError(f"trainer.devices={trainer['devices']}: must be how many, a list of which, or auto")
+    check_devices(trainer)

@@ -16,9 +16,10 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from configs.build import ConfigError
-from configs.checks import check_seed
+from configs.schema import Seed
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust_named
+from configs.validation import validated
 from model.training.run_folder import config_hash
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
@@ -136,7 +137,7 @@ class Sweep:
         logger = self._plain(job)["logger"]
         if logger["name"] == "wandb" and logger["group"] is None:
             job = job | {"logger.group": self.settings.name}
-        check_seed(self._plain(job)["seed"])  # which the manifest tells
+        validated(Seed, self._plain(job)["seed"], "seed")  # the manifest tells it
         job = self.footing.overrides(job, self._plain(job))
         return Draft(job, self._plain(job))
 

@@ -9,14 +9,13 @@ dense attention has no such key. There it is left out, and of jobs that have bec
 """
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from configs.build import ConfigError
+from configs.errors import ConfigError, as_override
 
 Overrides = dict[str, str]
 """Key and value of overrides, as on the command line."""
@@ -165,19 +164,3 @@ def labels(jobs: Sequence[Overrides], apart: Iterable[str] = ("seed",)) -> list[
                 name = "" if "." not in key else key.rpartition(".")[2] + "="
                 found[index] += f" {name}{job[key]}"
     return [label.strip() for label in found]
-
-
-def as_override(value: Any) -> str:
-    """A value of a YAML, as Hydra's command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(as_override, value))}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{as_override(each)}" for key, each in value.items()) + "}"
-    text = str(value)
-    if not isinstance(value, str) or re.fullmatch(r"[\w./+-]+", text):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -7,17 +7,19 @@ the beginning: jobs that are done are told and not run, and where they end it go
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from configs.build import ConfigError
+from configs.errors import ConfigError, as_override
+from configs.schema import Search
+from configs.validation import validated
 from model.training.run_folder import RunFolder
 from scripts.sweeping import manifest as records
 from scripts.sweeping.launch import Sweep
 from scripts.sweeping.manifest import DONE, Job
-from scripts.sweeping.points import Overrides, as_override
+from scripts.sweeping.points import Overrides
 
 log = logging.getLogger(__name__)
 
@@ -35,26 +37,6 @@ Space = dict[str, list[str] | Interval]
 """What each setting may be: one of some values, or a number in an interval."""
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """`sweep.search` (configs/sweep/search.yaml says what each key is)."""
-
-    trials: int
-    at_once: int
-    minimize: str
-    seed: int
-
-    @staticmethod
-    def of(search: Mapping[str, Any]) -> "SearchSettings":
-        known = [each.name for each in fields(SearchSettings)]
-        if set(search) != set(known):
-            raise ConfigError(f"sweep.search={dict(search)}: must hold {', '.join(known)}, and nothing else")
-        for key in ("trials", "at_once"):
-            if isinstance(search[key], bool) or not isinstance(search[key], int) or search[key] < 1:
-                raise ConfigError(f"sweep.search.{key}={search[key]}: must be an integer >= 1")
-        return SearchSettings(**search)
-
-
 def search(sweep: Sweep) -> int:
     """Runs what is missing of a search. Returns the exit status."""
     try:
@@ -63,7 +45,7 @@ def search(sweep: Sweep) -> int:
         raise ConfigError("sweep=search needs Optuna: pip install 'farsight[sweep]'") from None
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = SearchSettings.of(sweep.settings.search)
+    settings = validated(Search, sweep.settings.search, "sweep.search")
     space, fixed = space_of(sweep.settings.vary, sweep.composer.own, sweep.composer.parse)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True))
     hashes: list[str] = []

@@ -1,12 +1,12 @@
-"""What a YAML in configs/sweep says, checked."""
+"""The `sweep` group, checked."""
 
-import math
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from configs.build import ConfigError
+from configs import schema
+from configs.errors import ConfigError
+from configs.validation import validated
 
 MATCHES = {"tokens": "tokens", "time": "seconds", "flops": "flops"}
 """What sweep.match can be, and the key of its budget."""
@@ -37,22 +37,12 @@ class Settings:
         given: the keys that the command line sets. A YAML's budget gives way to another match, and to what it would be
         taken from (OF_A_RUN); a budget on the command line that is not of the match is a mistake.
         """
-        known = [each.name for each in fields(Settings)]
-        for key, value in sweep.items():
-            if key not in known:
-                raise ConfigError(f"sweep.{key}={value}: no such key; accepted are {', '.join(sorted(known))}")
-        settings = Settings(**{key: sweep.get(key) for key in known})
-        if not re.fullmatch(r"[\w.+-]+", str(settings.name)) or str(settings.name).strip(".") == "":
-            raise ConfigError(f"sweep.name={settings.name}: becomes a folder: accepted are letters, digits, _ - . +")
-        if settings.match not in (*MATCHES, None):
-            raise ConfigError(f"sweep.match={settings.match}: must be one of {', '.join(MATCHES)}, or null")
+        validated(schema.Sweep, sweep, "sweep")
+        settings = Settings(**sweep)
         for match, key in MATCHES.items():
             budget = getattr(settings, key)
             if budget is None:
                 continue
-            number = isinstance(budget, int | float) and not isinstance(budget, bool)
-            if not number or not 0 < budget < math.inf:
-                raise ConfigError(f"sweep.{key}={budget}: must be a positive number, or null")
             if settings.match != match:
                 if f"sweep.{key}" in given:
                     where = f"sweep.{key}={budget}"
@@ -60,10 +50,4 @@ class Settings:
                 settings = replace(settings, **{key: None})
             elif OF_A_RUN[key] in given and f"sweep.{key}" not in given:
                 settings = replace(settings, **{key: None})
-        for key in ("retry_failed", "isolate"):
-            if not isinstance(getattr(settings, key), bool):
-                raise ConfigError(f"sweep.{key}={getattr(settings, key)}: must be true or false")
-        if not isinstance(settings.vary, Mapping) or not settings.vary:
-            given_as = "null" if settings.vary is None else settings.vary
-            raise ConfigError(f"sweep.vary={given_as}: must map settings to lists of values")
         return settings

@@ -97,10 +97,15 @@ def test_a_recall_task_is_one_of_ours(target, traps):
     traps.check()
 
 
+def own_task(material, length, generator, *, size: int) -> None: ...
+
+
 def test_a_recall_task_of_the_users_own(traps):
-    name = f"{__name__}.build"
+    name = f"{__name__}.own_task"
     trust(name)
-    assert build_task("recall.tasks.mine", {"_target_": name, "config": 3}).func.__name__ == "build"
+    assert build_task("recall.tasks.mine", {"_target_": name, "size": 3}).keywords == {"size": 3}
+    with pytest.raises(ConfigError, match=r"recall\.tasks\.mine\.size=a: must be an integer"):
+        build_task("recall.tasks.mine", {"_target_": name, "size": "a"})
 
 
 def test_the_reader_of_pickles_of_datasets_is_no_source(config):

@@ -149,12 +149,15 @@ def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, book
     ("overrides", "message"),
     [
         (["evaluation=whole", "checkpoint={short}"], "protocol.name=whole needs sequences of"),
-        (["checkpoint=[]"], r"checkpoint=\[\]: must list at least one run"),
+        (["checkpoint=[]"], r"checkpoint=\[\]: must be a text .* or a list of at least one"),
         (["checkpoint=[{short}]", "output={short}/config.yaml"], r"output=.*config\.yaml: must be a folder"),
-        (["checkpoint={short}", "evaluation.by_context.contexts=[half]"], "by_context.contexts holds 'half': must be"),
-        (["checkpoint={short}", "evaluation.key_tokens.gain=0"], r"key_tokens.gain=0: must be positive"),
+        (
+            ["checkpoint={short}", "evaluation.by_context.contexts=[half]"],
+            "contexts=.half.: must be a list, each an integer",
+        ),
+        (["checkpoint={short}", "evaluation.key_tokens.gain=0"], r"key_tokens.gain=0: must be a number > 0"),
         (["checkpoint={short}", "evaluation.key_tokens.confidence=1"], r"key_tokens.confidence=1: must be"),
-        (["checkpoint={short}", "precision=8-bit"], "precision=8-bit: must be one of"),
+        (["checkpoint={short}", "precision=8-bit"], "precision=8-bit: must be 32-true"),
     ],
 )
 def test_what_cannot_be_is_one_line(overrides, message, outputs, books):

@@ -74,9 +74,12 @@ def test_the_same_questions_are_asked_every_time(run, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["recall.lengths=[0]"], r"recall.lengths=\[0\]: must be a list of integers"),
+        (["recall.lengths=[0]"], r"recall.lengths=\[0\]: must be a list .*, each an integer >= 1"),
         (["recall.lengths=[2000000]"], r"recall.lengths=\[2000000\]: must be at most the model's limit"),
-        (["recall.depths=[2.0]"], r"recall.depths=\[2.0\]: must be a list of numbers between 0 and 1"),
+        (
+            ["recall.depths=[2.0]"],
+            r"recall.depths=\[2.0\]: must be a list .*, each a number >= 0 and <= 1",
+        ),
         (["recall.samples=0"], "recall.samples=0: must be an integer >= 1"),
         (
             ["recall.tasks.passkey._target_=data.recall.text.pass_key"],

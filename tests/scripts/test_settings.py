@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.build import ConfigError
-from configs.checks import check_evaluation, check_recall
+from configs.checks import check_evaluate, check_generate
 from model import Sampling
 from scripts.comparison import _same_window
 from scripts.generate import _stop
@@ -47,8 +47,8 @@ def test_a_stop_is_a_text_or_a_list_of_texts(stop, stops):
 
 @pytest.mark.parametrize("stop", [[""], "", [3], ["a", None]])
 def test_a_stop_that_ends_everything_or_nothing_is_refused(stop):
-    with pytest.raises(ConfigError, match=r"stop=.*at least one character"):
-        _stop({"stop": stop})
+    with pytest.raises(ConfigError, match=r"stop=.* a text that is not empty"):
+        check_generate(compose("checkpoint=x", config_name="generate") | {"stop": stop})
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "seed"])
@@ -75,16 +75,16 @@ def test_the_smallest_temperature_is_greedy():
 )
 def test_an_evaluation_that_cannot_be_is_refused(override, message):
     with pytest.raises(ConfigError, match=message):
-        check_evaluation(compose(override)["evaluation"], 256)
+        check_evaluate(compose(override, "checkpoint=x", config_name="evaluate"))
 
 
 @pytest.mark.parametrize("override", ["recall.lengths=1024", "recall.depths=0.5", "recall.distances=7"])
 def test_a_recall_setting_that_is_no_list_is_refused(override):
-    with pytest.raises(ConfigError, match="must be a list"):
-        check_recall(compose(override, "checkpoint=x", config_name="evaluate")["recall"])
+    with pytest.raises(ConfigError, match=r"recall\..* a list of at least one"):
+        check_evaluate(compose(override, "checkpoint=x", config_name="evaluate"))
 
 
 def test_recall_of_no_run_is_refused():
     config = compose("suite=recall", "checkpoint=[]", "accelerator=cpu", config_name="evaluate")
-    with pytest.raises(ConfigError, match=r"checkpoint=\[\]: must name at least one run"):
+    with pytest.raises(ConfigError, match=r"checkpoint=\[\]: must be .* a list of at least one"):
         evaluate_recall(config)

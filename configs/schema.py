@@ -1,0 +1,293 @@
+"""The types and ranges of every setting; the YAML files own the defaults and describe what each key does.
+
+A class is a group of configs/ or the config of a command. Checks of several keys together are in checks.py.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from configs.validation import STRICT
+from data.packing import PACKINGS
+from data.sources import SPLITS
+from kernels.attention import BACKENDS
+from kernels.shapes import BLOCKS
+from model.config import ROPE_SCALINGS
+from model.evaluation.protocol import NAMES as PROTOCOLS
+from model.training.endings import ON_NAN
+
+BACKEND_NAMES = ("auto", *BACKENDS)
+PACKING_NAMES = tuple(PACKINGS)
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a moving average: 1 would never take anything in."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""As NumPy's generators take it, too."""
+Accelerator = Literal["auto", "cpu", "cuda", "gpu"]
+Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
+
+
+Trust = Text | tuple[Text, ...] | None
+"""Left out once configs/trust.py has read it."""
+
+
+class Settings(BaseModel):
+    model_config = STRICT
+
+
+class Target(Settings):
+    """A class by its path, and its arguments, which its own signature checks (validation.check_arguments)."""
+
+    model_config = ConfigDict(extra="allow")
+    target: Text = Field(alias="_target_")
+
+
+# The groups
+
+
+class Attention(Settings):
+    name: Text
+    patterns: Annotated[dict[str, Target | None], Field(min_length=1)]
+    schedule: Annotated[tuple[Text | Annotated[tuple[Text, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    block: Literal[BLOCKS]
+    backend: Literal[BACKEND_NAMES]
+
+
+class Model(Settings):
+    name: Text
+    width: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    hidden: Count
+    vocabulary: Count | None
+    max_length: Count
+    rope_theta: Positive
+    rope_scaling: Literal[ROPE_SCALINGS]
+    rope_factor: Annotated[float, Field(ge=1)]
+    rope_original_length: Count
+    tie_embeddings: bool
+    sink_logits: bool
+    norm_epsilon: Positive
+    activation_checkpointing: bool
+
+
+class Data(Settings):
+    target: Text = Field(alias="_target_")
+    source: Target
+    path: Text | None
+    tokenizer: Target
+    packing: Literal[PACKING_NAMES]
+    sequence_length: Count
+    batch_size: Count
+    validation_sequences: Count | None
+    minimum_tokens: CountOrZero
+    workers: CountOrZero
+    cache: Text
+    seed: Seed
+
+
+class Cosine(Settings):
+    name: Literal["cosine"]
+    warmup_fraction: Fraction
+    final_fraction: Fraction
+
+
+class WarmupStableDecay(Settings):
+    name: Literal["warmup_stable_decay"]
+    warmup_fraction: Fraction
+    decay_fraction: Fraction
+    final_fraction: Fraction
+
+
+class Constant(Settings):
+    name: Literal["constant"]
+    warmup_fraction: Fraction
+
+
+class AdamW(Settings):
+    name: Literal["adamw"]
+    learning_rate: Positive
+    weight_decay: NotNegative
+    betas: tuple[Decay, Decay]
+    epsilon: Positive
+    schedule: Annotated[Cosine | WarmupStableDecay | Constant, Field(discriminator="name")]
+
+
+class Muon(AdamW):
+    name: Literal["muon"]
+    momentum: Decay
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="name")]
+
+
+class Trainer(Settings):
+    max_steps: Count | None
+    max_seconds: Positive | None
+    accumulate: Count
+    gradient_clip: Positive | None
+    validate_every: Count | None
+    save_every: Count | None
+    log_every: Count
+    precision: Precision
+    accelerator: Accelerator
+    devices: Literal["auto", -1] | Count | Annotated[tuple[CountOrZero, ...], Field(min_length=1)]
+    strategy: Text
+    on_nan: Literal[ON_NAN]
+    max_skipped_steps: CountOrZero
+    compile: bool
+
+
+class NoLogger(Settings):
+    name: Literal["csv"]
+
+
+class WandbLogger(Settings):
+    name: Literal["wandb"]
+    mode: Literal["offline", "online", "disabled"]
+    project: Annotated[
+        str, Field(pattern=r"^[^/\\#?%:]{1,128}$", description=r"1 to 128 characters, none of / \ # ? % :")
+    ]
+    group: Text | None
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64, description="a text of 1 to 64 characters")], ...]
+
+
+Logger = Annotated[NoLogger | WandbLogger, Field(discriminator="name")]
+
+
+class Protocol(Settings):
+    name: Literal[PROTOCOLS]
+    window: Count | None
+    stride: Count | None
+
+
+class ByContext(Settings):
+    contexts: tuple[Count | Literal["whole"], ...]
+    targets: Count
+
+
+class KeyTokens(Settings):
+    evaluator: Text | None
+    short_context: Count
+    gain: Positive
+    confidence: Annotated[float, Field(le=0)]
+
+
+class Evaluation(Settings):
+    split: Literal[SPLITS]
+    tokens_at_once: Count
+    long_document: Count
+    baselines: bool
+    protocol: Protocol
+    by_context: ByContext
+    key_tokens: KeyTokens
+
+
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+class Recall(Settings):
+    lengths: Counts | None
+    samples: Count
+    tokens_at_once: Count
+    depths: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+    distances: Counts | None
+    tasks: dict[str, Target | None]
+
+
+# The commands
+
+
+class Train(Settings):
+    name: Text
+    outputs: Text
+    seed: Seed
+    preflight: Literal["warn", "refuse", "off"]
+    resume: Text | None
+    init_from: Text | None
+    trust: Trust = ()
+    attention: Attention
+    data: Data
+    evaluation: Evaluation
+    logger: Logger
+    model: Model
+    optimizer: Optimizer
+    trainer: Trainer
+
+
+class Preflight(Train):
+    output: Text | None
+
+
+class Device(Settings):
+    """Where a trained model runs."""
+
+    accelerator: Accelerator
+    precision: Precision
+    trust: Trust = ()
+    seed: Seed
+
+
+class Evaluate(Device):
+    suite: Literal["perplexity", "recall"]
+    checkpoint: Text | Annotated[tuple[Text, ...], Field(min_length=1)]
+    output: Text | None
+    evaluation: Evaluation
+    recall: Recall
+    data: Data | None = None
+
+
+Prompt = Annotated[
+    str, Field(description="a text (quotes make a text of a number or of a word like true: 'prompt=\"5\"')")
+]
+
+
+class Generate(Device):
+    checkpoint: Text
+    prompt: Prompt | Annotated[tuple[Prompt, ...], Field(min_length=1)]
+    prompt_file: Text | None
+    new_tokens: Count
+    temperature: NotNegative
+    top_k: Count | None
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    stop: Text | tuple[Text, ...] | None
+    prefill_chunk: Count
+    cuda_graph: Literal["auto"] | bool
+
+
+class ShowPattern(Settings):
+    attention: Attention
+    length: Count
+    all: bool
+    layers: Count
+    reach_length: Count
+    zoom: Count
+    output: Text
+
+
+class Search(Settings):
+    trials: Count
+    at_once: Count
+    minimize: Text
+    seed: Seed
+
+
+class Sweep(Settings):
+    name: Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", description="a folder's name of letters, digits, _ - . +")]
+    baseline: Text | None
+    match: Literal["tokens", "time", "flops"] | None
+    tokens: Positive | None
+    seconds: Positive | None
+    flops: Positive | None
+    retry_failed: bool
+    isolate: bool
+    search: Search | None
+    vary: Annotated[dict[str, object], Field(min_length=1)]

@@ -1,0 +1,158 @@
+"""Checks settings against types, and reports the first wrong one as a one-line ConfigError.
+
+pydantic compares the values with the types (schema.py, or the annotations of a class). It reads them as strict JSON,
+which is what a composed YAML file holds: no text counts as a number, no 1 as true, but an integer as a float. Its
+report is a location and a JSON schema; this file writes "key=value: must be ..." from them.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
+
+from configs.errors import ConfigError, as_override
+
+STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+"""No conversion between types, no unknown keys, no NaN and no infinity."""
+
+Schema = Mapping[str, Any]
+"""A JSON schema, as pydantic writes it."""
+
+_MISSING = object()
+
+
+def validated(kind: Any, settings: Any, key: str = "") -> Any:
+    """Returns `settings` as an instance of the type `kind`.
+
+    Args:
+        kind: a class of schema.py, or any other type that pydantic accepts.
+        settings: plain values, as OmegaConf's `to_container` returns them.
+        key: where `settings` stand in the config, for the message; "" for the whole config.
+
+    Raises:
+        ConfigError: a key is unknown, missing, or has a value that its type does not accept.
+    """
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_json(json.dumps(settings, default=str))
+    except ValidationError as error:
+        raise ConfigError(_message(error.errors()[0], adapter.json_schema(), settings, key)) from None
+
+
+def check_arguments(key: str, function: Callable, settings: Mapping[str, Any], given: Collection[str] = ()) -> None:
+    """Raises ConfigError unless `settings` are the keyword arguments of a function or class, by its annotations.
+
+    Args:
+        key: where `settings` stand in the config.
+        settings: plain values; `_target_` is left out of them.
+        given: parameters that somebody else passes.
+    """
+    arguments, extra = {}, "forbid"
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif parameter.kind is not parameter.VAR_POSITIONAL and name not in given:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            arguments[name] = (_checkable(parameter.annotation), default)
+    model = create_model("Arguments", __config__=STRICT | {"extra": extra}, **arguments)
+    validated(model, {name: value for name, value in settings.items() if name != "_target_"}, key)
+
+
+def _checkable(annotation: Any) -> Any:
+    """The annotation, or Any where pydantic cannot compare plain values with it."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return Any
+    try:
+        TypeAdapter(annotation).json_schema()
+    except (PydanticSchemaGenerationError, ValueError):
+        return Any
+    return annotation
+
+
+def _message(error: Mapping[str, Any], schema: Schema, value: Any, key: str) -> str:
+    """The line for one of pydantic's errors. The key is as deep as the location goes through groups: an item of a list
+    is named by the list's key."""
+    definitions = schema.get("$defs", {})
+    node = schema
+    for step in error["loc"]:
+        group = _group(node, definitions)
+        if "discriminator" in group:  # a step of its own: which member of a union was chosen
+            node = {"$ref": group["discriminator"]["mapping"][step]}
+        elif step in group.get("properties", {}) or isinstance(group.get("additionalProperties"), Mapping):
+            node = group.get("properties", {}).get(step, group.get("additionalProperties"))
+            value = value.get(step, _MISSING)
+            key = f"{key}.{step}" if key else str(step)
+        elif error["type"] == "extra_forbidden":
+            accepted = ", ".join(group.get("properties", {})) or "none"
+            name = f"{key}.{step}" if key else str(step)
+            return f"{name}={as_override(error['input'])}: no such key; accepted are {accepted}"
+        else:
+            break
+    group = _group(node, definitions)
+    if "discriminator" in group and isinstance(value, Mapping):
+        name = group["discriminator"]["propertyName"]
+        key, value = f"{key}.{name}", value.get(name, _MISSING)
+        node = {"enum": list(group["discriminator"]["mapping"])}
+    accepted = _either(_alternatives(node, definitions))
+    if error["type"] == "finite_number":
+        accepted = accepted.replace("a number", "a finite number")
+    if value is _MISSING:
+        return f"{key}: missing; must be {accepted}"
+    return f"{key}={as_override(value)}: must be {accepted}"
+
+
+def _group(node: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """The schema behind references, and behind "or null"."""
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1:
+        return _group(options[0], definitions)
+    if "$ref" in node:
+        return _group(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return node
+
+
+def _alternatives(node: Schema, definitions: Mapping[str, Schema]) -> list[str]:
+    """The values that a schema accepts, in words."""
+    options = node.get("anyOf") or node.get("oneOf")
+    if options:
+        return [words for option in options for words in _alternatives(option, definitions)]
+    if "$ref" in node:
+        return _alternatives(_group(node, definitions), definitions)
+    if "enum" in node or "const" in node:
+        return [as_override(value) for value in node.get("enum", [node.get("const")])]
+    kind = node.get("type")
+    if kind == "null":
+        return ["null"]
+    if kind == "boolean":
+        return ["true", "false"]
+    if kind in ("integer", "number"):
+        return [f"{'an integer' if kind == 'integer' else 'a number'}{_bounds(node)}"]
+    if kind == "string":
+        return [node.get("description") or ("a text" if not node.get("minLength") else "a text that is not empty")]
+    if kind == "array":
+        return [_list(node, definitions)]
+    if kind == "object":
+        keys = ", ".join(node.get("properties", {}))
+        return [f"a mapping with the keys {keys}" if keys else "a mapping"]
+    return ["any value"]
+
+
+def _list(node: Schema, definitions: Mapping[str, Schema]) -> str:
+    size = f" of {node['minItems']}" if "prefixItems" in node else " of at least one" if node.get("minItems") else ""
+    items = node["prefixItems"][0] if "prefixItems" in node else node.get("items", {})
+    return f"a list{size}, each {_either(_alternatives(items, definitions))}"
+
+
+def _bounds(node: Schema) -> str:
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {node[name]:.12g}" for name, sign in signs.items() if name in node]
+    return " " + " and ".join(bounds) if bounds else ""
+
+
+def _either(alternatives: list[str]) -> str:
+    *others, last = alternatives
+    if any("," in words for words in alternatives):
+        return "; ".join([*others, f"or {last}"]) if others else last
+    return f"{', '.join(others)} or {last}" if others else last
