@@ -62,6 +62,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from model.training.module import LanguageModel
     from model.training.run_folder import RunFolder, find_checkpoint, folder_of, new_run_path, telling_other_ranks
     from model.training.slurm import check_tasks, slurm_run_path
+    from model.training.storage import replacing
     from scripts.console import print_report
     from scripts.evaluate import evaluate_last
     from scripts.pictures import draw_loss_by_position, draw_patterns
@@ -104,7 +105,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     else:
         folder, checkpoint = RunFolder.create(new_run_path(config["outputs"], config["name"]), config), None
     if first_rank and not (goes_on and (folder.path / "tokenizer.json").is_file()):
-        data.tokenizer.save(folder.path / "tokenizer.json")
+        with replacing(folder.path / "tokenizer.json") as file:
+            data.tokenizer.save(Path(file.name))
     with folder.logging_to_file() if first_rank else contextlib.nullcontext():
         log.info("run folder: %s", folder.path)
         if warning:

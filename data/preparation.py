@@ -7,6 +7,8 @@ complete. So a crash leaves no corpus rather than half of one; a file that lost 
 and the corpus is made again.
 """
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -14,6 +16,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FULL = errno.ENOSPC, errno.EDQUOT
 FORMAT = 1  # raise it when the same settings would now write something else
 PARALLEL_BYTES = 4_000_000  # text for which it is worth starting another process
 
@@ -56,8 +60,9 @@ def prepare(
     folder = Path(cache) / fingerprint
     if corpus := _open(folder) or _open_trained_for(tokenizer, made_from, folder.parent):
         return corpus
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):  # released by the system when its process dies
+    with _naming(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(folder.parent), FileLock(folder.with_suffix(".lock")):  # released when its process dies
         if corpus := _open(folder):  # another process made it while we waited
             return corpus
         for leftover in (folder, *folder.parent.glob(f"{fingerprint}.part*")):
@@ -73,6 +78,33 @@ def prepare(
     corpus = Corpus(folder)
     _log_table(corpus.report())
     return corpus
+
+
+@contextlib.contextmanager
+def _naming(cache: Path) -> Iterator[None]:
+    """While inside, a full disk, a read-only file system or a plain file in the cache's place is a CorpusError."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error  # `datasets` raises errors of its own after the system's
+        while cause is not None and not (isinstance(cause, OSError) and _concerns(cause, cache.absolute())):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        free = ""
+        if cause.errno in FULL:
+            place = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.is_dir())
+            free = f"; {shutil.disk_usage(place).free:,} bytes free"
+        accepted = "a folder that can be written, with room for the corpus"
+        raise CorpusError(f"data.cache={cache}: must be {accepted}: {cause.strerror}{free}") from error
+
+
+def _concerns(error: OSError, cache: Path) -> bool:
+    """Whether an error of the file system comes from writing the cache: documents are only read."""
+    file = Path(str(error.filename or "")).absolute()
+    return error.errno in (*FULL, errno.EFBIG, errno.EROFS) or (
+        error.filename is not None and (file.is_relative_to(cache) or cache.is_relative_to(file))
+    )
 
 
 def _open(folder: Path) -> Corpus | None:
@@ -193,10 +225,16 @@ def _write_split(
     if not kept:
         raise CorpusError(f"data.minimum_tokens={minimum_tokens}: no document of the {split} split is that long")
     sizes = np.array(encoded["bytes"], dtype=np.int64)[kept]
-    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    np.save(folder / "bytes.npy", sizes)
+    _save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    _save(folder / "bytes.npy", sizes)
     rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
     return SplitMetadata(len(kept), sum(lengths), int(sizes.sum()), dropped, digest.hexdigest())
+
+
+def _save(file: Path, numbers: np.ndarray) -> None:
+    content = io.BytesIO()  # NumPy's own error about a full disk carries no error number
+    np.save(content, numbers)
+    file.write_bytes(content.getvalue())
 
 
 def _encode(batch: dict, tokenizer: tokenizers.Tokenizer, alone: bool) -> dict:

@@ -151,7 +151,7 @@ class _ByteLevel(Tokenizer):
         return b"".join(self._bytes[int(token)] for token in tokens).decode(errors="replace")
 
     def save(self, file: Path) -> None:
-        self._tokenizer.save(str(file))
+        file.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save() raises no OSError
 
     def __getstate__(self) -> dict:
         """For worker processes: `encode_special_tokens` is not part of what `tokenizers` pickles."""

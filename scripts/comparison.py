@@ -18,7 +18,8 @@ from rich.markdown import Markdown
 from configs.build import ConfigError
 from configs.checks import check_evaluate, check_evaluation
 from model.evaluation import compare
-from model.training.run_folder import check_writable, new_run_path, write_atomically, write_json
+from model.training.run_folder import check_writable, new_run_path, write_json
+from model.training.storage import make_folder, write_atomically
 from scripts.loading import Run, open_corpus, open_documents, open_run, retokenize, same_tokenizer
 from scripts.markdown import bounded, table
 from scripts.measuring import measure
@@ -97,7 +98,7 @@ def _same_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
     from scripts.pictures import draw_loss_by_position
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows = result["rows"]
     write_json(folder / "comparison.json", result)
     lines = io.StringIO()

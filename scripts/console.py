@@ -104,7 +104,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _full_error or not isinstance(error, mendable()):
+        if _full_error or not is_for_users(error):
             raise
         line = one_line(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -118,7 +118,18 @@ def one_line(error: BaseException) -> str:
     """What it says, in a line."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: must be set"
+    from model.training.storage import StorageError
+
+    if not isinstance(error, StorageError) and isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def is_for_users(error: BaseException) -> bool:
+    """Whether the error's own line is enough: a wrong setting, or a file system that refuses a file."""
+    from model.training.storage import REFUSALS, StorageError
+
+    return isinstance(error, (StorageError, *mendable())) or (isinstance(error, OSError) and error.errno in REFUSALS)
 
 
 def mendable() -> tuple[type[Exception], ...]:

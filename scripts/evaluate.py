@@ -116,12 +116,13 @@ def add_row(path: Path, row: Mapping[str, Any]) -> None:
     """Adds `row` to the evaluations in `path`. It replaces one of the same checkpoint, precision, protocol, split and
     documents; documents are the same by their content, whatever they are called. Older rows, which lack that, stay."""
     from model.training.run_folder import write_json
+    from model.training.storage import make_folder
 
     def identity(r: Mapping[str, Any]) -> tuple:
         protocol = json.dumps(r["protocol"], sort_keys=True)
         return r["checkpoint"], r.get("precision"), protocol, r.get("split"), r.get("documents_digest")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     write_json(path, {"rows": [r for r in rows if identity(r) != identity(row)] + [dict(row)]})
 

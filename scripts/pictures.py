@@ -1,5 +1,6 @@
 """The pictures of a run: which pairs each pattern sees, and how the loss falls with position in the document."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from kernels import Axis, BlockLayout
 from kernels.patterns import Pattern
 from model.attention import View, build_view, cost_of
+from model.training.storage import make_folder, write_atomically
 
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
 COLUMNS = 5
@@ -106,7 +108,9 @@ def _shrink(mask: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _save(figure: plt.Figure, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(file, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format=file.suffix[1:] or "png")
     plt.close(figure)
+    make_folder(file.parent)
+    write_atomically(file, picture.getvalue())

@@ -25,6 +25,7 @@ from model.evaluation import Answer, answer, effective_length
 from model.evaluation.recall import BAR
 from model.precision import autocast
 from model.training.run_folder import check_writable, write_json
+from model.training.storage import make_folder
 from scripts.console import progress_bar
 from scripts.loading import Run, open_documents, open_run
 
@@ -83,7 +84,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "effective_length": {task: effective_length(shares) for task, shares in match.items()},
     }
     which += f"_{result['documents_digest'][:8]}" if config.get("data") else ""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     write_json(output, result)
     by_depth = [row for row in rows if row["depth"] is not None]
     if by_depth:

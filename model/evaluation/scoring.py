@@ -3,6 +3,7 @@
 Every token of a document's text is scored once: a document is [bos] + tokens, and bos itself is never predicted.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol as Interface
@@ -14,6 +15,7 @@ from model.decoding.cache import Cache
 from model.evaluation.protocol import Protocol, Segment
 from model.inference import evaluating
 from model.loss import linear_cross_entropy
+from model.training.storage import make_folder, write_atomically
 from model.transformer import Transformer
 
 Work = tuple[int, Segment]
@@ -48,11 +50,10 @@ class LossStore:
 
     def save(self, name: str, losses: np.ndarray) -> None:
         """All or nothing: a file that is there is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{name}.partial"
-        with open(partial, "wb") as file:
-            np.save(file, losses)
-        partial.replace(self.folder / f"{name}.npy")
+        make_folder(self.folder)
+        content = io.BytesIO()  # NumPy's own error about a full disk carries no error number
+        np.save(content, losses)
+        write_atomically(self.folder / f"{name}.npy", content.getvalue())
 
 
 def token_losses(

@@ -14,7 +14,6 @@ the system's temporary folder and moves the file from there, which across file s
 
 import errno
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from model.training.horizon import Horizon
 from model.training.interrupt import Interrupt, Interrupted
+from model.training.storage import make_folder, replacing
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with open(partial, "wb") as file:
+        make_folder(path.parent)
+        # One name for every process: a kill leaves one such file at most, and the next save replaces it.
+        with replacing(path, _tensor_bytes(checkpoint), path.with_name(f"{path.name}.partial")) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
         return read_checkpoint(path, map_location=map_location)
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return 0
+    return sum(map(_tensor_bytes, value))
 
 
 NEEDED = (
@@ -95,9 +103,8 @@ OPTIONAL = "measured_seconds", "costs", "logged"
 
 def go_back_to(best: Path, last: Path) -> None:
     """Makes `best` the last checkpoint, too: the run goes on from there, and what came after it is dropped."""
-    partial = last.with_name(f"{last.name}.partial")
-    shutil.copyfile(best, partial)
-    os.replace(partial, last)
+    with replacing(last, best.stat().st_size) as file, open(best, "rb") as source:
+        shutil.copyfileobj(source, file)
 
 
 def read_checkpoint(path: str | Path, *needed: str, map_location: Any = "cpu") -> dict[str, Any]:

@@ -29,6 +29,7 @@ from model.training.module import LanguageModel
 from model.training.progress import Progress
 from model.training.run_folder import RunFolder, config_hash, resume_command
 from model.training.slurm import cluster_environment
+from model.training.storage import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def fit(
         CheckpointError: `resume` does not fit the model.
         DivergedError: the loss became NaN or infinite; summary.json then says `failed`.
         RunOutOfMemoryError: memory did not suffice; summary.json then says `out of memory`.
+        StorageError: a file cannot be written; summary.json then says `failed`, and last.ckpt is the last whole one.
     """
     _check_settings(
         max_steps=max_steps,
@@ -183,7 +185,8 @@ def fit(
         summary = measured | _quality(module) | {"state": state, "step": trainer.global_step}
         if module.skipped_steps:
             summary["skipped_steps"] = module.skipped_steps
-        summary = folder.write_summary(**summary) if rank_zero else summary
+        if rank_zero:
+            summary = _write_summary(folder, summary)
     if short is not None:
         message = out_of_memory_message(short, step, trainer.strategy.root_device, forecast)
         if rank_zero:
@@ -196,6 +199,19 @@ def fit(
         best=checkpoints.best if checkpoints.best.exists() else None,
         last=checkpoints.last if checkpoints.last.exists() else None,
     )
+
+
+def _write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds the run's end to summary.json. Where that fails, the run is marked as failed; a run that failed before
+    raises its own error instead of this one."""
+    try:
+        return folder.write_summary(**summary)
+    except StorageError as error:
+        folder.mark_failed()
+        if summary["state"] in ("finished", "interrupted"):
+            raise
+        log.error(str(error))
+        return dict(summary)
 
 
 def _facts(module: LanguageModel, trainer: Trainer) -> dict[str, Any]:

@@ -6,8 +6,10 @@ appearance), appended as it happens. Each checkpoint remembers how many rows the
 them, so that a stopped and resumed run leaves the same file as one that never stopped.
 """
 
+import contextlib
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from model.training.efficiency import Efficiency
 from model.training.horizon import Horizon
 from model.training.progress import Progress
-from model.training.run_folder import write_atomically
+from model.training.storage import naming, write_atomically
 
 
 class MetricsCSV(Logger):
@@ -45,8 +47,17 @@ class MetricsCSV(Logger):
             self.columns += new
             self._rewrite([*rows, row])
             return
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        line = io.StringIO()
+        csv.DictWriter(line, self.columns, lineterminator="\n").writerow(row)
+        content, size = line.getvalue().encode(), self.path.stat().st_size
+        with naming(self.path, len(content)):
+            try:
+                with open(self.path, "ab") as file:
+                    file.write(content)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, size)  # no half of a row
+                raise
         self.rows += 1
 
     @rank_zero_only

@@ -17,12 +17,15 @@ import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from model.training.storage import make_folder, naming, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class RunFolder:
             raise RunFolderError(f"run folder {str(folder.path)!r}: a path with '=' cannot be given to Hydra")
         if folder.config_file.exists():
             raise RunFolderError(f"{folder.path} already holds a run; continue it with resume={folder.path}")
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.checkpoints)
         write_atomically(folder.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return folder
 
@@ -116,10 +119,19 @@ class RunFolder:
         write_json(self.summary_file, summary)
         return summary
 
+    def mark_failed(self) -> None:
+        """Replaces the state "running" where it stands in summary.json: this needs no room on a full disk."""
+        with contextlib.suppress(OSError), open(self.summary_file, "r+b") as file:
+            before, running, _ = file.read().partition(b'"state": "running"')
+            if running:
+                file.seek(len(before))
+                file.write(b'"state": "failed" ')
+
     @contextlib.contextmanager
     def logging_to_file(self) -> Iterator[None]:
         """While inside, Python logging of level INFO and above also goes to train.log (appended)."""
-        handler = logging.FileHandler(self.log_file, encoding="utf-8", delay=True)
+        with naming(self.log_file):
+            handler = _LogFile(self.log_file, encoding="utf-8")
         handler.setLevel(logging.INFO)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger()
@@ -132,6 +144,16 @@ class RunFolder:
             root.removeHandler(handler)
             root.setLevel(level)
             handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """Appends log records. On a full disk each lost record is one line on standard error, and the run goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        sys.stderr.write(f"{self.baseFilename}: cannot be written: {error.strerror}\n")
 
 
 @contextlib.contextmanager
@@ -223,20 +245,6 @@ def check_writable(folder: Path, output: str | None) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Atomic; numbers that JSON does not know (NaN, infinity) become null."""
     write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:  # a full disk, above all, and what was there before stays
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
 
 
 def _finite(value: Any) -> Any:

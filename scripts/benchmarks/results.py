@@ -29,11 +29,12 @@ def surroundings() -> dict[str, Any]:
 
 def write(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     """The file `arguments.output` gets its surroundings, the other arguments as settings, and the rows."""
+    from model.training.storage import make_folder, write_atomically
+
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        json.dumps({**surroundings(), "settings": settings, "rows": list(rows)}, indent=1) + "\n"
-    )
+    make_folder(arguments.output.parent)
+    content = {**surroundings(), "settings": settings, "rows": list(rows)}
+    write_atomically(arguments.output, json.dumps(content, indent=1) + "\n")
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.training.run_folder import write_atomically
+from model.training.storage import make_folder, write_atomically
 from scripts.reporting.content import Content, gather
 from scripts.reporting.figures import to_files
 from scripts.reporting.jobs import Job
@@ -34,7 +34,7 @@ def write_report(folders: Sequence[str | Path], output: Path | None = None, wand
     """
     content = gather(folders)
     output = Path(output) if output is not None else _home(Path(folders[0]), content)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     pictures = _pictures(content, output)
     write_atomically(output / "pareto.csv", write_csv(content.rows))
     for name, panels in content.figures.items():

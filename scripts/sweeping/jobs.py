@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from model.training.interrupt import SIGNALS
 from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
-from scripts.console import mendable, one_line, start_logging
+from scripts.console import is_for_users, one_line, start_logging
 from scripts.sweeping import manifest as records
 from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, changing, changing_job
 from scripts.sweeping.orphans import bound_to
@@ -139,7 +139,7 @@ def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str |
 
 def reason_of(error: BaseException) -> str:
     """Why a job failed, in a line; what is meant for users says it without the name of the error."""
-    return one_line(error) if isinstance(error, mendable()) else f"{type(error).__name__}: {one_line(error)}"
+    return one_line(error) if is_for_users(error) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def _out_of_memory(error: BaseException) -> bool:

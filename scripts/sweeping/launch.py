@@ -21,6 +21,7 @@ from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust_named
 from configs.validation import validated
 from model.training.run_folder import config_hash
+from model.training.storage import make_folder
 from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
 from scripts.sweeping.budget import SETS, Budget, Footing
@@ -156,7 +157,7 @@ class Sweep:
 
     def enter(self, drafts: Sequence[Draft]) -> list[Job]:
         """Puts the jobs into the manifest, where they are not there yet, and returns those that are to run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         match, budget, command = self.settings.match, self.footing.budget, self.composer.command
         with changing(self.folder, Manifest(self.settings.name, match, budget, command, versions())) as manifest:
             if manifest.jobs and (manifest.match, manifest.budget) != (match, budget):

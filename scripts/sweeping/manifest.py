@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from model.training import endings
 from model.training.run_folder import RunFolderError, write_json
+from model.training.storage import make_folder
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 OUT_OF_MEMORY = endings.OUT_OF_MEMORY  # as the run's own summary says it
@@ -129,7 +130,7 @@ def changing_job(folder: Path, hash: str) -> Iterator[Job]:
 def lock(folder: Path, name: str) -> FileLock:
     """A lock of the sweep in `folder`: "manifest", "report", or the hash of a job."""
     file = _lock_file(folder, name)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     return FileLock(file)
 
 

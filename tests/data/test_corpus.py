@@ -1,8 +1,10 @@
 """A corpus is prepared once, whole or not at all, and says exactly what is in it."""
 
+import errno
 import logging
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -229,3 +231,42 @@ def test_preparation_says_what_it_does(books, cache, caplog):
     corpus = prepare_books(books, cache)
     assert f"preparing corpus {corpus.fingerprint[:12]}" in caplog.text
     assert "prepared in" in caplog.text and "longest" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 100, 1_000, 3_000])
+def test_a_cache_without_room_is_one_line_and_leaves_nothing(books, cache, size):
+    """Whichever file meets the limit first: those of `datasets`, the tokens, or the metadata."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(CorpusError, match=rf"data\.cache={cache}: must be ") as error:
+            prepare_books(books, cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(error.value) and [file.suffix for file in cache.iterdir()] == [".lock"]
+    assert prepare_books(books, cache).splits["train"].total_tokens
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_the_corpus_is_named(books, cache, monkeypatch, number):
+    def refuse(self, *_, **__):
+        raise RuntimeError("of a library") from OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("data.preparation._write", refuse)
+    with pytest.raises(CorpusError, match=rf"data\.cache={cache}: must be .*: {os.strerror(number)}") as error:
+        prepare_books(books, cache)
+    assert ("bytes free" in str(error.value)) == (number == errno.ENOSPC)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_plain_file_in_the_caches_place_is_one_line(books, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match=rf"data\.cache={tmp_path / place}: must be "):
+        prepare_books(books, tmp_path / place)
+
+
+def test_a_document_that_cannot_be_read_is_no_fault_of_the_cache(books, cache, monkeypatch):
+    error = PermissionError(errno.EACCES, "Permission denied", str(books / "train"))
+    monkeypatch.setattr("data.preparation._write", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(PermissionError):
+        prepare_books(books, cache)

@@ -1,5 +1,7 @@
 """What every command shares."""
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -93,3 +95,42 @@ def test_a_resumed_run_keeps_its_accumulation(tmp_path):
         resolved(f"resume={run}", "trainer.accumulate=3")
     assert "\n" not in str(error.value)
     assert resolved(f"resume={run}", "trainer.accumulate=2")["trainer"]["accumulate"] == 2
+
+
+@pytest.fixture
+def fails_in_a_line(tmp_path, monkeypatch, capsys):
+    """Trains with these overrides, checks that the exit status is 2, and returns the error's only line."""
+    books = write_books(tmp_path / "books")
+    monkeypatch.setattr("scripts.console._full_error", False)
+    monkeypatch.setattr("scripts.console.start_logging", lambda: None)
+    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={tmp_path / 'cache'}", "trainer.max_steps=2")
+
+    def attempt(*overrides: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end, console.user_errors():
+            train(resolved(*settings, "name=run", *overrides))
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert end.value.code == 2 and "Traceback" not in line
+        return line
+
+    return attempt
+
+
+def test_a_place_that_cannot_hold_a_run_is_one_line(tmp_path, fails_in_a_line):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file/run") in fails_in_a_line(f"outputs={tmp_path / 'file'}")
+    assert f"data.cache={tmp_path / 'file'}" in fails_in_a_line(f"data.cache={tmp_path / 'file'}")
+
+
+def test_the_runs_tokenizer_is_written_whole_or_not_at_all(tmp_path, monkeypatch, fails_in_a_line):
+    fails_in_a_line(f"outputs={tmp_path / 'books/train/00.txt'}")  # prepares the corpus
+
+    def half(self, file):
+        file.write_text("{")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("data.tokenizers._ByteLevel.save", half)
+    line = fails_in_a_line(f"outputs={tmp_path}")
+    (folder,) = (tmp_path / "run").iterdir()
+    assert str(folder / "tokenizer.json") in line and "bytes free" in line
+    assert not [file for file in folder.iterdir() if file.name.startswith("tokenizer.json")]

@@ -223,7 +223,9 @@ def test_a_full_disk_costs_a_line_and_nothing_that_was_written(tmp_path, small, 
     with pytest.raises(SystemExit) as stop:
         run_sweep(tmp_path, *PAIR, *small)
     assert stop.value.code == 2
-    assert f"{tmp_path / 'patterns'}: No space left on device; the same command goes on" in error_line(capsys)
+    line = error_line(capsys)
+    assert f"{tmp_path / 'patterns'}: No space left on device; " in line and "the same command goes on" in line
+    assert "bytes needed" in line and "bytes free" in line
     assert states(tmp_path / "patterns") == {"dense seed=1": "done", "window seed=1": "running"}
     assert not list(tmp_path.rglob("*.partial"))
     monkeypatch.undo()
