@@ -1,9 +1,13 @@
 """Benchmarks run, and what they report of memory is what was there. (Times are the machine's.)"""
 
+import argparse
 import json
+import resource
 
 import pytest
 
+from model.training.storage import StorageError
+from scripts.benchmarks.results import write
 from tests.commands import ROOT, run
 
 
@@ -40,3 +44,17 @@ def test_the_committed_forecasts_are_within_a_tenth_of_what_was_measured(name):
         if "before_mb" in row:  # as docs/preflight.md says of the step alone
             step, measured = (row[key] - row["before_mb"] for key in ("forecast_mb", "measured_mb"))
             assert abs(step / measured - 1) <= 0.16, row
+
+
+def test_results_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
+    arguments = argparse.Namespace(output=tmp_path / "results.json", tokens=5)
+    write(arguments, [{"ms": 1.5}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(StorageError, match=str(arguments.output)):
+            write(arguments, [{"ms": 2.5}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert json.loads(arguments.output.read_text())["rows"] == [{"ms": 1.5}]
+    assert list(tmp_path.iterdir()) == [arguments.output]
