@@ -13,7 +13,7 @@ from configs import schema
 from configs.build import build_data, build_model_config, build_plan, build_protocol, build_task
 from configs.errors import ConfigError, refused
 from configs.validation import validated
-from kernels.attention import BACKENDS, GPU_BACKENDS
+from kernels.dispatch import BACKENDS, GPU_BACKENDS
 from model.attention import attend_class
 
 # The commands

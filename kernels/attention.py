@@ -8,18 +8,15 @@ scalars: to torch.compile, activation checkpointing and FSDP, attention is one o
 """
 
 import functools
-import importlib
-import importlib.util
 import logging
 import math
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels import selfcheck
+from kernels import dispatch, selfcheck
 from kernels.backends.masked_product import all_finite
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
@@ -28,18 +25,6 @@ from kernels.selection.selection import Selection
 from kernels.shapes import check_tensors, computes, require
 
 log = logging.getLogger(__name__)
-
-BACKENDS = {
-    "reference": "kernels.backends.reference",
-    "blocked": "kernels.backends.blocked",
-    "triton": "kernels.backends.triton.dense",
-    "flex": "kernels.backends.flex",
-    "flash": "kernels.backends.flash",
-    "flex_flash": "kernels.backends.flex_flash",
-}
-"""Backend name -> the module that implements it (see kernels/backends/__init__.py)."""
-
-GPU_BACKENDS = ("triton", "flex", "flash", "flex_flash")
 
 WHOLE = ("reference", "flex", "flex_flash")
 """Backends that autograd differentiates as a whole; the others have a forward and a backward pass of their own."""
@@ -61,7 +46,7 @@ def attention(
     q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
     kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
     multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` are one further score a head that takes
-    weight and gives no value (gpt-oss). `backend`: "auto" or one of BACKENDS. Under a Selection
+    weight and gives no value (gpt-oss). `backend`: "auto" or one of kernels.dispatch.BACKENDS. Under a Selection
     (kernels/selection/routing.py) each query attends to the key blocks that were chosen for it.
 
     Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
@@ -137,34 +122,24 @@ def _where_seen(out: Tensor, lse: Tensor) -> Tensor:
 
 
 def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> tuple[str, str]:
-    """The backends that serve this call, (forward, backward). A backend named outright is taken or refused
-    (ValueError), never exchanged."""
+    """The backends that serve this call, (forward, backward). ValueError: the named backend cannot serve it.
+
+    "auto" takes FlashAttention-4 in place of Triton's kernels for the passes in which it is faster (FLASH_WIDTHS).
+    """
+
+    def refusal(name: str) -> str | None:
+        if name == "triton" and not dispatch.has_triton():
+            return "the package triton is not installed"
+        return _module(name).unsupported(q, k, v, layout)
+
+    chosen = dispatch.choose("attention", backend, q.is_cuda, refusal)
+    passes = (chosen, chosen)
     if backend == "auto":
-        return _fastest(q, k, v, layout)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: must be one of auto, {', '.join(BACKENDS)}")
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        raise ValueError("backend='triton': the package triton is not installed; possible are auto, reference, blocked")
-    reason = _module(backend).unsupported(q, k, v, layout)
-    if reason:
-        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}")
-    return backend, backend
-
-
-def _fastest(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> tuple[str, str]:
-    """The fastest backends that are proven for this call and give the same bits every time (docs/kernels.md has the
-    measurements): on a GPU Triton's kernels, or FlashAttention-4 for the long rows that it was made for; tiles in plain
-    PyTorch elsewhere."""
-    reason = _module("triton").unsupported(q, k, v, layout) if q.is_cuda else "no GPU"
-    if reason:
-        passes = ("blocked", "blocked")
-    else:
-        flash = layout.window is not None and _module("flash").unsupported(q, k, v, layout) is None
-        width = min(layout.window, layout.keys) if flash else 0
-        passes = tuple("flash" if flash and low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
-        reason = "the fastest here that are proven for this dtype and head_dim, and deterministic"
-    if computes(q):
-        _say_once(passes, reason)
+        if chosen == "triton" and layout.window is not None and refusal("flash") is None:
+            width = min(layout.window, layout.keys)
+            passes = tuple("flash" if low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
+        if computes(q):
+            _log_once(passes, refusal("triton") if q.is_cuda else "no GPU")
     return passes
 
 
@@ -174,18 +149,12 @@ deterministic backward pass waits in line on longer rows); measured at 1,024, 4,
 
 
 @functools.cache
-def _say_once(passes: tuple[str, str], reason: str) -> None:
+def _log_once(passes: tuple[str, str], reason: str | None) -> None:
+    reason = reason or "the fastest that are proven for this call, and deterministic"
     log.info("attention backend %s forward, %s backward: %s", *passes, reason)
 
 
-_modules: dict[str, ModuleType] = {}
-
-
-def _module(backend: str) -> ModuleType:
-    """A backend's module, imported when it is first needed (torch.compile follows the look-up, not the import)."""
-    if backend not in _modules:
-        _modules[backend] = importlib.import_module(BACKENDS[backend])
-    return _modules[backend]
+_module = functools.partial(dispatch.module, "attention")
 
 
 def _own_precision(q: Tensor) -> torch.autocast:

@@ -1,12 +1,11 @@
 """Rotary position embeddings (Su et al. 2021), with the two usual ways to reach beyond the trained length."""
 
-import functools
-import importlib.util
 import math
 
 import torch
 from torch import Tensor, nn
 
+from kernels.dispatch import has_triton
 from model.config import ModelConfig
 
 FEW = 8
@@ -46,17 +45,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates the pairs (i, i + head_dim / 2) of x `[batch, length, heads, head_dim]`, computing in float32. For a few
     tokens on a GPU that is one kernel, not differentiable, in place of nine."""
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64
-    if x.is_cuda and x.shape[1] <= FEW and not plain and _has_triton():
+    if x.is_cuda and x.shape[1] <= FEW and not plain and has_triton():
         from kernels.backends.triton.rotate import rotate as in_one_kernel
 
         return in_one_kernel(x, cos, sin)
     first, second = x.float().chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _frequencies(config: ModelConfig) -> tuple[Tensor, float]:

@@ -6,26 +6,16 @@ Keys need not be gathered: a Part names the slots, or whole pages of them, in wh
 alone. All sizes follow from shapes, lengths are tensors on the device: a CUDA graph of a step serves any length.
 """
 
-import functools
-import importlib.util
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernels import selfcheck
+from kernels import dispatch, selfcheck
 from kernels.attention import add_sinks
 from kernels.backends import direct
-from kernels.decoding.part import Part
+from kernels.decoding.part import MAX_QUERIES, Part
 from kernels.shapes import require
-
-log = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "triton", "direct")
-
-FEW = 16
-"""Queries up to which the kernel is made for: every program reads its keys for all of them."""
 
 
 def decode_attention(
@@ -40,7 +30,7 @@ def decode_attention(
 
     `scale` (default 1 / sqrt(head_dim)), `sink_logits` `[heads]` and the results (out, lse) are those of
     kernels.attention; deterministic. `backend`: "direct" is plain PyTorch, for any number of queries; "triton" splits
-    the keys among the programs of a GPU and merges by log-sum-exp ("flash decoding", Dao et al. 2023), for FEW queries;
+    the keys among the programs of a GPU and merges by log-sum-exp ("flash decoding", Dao et al. 2023), for MAX_QUERIES;
     "auto" takes triton where it can serve. ValueError where shapes or the backend don't fit.
     """
     _check(q, parts, sink_logits)
@@ -56,36 +46,11 @@ def decode_attention(
 
 
 def choose_backend(q: Tensor, backend: str = "auto") -> str:
-    """The backend that serves q `[batch, heads, queries, head_dim]`. One named outright is taken or refused
-    (ValueError), never exchanged."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: decoding is served by {', '.join(BACKENDS)}")
-    if backend == "direct" or (backend == "auto" and not q.is_cuda):
-        return "direct"
-    reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[2])
-    if backend == "auto":
-        if q.shape[2] <= FEW and not torch.compiler.is_compiling():
-            _say_once("direct" if reason else "triton", reason or "made for few queries")
-        return "direct" if reason else "triton"
-    if reason:
-        raise ValueError(f"backend='triton' cannot serve this call: {reason}")
-    return "triton"
-
-
-@functools.cache
-def _say_once(backend: str, reason: str) -> None:
-    log.info("backend of decoding %s: %s", backend, reason)
-
-
-@torch.compiler.assume_constant_result
-def _triton_refuses(device: str, dtype: torch.dtype, head_dim: int, queries: int) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed; possible are auto, direct"
-    from kernels.backends.triton import decode
-
-    if queries > FEW:
-        return f"{queries} queries: must be at most {FEW}"
-    return decode.unsupported(device, dtype, head_dim)
+    """The backend that serves q `[batch, heads, queries, head_dim]`. ValueError: the named one cannot serve it."""
+    facts = (q.device.type, q.dtype, q.shape[-1], q.shape[2])
+    refusal = lambda name: dispatch.triton_refusal("decode_attention", name, *facts)  # noqa: E731
+    log_choice = q.shape[2] <= MAX_QUERIES and not torch.compiler.is_compiling()
+    return dispatch.choose("decode_attention", backend, q.is_cuda, refusal, log_choice)
 
 
 def _check(q: Tensor, parts: Sequence[Part], sink_logits: Tensor | None) -> None:

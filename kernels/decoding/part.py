@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+MAX_QUERIES = 16
+"""Queries that Triton's kernel serves at most: every program reads its keys for all of them."""
+
 
 class Part(NamedTuple):
     """Keys in one pair of tensors, and which of them each query sees.

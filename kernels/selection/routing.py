@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels import dispatch
 from kernels.selection.selection import Selection, transpose
 from kernels.shapes import BLOCKS
 
@@ -102,12 +103,8 @@ def select(
         raise ValueError(f"first_key {tuple(first_key.shape)}: must be [{batch}, {length}]")
     first_key = first_key.contiguous()  # kernels address it; without documents it is one row for the whole batch
     slots = top_k + bool(first_block)
-    if backend == "auto":
-        backend = "triton" if queries.is_cuda and queries.dtype != torch.float64 else "blocked"
-    if backend not in ("blocked", "triton"):
-        raise ValueError(f"backend={backend!r}: must be one of auto, blocked, triton")
-    if backend == "triton" and queries.dtype == torch.float64:
-        raise ValueError("backend='triton': select takes bfloat16, float16 or float32, not float64")
+    refusal = lambda name: dispatch.triton_refusal("select", name, queries.device.type, queries.dtype)  # noqa: E731
+    backend = dispatch.choose("select", backend, queries.is_cuda, refusal)
     tensors = torch.ops.farsight.select(
         queries.detach(), summaries.detach(), first_key, slots, window, block, bool(first_block), backend
     )
@@ -127,11 +124,8 @@ def _select(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(chosen, offsets, entries) of a Selection."""
     with torch.autocast(queries.device.type, enabled=False):  # a caller's autocast must not round the scores
-        if backend == "triton":
-            from kernels.backends.triton.selection.top_k import choose
-        else:
-            choose = choose_in_pieces
-        chosen = choose(queries, summaries, first_key, slots, window, block, first_block)
+        pick = dispatch.module("select", "triton").choose if backend == "triton" else choose_in_pieces
+        chosen = pick(queries, summaries, first_key, slots, window, block, first_block)
     return chosen, *transpose(chosen, -(-queries.shape[2] // block))
 
 

@@ -5,25 +5,16 @@ As with a BlockLayout, two `torch.library` operators (forward, backward) take fl
 """
 
 import functools
-import importlib
-import importlib.util
-import logging
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kernels import selfcheck
+from kernels import dispatch, selfcheck
 from kernels.backends import reference
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.selection.selection import Selection
 from kernels.shapes import check_tensors, computes, require
-
-log = logging.getLogger(__name__)
-
-BACKENDS = {"blocked": "kernels.backends.gathered", "triton": "kernels.backends.triton.selection"}
-"""Backend name -> the module that implements it for a Selection; `reference` is another matter."""
 
 
 def selected_attention(
@@ -63,37 +54,13 @@ def block_mass(
 
 
 def choose_backend(q: Tensor, selection: Selection, backend: str = "auto") -> str:
-    """The backend that serves this call. One named outright is taken or refused (ValueError), never exchanged."""
-    if backend in ("reference", "blocked"):
-        return backend
-    if backend not in ("auto", "triton"):
-        raise ValueError(f"backend={backend!r}: routed attention is served by auto, reference, {', '.join(BACKENDS)}")
-    if backend == "auto" and not q.is_cuda:
-        return "blocked"
-    reason = _triton_refuses(q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
-    if backend == "auto":
-        if computes(q):
-            _say_once("blocked" if reason else "triton", reason or "the fastest that is proven for this call")
-        return "blocked" if reason else "triton"
-    if reason:
-        raise ValueError(f"backend='triton' cannot serve this call: {reason}")
-    return backend
+    """The backend that serves this call. ValueError: the named backend cannot serve it."""
+    facts = (q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
+    refusal = lambda name: dispatch.triton_refusal("selected_attention", name, *facts)  # noqa: E731
+    return dispatch.choose("selected_attention", backend, q.is_cuda, refusal, log_choice=computes(q))
 
 
-@functools.cache
-def _say_once(backend: str, reason: str) -> None:
-    log.info("backend of attention to chosen blocks %s: %s", backend, reason)
-
-
-@torch.compiler.assume_constant_result
-def _triton_refuses(device: str, dtype: torch.dtype, head_dim: int, group: int, block: int) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed; possible are auto, reference, blocked"
-    return _module("triton").unsupported(device, dtype, head_dim, group, block)
-
-
-def _module(backend: str) -> ModuleType:
-    return importlib.import_module(BACKENDS[backend])
+_module = functools.partial(dispatch.module, "selected_attention")
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:

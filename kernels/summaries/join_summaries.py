@@ -4,21 +4,21 @@ For GPUs, as an operator with kernels of its own (kernels/backends/triton/summar
 span_pooling.py, a rotation and `concatenate_keys`. Levels are pooled one from the other, in float32.
 """
 
-import importlib
-import importlib.util
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from kernels import dispatch
 from kernels.summaries.hierarchy import Hierarchy
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def fused(values: Tensor, backend: str) -> bool:
-    """Whether `join_summaries` serves: on a GPU with Triton, where `backend` (attention's) leaves it open."""
-    wanted = backend not in ("reference", "blocked") and values.is_cuda
-    return wanted and values.dtype in DTYPES and importlib.util.find_spec("triton") is not None
+    """Whether `join_summaries` serves: on a GPU with Triton, unless attention's `backend` is plain PyTorch."""
+    if backend in ("reference", "blocked"):
+        return False
+    refusal = lambda name: dispatch.triton_refusal("join_summaries", name, values.device.type, values.dtype)  # noqa: E731
+    return dispatch.choose("join_summaries", "auto", values.is_cuda, refusal) == "triton"
 
 
 def join_summaries(
@@ -55,8 +55,8 @@ def _places(length: int, axes: list[Tensor], block: int) -> list[int]:
     return places
 
 
-def _kernels():
-    return importlib.import_module("kernels.backends.triton.summaries")
+def _kernels() -> ModuleType:
+    return dispatch.module("join_summaries", "triton")
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -134,6 +134,7 @@ def test_auto_takes_each_pass_from_where_it_was_fastest(pattern, length, expecte
     refuses = types.SimpleNamespace(unsupported=lambda *_: "the package flash-attn-4 is not installed")
     layout = build_layout(pattern, Axis.tokens(length))
     module = importlib.import_module("kernels.attention")  # the name in the package is the function
+    monkeypatch.setattr(module.dispatch, "has_triton", lambda: True)
     monkeypatch.setattr(module, "_module", lambda name: serves)
     assert choose_backends(OnCuda, OnCuda, OnCuda, layout) == expected
     monkeypatch.setattr(module, "_module", lambda name: refuses if name == "flash" else serves)

@@ -6,8 +6,32 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+
 LOG2_E = 1.4426950408889634
 LN_2 = tl.constexpr(0.6931471805599453)
+
+
+def unsupported(device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
+    """Why no kernel of this folder can serve such tensors, with what is accepted; None where they can."""
+    if dtype not in DTYPES:
+        return f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}"
+    if head_dim is not None and head_dim not in HEAD_DIMS:
+        return f"head_dim {head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}"
+    kind = torch.device(device).type
+    if kind == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"compute capability {capability[0]}.{capability[1]}: must be 8.0 or later"
+    elif not triton.knobs.runtime.interpret:
+        return f"device {kind}: must be cuda (or cpu under TRITON_INTERPRET=1, for tests)"
+    return None
+
+
+def positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """(q, scale) of the same scores with scale > 0, so that scaling keeps their order and never meets 0 * inf."""
+    return (-q, -scale) if scale < 0 else (q, max(scale, 1e-30))
 
 
 def describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:

@@ -219,7 +219,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
         with pytest.raises(ValueError, match=message):
             decode_attention(q, parts)
     part = [Part(k, v, mask)]
-    with pytest.raises(ValueError, match="backend='flash': decoding is served by auto, triton, direct"):
+    with pytest.raises(ValueError, match="backend='flash': must be one of auto, direct, triton"):
         decode_attention(q, part, backend="flash")
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: head_dim 8: must be one of 32"):
         decode_attention(q, part, backend="triton")

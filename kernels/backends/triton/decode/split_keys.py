@@ -17,11 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import LOG2_E, all_finite, masked_dot
+from kernels.backends.triton import common
+from kernels.backends.triton.common import LOG2_E, all_finite, masked_dot, positive_scale
 from kernels.backends.triton.decode.combine import combine
-from kernels.backends.triton.dense.forward import positive_scale
-from kernels.backends.triton.dense.tile_sizes import DTYPES, HEAD_DIMS
-from kernels.decoding.part import Part
+from kernels.decoding.part import MAX_QUERIES, Part
 
 MOST_ROWS = 64
 """Rows (a query head and a query each) of one program."""
@@ -57,19 +56,11 @@ def choose(dtype: torch.dtype, head_dim: int) -> DecodeConfig:
     return _TABLE[dtype.itemsize, padded]
 
 
-def unsupported(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why these kernels cannot serve such q, k and v, naming what is possible; None where they can."""
-    if dtype not in DTYPES:
-        return f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}"
-    if head_dim not in HEAD_DIMS:
-        return f"head_dim {head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}"
-    if device == "cuda":
-        capability = torch.cuda.get_device_capability()
-        if capability < (8, 0):
-            return f"compute capability {capability[0]}.{capability[1]}: must be 8.0 or later"
-    elif not triton.knobs.runtime.interpret:
-        return f"device {device}: must be cuda (or cpu under TRITON_INTERPRET=1, for tests)"
-    return None
+def unsupported(device: str, dtype: torch.dtype, head_dim: int, queries: int) -> str | None:
+    """Why these kernels cannot serve so many queries per head; None where they can."""
+    if queries > MAX_QUERIES:
+        return f"{queries} queries: must be at most {MAX_QUERIES}"
+    return common.unsupported(device, dtype, head_dim)
 
 
 def forward(

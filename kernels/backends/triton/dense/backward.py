@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import addressable
+from kernels.backends.triton.common import addressable, positive_scale
 from kernels.backends.triton.dense.backward_keys import grad_keys
 from kernels.backends.triton.dense.backward_queries import grad_queries
-from kernels.backends.triton.dense.forward import positive_scale
 from kernels.backends.triton.dense.tile_sizes import Config
 from kernels.layout.block_layout import BlockLayout
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.backends.triton.common import LN_2, LOG2_E, addressable, describe, load_words, masked
+from kernels.backends.triton.common import LN_2, LOG2_E, addressable, describe, load_words, masked, positive_scale
 from kernels.backends.triton.dense.tile_sizes import Config, choose
 from kernels.backends.triton.dense.work import ITEM, plan_of
 from kernels.layout.block_layout import BlockLayout
@@ -54,11 +54,6 @@ def forward(
         maxnreg=config.registers,
     )
     return out, lse
-
-
-def positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """(q, scale) of the same scores with scale > 0, so that scaling keeps their order and never meets 0 * inf."""
-    return (-q, -scale) if scale < 0 else (q, max(scale, 1e-30))
 
 
 @triton.jit(do_not_specialize=["queries", "heads"])

@@ -50,9 +50,6 @@ _TABLE = {
     ("keys", 4, 256): Config(16, 16, 16, 1),
 }
 
-HEAD_DIMS = (32, 64, 96, 128, 192, 256)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
 
 def choose(kernel: str, dtype: torch.dtype, head_dim: int, block: int) -> Config:
     """The choice for `kernel`: "forward", "queries" (dQ) or "keys" (dK and dV)."""

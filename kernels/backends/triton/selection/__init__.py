@@ -11,13 +11,11 @@ Letters in the kernels: s scores, p weights, dp gradient of p, ds gradient of s;
 """
 
 import torch
-import triton
 from torch import Tensor
 
-from kernels.backends.triton.common import addressable
+from kernels.backends.triton import common
+from kernels.backends.triton.common import addressable, positive_scale
 from kernels.backends.triton.dense.backward import prepare
-from kernels.backends.triton.dense.forward import positive_scale
-from kernels.backends.triton.dense.tile_sizes import DTYPES, HEAD_DIMS
 from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs
 from kernels.backends.triton.selection.work_items import make_plan
 from kernels.selection.selection import Selection
@@ -28,19 +26,9 @@ def unsupported(device: str, dtype: torch.dtype, head_dim: int, group: int, bloc
 
     group: query heads a selector.
     """
-    if dtype not in DTYPES:
-        return f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}"
-    if head_dim not in HEAD_DIMS:
-        return f"head_dim {head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}"
     if dtype == torch.float32 and head_dim > 128 and block > 64:  # a block's keys and values fill the shared memory
         return f"block {block} in float32 with head_dim {head_dim}: must be at most 64"
-    if device == "cuda":
-        capability = torch.cuda.get_device_capability()
-        if capability < (8, 0):
-            return f"compute capability {capability[0]}.{capability[1]}: must be 8.0 or later"
-    elif not triton.knobs.runtime.interpret:
-        return f"device {device}: must be cuda (or cpu under TRITON_INTERPRET=1, for tests)"
-    return None
+    return common.unsupported(device, dtype, head_dim)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.backends.triton import common
+
 QUERIES, BLOCKS = 64, 64
 """Scores that a program looks at in one step."""
+
+
+def unsupported(device: str, dtype: torch.dtype) -> str | None:
+    """Why this kernel cannot serve queries of such a dtype; None where it can."""
+    return common.unsupported(device, dtype)
 
 
 def choose(

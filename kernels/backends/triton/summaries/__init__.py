@@ -10,8 +10,16 @@ pass goes from coarse to fine.
     copy_tokens.py      the tokens beside them, to their places and back
 """
 
+import torch
+
+from kernels.backends.triton import common
 from kernels.backends.triton.summaries.copy_tokens import copy_tokens
 from kernels.backends.triton.summaries.pool_gradients import backward
 from kernels.backends.triton.summaries.pool_levels import forward
 
-__all__ = ["backward", "copy_tokens", "forward"]
+__all__ = ["backward", "copy_tokens", "forward", "unsupported"]
+
+
+def unsupported(device: str, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot serve keys and values of such a dtype; None where they can."""
+    return common.unsupported(device, dtype)

@@ -242,8 +242,8 @@ def test_unsupported_calls_are_named():
 
 
 def test_every_choice_fits_its_tiles():
-    for dtype in backend.tile_sizes.DTYPES:
-        for head_dim in backend.tile_sizes.HEAD_DIMS:
+    for dtype in backend.common.DTYPES:
+        for head_dim in backend.common.HEAD_DIMS:
             for block in (16, 32, 64, 128):
                 for kernel in ("forward", "queries", "keys"):
                     config = choose(kernel, dtype, head_dim, block)

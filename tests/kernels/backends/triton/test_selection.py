@@ -199,8 +199,8 @@ def test_attention_takes_it_and_unsupported_calls_are_named():
 
 def test_every_choice_exists():
     for kernel in ("forward", "backward", "mass"):
-        for dtype in backend.DTYPES:
-            for head_dim in backend.HEAD_DIMS:
+        for dtype in backend.common.DTYPES:
+            for head_dim in backend.common.HEAD_DIMS:
                 config = choose(kernel, dtype, head_dim)
                 assert config.rows >= 16 and config.warps in (4, 8, 16)
                 assert not (kernel == "backward" and config.bulk and config.stages < 2)

@@ -1,0 +1,123 @@
+"""Chooses the backend of every operation: one table of candidates, one rule for `auto`, one form of error.
+
+A backend that is named is taken or refused, never replaced. `auto` takes Triton's kernels on a GPU where they serve the
+call, and plain PyTorch everywhere else.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+class Candidates(NamedTuple):
+    """The backends of one operation."""
+
+    modules: Mapping[str, str]
+    """Backend -> the module that implements it, imported at its first use."""
+    anywhere: str
+    """The backend in plain PyTorch that `auto` takes where Triton's kernels cannot serve."""
+
+
+OPERATIONS = {
+    "attention": Candidates(
+        {
+            "reference": "kernels.backends.reference",
+            "blocked": "kernels.backends.blocked",
+            "triton": "kernels.backends.triton.dense",
+            "flex": "kernels.backends.flex",
+            "flash": "kernels.backends.flash",
+            "flex_flash": "kernels.backends.flex_flash",
+        },
+        anywhere="blocked",
+    ),
+    "selected_attention": Candidates(
+        {
+            "reference": "kernels.backends.reference",
+            "blocked": "kernels.backends.gathered",
+            "triton": "kernels.backends.triton.selection",
+        },
+        anywhere="blocked",
+    ),
+    "select": Candidates(
+        {"blocked": "kernels.selection.routing", "triton": "kernels.backends.triton.selection.top_k"},
+        anywhere="blocked",
+    ),
+    "join_summaries": Candidates(
+        {"blocked": "kernels.summaries.span_pooling", "triton": "kernels.backends.triton.summaries"},
+        anywhere="blocked",
+    ),
+    "decode_attention": Candidates(
+        {"direct": "kernels.backends.direct", "triton": "kernels.backends.triton.decode"}, anywhere="direct"
+    ),
+}
+
+BACKENDS = tuple(OPERATIONS["attention"].modules)
+"""The names that `attention(backend=)` accepts besides "auto"."""
+
+GPU_BACKENDS = ("triton", "flex", "flash", "flex_flash")
+
+
+def choose(
+    operation: str, backend: str, on_gpu: bool, refusal: Callable[[str], str | None], log_choice: bool = False
+) -> str:
+    """The backend that serves one call of `operation`.
+
+    `refusal(name)` returns why a backend cannot serve the call, or None. `log_choice`: log what `auto` takes on a GPU,
+    once for each choice and reason. ValueError: the named backend does not exist or cannot serve the call.
+    """
+    candidates = OPERATIONS[operation]
+    if backend == "auto":
+        if not on_gpu:
+            return candidates.anywhere
+        reason = refusal("triton")
+        chosen = candidates.anywhere if reason else "triton"
+        if log_choice:
+            _log_once(operation, chosen, reason or "the fastest that is proven for this call")
+        return chosen
+    if backend not in candidates.modules:
+        raise ValueError(f"backend={backend!r}: must be one of auto, {', '.join(candidates.modules)} for {operation}")
+    reason = refusal(backend)
+    if reason:
+        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}")
+    return backend
+
+
+@torch.compiler.assume_constant_result
+def triton_refusal(operation: str, backend: str, *facts: object) -> str | None:
+    """Why Triton's kernels cannot serve a call, or None; None for backends in plain PyTorch, which serve every call.
+
+    facts: the arguments of the kernels' `unsupported()`, constants while torch.compile traces.
+    """
+    if backend != "triton":
+        return None
+    return "the package triton is not installed" if not has_triton() else module(operation, backend).unsupported(*facts)
+
+
+@torch.compiler.assume_constant_result
+def has_triton() -> bool:
+    """Whether the package triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+_modules: dict[tuple[str, str], ModuleType] = {}
+
+
+def module(operation: str, backend: str) -> ModuleType:
+    """The module of a backend, imported at its first use; torch.compile traces the look-up, not the import."""
+    key = operation, backend
+    if key not in _modules:
+        _modules[key] = importlib.import_module(OPERATIONS[operation].modules[backend])
+    return _modules[key]
+
+
+@functools.cache
+def _log_once(operation: str, backend: str, reason: str) -> None:
+    log.info("backend of %s: %s (%s)", operation, backend, reason)
