@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from configs.validation import STRICT
 from data.packing import PACKINGS
 from data.sources import SPLITS
-from kernels.attention import BACKENDS
+from kernels.dispatch import BACKENDS
 from kernels.shapes import BLOCKS
 from model.config import ROPE_SCALINGS
 from model.evaluation.protocol import NAMES as PROTOCOLS
