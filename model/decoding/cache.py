@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.layout.cost import decode_cost
-from kernels.patterns import Pattern, Routed
+from kernels.patterns import Routed
 from model.attention.hierarchical import HierarchicalAttend
 from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
@@ -90,43 +90,23 @@ class Cache:
             layer.step = step
         return self.model(tokens, step.position, self._layers)
 
-    def reserve(self, capacity: int, compiled: bool = False) -> None:
-        """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep).
-        ValueError: a layer's family has none, or none that is known to compile."""
-        refused = self.without("takes_fixed_steps")
-        if refused is not None:
-            raise ValueError(f"pattern={refused}: its family has no step of fixed shapes: cuda_graph must be false")
-        refused = self.without("takes_compiled_steps") if compiled else None
-        if refused is not None:
-            raise ValueError(
-                f"compiled=true: pattern={refused}: only steps of masks over tokens compile; must be false"
-            )
-        for slots in self._slots():
+    def reserve(self, capacity: int) -> None:
+        """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep)."""
+        for slots in self.layouts():
             slots.reserve(-(-capacity // slots.span), FEW)
 
-    def without(self, ability: str) -> Pattern | Sequence[Pattern] | None:
-        """A layer's pattern whose family lacks "takes_fixed_steps" or "takes_compiled_steps"; None: all have it."""
-        layers = zip(self._layers, self.model.patterns, strict=True)
-        return next((pattern for layer, pattern in layers if not getattr(layer, ability, False)), None)
-
-    def settle(self, lengths: Sequence[int]) -> None:
-        """Tells what a fixed step leaves to its caller: the lengths of the sequences, on the host."""
+    def set_lengths(self, lengths: Sequence[int]) -> None:
+        """Sets the host's lengths of the sequences, which a step of fixed shapes does not update."""
         self.lengths = list(lengths)
-        for slots in self._slots():
+        for slots in self.layouts():
             slots.longest = max(lengths) // slots.span
 
-    def pretend(self, context: int) -> None:
-        """As if every sequence were `context` tokens long, all of them random: for benchmarks of what comes behind
-        them. Something must have been read before, in what was reserved."""
-        for layer in self._layers:
-            for tensor in layer.tensors():
-                tensor.normal_()
-        for slots in self._slots():
-            slots.count.fill_(context // slots.span)
-        self.settle([context] * self.batch)
+    def tensors(self) -> list[Tensor]:
+        """All tensors of keys and values that the layers hold."""
+        return [tensor for layer in self._layers for tensor in layer.tensors()]
 
-    def _slots(self) -> list[Slots]:
-        """The bookkeeping of all patterns."""
+    def layouts(self) -> list[Slots]:
+        """Which keys are kept, and where: one per list of keys of a pattern."""
         return list(dict.fromkeys(store.slots for layer in self._layers for store in layer.stores))
 
     @property

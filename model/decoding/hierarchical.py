@@ -33,8 +33,6 @@ class HierarchicalBookkeeping:
 class HierarchicalCache:
     """One layer's: model.attention.Cached."""
 
-    takes_fixed_steps = True
-
     def __init__(self, bookkeeping: HierarchicalBookkeeping) -> None:
         self.bookkeeping = bookkeeping
         self.summaries = SummaryStores(bookkeeping.summaries)

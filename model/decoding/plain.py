@@ -27,8 +27,6 @@ class PlainBookkeeping:
 class PlainCache:
     """One layer's: model.attention.Cached."""
 
-    takes_fixed_steps = takes_compiled_steps = True
-
     def __init__(self, bookkeeping: PlainBookkeeping) -> None:
         self.bookkeeping = bookkeeping
         self.stores = [Store(bookkeeping.slots)]

@@ -13,8 +13,6 @@ from torch import Tensor
 from model.decoding.cache import Cache
 from model.decoding.step import FixedStep
 
-COMPILER = "inductor"
-
 WARM_UP = 2
 """Runs before the recording: kernels are compiled and memory is taken then."""
 
@@ -29,30 +27,23 @@ class TokenStep:
     """Reads one token of each sequence into `cache`, which may hold a text already, up to `capacity` tokens of each.
 
     `cuda_graph`: record the step, and replay it; else the same kernels are started one by one, on any device.
-    `compiled`: by torch.compile, as one graph, which fuses all that lies around products and attention: about a minute
-    of work, for a step of a fraction of the kernels; of masks over tokens alone (Inductor of torch 2.11 fails on the
-    pooling of summaries). Raises ValueError where a layer's family has no such step, or a graph is wanted and the model
-    is on a CPU. The model's mode, and autocast, are those at the time of
-    recording.
+    Raises ValueError if `cuda_graph` is true and the model is on a CPU. The model's mode, and autocast, are those at
+    the time of recording.
     """
 
     @torch.no_grad()
-    def __init__(self, cache: Cache, capacity: int, cuda_graph: bool, compiled: bool = False) -> None:
+    def __init__(self, cache: Cache, capacity: int, cuda_graph: bool) -> None:
         device = cache.model.embed_tokens.weight.device
         if cuda_graph:
             require_gpu(device)
-        cache.reserve(capacity, compiled)
+        cache.reserve(capacity)
         self.cache, self.capacity = cache, capacity
         self._tokens = torch.zeros(cache.batch, 1, dtype=torch.int64, device=device)
         self._new = torch.zeros(cache.batch, dtype=torch.int64, device=device)
         self._lengths = torch.tensor(cache.lengths, device=device)
-        self._told = [list(cache.lengths), [0] * cache.batch]
+        self._in_buffers = [list(cache.lengths), [0] * cache.batch]
+        """The lengths and numbers of new tokens that the device's buffers hold."""
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._step = self._run
-        if compiled:
-            self._run()  # no sequence has a new token: kernels check themselves, memory is taken, no more
-            compile_one = torch.compile(self._run, backend=COMPILER, fullgraph=True, dynamic=False)
-            self._step = torch.compiler.set_stance("default")(compile_one)  # also within model.inference.evaluating
         if cuda_graph:
             self._record()
 
@@ -64,16 +55,17 @@ class TokenStep:
         if max(after) > self.capacity:
             raise ValueError(f"a sequence of {max(after)} tokens: the step has room for capacity={self.capacity}")
         self._tokens.copy_(tokens)
-        for buffer, told, wanted in zip((self._lengths, self._new), self._told, (self.cache.lengths, new), strict=True):
-            if told != wanted:
-                buffer.copy_(torch.tensor(wanted))
+        buffers, values = (self._lengths, self._new), (self.cache.lengths, new)
+        for buffer, held, value in zip(buffers, self._in_buffers, values, strict=True):
+            if held != value:
+                buffer.copy_(torch.tensor(value))
         if self._graph is None:
-            hidden = self._step()
+            hidden = self._run()
         else:
             self._graph.replay()
             hidden = self._hidden
-        self.cache.settle(after)
-        self._told = [after, new]
+        self.cache.set_lengths(after)
+        self._in_buffers = [after, new]
         return hidden
 
     def _run(self) -> Tensor:
@@ -94,10 +86,10 @@ class TokenStep:
             aside.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
-                    self._step()
+                    self._run()
             torch.cuda.current_stream(device).wait_stream(aside)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._hidden = self._step()
+                self._hidden = self._run()
         finally:
             torch.set_autocast_cache_enabled(caching)

@@ -67,8 +67,6 @@ class RoutedBookkeeping:
 class RoutedCache:
     """One layer's: model.attention.Cached."""
 
-    takes_fixed_steps = True
-
     def __init__(self, bookkeeping: RoutedBookkeeping) -> None:
         self.bookkeeping = bookkeeping
         self.tokens, self.router_keys = Store(bookkeeping.tokens.slots), Store(bookkeeping.blocks)

@@ -30,7 +30,6 @@ STEPS = {
     "extend": "Cache.extend",
     "fixed": "TokenStep as it is",
     "graph": "replayed as a CUDA graph",
-    "compiled": "compiled and replayed",
 }
 
 SHOWN = ("attention", "context", "batch", "prefill_ms", "ms_per_token", "floor_ms")
@@ -118,12 +117,12 @@ def _row(
         cache.reserve(capacity)
     if arguments.pretend:
         hidden = cache.extend(torch.zeros(batch, 1, dtype=torch.int64, device=device))
-        cache.pretend(context)
+        fill_with_random_keys(cache, context)
     else:
         hidden, prefill = _read(model, cache, context, arguments.prefill_chunk)
     extend: Callable = cache.extend
     if arguments.step != "extend":
-        extend = TokenStep(cache, capacity, cuda_graph=arguments.step != "fixed", compiled=arguments.step == "compiled")
+        extend = TokenStep(cache, capacity, cuda_graph=arguments.step == "graph")
     seconds = []
     for _ in range(WARM_UP + arguments.tokens):
         started = _now(device)
@@ -147,6 +146,16 @@ def _row(
         "read_gib_per_token": round(read / 2**30, 6),
         "read_measured_gib": round(cache.bytes_read / 2**30, 6),
     }
+
+
+def fill_with_random_keys(cache: "Cache", context: int) -> None:
+    """Makes every sequence `context` tokens long, with random keys and values. Room for them must be reserved
+    (`cache.reserve`), and a token read, so that the tensors exist."""
+    for tensor in cache.tensors():
+        tensor.normal_()
+    for layout in cache.layouts():
+        layout.count.fill_(context // layout.span)
+    cache.set_lengths([context] * cache.batch)
 
 
 def _prefill(model: "Transformer", context: int, arguments: argparse.Namespace) -> float:

@@ -3,7 +3,6 @@ recorded; tests/model/decoding/test_gpu.py replays them as CUDA graphs."""
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from kernels.layout.cost import decode_cost
@@ -11,10 +10,10 @@ from kernels.patterns import Routed
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import TokenStep, expected_bytes
 from model.decoding.slots import Slots
-from model.inference import evaluating
+from scripts.benchmarks.decode import fill_with_random_keys
 from tests.kernels.oracle import PATTERNS
 from tests.model.decoding.test_parity import LENGTH, PLANS, build, every_plan, full_logits, random_tokens
-from tests.model.small import config, lively, plan
+from tests.model.small import config, lively
 
 
 @torch.no_grad()
@@ -130,30 +129,11 @@ def test_a_graph_needs_a_gpu():
             generate(model, [[1, 2]], new_tokens=2, sampling=greedy, prefill_chunk=4, cuda_graph=True)
 
 
-def test_a_family_without_fixed_steps_is_refused():
-    cache = Cache(lively(Transformer(config(), plan(PATTERNS["window"]))), 1)
-    cache._layers[1].takes_fixed_steps = False
-    with pytest.raises(ValueError, match=r"pattern=Window\(.* its family has no step of fixed shapes"):
-        TokenStep(cache, 20, cuda_graph=False)
-
-
-@pytest.mark.parametrize("name", ["hierarchical", "routed", "native_sparse"])
-def test_what_is_not_known_to_compile_is_refused(name):
-    with pytest.raises(ValueError, match=r"compiled=true: pattern=\w+\(.*: only steps of masks over tokens compile"):
-        TokenStep(Cache(build(name), 1), 20, cuda_graph=False, compiled=True)
-
-
-@pytest.mark.slow
-def test_a_compiled_step_is_one_graph_and_gives_the_same(monkeypatch):
-    """At all lengths, without a break, and within `evaluating`, which compiles nothing else. (The GPU's tests use the
-    real compiler.)"""
-    monkeypatch.setattr("model.decoding.replay.COMPILER", "aot_eager")
-    model, texts, found = build("mixed_by_head_and_depth"), random_tokens(2, LENGTH), []
-    graphs = counters["stats"]["unique_graphs"]
-    for compiled in (False, True):
-        with torch.no_grad(), evaluating(model):
-            cache = prefilled(model, texts, [30, 21])
-            step = TokenStep(cache, LENGTH, cuda_graph=False, compiled=compiled)
-            found.append(torch.cat([step(texts[:, i : i + 1], [1, i % 2]).clone() for i in range(20)], 1))
-    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
-    assert counters["stats"]["unique_graphs"] == graphs + 1
+def test_benchmark_filled_with_random_keys_stores_what_the_patterns_need():
+    model = build("hierarchical")
+    cache, token = Cache(model, 2), random_tokens(2, 1)
+    cache.reserve(200)
+    cache.extend(token)
+    fill_with_random_keys(cache, 150)
+    assert TokenStep(cache, 200, cuda_graph=False)(token).isfinite().all()
+    assert cache.lengths == [151, 151] and cache.bytes_stored == expected_bytes(model, 151, 2)[0]
