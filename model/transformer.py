@@ -15,7 +15,7 @@ from kernels import Axis
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
-from model.attention import Attend, Attention, Rotation, View, build_view, cost_of
+from model.attention import Attend, Attention, Rotation, View, build_view
 from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
     def cost(self, layouts: Sequence[View], batch: int = 1) -> ModelCost:
         """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""
         batch = max(batch, max(view.batch for view in layouts))
-        once = {id(view): cost_of(view, batch, self.config.heads, self.config.head_dim) for view in layouts}
+        once = {id(view): attend.cost(view, batch) for view, attend in zip(layouts, self.attends, strict=True)}
         total = sum((once[id(view)] for view in layouts), AttentionCost(0, 0, 0, 0))
         tokens = batch * layouts[0].queries
         matrices = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)

@@ -34,9 +34,6 @@ log = logging.getLogger("farsight")
 SHORTEST = 1024
 """Tokens of the first of the lengths that are chosen where none are given."""
 
-EDGES = ("width", "window", "stride", "segment", "block_size", "spans", "reaches")
-"""Settings of patterns that are distances (or lists of them) at which something comes into view, or goes out of it."""
-
 Case = tuple[str, int, dict[str, float]]
 """A task's name, the length, and its depth or distance."""
 
@@ -129,9 +126,7 @@ def _distances(run: Run, length: int, size: int) -> list[int]:
     plan, layers = run.model.plan, run.model.config.layers
     edges = {plan.block}
     for pattern in plan.patterns.values():
-        settings = [getattr(pattern, name, ()) for name in EDGES]
-        found = {edge for each in settings for edge in (each if isinstance(each, tuple) else (each,))}
-        edges |= found | {layers * edge for edge in found}
+        edges |= {*pattern.edges, *(layers * edge for edge in pattern.edges)}
     around = {edge + step for edge in edges for step in (-1, 0, 1)}
     return sorted(d for d in around | {length // 2, length - size} if size <= d <= length - size)
 

@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from kernels.layout.block_layout import BlockLayout
-from kernels.patterns.base import Pattern
-from kernels.patterns.hierarchical import Hierarchical, Summaries
-from kernels.patterns.routed import NativeSparse, Routed
+from kernels.patterns.base import DecodeCost, Pattern, keys_of_masks
 
 FORWARD_FLOPS = 4
 """FLOPs a visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
@@ -54,48 +50,11 @@ def attention_cost(layout: BlockLayout, batch: int, heads: int, head_dim: int) -
     return AttentionCost(visible, tiles, causal_pairs(layout.queries, layout.keys) * batch * heads, flops)
 
 
-@dataclass(frozen=True)
-class DecodeCost:
-    """Keys of one layer, KV head and sequence: `stored` in a cache, and `read` by the next query, its own aside. A key
-    comes with its value. A router's keys, one a block, come on top: `router_stored`, `router_read`."""
-
-    stored: int
-    read: int
-    router_stored: int = 0
-    router_read: int = 0
-
-
 def decode_cost(pattern: Pattern | Sequence[Pattern], context: int, group: int = 1) -> DecodeCost:
-    """What the token behind `context` others costs, under a pattern or one pattern a KV head (which share a cache).
-
-    Stored: what lies within the pattern's horizon, and what lasts (Pattern.lasting; twice, where it is both). Read:
-    what any of the patterns lets the query see; to read no more than that is up to the cache. Under Hierarchical, the
-    summaries of every level are keys. Under Routed, read are the window, the picked blocks (of each of the `group`
-    query heads of a KV head, where they pick alone), and the router's key of every block that can be picked.
-    """
-    if isinstance(pattern, Hierarchical):
-        levels = [_decode_cost((level,), context, level.span) for level in pattern.levels]
-        return DecodeCost(sum(each.stored for each in levels), sum(each.read for each in levels))
-    if isinstance(pattern, Routed):
-        window = _decode_cost((pattern.local,), context, span=1)
-        eligible = max(0, (context - (pattern.window - 1)) // pattern.block)
-        picked = min(pattern.slots, eligible) * pattern.block * (group if pattern.share == "head" else 1)
-        stored, read = window.stored, window.read + picked
-        if isinstance(pattern, NativeSparse):
-            summaries = _decode_cost((Summaries(pattern.summary_span),), context, pattern.summary_span)
-            stored, read = stored + summaries.stored, read + summaries.read
-        return DecodeCost(stored, read, context // pattern.block, eligible)
-    return _decode_cost((pattern,) if isinstance(pattern, Pattern) else tuple(pattern), context, span=1)
-
-
-def _decode_cost(patterns: tuple[Pattern, ...], context: int, span: int) -> DecodeCost:
-    horizons = [each.horizon for each in patterns]
-    key = torch.arange(context // span) * span
-    lasting = torch.stack([each.lasting(key) for each in patterns]).any(0)
-    recent = 0 if None in horizons else min((max(horizons) - 1) // span, len(key))
-    query = torch.tensor(context)
-    seen = torch.stack([each.visible(query, key, key + span).expand(len(key)) for each in patterns]).any(0)
-    return DecodeCost(len(key) if None in horizons else recent + int(lasting.sum()), int(seen.sum()))
+    """Pattern.decode_cost, also of one pattern per KV head, each a mask over the tokens."""
+    return (
+        pattern.decode_cost(context, group) if isinstance(pattern, Pattern) else keys_of_masks(pattern, context, span=1)
+    )
 
 
 def causal_pairs(queries: int, keys: int) -> int:

@@ -4,11 +4,23 @@ A pattern never speaks of tiles, devices or packed documents. It answers two que
 document*, and the layout builder does the rest: it adds that a query sees only its own document and never the future.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DecodeCost:
+    """Keys of one layer, KV head and sequence: `stored` in a cache, and `read` by the next query, its own not counted.
+    A key comes with its value. `router_stored`, `router_read`: a router's keys, one per block, in addition."""
+
+    stored: int
+    read: int
+    router_stored: int = 0
+    router_read: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,35 @@ class Pattern:
         """
         raise NotImplementedError
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        """Distances in tokens at which a key comes into view or goes out of it; recall tasks ask around them."""
+        return ()
+
+    def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
+        """The keys that a cache stores of `context` tokens, and those that the next query reads.
+
+        Stored are the keys within the horizon and the lasting ones (a key that is both counts twice). Read are the
+        keys that the query sees. `group`: query heads per KV head, for patterns whose heads read keys of their own.
+        """
+        return keys_of_masks([self], context, span=1)
+
     def plain_window(self, keys: int) -> int | None:
         """The width w where `visible` means "the last w tokens" and nothing else (`keys`: every earlier one); None for
         any other pattern. Some libraries know just this one pattern."""
         return None
+
+
+def keys_of_masks(patterns: Sequence[Pattern], context: int, span: int) -> DecodeCost:
+    """As Pattern.decode_cost, for one pattern or one per KV head (which share a cache), whose keys stand for `span`
+    tokens each."""
+    horizons = [each.horizon for each in patterns]
+    key = torch.arange(context // span) * span
+    lasting = torch.stack([each.lasting(key) for each in patterns]).any(0)
+    recent = 0 if None in horizons else min((max(horizons) - 1) // span, len(key))
+    query = torch.tensor(context)
+    seen = torch.stack([each.visible(query, key, key + span).expand(len(key)) for each in patterns]).any(0)
+    return DecodeCost(len(key) if None in horizons else recent + int(lasting.sum()), int(seen.sum()))
 
 
 def require(condition: bool, name: str, value: object, accepted: str) -> None:

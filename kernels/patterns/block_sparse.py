@@ -40,6 +40,10 @@ class BlockSparse(Pattern):
     def lasting(self, key_start: Tensor) -> Tensor:
         return super().lasting(key_start) | (key_start < self.global_blocks * self.block_size)
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return (self.block_size,)
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         query_block = query // self.block_size
         key_block = key_start // self.block_size

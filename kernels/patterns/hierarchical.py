@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kernels.patterns.base import Pattern, require, require_int
+from kernels.patterns.base import DecodeCost, Pattern, keys_of_masks, require, require_int
 
 POOLINGS = ("mean", "learned")
 
@@ -51,6 +51,9 @@ class Summaries(Pattern):
     @property
     def horizon(self) -> int | None:
         return None if self.reach is None else self.reach + self.rounding - 1
+
+    def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
+        return keys_of_masks([self], context, self.span)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         seen = (key_end - key_start == self.span) & (key_end <= self._stop(query))
@@ -108,6 +111,15 @@ class Hierarchical(Pattern):
                 (1, *self.spans), (0, *reaches), reaches, (*self.spans, 1), strict=False
             )
         )
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return self.window, *self.spans, *self.reaches
+
+    def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
+        """The summaries of every level are keys."""
+        levels = [level.decode_cost(context) for level in self.levels]
+        return DecodeCost(sum(each.stored for each in levels), sum(each.read for each in levels))
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         tokens, *summaries = self.levels

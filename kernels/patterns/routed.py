@@ -6,13 +6,14 @@ known only when a layer runs (kernels/selection/routing.py), so `visible` answer
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from kernels.patterns.base import Pattern, require, require_int
+from kernels.patterns.base import DecodeCost, Pattern, require, require_int
+from kernels.patterns.hierarchical import Summaries
 from kernels.shapes import BLOCKS
 
 ROUTERS = ("mean_key", "indexer")
@@ -97,6 +98,18 @@ class Routed(Pattern):
         """Blocks that a query attends to at most."""
         return self.top_k + self.first_block
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return (self.window,)
+
+    def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
+        """Read are the window, the selected blocks (of each of the `group` query heads of a KV head if each selects its
+        own), and the router's key of every block that can be selected."""
+        window = self.local.decode_cost(context)
+        eligible = max(0, (context - (self.window - 1)) // self.block)
+        selected = min(self.slots, eligible) * self.block * (group if self.share == "head" else 1)
+        return DecodeCost(window.stored, window.read + selected, context // self.block, eligible)
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         return key_start <= query
 
@@ -128,3 +141,7 @@ class NativeSparse(Routed):
         require_int("summary_span", self.summary_span, 2)
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
         require(self.combine in COMBINATIONS, "combine", self.combine, f"one of {', '.join(COMBINATIONS)}")
+
+    def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
+        routed, summaries = super().decode_cost(context, group), Summaries(self.summary_span).decode_cost(context)
+        return replace(routed, stored=routed.stored + summaries.stored, read=routed.read + summaries.read)

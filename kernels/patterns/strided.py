@@ -39,6 +39,10 @@ class Strided(Pattern):
     def lasting(self, key_start: Tensor) -> Tensor:
         return _in_column(key_start + 1, self.stride, self.columns)
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return self.window, self.stride
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         near = query - key_start < self.window
         return near | _in_column(key_end, self.stride, self.columns)
@@ -68,6 +72,10 @@ class Fixed(Pattern):
 
     def lasting(self, key_start: Tensor) -> Tensor:
         return _in_column(key_start + 1, self.segment, self.summary)
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return (self.segment,)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         own = query // self.segment == key_start // self.segment

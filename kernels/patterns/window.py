@@ -29,6 +29,10 @@ class Window(Pattern):
     def lasting(self, key_start: Tensor) -> Tensor:
         return key_start < self.sink_tokens
 
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return (self.width,)
+
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         near = query - key_start < self.width
         return near | (key_start < self.sink_tokens)
@@ -62,6 +66,10 @@ class Dilated(Pattern):
     @property
     def horizon(self) -> int:
         return (self.width - 1) * self.dilation + 1
+
+    @property
+    def edges(self) -> tuple[int, ...]:
+        return (self.width,)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         distance = query - key_start

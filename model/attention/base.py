@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Axis, BlockLayout
-from kernels.layout.cost import AttentionCost, attention_cost
+from kernels.layout.cost import AttentionCost, DecodeCost, attention_cost, decode_cost
 from kernels.patterns import Pattern
 from model.config import ModelConfig
 
@@ -90,6 +90,7 @@ class Attend(nn.Module):
     def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.pattern, self.backend = pattern, backend
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.wants_lse = config.sink_logits
         self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
 
@@ -97,6 +98,20 @@ class Attend(nn.Module):
     def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
         """What `forward` needs of a batch of these tokens; `fixed`: in sizes that follow from shapes alone."""
         raise NotImplementedError
+
+    def cost(self, view: View, batch: int) -> AttentionCost:
+        """The cost of attention of `batch` sequences under `view`."""
+        return cost_of(view, batch, self.heads, self.head_dim)
+
+    def decode_cost(self, context: int) -> DecodeCost:
+        """Keys that a cache stores of `context` tokens, and that the next query reads."""
+        return decode_cost(self.pattern, context, self.heads // self.kv_heads)
+
+    def decode_bytes(self, context: int, key_bytes: int, router_bytes: int) -> tuple[int, int]:
+        """(stored, read) bytes of one sequence's cache. `key_bytes`, `router_bytes`: bytes of one number of a key or
+        value, and of a router's key."""
+        cost, both = self.decode_cost(context), 2 * self.kv_heads * self.head_dim * key_bytes
+        return both * cost.stored, both * cost.read
 
     def compile_around_attention(self) -> None:
         """Compiles what `forward` does besides kernels.attention, where that is worth it."""

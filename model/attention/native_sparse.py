@@ -18,7 +18,7 @@ from model.attention.routed import Part, RoutedAttend, RoutedView
 from model.config import ModelConfig
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class NativeSparseView(RoutedView):
     """RoutedView, and the summaries' axis and layout; None where no span fits the sequence."""
 
@@ -28,8 +28,8 @@ class NativeSparseView(RoutedView):
     def overflow(self) -> Tensor | None:
         return any_overflow([self.window] if self.summaries is None else [self.window, self.summaries])
 
-    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
-        routed = super().cost(batch, heads, head_dim)
+    def cost(self, batch: int, heads: int, head_dim: int, selectors: int | None = None) -> AttentionCost:
+        routed = super().cost(batch, heads, head_dim, selectors)
         if self.summaries is None:
             return routed
         coarse = self.summaries.cost(batch, heads, head_dim)

@@ -23,7 +23,7 @@ Routing = tuple[Selection, Tensor, Tensor]
 """The choice, and the router's queries and summaries that it was made by."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class RoutedView:
     """What routed attention needs of a batch before it runs: the window's layout, and where documents begin."""
 
@@ -31,8 +31,6 @@ class RoutedView:
     window: BlockLayout
     first_key: Tensor
     """int32 `[batch, length]`: the sequence index of each token's document's first token."""
-    selectors: int | None = None
-    """How many choices a query makes: known to the layer alone, which notes it here for the cost."""
 
     @property
     def batch(self) -> int:
@@ -46,17 +44,17 @@ class RoutedView:
     def overflow(self) -> Tensor | None:
         return self.window.overflow
 
-    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+    def cost(self, batch: int, heads: int, head_dim: int, selectors: int | None = None) -> AttentionCost:
         """Window pairs + chosen pairs, and the FLOPs of scoring every past block: T^2 / block work, small, not linear.
 
-        A chosen block counts in full, also where a document begins in it. Before a layer has run, scoring is counted
-        for every head. The indexer's loss is not counted.
+        A chosen block counts in full, even if a document begins in it. `selectors`: choices per query, one per head if
+        None. The indexer's loss is not counted.
         """
         pattern = self.pattern
         window = attention_cost(self.window, batch, heads, head_dim)
         eligible, repeat = self._eligible(), batch // self.batch
         chosen = self._chosen_pairs() * heads * repeat
-        scored = int(eligible.sum()) * (self.selectors or heads) * repeat
+        scored = int(eligible.sum()) * (selectors or heads) * repeat
         dim = pattern.indexer_dim if pattern.router == "indexer" else head_dim
         flops = TRAINING_FLOPS * head_dim * chosen + 2 * dim * scored
         causal = causal_pairs(self.queries, self.queries) * batch * heads
@@ -94,6 +92,15 @@ class RoutedAttend(Attend):
     def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
         return RoutedView(pattern, build_layout(pattern.local, tokens, block=block, fixed=fixed), tokens.origin)
 
+    def cost(self, view: RoutedView, batch: int) -> AttentionCost:
+        return view.cost(batch, self.heads, self.head_dim, self.selectors)
+
+    def decode_bytes(self, context: int, key_bytes: int, router_bytes: int) -> tuple[int, int]:
+        stored, read = super().decode_bytes(context, key_bytes, router_bytes)
+        cost, pattern = self.decode_cost(context), self.pattern
+        size = self.kv_heads * self.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
+        return stored + router_bytes * size * cost.router_stored, read + router_bytes * size * cost.router_read
+
     def forward(self, inputs: Inputs, view: RoutedView) -> Attended:
         window, routed, routing = self.window_and_routed(inputs, view)
         out, lse = merge([window, routed])
@@ -110,7 +117,6 @@ class RoutedAttend(Attend):
     def choose(self, inputs: Inputs, view: RoutedView) -> Routing:
         """The selection, and the router's queries and summaries that it was made by."""
         pattern = self.pattern
-        view.selectors = self.selectors
         first_key = view.first_key.expand(len(inputs.q_BHTD), -1)
         queries, summaries = self.route(inputs, first_key)
         selection = select(

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.layout.cost import decode_cost
-from kernels.patterns import Routed
 from model.attention.hierarchical import HierarchicalAttend
 from model.attention.native_sparse import NativeSparseAttend
 from model.attention.plain import PlainAttend
@@ -132,19 +130,11 @@ class Cache:
 
 def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
     """(stored, read) by the token behind `context` others, keys and values of all layers, and routers' keys:
-    kernels.layout.cost.decode_cost. `number`: bytes of one, the weights' by default (under autocast a cache holds
+    Attend.decode_bytes. `number`: bytes of one, the weights' by default (under autocast a cache holds
     smaller ones)."""
-    config = model.config
     weight = model.embed_tokens.weight.element_size()
-    a_key = 2 * batch * config.kv_heads * config.head_dim * (weight if number is None else number)
-    group = config.heads // config.kv_heads
-    costs = {pattern: decode_cost(pattern, context, group) for pattern in dict.fromkeys(model.patterns)}
-    stored = read = 0
-    for pattern in model.patterns:
-        cost = costs[pattern]
-        stored, read = stored + a_key * cost.stored, read + a_key * cost.read
-        if isinstance(pattern, Routed):
-            by_key = config.kv_heads * config.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
-            a_block = batch * by_key * max(weight, ROUTER_BYTES)
-            stored, read = stored + a_block * cost.router_stored, read + a_block * cost.router_read
+    sizes = weight if number is None else number, max(weight, ROUTER_BYTES)
+    layers = dict(zip(model.patterns, model.attends, strict=True))
+    costs = {pattern: attend.decode_bytes(context, *sizes) for pattern, attend in layers.items()}
+    stored, read = (batch * sum(costs[pattern][each] for pattern in model.patterns) for each in (0, 1))
     return stored, read

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from ..attention import cost_of
 from ..decoding import expected_bytes
 from .peak_memory import MemoryForecast, device_bytes, forecast_memory
 from .sample import Sample, devices_of
@@ -92,9 +91,10 @@ def forecast(sample: Sample) -> Forecast:
 
 
 def _layers(sample: Sample) -> tuple[LayerForecast, ...]:
-    config, plan = sample.model.config, sample.model.plan
+    plan = sample.model.plan
     scale = sample.sequences_per_step / len(sample.document)
-    costs = {id(view): cost_of(view, len(sample.document), config.heads, config.head_dim) for view in sample.views}
+    batch, layers = len(sample.document), zip(sample.views, sample.model.attends, strict=True)
+    costs = {id(view): attend.cost(view, batch) for view, attend in layers}
     layers = []
     for layer, view in enumerate(sample.views):
         entry, cost = plan.schedule[layer % len(plan.schedule)], costs[id(view)]

@@ -47,9 +47,6 @@ class Sample:
         """One view per layer, as Transformer.build_layouts returns them."""
         tokens = Axis.tokens(self.document.shape[1], self.document)
         views = {p: build_view(p, tokens, self.model.plan.block) for p in dict.fromkeys(self.model.patterns)}
-        for pattern, attend in zip(self.model.patterns, self.model.attends, strict=True):
-            if hasattr(attend, "selectors"):  # a routed layer sets this itself only in its forward pass
-                views[pattern].selectors = attend.selectors
         return [views[pattern] for pattern in self.model.patterns]
 
     @cached_property

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import Axis
-from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Pattern, Strided, Window
+from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, Pattern, Strided, Window
 from tests.kernels.oracle import PATTERNS, packing
 
 DEFINITIONS = {
@@ -129,3 +129,17 @@ def test_an_axis_without_documents_is_one_document_from_its_offset_on():
 def test_an_impossible_axis_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Axis.tokens(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "edges"),
+    [
+        (Dense(), ()),
+        (Window(48, 4), (48,)),
+        (Strided(100, 256, 32), (100, 256)),
+        (Hierarchical(window=8, spans=(4, 16), reaches=(32,), pooling="mean"), (8, 4, 16, 32)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_edges_are_the_distances_at_which_keys_come_into_view(pattern, edges):
+    assert pattern.edges == edges

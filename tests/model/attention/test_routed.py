@@ -260,9 +260,8 @@ def test_cost_counts_window_choice_and_scores():
     chosen = sum(16 for start in starts if start >= 16)
     scored = sum(max(start, 0) // 16 for start in starts)
     assert view.parts() == {"window": window, "chosen blocks": chosen, "router scores": scored}
-    with torch.no_grad():
-        model(torch.zeros(1, 64, dtype=torch.int64), torch.arange(64)[None], [view])
-    cost = view.cost(batch=1, heads=4, head_dim=8)
+    (attend,) = model.attends
+    cost = attend.cost(view, batch=1)
     assert cost.visible_pairs == 4 * (window + chosen)
     assert cost.flops == 12 * 8 * cost.visible_pairs + 2 * 8 * 2 * scored
 
