@@ -1,13 +1,14 @@
 """Sparse attention: pattern -> layout -> attention, on every backend. Knows nothing of models, data or training."""
 
 from kernels import patterns
-from kernels.attention import attention, merge
+from kernels.attention import attention
 from kernels.layout.axis import Axis
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.builder import build_layout
+from kernels.layout.selection import Selection
 from kernels.selection.routing import block_means, first_keys, select
 from kernels.selection.selected_attention import block_mass
-from kernels.selection.selection import Selection
+from kernels.softmax import merge
 
 __all__ = [
     "Axis",

@@ -16,13 +16,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from kernels.backends import reference
-from kernels.decoding.part import Part
 from kernels.layout.axis import Axis
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.builder import build_layout
+from kernels.layout.cached_keys import CachedKeys
+from kernels.layout.selection import Selection
 from kernels.patterns import Window
 from kernels.selection.routing import first_keys, select
-from kernels.selection.selection import Selection
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest relative error (norm of the difference over norm of the truth) that rounding explains."""
@@ -88,7 +88,7 @@ def decoding_errors(
     keys = [t.double().cpu().gather(2, place[:, None, :, None].expand(-1, kv_heads, -1, head_dim)) for t in (k, v)]
     truth = reference.masked_attention(q.double().cpu(), *keys, mask, head_dim**-0.5)
     masks, slots, count = masks.to(device), slots.to(device), count.to(device)
-    parts = [Part(k, v, masks[0], None, count), Part(k, v, masks[1], slots[:, None])]
+    parts = [CachedKeys(k, v, masks[0], None, count), CachedKeys(k, v, masks[1], slots[:, None])]
     found = backend.forward(q, parts, head_dim**-0.5, None)
     return {
         name: float((ours.double().cpu() - right).norm() / right.norm())

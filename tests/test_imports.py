@@ -1,5 +1,6 @@
-"""No import cycle among the files of the library packages; imports inside functions count, those for types alone do not.
+"""The files of the library packages import one another in no cycle.
 
+Imports inside functions count, those under TYPE_CHECKING do not.
 scripts/ and train.py are left out: train.py and scripts/sweeping still import each other.
 """
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from kernels.backends.masked_product import all_finite, masked_product, may_wait
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 
 SCORES_AT_ONCE = 1 << 26
 """Scores in one piece: 256 MB in float32."""
 
 
-def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, parts: Sequence[CachedKeys], scale: float) -> tuple[Tensor, Tensor]:
     """(out, lse), see kernels.decode_attention: out in q's dtype, lse in float32 (float64 for float64 inputs)."""
     parts = [plain(part) for part in parts]
     at_once = max(1, SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * max(1, sum(part.k.shape[2] for part in parts))))
@@ -24,7 +24,7 @@ def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tens
     return torch.cat([out for out, _ in pieces], 2), torch.cat([lse for _, lse in pieces], 2)
 
 
-def plain(part: Part) -> Part:
+def plain(part: CachedKeys) -> CachedKeys:
     """The same keys, entry by entry: gathered where they lie in slots, with a head for every line."""
     k, v, mask, slots, count, page = part
     entries, lines = mask.shape[3], max(k.shape[1], mask.shape[1], 1 if slots is None else slots.shape[1])
@@ -58,7 +58,7 @@ def _by_line(x: Tensor, lines: int) -> Tensor:
     return x if x.shape[1] in (1, lines) else x.repeat_interleave(lines // x.shape[1], 1)
 
 
-def _attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, parts: Sequence[CachedKeys], scale: float) -> tuple[Tensor, Tensor]:
     batch, heads, queries, head_dim = q.shape
     lines = max(part.k.shape[1] for part in parts)
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.selection.selection import Selection
+from kernels.layout.selection import Selection
 
 GATHERED_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Scores and elements of Q in one piece: 1 MB in float32 on a CPU, 256 MB on a GPU."""

@@ -1,9 +1,9 @@
 """Attention of the few new tokens of a decoding step to keys that lie in a cache: what `decode_attention()` does.
 
-    out, lse = decode_attention(q, [Part(k, v, mask), Part(stored_k, stored_v, stored_mask, slots, count)])
+    out, lse = decode_attention(q, [CachedKeys(k, v, mask), CachedKeys(stored_k, stored_v, stored_mask, slots, count)])
 
-Keys need not be gathered: a Part names the slots, or whole pages of them, in which they lie, and a kernel reads those
-alone. All sizes follow from shapes, lengths are tensors on the device: a CUDA graph of a step serves any length.
+Keys need not be gathered: CachedKeys name the slots, or whole pages of them, in which they lie, and a kernel reads
+those alone. All sizes follow from shapes, lengths are tensors on the device: a CUDA graph of a step serves any length.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch, selfcheck
-from kernels.attention import add_sinks
 from kernels.backends import direct
-from kernels.decoding.part import MAX_QUERIES, Part
+from kernels.layout.cached_keys import MAX_QUERIES, CachedKeys
 from kernels.shapes import require
+from kernels.softmax import add_sinks
 
 
 def decode_attention(
     q: Tensor,
-    parts: Sequence[Part],
+    parts: Sequence[CachedKeys],
     *,
     scale: float | None = None,
     sink_logits: Tensor | None = None,
@@ -53,7 +53,7 @@ def choose_backend(q: Tensor, backend: str = "auto") -> str:
     return dispatch.choose("decode_attention", backend, q.is_cuda, refusal, log_choice)
 
 
-def _check(q: Tensor, parts: Sequence[Part], sink_logits: Tensor | None) -> None:
+def _check(q: Tensor, parts: Sequence[CachedKeys], sink_logits: Tensor | None) -> None:
     require(len(parts) > 0, "decode_attention() of no parts: it needs at least one")
     require(q.dim() == 4, f"q has {q.dim()} dimensions: must be 4")
     batch, heads, queries, head_dim = q.shape
@@ -95,7 +95,7 @@ def _decode(
 ) -> tuple[Tensor, Tensor]:
     from kernels.backends.triton import decode
 
-    parts = [Part(*each) for each in zip(k, v, mask, slots, count, page, strict=True)]
+    parts = [CachedKeys(*each) for each in zip(k, v, mask, slots, count, page, strict=True)]
     with torch.autocast(q.device.type, enabled=False):
         return decode.forward(q, parts, scale, sink_logits)
 

@@ -1,10 +1,12 @@
-"""From a pattern to the tiles that hold its visible pairs.
+"""Data structures that list the visible (query, key) pairs of one batch, and the builder of block layouts.
 
-axis.py           what queries and keys are: tokens or summaries, of packed documents
+axis.py           Axis: the tokens or summaries that queries and keys stand for, with their documents
 block_layout.py   BlockLayout: the lists of tiles that every backend walks
-builder.py        pattern and axes -> BlockLayout
-candidates.py     its first step: which tiles may hold a visible pair
-tiles.py          its second step: which of them do, and the mask bits of the partial ones
-concatenate.py    layouts side by side: several kinds of keys in one softmax
+builder.py        build_layout(): from a pattern and two axes to a BlockLayout
+candidates.py     step 1 of the builder: tiles that may hold a visible pair
+tiles.py          step 2 of the builder: tiles that hold one, and the mask bits of the partial ones
+concatenate.py    joins layouts whose keys share one softmax
+selection.py      Selection: the key blocks that each query attends to
+cached_keys.py    CachedKeys: the keys in a cache that a decoding step attends to
 cost.py           pairs, FLOPs and bytes of a layout; keys stored and read in decoding
 """

@@ -1,6 +1,6 @@
-"""A router's choice of key blocks, and attention to it.
+"""Routed attention: a router chooses key blocks for each query.
 
-routing.py              scores of past blocks -> causal top-k -> Selection
-selected_attention.py   attention to the blocks of a Selection
-routing_health.py       diagnostics of a router's choice
+routing.py              block summaries, scores and top-k: from router queries and keys to a Selection
+selected_attention.py   attention to the chosen blocks
+routing_health.py       diagnostics of the choice
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import dispatch
-from kernels.selection.selection import Selection, transpose
+from kernels.layout.selection import Selection, transpose
 from kernels.shapes import BLOCKS
 
 NEVER = torch.iinfo(torch.int64).min

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.layout.selection import Selection
 from kernels.selection.routing import eligible_range
-from kernels.selection.selection import Selection
 
 SCORES_AT_ONCE = 1 << 26
 

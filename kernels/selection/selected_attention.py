@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from kernels import dispatch, selfcheck
 from kernels.backends import reference
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
-from kernels.selection.selection import Selection
+from kernels.layout.selection import Selection
 from kernels.shapes import check_tensors, computes, require
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kernels.attention import add_sinks
 from kernels.patterns import Pattern
+from kernels.softmax import add_sinks
 from model.attention.base import Attended, Cached, Inputs, Rotation, View
 from model.attention.families import attend_class
 from model.config import ModelConfig

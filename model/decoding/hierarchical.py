@@ -7,7 +7,7 @@ list that grows by one summary a span.
 import torch
 from torch import Tensor
 
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Hierarchical
 from model.attention import Inputs
 from model.attention.hierarchical import HierarchicalAttend
@@ -44,7 +44,9 @@ class HierarchicalCache:
         (own, reads, where), of_summaries = looked
         tokens, k, v = self.stores[0], inputs.k_BKTD, inputs.v_BKTD
         past, fresh = self.summaries.make(inputs, family.pool, of_summaries)
-        found = attend_to_all(inputs.q_BHTD, Part(k, v, own), [*tokens.read(reads, k), *past], fresh, family.backend)
+        found = attend_to_all(
+            inputs.q_BHTD, CachedKeys(k, v, own), [*tokens.read(reads, k), *past], fresh, family.backend
+        )
         tokens.write(k, v, where)
         self.summaries.write(fresh, of_summaries)
         return found

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Pattern
 from model.attention import Attend, Inputs
 from model.decoding.slots import Slots
@@ -35,7 +35,7 @@ class PlainCache:
     def attend(self, inputs: Inputs, family: Attend) -> tuple[Tensor, Tensor]:
         own, reads, where = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         (store,), k, v = self.stores, inputs.k_BKTD, inputs.v_BKTD
-        found = attend_to_all(inputs.q_BHTD, Part(k, v, own), store.read(reads, k), [], family.backend)
+        found = attend_to_all(inputs.q_BHTD, CachedKeys(k, v, own), store.read(reads, k), [], family.backend)
         store.write(k, v, where)
         return found
 

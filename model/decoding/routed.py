@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import Selection, attention, block_means, merge
 from kernels.decoding.decode_attention import decode_attention
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Routed
 from kernels.patterns.hierarchical import Summaries
 from kernels.selection.routing import choose, eligible_range
@@ -81,25 +81,27 @@ class RoutedCache:
         window, picked = self.parts_of_one(inputs, family, looked)
         return attend_to_parts(inputs.q_BHTD, [*window, *picked], family.backend)
 
-    def parts_of_one(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> tuple[list[Part], list[Part]]:
+    def parts_of_one(
+        self, inputs: Inputs, family: RoutedAttend, looked: Looked
+    ) -> tuple[list[CachedKeys], list[CachedKeys]]:
         """Of one token a sequence: the keys of the window, and of the picked blocks, where they lie; the token's are
         kept."""
         k, v = inputs.k_BKTD, inputs.v_BKTD
         self.tokens.write(k, v, looked.where)
         self._keep_router_keys(family.router_keys(inputs), looked)
         chosen, block = self._choose(inputs, family, looked), self.bookkeeping.pattern.block
-        window = [*(part for _, part in self.tokens.read(looked.reads, k)), Part(k, v, looked.own)]
+        window = [*(part for _, part in self.tokens.read(looked.reads, k)), CachedKeys(k, v, looked.own)]
         if not looked.most:
             return window, []
         kept = self.tokens.read_picks(Picks(chosen, block))
         entries = chosen.shape[3] * block
         seen = self.step.once(entries, lambda: torch.ones(1, 1, 1, entries, dtype=torch.bool, device=k.device))
-        return window, [Part(*kept, seen, chosen[:, :, 0], page=block)]
+        return window, [CachedKeys(*kept, seen, chosen[:, :, 0], page=block)]
 
     def window_and_routed(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> list[Branch]:
         """Attention to the window, and to the picked blocks; the chunk's keys and values are kept."""
         q, k, v = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
-        window = attend_to_all(q, Part(k, v, looked.own), self.tokens.read(looked.reads, k), [], family.backend)
+        window = attend_to_all(q, CachedKeys(k, v, looked.own), self.tokens.read(looked.reads, k), [], family.backend)
         # A chunk's last queries may pick its first blocks: all blocks are read from the store.
         self.tokens.write(k, v, looked.where)
         self._keep_router_keys(family.router_keys(inputs), looked)
@@ -147,7 +149,7 @@ def attend_to_picks(q: Tensor, store: Store, picks: Picks) -> Branch:
     k, v = store.gather(picks)
     mask = (picks.blocks.transpose(1, 2) >= 0).repeat_interleave(picks.size, 3)[:, :, :, None]
     rows = q.transpose(1, 2).reshape(batch * queries, heads, 1, head_dim)
-    out, lse = decode_attention(rows, [Part(*(x.flatten(0, 1) for x in (k, v, mask)))], backend="direct")
+    out, lse = decode_attention(rows, [CachedKeys(*(x.flatten(0, 1) for x in (k, v, mask)))], backend="direct")
     return (
         out.view(batch, queries, heads, head_dim).transpose(1, 2),
         lse.view(batch, queries, heads).transpose(1, 2),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import Axis, BlockLayout, attention, build_layout, merge
 from kernels.decoding.decode_attention import decode_attention
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from model.decoding.slots import QUERIES_AT_ONCE, Read, Slots
 from model.rope import RotaryEmbedding
 
@@ -72,7 +72,7 @@ class Step:
         return [Read(0, self.chunk, slots.longest, self._layout(slots, keys))]
 
     def own(self, slots: Slots) -> BlockLayout | Tensor:
-        """How the chunk's tokens see one another: a layout, or where there are few a mask as in Part."""
+        """How the chunk's tokens see one another: a layout, or where there are few a mask as in CachedKeys."""
         return slots.visible(self.position, self.position) if self.chunk <= FEW else self._layout(slots)
 
     @property
@@ -114,7 +114,7 @@ class FixedStep(Step):
 
 
 def attend_to_all(
-    q: Tensor, own: Part, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+    q: Tensor, own: CachedKeys, past: Sequence[tuple[Read, CachedKeys]], fresh: Sequence[CachedKeys], backend: str
 ) -> tuple[Tensor, Tensor]:
     """One softmax over the chunk (`own`, whose mask may be a layout), what the store gives of the `past`, and `fresh`
     keys that the chunk has brought beside its tokens: (out, lse) as kernels.attention. Layouts are for all queries."""
@@ -124,7 +124,7 @@ def attend_to_all(
 
 
 def attend_to_past(
-    q: Tensor, past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+    q: Tensor, past: Sequence[tuple[Read, CachedKeys]], fresh: Sequence[CachedKeys], backend: str
 ) -> tuple[Tensor, Tensor]:
     """As `attend_to_all`, of keys that stand for no token of the chunk alone; 0 and -inf where there are none."""
     if q.shape[2] <= FEW:
@@ -132,7 +132,7 @@ def attend_to_past(
     return _attend_in_groups(q, [], past, fresh, backend)
 
 
-def attend_to_parts(q: Tensor, parts: Sequence[Part], backend: str) -> tuple[Tensor, Tensor]:
+def attend_to_parts(q: Tensor, parts: Sequence[CachedKeys], backend: str) -> tuple[Tensor, Tensor]:
     """One softmax of FEW queries over all `parts`; 0 and -inf where there is none."""
     assert q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
     return decode_attention(q, parts, backend=DECODING.get(backend, "auto")) if parts else nothing_seen(q)
@@ -145,7 +145,11 @@ def nothing_seen(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend_in_groups(
-    q: Tensor, tiled: list[Part], past: Sequence[tuple[Read, Part]], fresh: Sequence[Part], backend: str
+    q: Tensor,
+    tiled: list[CachedKeys],
+    past: Sequence[tuple[Read, CachedKeys]],
+    fresh: Sequence[CachedKeys],
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Many queries: those parts whose masks are layouts by the kernels of training, others group by group."""
     tiled += [part for _, part in past if isinstance(part.mask, BlockLayout)]

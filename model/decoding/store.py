@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import BlockLayout
 from kernels.backends.direct import take_pages
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from model.decoding.slots import Read, Slots
 
 GROWTH, PAGE = 1.25, 256
@@ -48,7 +48,7 @@ class Store:
         """Slots that the last step read, of the sequence that read most, summed over groups of queries."""
         return sum(_slots_read(read, self._k.shape[1]) for read in self._reads)
 
-    def read(self, reads: Sequence[Read], like: Tensor) -> list[tuple[Read, Part]]:
+    def read(self, reads: Sequence[Read], like: Tensor) -> list[tuple[Read, CachedKeys]]:
         """The keys and values of each read; `like`: keys of the step."""
         self._reads = list(reads)
         if reads:
@@ -59,7 +59,7 @@ class Store:
             k, v = self._k, self._v
             if isinstance(read.mask, BlockLayout):
                 k, v = k[:, :, : read.slots], v[:, :, : read.slots]
-            found.append((read, Part(k, v, read.mask, slots, read.count)))
+            found.append((read, CachedKeys(k, v, read.mask, slots, read.count)))
         return found
 
     def read_keys(self, slots: int) -> Tensor:

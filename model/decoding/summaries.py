@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.span_pooling import pool_spans
 from model.attention import Inputs
@@ -119,13 +119,15 @@ class SummaryStores:
         self.stores = [Store(slots) for slots in bookkeeping.levels]
         self._pending = [Pending() for _ in bookkeeping.levels]
 
-    def make(self, inputs: Inputs, pool: SummaryPool, looked: list) -> tuple[list[tuple[Read, Part]], list[Part]]:
+    def make(
+        self, inputs: Inputs, pool: SummaryPool, looked: list
+    ) -> tuple[list[tuple[Read, CachedKeys]], list[CachedKeys]]:
         """(what the chunk reads of earlier summaries, the summaries that it fills): to `write` when both are used."""
         reads, v = zip(self.stores, looked, strict=True), inputs.v_BKTD
         past = [part for store, (read, *_) in reads for part in store.read(read, v)]
         return past, self._summarize(inputs, pool, [new for _, new, _ in looked])
 
-    def write(self, fresh: list[Part], looked: list) -> None:
+    def write(self, fresh: list[CachedKeys], looked: list) -> None:
         """Keeps the new summaries. What was read is a view, so that it must not be needed any more."""
         for store, part, (*_, where) in zip(self.stores, fresh, looked, strict=False):
             store.write(part.k, part.v, where)
@@ -134,7 +136,7 @@ class SummaryStores:
         """All that it remembers."""
         return [tensor for part in (*self.stores, *self._pending) for tensor in part.tensors()]
 
-    def _summarize(self, inputs: Inputs, summary_pool: SummaryPool, filled: list[NewSummaries]) -> list[Part]:
+    def _summarize(self, inputs: Inputs, summary_pool: SummaryPool, filled: list[NewSummaries]) -> list[CachedKeys]:
         """The new summaries of the levels that have any (the finest), as SummaryPool.forward makes them."""
         dtype, parts = inputs.v_BKTD.dtype, []
         pieces = inputs.unrotated_k_BTKD, inputs.v_BKTD.transpose(1, 2)
@@ -144,5 +146,5 @@ class SummaryStores:
                 break
             pieces = pool_spans(*taken, summary_pool.scores(index, taken[0]))
             keys = rotate(pieces[0], level.cos, level.sin)
-            parts.append(Part(keys.to(dtype).transpose(1, 2), pieces[1].to(dtype).transpose(1, 2), level.mask))
+            parts.append(CachedKeys(keys.to(dtype).transpose(1, 2), pieces[1].to(dtype).transpose(1, 2), level.mask))
         return parts

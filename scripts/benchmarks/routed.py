@@ -189,7 +189,7 @@ class _Measurement:
         """Times of scoring with top-k, and of the transpose."""
         from kernels import block_means
         from kernels.backends.triton.selection.top_k import choose
-        from kernels.selection.selection import transpose
+        from kernels.layout.selection import transpose
 
         chosen, first = self.selection.chosen, self.selection.first_key
         router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)

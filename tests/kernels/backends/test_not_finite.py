@@ -5,7 +5,7 @@ import torch
 
 from kernels import Axis, Selection, attention, block_mass, block_means, build_layout, first_keys, merge, select
 from kernels.backends import direct
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Window
 from kernels.summaries.span_pooling import pool
 from tests.kernels.oracle import PATTERNS, Case, brute_force_mask, packing
@@ -158,11 +158,11 @@ def test_decoding_reads_hidden_keys_for_nothing():
     q, k, v, _ = inputs(length=30)
     mask = torch.rand(1, 1, 30, 30, generator=torch.Generator().manual_seed(0)) < 0.5
     mask[..., 7] = torch.arange(30) % 2 == 0
-    plain = direct.attend(q, [Part(k, v, mask)], 0.4)
+    plain = direct.attend(q, [CachedKeys(k, v, mask)], 0.4)
     for which in range(2):
         keys = [k.clone(), v.clone()]
         keys[which][:, :, 7] = torch.nan
-        out, lse = direct.attend(q, [Part(*keys, mask)], 0.4)
+        out, lse = direct.attend(q, [CachedKeys(*keys, mask)], 0.4)
         torch.testing.assert_close(out[:, :, 1::2], plain[0][:, :, 1::2])
         torch.testing.assert_close(lse[:, :, 1::2], plain[1][:, :, 1::2])
         assert out[:, :, ::2].isnan().all()

@@ -9,7 +9,7 @@ import torch
 
 from kernels.backends import direct
 from kernels.decoding.decode_attention import decode_attention
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from tests.kernels.oracle import RELATIVE_ERROR, dense_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,8 +35,8 @@ def plain_case(dtype: torch.dtype, queries: int = 3, size: float = 3.0):
     return q.to(dtype), k.to(dtype), v.to(dtype), mask
 
 
-def pieces(k, v, mask) -> list[Part]:
-    return [Part(k[:, :, s], v[:, :, s], mask[..., s]) for s in (slice(0, 7), slice(7, 8), slice(8, 50))]
+def pieces(k, v, mask) -> list[CachedKeys]:
+    return [CachedKeys(k[:, :, s], v[:, :, s], mask[..., s]) for s in (slice(0, 7), slice(7, 8), slice(8, 50))]
 
 
 @pytest.mark.parametrize("dtype", RELATIVE_ERROR, ids=str)
@@ -57,9 +57,9 @@ def test_plain_pytorch_equals_the_oracle_over_all_parts(dtype):
 def test_groups_of_queries_and_masks_of_one_row_change_nothing(monkeypatch):
     q, k, v, mask = plain_case(torch.float64, queries=11)
     same = torch.rand(2, 1, 1, 50, generator=generator(1)) < 0.5
-    whole = direct.attend(q, [*pieces(k, v, mask), Part(v, k, same)], 0.4)
+    whole = direct.attend(q, [*pieces(k, v, mask), CachedKeys(v, k, same)], 0.4)
     monkeypatch.setattr("kernels.backends.direct.SCORES_AT_ONCE", 2 * 4 * 100 * 2)
-    cut = direct.attend(q, [*pieces(k, v, mask), Part(v, k, same)], 0.4)
+    cut = direct.attend(q, [*pieces(k, v, mask), CachedKeys(v, k, same)], 0.4)
     for got, wanted in zip(cut, whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-13, atol=0)
 
@@ -111,13 +111,13 @@ def make(name: str, dtype: torch.dtype, ragged: bool = True):
         read.scatter_add_(2, listed.clamp(min=0), seen.any(2).long())
         read = read.view(batch, KV_HEADS, group, SLOTS).any(2)
         k, v = (x.masked_fill(~read[..., None], torch.nan) for x in (k, v))
-        parts.append(Part(k, v, mask, slots, count, page))
+        parts.append(CachedKeys(k, v, mask, slots, count, page))
     truth = tuple(torch.cat(each, dim) for each, dim in ((keys, 2), (values, 2), (masks, 3)))
     return q, parts, truth
 
 
-def moved(parts: list[Part], device: str = DEVICE) -> list[Part]:
-    return [Part(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in part)) for part in parts]
+def moved(parts: list[CachedKeys], device: str = DEVICE) -> list[CachedKeys]:
+    return [CachedKeys(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in part)) for part in parts]
 
 
 def check(name: str, dtype: torch.dtype, sinks: bool, config=None, scale: float | None = None) -> None:
@@ -185,7 +185,7 @@ def test_a_query_that_sees_nothing_gets_zero(backend):
     pytest.importorskip("triton")
     q, k, v, mask = (t.to(DEVICE) for t in plain_case(torch.float32))
     q, k, v = (torch.nn.functional.pad(t, (0, 24)) for t in (q, k, v))
-    out, lse = decode_attention(q, [Part(k, v, mask), Part(k, v, mask[..., :1] & False)], backend=backend)
+    out, lse = decode_attention(q, [CachedKeys(k, v, mask), CachedKeys(k, v, mask[..., :1] & False)], backend=backend)
     assert (out[:, :, -1] == 0).all() and (lse[:, :, -1] == -torch.inf).all() and lse[:, :, 0].isfinite().all()
 
 
@@ -194,7 +194,7 @@ def test_any_strides():
     q, parts, (k, v, mask) = make("pages_a_kv_head", torch.float32)
     mix = lambda x: x.transpose(1, 2).contiguous().transpose(1, 2)  # noqa: E731
     turned = [
-        Part(part.k.mT.contiguous().mT, mix(part.v), mix(part.mask), part.slots, part.count, part.page)
+        CachedKeys(part.k.mT.contiguous().mT, mix(part.v), mix(part.mask), part.slots, part.count, part.page)
         for part in parts
     ]
     out, _ = decode_attention(mix(q).to(DEVICE), moved(turned), backend="triton")
@@ -206,19 +206,22 @@ def test_what_does_not_fit_is_refused_in_one_line():
     q, k, v, mask = plain_case(torch.float32)
     for parts, message in [
         ([], "no parts"),
-        ([Part(k, v[:, :1], mask)], r"k \(2, 2, 50, 8\) and v \(2, 1, 50, 8\)"),
-        ([Part(k.half(), v.half(), mask)], "q, k, v are torch.float32, torch.float16, torch.float16: one dtype"),
-        ([Part(k, v, mask.int())], r"mask torch.int32 .*: must be booleans \[2 or 1, one of \(1, 2, 4\), 3 or 1, ent"),
-        ([Part(k[:, :, :9], v[:, :, :9], mask)], "a mask of 50 entries: must be k's slots, 9"),
+        ([CachedKeys(k, v[:, :1], mask)], r"k \(2, 2, 50, 8\) and v \(2, 1, 50, 8\)"),
+        ([CachedKeys(k.half(), v.half(), mask)], "q, k, v are torch.float32, torch.float16, torch.float16: one dtype"),
         (
-            [Part(k, v, mask, torch.zeros(2, 1, 3), None, 16)],
+            [CachedKeys(k, v, mask.int())],
+            r"mask torch.int32 .*: must be booleans \[2 or 1, one of \(1, 2, 4\), 3 or 1, ent",
+        ),
+        ([CachedKeys(k[:, :, :9], v[:, :, :9], mask)], "a mask of 50 entries: must be k's slots, 9"),
+        (
+            [CachedKeys(k, v, mask, torch.zeros(2, 1, 3), None, 16)],
             r"slots \(2, 1, 3\): must be .* 50 entries / the page, 16",
         ),
-        ([Part(k[:1], v[:1], mask)], r"k \(1, 2, 50, 8\): must be \[2, a divisor of 4, slots, 8\]"),
+        ([CachedKeys(k[:1], v[:1], mask)], r"k \(1, 2, 50, 8\): must be \[2, a divisor of 4, slots, 8\]"),
     ]:
         with pytest.raises(ValueError, match=message):
             decode_attention(q, parts)
-    part = [Part(k, v, mask)]
+    part = [CachedKeys(k, v, mask)]
     with pytest.raises(ValueError, match="backend='flash': must be one of auto, direct, triton"):
         decode_attention(q, part, backend="flash")
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: head_dim 8: must be one of 32"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from kernels.backends.triton import common
 from kernels.backends.triton.common import LOG2_E, all_finite, masked_dot, positive_scale
 from kernels.backends.triton.decode.combine import combine
-from kernels.decoding.part import MAX_QUERIES, Part
+from kernels.layout.cached_keys import MAX_QUERIES, CachedKeys
 
 MOST_ROWS = 64
 """Rows (a query head and a query each) of one program."""
@@ -64,7 +64,7 @@ def unsupported(device: str, dtype: torch.dtype, head_dim: int, queries: int) ->
 
 
 def forward(
-    q: Tensor, parts: Sequence[Part], scale: float, sink_logits: Tensor | None, config: DecodeConfig | None = None
+    q: Tensor, parts: Sequence[CachedKeys], scale: float, sink_logits: Tensor | None, config: DecodeConfig | None = None
 ) -> tuple[Tensor, Tensor]:
     """(out, lse), see kernels.decode_attention. `config` is for benchmarks and tests."""
     q, scale = positive_scale(q if q.stride(-1) == 1 else q.contiguous(), scale)
@@ -133,7 +133,7 @@ class _Shares:
     splits: int
 
     @staticmethod
-    def of(part: Part, q: Tensor, config: DecodeConfig, processors: int) -> "_Shares":
+    def of(part: CachedKeys, q: Tensor, config: DecodeConfig, processors: int) -> "_Shares":
         batch, heads, queries, _ = q.shape
         lines = max(part.k.shape[1], part.mask.shape[1], 1 if part.slots is None else part.slots.shape[1])
         rows = heads // lines * queries

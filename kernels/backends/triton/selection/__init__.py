@@ -18,7 +18,7 @@ from kernels.backends.triton.common import addressable, positive_scale
 from kernels.backends.triton.dense.backward import prepare
 from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs
 from kernels.backends.triton.selection.work_items import make_plan
-from kernels.selection.selection import Selection
+from kernels.layout.selection import Selection
 
 
 def unsupported(device: str, dtype: torch.dtype, head_dim: int, group: int, block: int) -> str | None:

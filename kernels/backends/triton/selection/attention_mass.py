@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.selection.launch_settings import choose
 from kernels.backends.triton.selection.work_items import SELECTED_ITEM, SelectedPlan
-from kernels.selection.selection import Selection
+from kernels.layout.selection import Selection
 
 
 def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: SelectedPlan, scale: float) -> Tensor:

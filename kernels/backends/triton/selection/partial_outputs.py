@@ -15,7 +15,7 @@ from kernels.backends.triton.selection.work_items import (
     make_plan,
     rows_of_partials,
 )
-from kernels.selection.selection import Selection
+from kernels.layout.selection import Selection
 
 
 def forward(

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.selection.selection import Selection
+from kernels.layout.selection import Selection
 
 PARTIAL_OUTPUTS, LEAST_PARTIAL_BYTES = 1, 2 << 30
 """Memory for the partial results of one piece of queries (one output a query head and slot): at most so many times the

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from kernels import Axis, Selection, build_layout, first_keys, select
 from kernels.backends.triton import decode
-from kernels.decoding.part import Part
+from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Window
 from tests.kernels.backends.test_not_finite import inputs, poison, run
 from tests.kernels.oracle import packing
@@ -52,11 +52,11 @@ def test_decoding_several_queries():
     q = q[:, :, :4]
     mask = torch.ones(1, 1, 4, 40, dtype=torch.bool, device=DEVICE)
     mask[:, :, ::2, 7] = False
-    plain = decode.forward(q, [Part(k, v, mask)], 0.4, None)
+    plain = decode.forward(q, [CachedKeys(k, v, mask)], 0.4, None)
     for which in range(2):
         keys = [k.clone(), v.clone()]
         keys[which][:, :, 7] = torch.nan
-        out, lse = decode.forward(q, [Part(*keys, mask)], 0.4, None)
+        out, lse = decode.forward(q, [CachedKeys(*keys, mask)], 0.4, None)
         torch.testing.assert_close(out[:, :, ::2], plain[0][:, :, ::2])
         torch.testing.assert_close(lse[:, :, ::2], plain[1][:, :, ::2])
         assert out[:, :, 1::2].isnan().all() and lse[:, :, 1::2].isnan().all() == (which == 0)

@@ -8,7 +8,7 @@ MAX_QUERIES = 16
 """Queries that Triton's kernel serves at most: every program reads its keys for all of them."""
 
 
-class Part(NamedTuple):
+class CachedKeys(NamedTuple):
     """Keys in one pair of tensors, and which of them each query sees.
 
     A *line* is what shares a list of keys: all heads (1 line), the query heads of a KV head (kv_heads), or a query head
@@ -27,6 +27,6 @@ class Part(NamedTuple):
     """Integers `[batch]`: entries from here on are not looked at, as if hidden; None: all are."""
     page: int = 1
 
-    def of(self, queries: slice) -> "Part":
+    def of(self, queries: slice) -> "CachedKeys":
         """For some of the queries."""
         return self if self.mask.shape[2] == 1 else self._replace(mask=self.mask[:, :, queries])
