@@ -109,6 +109,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             data.tokenizer.save(Path(file.name))
     with folder.logging_to_file() if first_rank else contextlib.nullcontext():
         log.info("run folder: %s", folder.path)
+        if first_rank and config["resume"]:
+            folder.replace_config(config)
         if warning:
             log.warning(warning)
         log.info(

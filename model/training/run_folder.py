@@ -63,7 +63,7 @@ class RunFolder:
         if "=" in str(folder.path):
             raise RunFolderError(f"run folder {str(folder.path)!r}: a path with '=' cannot be given to Hydra")
         if folder.config_file.exists():
-            raise RunFolderError(f"{folder.path} already holds a run; continue it with resume={folder.path}")
+            raise RunFolderError(f"{folder.path} already holds a run; continue it with: {resume_command(folder.path)}")
         make_folder(folder.checkpoints)
         write_atomically(folder.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         return folder
@@ -109,6 +109,17 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any]:
         return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+
+    def replace_config(self, config: dict[str, Any]) -> None:
+        """Writes a resumed run's config to config.yaml, without `resume`; the log names each setting that changes."""
+        before = self.read_config()
+        after = config | {"resume": None} | {key: before[key] for key in ("trust",) if key in before}
+        old, new = _flat(before), _flat(after)
+        changed = [key for key in old | new if old.get(key) != new.get(key)]
+        if changed:
+            for key in changed:
+                log.info("%s: %s becomes %s", key, old.get(key), new.get(key))
+            write_atomically(self.config_file, yaml.safe_dump(after, sort_keys=False, allow_unicode=True))
 
     def read_summary(self) -> dict[str, Any]:
         return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.exists() else {}
@@ -245,6 +256,14 @@ def check_writable(folder: Path, output: str | None) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Atomic; numbers that JSON does not know (NaN, infinity) become null."""
     write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _finite(value: Any) -> Any:

@@ -3,11 +3,14 @@
 import errno
 import os
 import shutil
+import signal
 
 import pytest
 
 from configs.build import ConfigError
-from model.training.checkpoints import CheckpointError
+from configs.checks import check_evaluate, check_generate
+from model.training.checkpoints import CheckpointError, Checkpoints
+from model.training.run_folder import RunFolder
 from scripts import console
 from scripts.console import with_later_keys
 from tests.commands import compose, resolved
@@ -87,6 +90,36 @@ def test_a_run_resumes_from_its_best_checkpoint(tmp_path):
         summary = train(resolved(f"resume={means_best}"))
         assert (summary["state"], summary["step"]) == ("finished", 3)
     assert not (tmp_path / "run/best").exists()
+
+
+def test_an_extended_run_that_is_stopped_keeps_its_new_end(tmp_path, monkeypatch):
+    """The printed command has no max_steps: the run's own is what the resume before set."""
+    books = write_books(tmp_path / "books")
+    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={tmp_path / 'cache'}", "name=run")
+    short = ("trainer.max_steps=1", "evaluation=chunked", "evaluation.baselines=false", f"outputs={tmp_path}")
+    train(resolved(*settings, *short))
+    (folder,) = (tmp_path / "run").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_start", lambda *_: signal.raise_signal(signal.SIGTERM))
+        stopped = train(resolved(f"resume={folder}", "trainer.max_steps=4"))
+    assert (stopped["state"], stopped["step"]) == ("interrupted", 2)
+    config = RunFolder.open(folder).read_config()
+    assert (config["trainer"]["max_steps"], config["resume"]) == (4, None)
+    assert "trainer.max_steps: 1 becomes 4" in (folder / "train.log").read_text()
+    finished = train(resolved(f"resume={folder}"))
+    assert (finished["state"], finished["step"]) == ("finished", 4)
+
+
+@pytest.mark.parametrize("key", ["resume", "init_from"])
+def test_a_run_that_is_named_by_an_empty_text_is_refused(key):
+    with pytest.raises(ConfigError, match=f"^{key}=[^\n]*: must be [^\n]*$"):
+        resolved(f"{key}=")
+
+
+@pytest.mark.parametrize(("command", "check"), [("evaluate", check_evaluate), ("generate", check_generate)])
+def test_a_checkpoint_that_is_named_by_an_empty_text_is_refused(command, check):
+    with pytest.raises(ConfigError, match=r"^checkpoint=[^\n]*: must be [^\n]*$"):
+        check(compose("checkpoint=", config_name=command))
 
 
 def test_a_resumed_run_keeps_its_accumulation(tmp_path):

@@ -39,7 +39,7 @@ def test_names_that_cannot_be_folders(tmp_path, name):
 
 def test_a_run_is_not_overwritten(tmp_path):
     RunFolder.create(tmp_path / "run", {})
-    with pytest.raises(RunFolderError, match="already holds a run; continue it with resume="):
+    with pytest.raises(RunFolderError, match=r"already holds a run; continue it with: python train.py .*resume="):
         RunFolder.create(tmp_path / "run", {})
 
 
