@@ -6,7 +6,7 @@ from kernels.layout.axis import Axis
 from kernels.layout.block_layout import BlockLayout
 from kernels.layout.builder import build_layout
 from kernels.layout.selection import Selection
-from kernels.selection.routing import block_means, first_keys, select
+from kernels.selection.routing import block_means, document_starts, select
 from kernels.selection.selected_attention import block_mass
 from kernels.softmax import merge
 
@@ -18,7 +18,7 @@ __all__ = [
     "block_mass",
     "block_means",
     "build_layout",
-    "first_keys",
+    "document_starts",
     "merge",
     "patterns",
     "select",

@@ -22,7 +22,7 @@ from kernels.layout.builder import build_layout
 from kernels.layout.cached_keys import CachedKeys
 from kernels.layout.selection import Selection
 from kernels.patterns import Window
-from kernels.selection.routing import first_keys, select
+from kernels.selection.routing import document_starts, select
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest relative error (norm of the difference over norm of the truth) that rounding explains."""
@@ -151,7 +151,7 @@ def selection_errors(
 ) -> dict[str, float]:
     """Relative errors on packed documents of ragged length, of which each query chooses two blocks at most."""
     length, generator = 6 * block - 5, torch.Generator().manual_seed(0)
-    first = first_keys((torch.arange(length) >= 3 * block // 2).int()[None])
+    first = document_starts((torch.arange(length) >= 3 * block // 2).int()[None])
     draw = lambda n: torch.randn(1, 2, n, 8, generator=generator)  # noqa: E731
     settings = dict(top_k=2, window=block // 2, block=block, backend="blocked")
     selection = select(draw(length), draw(length // block), first, **settings)

@@ -3,7 +3,7 @@
     python scripts/save_selection.py outputs/routed/2026-01-31_12-00-00_000000 --output outputs/selection.pt
 
 The file holds `chosen` int32 [layers, selectors, tokens, slots], one layer a sequence of the benchmark's batch,
-`first_key` int32 [layers, tokens] and `block`; read with torch.load(weights_only=True).
+`document_start` int32 [layers, tokens] and `block`; read with torch.load(weights_only=True).
 """
 
 import sys
@@ -69,7 +69,7 @@ def save(arguments: argparse.Namespace) -> None:
     document = document[None, : arguments.tokens].to(device)
     views = model.build_layouts(document, arguments.tokens)
     view = next(v for v, attend in zip(views, model.attends, strict=True) if attend is routed[0])
-    position = torch.arange(arguments.tokens, device=device)[None] - view.first_key
+    position = torch.arange(arguments.tokens, device=device)[None] - view.document_start
 
     chosen: list[torch.Tensor] = []
     for attend in routed:
@@ -78,9 +78,10 @@ def save(arguments: argparse.Namespace) -> None:
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         model(tokens, position, views)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    first_key = view.first_key.int().cpu().expand(len(chosen), -1).contiguous()
+    document_start = view.document_start.int().cpu().expand(len(chosen), -1).contiguous()
     torch.save(
-        {"chosen": torch.cat(chosen), "first_key": first_key, "block": routed[0].pattern.block}, arguments.output
+        {"chosen": torch.cat(chosen), "document_start": document_start, "block": routed[0].pattern.block},
+        arguments.output,
     )
     print(f"{len(chosen)} layers, {arguments.tokens:,} tokens: written to {arguments.output}")
     rows = sharing(torch.cat(chosen))

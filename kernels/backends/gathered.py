@@ -138,8 +138,8 @@ class _Lists:
         lines = s.batch * s.selectors
         offsets, entries = s.offsets.view(lines, -1), s.entries.view(lines, -1)
         counts = offsets.diff()
-        first_key = F.pad(s.first_key[:, None].expand(-1, s.selectors, -1).reshape(-1), (0, 1))
-        documents = bool((s.first_key > 0).any())
+        document_start = F.pad(s.document_start[:, None].expand(-1, s.selectors, -1).reshape(-1), (0, 1))
+        documents = bool((s.document_start > 0).any())
         index = torch.arange(s.block, device=s.device)
         at_once = GATHERED_AT_ONCE["cuda" if self.query.is_cuda else "cpu"]
         at_once //= self.group * (s.block + self.query.shape[-1])
@@ -158,7 +158,7 @@ class _Lists:
                 row = (entry // s.slots).flatten()
                 hidden = None
                 if documents:
-                    hidden = (index < (first_key[row[::width]] - block * s.block)[:, None])[..., None]
+                    hidden = (index < (document_start[row[::width]] - block * s.block)[:, None])[..., None]
                 at_kv = line // (s.selectors // self.kv_heads) * self.blocks + block
                 yield _Piece(at_kv, line * self.blocks + block, entry, row, hidden)
                 done += width

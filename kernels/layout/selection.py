@@ -19,7 +19,7 @@ class Selection:
     keys: int
     chosen: Tensor
     """int32 `[batch, selectors, queries, slots]`: key blocks by rising index; then -1 where there are fewer."""
-    first_key: Tensor
+    document_start: Tensor
     """int32 `[batch, queries]`: the first key that a query may see, its document's first token.
 
     Queries that choose the same block have the same first key, if it is within the block or behind: kernels ask one
@@ -54,7 +54,7 @@ class Selection:
 
     def tensors(self) -> list[Tensor]:
         """The selection as the flat list that the operators take."""
-        return [self.chosen, self.first_key, self.offsets, self.entries]
+        return [self.chosen, self.document_start, self.offsets, self.entries]
 
     @staticmethod
     def from_tensors(tensors: Sequence[Tensor], keys: int, block: int) -> "Selection":
@@ -62,15 +62,15 @@ class Selection:
         return Selection(block, keys, *tensors)
 
     @staticmethod
-    def from_chosen(chosen: Tensor, keys: int, block: int, first_key: Tensor | None = None) -> "Selection":
-        """A selection from `chosen` alone (as above; int32), with its transpose; `first_key=None`: one document."""
-        if first_key is None:
-            first_key = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.int32, device=chosen.device)
-        return Selection(block, keys, chosen, first_key.contiguous(), *transpose(chosen, -(-keys // block)))
+    def from_chosen(chosen: Tensor, keys: int, block: int, document_start: Tensor | None = None) -> "Selection":
+        """A selection from `chosen`, with its transpose. `document_start=None`: each sequence is one document."""
+        if document_start is None:
+            document_start = torch.zeros(chosen.shape[0], chosen.shape[2], dtype=torch.int32, device=chosen.device)
+        return Selection(block, keys, chosen, document_start.contiguous(), *transpose(chosen, -(-keys // block)))
 
     def pairs(self) -> Tensor:
         """int64 `[batch, selectors]`: visible (query, key) pairs."""
-        start = torch.maximum(self.chosen * self.block, self.first_key[:, None, :, None])
+        start = torch.maximum(self.chosen * self.block, self.document_start[:, None, :, None])
         return torch.where(self.chosen >= 0, (self.chosen + 1) * self.block - start, 0).sum((2, 3))
 
     def dense_mask(self) -> Tensor:
@@ -79,7 +79,7 @@ class Selection:
         seen = torch.zeros(*self.chosen.shape[:3], blocks + 1, dtype=torch.bool, device=self.device)
         seen.scatter_(3, torch.where(self.chosen < 0, blocks, self.chosen).long(), True)
         mask = seen[..., :blocks].repeat_interleave(self.block, 3)[..., : self.keys]
-        return mask & (torch.arange(self.keys, device=self.device) >= self.first_key[:, None, :, None])
+        return mask & (torch.arange(self.keys, device=self.device) >= self.document_start[:, None, :, None])
 
 
 def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:

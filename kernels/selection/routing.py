@@ -1,7 +1,7 @@
 """Routing: scores of past key blocks -> causal top-k -> Selection, each query's own list of key blocks.
 
-    summaries = block_means(router_keys, first_key, block)                  one router key a block
-    selection = select(router_queries, summaries, first_key, ...)           the blocks with the highest scores
+    summaries = block_means(router_keys, document_start, block)                  one router key a block
+    selection = select(router_queries, summaries, document_start, ...)           the blocks with the highest scores
     out, lse = attention(q, k, v, selection, return_lse=True)               attention to the chosen blocks alone
 
 Blocks are counted in the packed sequence. Query t attends by other means to its local window, the keys from
@@ -27,7 +27,7 @@ _LAST_INDEX = (1 << 31) - 1
 _SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
-def first_keys(documents: Tensor) -> Tensor:
+def document_starts(documents: Tensor) -> Tensor:
     """int32 `[batch, length]`: the sequence index of the first token of each token's document.
 
     documents: integer `[batch, length]`; a document is a run of equal numbers.
@@ -38,7 +38,7 @@ def first_keys(documents: Tensor) -> Tensor:
     return torch.where(begins, index, 0).cummax(-1).values.int()
 
 
-def block_means(keys: Tensor, first_key: Tensor | None, block: int) -> Tensor:
+def block_means(keys: Tensor, document_start: Tensor | None, block: int) -> Tensor:
     """One router key a whole block: the mean of the block's keys that belong to its last token's document (None: all
     are of one).
 
@@ -48,10 +48,10 @@ def block_means(keys: Tensor, first_key: Tensor | None, block: int) -> Tensor:
     batch, selectors, length, dim = keys.shape
     blocks = length // block
     cut = keys[:, :, : blocks * block].reshape(batch, selectors, blocks, block, dim)
-    if first_key is None:
+    if document_start is None:
         return (cut.to(torch.float64 if keys.dtype == torch.float64 else torch.float32) * (1 / block)).sum(3)
     index = torch.arange(blocks * block, device=keys.device).view(blocks, block)
-    ours = index >= first_key[:, block - 1 : blocks * block : block, None]  # [batch, blocks, block]
+    ours = index >= document_start[:, block - 1 : blocks * block : block, None]  # [batch, blocks, block]
     weight = ours.to(torch.float64 if keys.dtype == torch.float64 else torch.float32)
     weight = weight / weight.sum(-1, keepdim=True)
     # A NaN of another document times a weight of 0 would be NaN.
@@ -59,21 +59,23 @@ def block_means(keys: Tensor, first_key: Tensor | None, block: int) -> Tensor:
     return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
 
 
-def eligible_range(first_key: Tensor, window: int, block: int, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def eligible_range(
+    document_start: Tensor, window: int, block: int, query: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(lowest, limit), int32 `[batch, queries]`: a query may choose the key blocks lowest <= j < limit.
 
-    query: the queries' own indices, int32 like `first_key`; None: 0, 1, ...
+    query: the queries' own indices, int32 like `document_start`; None: 0, 1, ...
     """
     if query is None:
-        query = torch.arange(first_key.shape[1], dtype=torch.int32, device=first_key.device)
-    limit = torch.div(query - (window - 1), block, rounding_mode="floor").expand_as(first_key)
-    return torch.div(first_key, block, rounding_mode="floor"), limit
+        query = torch.arange(document_start.shape[1], dtype=torch.int32, device=document_start.device)
+    limit = torch.div(query - (window - 1), block, rounding_mode="floor").expand_as(document_start)
+    return torch.div(document_start, block, rounding_mode="floor"), limit
 
 
 def select(
     queries: Tensor,
     summaries: Tensor,
-    first_key: Tensor,
+    document_start: Tensor,
     *,
     top_k: int,
     window: int,
@@ -81,14 +83,15 @@ def select(
     first_block: bool = False,
     backend: str = "auto",
 ) -> Selection:
-    """Each query's `top_k` eligible blocks of highest score `query · summary`, and the transpose of the choice.
+    """Chooses for each query the `top_k` eligible blocks of highest score `query · summary`.
 
-    queries `[batch, selectors, length, dim]`, summaries `[batch, selectors, length // block, dim]` (`block_means`),
-    of any floating dtype; first_key int32 `[batch, length]` (`first_keys`). Scores are ranked in float32; of equal ones
-    the lower index wins, so a choice depends on nothing but its own scores, bit by bit. `first_block`: the document's
-    first block is chosen by every query for which it is eligible, besides the top_k (a further slot). Nothing is
-    differentiable: what a router learns from, it computes itself. backend: "auto", "blocked" (any device) or "triton".
-    Raises ValueError for settings, shapes or backends that cannot be.
+    queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, length // block, dim]` (`block_means`),
+    of any floating dtype; document_start int32 `[batch, length]` (`document_starts`). Scores are ranked in float32;
+    ties go to the lower index, so a choice depends on its own scores alone, bit by bit. `first_block`: every query for
+    which its document's first block is eligible attends to that block as well, in a slot besides the top_k. Not
+    differentiable: a router computes its own loss. backend: "auto", "blocked" (any device) or "triton".
+
+    Raises ValueError for settings, shapes and backends that are not accepted.
     """
     for name, value in (("top_k", top_k), ("window", window)):
         if not isinstance(value, int) or value < 1:
@@ -99,23 +102,25 @@ def select(
     if summaries.shape != (batch, selectors, length // block, dim):
         wanted = (batch, selectors, length // block, dim)
         raise ValueError(f"summaries {tuple(summaries.shape)}: must be {wanted} for queries {tuple(queries.shape)}")
-    if first_key.shape != (batch, length):
-        raise ValueError(f"first_key {tuple(first_key.shape)}: must be [{batch}, {length}]")
-    first_key = first_key.contiguous()  # kernels address it; without documents it is one row for the whole batch
+    if document_start.shape != (batch, length):
+        raise ValueError(f"document_start {tuple(document_start.shape)}: must be [{batch}, {length}]")
+    document_start = (
+        document_start.contiguous()
+    )  # kernels address it; without documents it is one row for the whole batch
     slots = top_k + bool(first_block)
     refusal = lambda name: dispatch.triton_refusal("select", name, queries.device.type, queries.dtype)  # noqa: E731
     backend = dispatch.choose("select", backend, queries.is_cuda, refusal)
     tensors = torch.ops.farsight.select(
-        queries.detach(), summaries.detach(), first_key, slots, window, block, bool(first_block), backend
+        queries.detach(), summaries.detach(), document_start, slots, window, block, bool(first_block), backend
     )
-    return Selection.from_tensors([tensors[0], first_key, *tensors[1:]], length, block)
+    return Selection.from_tensors([tensors[0], document_start, *tensors[1:]], length, block)
 
 
 @torch.library.custom_op("farsight::select", mutates_args=())
 def _select(
     queries: Tensor,
     summaries: Tensor,
-    first_key: Tensor,
+    document_start: Tensor,
     slots: int,
     window: int,
     block: int,
@@ -125,12 +130,12 @@ def _select(
     """(chosen, offsets, entries) of a Selection."""
     with torch.autocast(queries.device.type, enabled=False):  # a caller's autocast must not round the scores
         pick = dispatch.module("select", "triton").choose if backend == "triton" else choose_in_pieces
-        chosen = pick(queries, summaries, first_key, slots, window, block, first_block)
+        chosen = pick(queries, summaries, document_start, slots, window, block, first_block)
     return chosen, *transpose(chosen, -(-queries.shape[2] // block))
 
 
 @_select.register_fake
-def _(queries, summaries, first_key, slots, window, block, first_block, backend):
+def _(queries, summaries, document_start, slots, window, block, first_block, backend):
     batch, selectors, length, _ = queries.shape
     new = lambda *shape: queries.new_empty(shape, dtype=torch.int32)  # noqa: E731
     return (
@@ -141,10 +146,10 @@ def _(queries, summaries, first_key, slots, window, block, first_block, backend)
 
 
 def choose_in_pieces(
-    queries: Tensor, summaries: Tensor, first_key: Tensor, slots: int, window: int, block: int, first_block: bool
+    queries: Tensor, summaries: Tensor, document_start: Tensor, slots: int, window: int, block: int, first_block: bool
 ) -> Tensor:
     """`Selection.chosen` in plain PyTorch, of queries that begin at index 0."""
-    return choose(queries, summaries, *eligible_range(first_key, window, block), slots, first_block)
+    return choose(queries, summaries, *eligible_range(document_start, window, block), slots, first_block)
 
 
 def choose(

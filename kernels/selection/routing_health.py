@@ -18,7 +18,7 @@ def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
     age           tokens from a chosen block's last token to the query, on average
     """
     blocks = selection.offsets.shape[2] - 1
-    lowest, limit = eligible_range(selection.first_key, window, selection.block)
+    lowest, limit = eligible_range(selection.document_start, window, selection.block)
     limit = torch.maximum(limit, lowest)  # an empty range
     ends = torch.zeros(selection.batch, blocks + 1, dtype=torch.int32, device=selection.device)
     one = torch.ones_like(lowest)
@@ -67,7 +67,7 @@ def recall(
     parts = []
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         for piece in queries.split(max(1, SCORES_AT_ONCE // (batch * heads * len(key)))):
-            first = selection.first_key[:, piece, None]
+            first = selection.document_start[:, piece, None]
             past = (key <= piece[:, None]) & (key >= first)  # [batch, sampled, keys]
             start = torch.div(piece - (window - 1), selection.block, rounding_mode="floor") * selection.block
             chosen = selection.chosen[:, :, piece]  # [batch, selectors, sampled, slots]

@@ -31,9 +31,9 @@ class Indexer(nn.Module):
         self.q_proj = nn.Linear(config.width, self.selectors * pattern.indexer_dim, bias=False)
         self.k_proj = nn.Linear(config.width, pattern.indexer_dim, bias=False)
 
-    def forward(self, x_BTW: Tensor, first_key: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BTW: Tensor, document_start: Tensor) -> tuple[Tensor, Tensor]:
         """(queries `[batch, selectors, length, dim]`, summaries `[batch, selectors, blocks, dim]`)."""
-        summaries = block_means(self.keys(x_BTW), first_key, self.pattern.block)
+        summaries = block_means(self.keys(x_BTW), document_start, self.pattern.block)
         return self.queries(x_BTW), summaries.expand(-1, self.selectors, -1, -1)
 
     def queries(self, x_BTW: Tensor) -> Tensor:
@@ -65,17 +65,17 @@ def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:
 
 
 def dense_target(
-    q: Tensor, k: Tensor, first_key: Tensor, selectors: int, blocks: int, pattern: Routed, scale: float
+    q: Tensor, k: Tensor, document_start: Tensor, selectors: int, blocks: int, pattern: Routed, scale: float
 ) -> Target:
     """Every eligible block and its share of dense causal attention: T^2 work, a piece at a time."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k = q.detach(), k.detach().to(dtype)
-    lowest, limit = eligible_range(first_key, pattern.window, pattern.block)
+    lowest, limit = eligible_range(document_start, pattern.window, pattern.block)
     key, index = torch.arange(k.shape[2], device=k.device), torch.arange(blocks, device=k.device)
 
     def target(piece: slice) -> tuple[Tensor, Tensor]:
         query = torch.arange(k.shape[2], device=k.device)[piece, None]
-        past = (key <= query) & (key >= first_key[:, piece, None])
+        past = (key <= query) & (key >= document_start[:, piece, None])
         scores = q[:, :, piece].to(dtype).unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT * scale
         weights = scores.masked_fill(~past[:, None, None], -torch.inf).softmax(-1)
         by_block = weights[..., : blocks * pattern.block].unflatten(-1, (blocks, pattern.block)).sum(-1)

@@ -29,16 +29,16 @@ class RoutedView:
 
     pattern: Routed
     window: BlockLayout
-    first_key: Tensor
+    document_start: Tensor
     """int32 `[batch, length]`: the sequence index of each token's document's first token."""
 
     @property
     def batch(self) -> int:
-        return self.first_key.shape[0]
+        return self.document_start.shape[0]
 
     @property
     def queries(self) -> int:
-        return self.first_key.shape[1]
+        return self.document_start.shape[1]
 
     @property
     def overflow(self) -> Tensor | None:
@@ -67,15 +67,15 @@ class RoutedView:
 
     def token_masks(self) -> list[tuple[Tensor, float]]:
         """For pictures, of the first sequence: the window, and lighter what may be chosen."""
-        lowest, limit = eligible_range(self.first_key[:1], self.pattern.window, self.pattern.block)
+        lowest, limit = eligible_range(self.document_start[:1], self.pattern.window, self.pattern.block)
         block = torch.arange(self.queries, device=lowest.device) // self.pattern.block
         may_be_chosen = (block >= lowest[0, :, None]) & (block < limit[0, :, None])
-        same_document = torch.arange(self.queries, device=lowest.device) >= self.first_key[0, :, None]
+        same_document = torch.arange(self.queries, device=lowest.device) >= self.document_start[0, :, None]
         return [(self.window.dense_mask()[0, 0], 1.0), (may_be_chosen & same_document, 0.25)]
 
     def _eligible(self) -> Tensor:
         """int64 `[batch, length]`: blocks that a query may choose from."""
-        lowest, limit = eligible_range(self.first_key, self.pattern.window, self.pattern.block)
+        lowest, limit = eligible_range(self.document_start, self.pattern.window, self.pattern.block)
         return (limit - lowest).clamp(min=0).long()
 
     def _chosen_pairs(self) -> int:
@@ -117,12 +117,12 @@ class RoutedAttend(Attend):
     def choose(self, inputs: Inputs, view: RoutedView) -> Routing:
         """The selection, and the router's queries and summaries that it was made by."""
         pattern = self.pattern
-        first_key = view.first_key.expand(len(inputs.q_BHTD), -1)
-        queries, summaries = self.route(inputs, first_key)
+        document_start = view.document_start.expand(len(inputs.q_BHTD), -1)
+        queries, summaries = self.route(inputs, document_start)
         selection = select(
             queries,
             summaries,
-            first_key,
+            document_start,
             top_k=min(pattern.top_k, max(1, summaries.shape[2])),  # more slots than blocks would be memory for nothing
             window=pattern.window,
             block=pattern.block,
@@ -131,12 +131,12 @@ class RoutedAttend(Attend):
         )
         return selection, queries, summaries
 
-    def route(self, inputs: Inputs, first_key: Tensor) -> tuple[Tensor, Tensor]:
+    def route(self, inputs: Inputs, document_start: Tensor) -> tuple[Tensor, Tensor]:
         """The router's queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, blocks, dim]`."""
         if self.indexer is not None:
-            return self.indexer(inputs.x_BTW, first_key)
+            return self.indexer(inputs.x_BTW, document_start)
         with torch.no_grad():
-            summaries = block_means(self.router_keys(inputs), first_key, self.pattern.block)
+            summaries = block_means(self.router_keys(inputs), document_start, self.pattern.block)
             return self.router_queries(inputs), summaries.repeat_interleave(self.selectors // summaries.shape[1], 1)
 
     def router_queries(self, inputs: Inputs) -> Tensor:
@@ -169,7 +169,7 @@ class RoutedAttend(Attend):
             return unused(self.indexer)
         if self.step < self.pattern.indexer_warmup:
             scale = q.shape[-1] ** -0.5
-            target = dense_target(q, k, selection.first_key, self.selectors, blocks, self.pattern, scale)
+            target = dense_target(q, k, selection.document_start, self.selectors, blocks, self.pattern, scale)
             size = k.shape[2] * (q.shape[1] // self.selectors)
         else:
             target = chosen_target(selection, block_mass(q, k, lse, selection, backend=self.backend), blocks)

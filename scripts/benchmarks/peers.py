@@ -18,7 +18,7 @@ def fla(selection: Any, heads: int) -> Callable:
 
     if heads // selection.selectors < 16:
         raise Unavailable(f"groups of 16 or more query heads, not {heads // selection.selectors}")
-    if selection.first_key.any():
+    if selection.document_start.any():
         raise Unavailable("one document a sequence: it hides no tokens of a block in which a document begins")
     query = torch.arange(selection.queries, device="cuda")
     chosen = selection.chosen.transpose(1, 2).contiguous().long()
@@ -46,7 +46,7 @@ def flex(selection: Any, heads: int) -> Callable:
     blocks = selection.keys // block
     if batch * selectors * queries * blocks > 1 << 32:
         raise Unavailable("its table of chosen (query, block) pairs would take more than 4 GiB")
-    group, tiles, first_key = heads // selectors, queries // 128, selection.first_key
+    group, tiles, document_start = heads // selectors, queries // 128, selection.document_start
     seen = torch.zeros(batch, selectors, queries, blocks + 1, dtype=torch.bool, device="cuda")
     seen.scatter_(3, torch.where(selection.chosen < 0, blocks, selection.chosen).long(), True)
     seen = seen[..., :blocks].contiguous()
@@ -56,7 +56,7 @@ def flex(selection: Any, heads: int) -> Callable:
         tile.sum(-1, dtype=torch.int32).repeat_interleave(group, 1),
         lists,
         BLOCK_SIZE=128,
-        mask_mod=lambda b, h, q, k: seen[b, h // group, q, k // block] & (k >= first_key[b, q]),
+        mask_mod=lambda b, h, q, k: seen[b, h // group, q, k // block] & (k >= document_start[b, q]),
     )
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)

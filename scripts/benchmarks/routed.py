@@ -191,7 +191,7 @@ class _Measurement:
         from kernels.backends.triton.selection.top_k import choose
         from kernels.layout.selection import transpose
 
-        chosen, first = self.selection.chosen, self.selection.first_key
+        chosen, first = self.selection.chosen, self.selection.document_start
         router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)
         summaries = block_means(self.k.detach(), first, self.block)
         steps = {
@@ -225,7 +225,7 @@ class _Measurement:
             chosen = self.selection.chosen[-1, last, queries].long()
             keys = (chosen[..., None] * self.block + token).flatten(1)
             seen = (chosen >= 0).repeat_interleave(self.block, 1)
-            seen &= keys >= self.selection.first_key[-1, queries, None]
+            seen &= keys >= self.selection.document_start[-1, queries, None]
             keys = keys.clamp(min=0)
             scores = torch.einsum("hqd,qkd->hqk", q[heads, queries].double(), k[keys].double()) * self.scale
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)

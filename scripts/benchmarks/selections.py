@@ -49,11 +49,11 @@ def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
     saved = torch.load(file, weights_only=True)
     if saved["block"] != block:
         raise SystemExit(f"error: --selection {file} has block {saved['block']}: must be --block, {block}")
-    chosen, first_key = saved["chosen"].cuda(), saved["first_key"].cuda()
+    chosen, document_start = saved["chosen"].cuda(), saved["document_start"].cuda()
     if chosen.shape[2] < length:
         raise SystemExit(f"error: --selection {file} has {chosen.shape[2]} queries: must have {length} or more")
     layers = torch.linspace(0, len(chosen) - 1, min(batch, len(chosen))).round().long().to(chosen.device)
-    chosen, first_key = chosen[layers], first_key[layers]
+    chosen, document_start = chosen[layers], document_start[layers]
     repeat = lambda x, n, dim: x.repeat_interleave(-(-n // x.shape[dim]), dim).narrow(dim, 0, n)  # noqa: E731
     chosen = repeat(repeat(chosen, batch, 0), selectors, 1)[:, :, :length].contiguous()
-    return Selection.from_chosen(chosen, length, block, repeat(first_key, batch, 0)[:, :length].contiguous())
+    return Selection.from_chosen(chosen, length, block, repeat(document_start, batch, 0)[:, :length].contiguous())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels import first_keys
+from kernels import document_starts
 
 
 def window_start(query: int, window: int, block: int) -> int:
@@ -40,7 +40,7 @@ def naive_choice(
     batch, selectors, length, _ = queries.shape
     scores = (queries @ summaries.mT).float()
     chosen = torch.full((batch, selectors, length, top_k + first_block), -1, dtype=torch.int32)
-    first = first_keys(documents) // block
+    first = document_starts(documents) // block
     for b in range(batch):
         ids = documents[b].tolist()
         for t in range(length):

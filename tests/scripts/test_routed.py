@@ -35,8 +35,10 @@ def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
     run(*command, "--sharing", str(shared), PYTHONPATH=".")
     assert [0.5 <= row["2 queries"] <= 1 for row in json.loads(shared.read_text())["rows"]] == [True, True]
     saved = torch.load(file, weights_only=True)
-    assert saved["chosen"].shape == (2, 2, 512, 2) and saved["first_key"].shape == (2, 512) and saved["block"] == 32
-    selection = Selection.from_chosen(saved["chosen"], 512, 32, saved["first_key"])
+    assert (
+        saved["chosen"].shape == (2, 2, 512, 2) and saved["document_start"].shape == (2, 512) and saved["block"] == 32
+    )
+    selection = Selection.from_chosen(saved["chosen"], 512, 32, saved["document_start"])
     assert (selection.chosen >= 0).any() and int(selection.pairs().sum()) > 0
     query = torch.arange(512)[:, None]
     assert ((selection.chosen + 1) * 32 <= query - 31 + 32).all(), "whole blocks before the window"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import Axis, Selection, attention, block_mass, block_means, build_layout, first_keys, merge, select
+from kernels import Axis, Selection, attention, block_mass, block_means, build_layout, document_starts, merge, select
 from kernels.backends import direct
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Window
@@ -126,7 +126,7 @@ def test_one_channel_of_a_value_is_one_channel_of_the_output(backend):
 def test_chosen_blocks(selectors, backend):
     documents = packing([40, 100])  # the second document begins within a block that its queries choose
     chosen = random_choice(documents, 1, 4, window=9, block=16).expand(-1, selectors, -1, -1).contiguous()
-    selection = Selection.from_chosen(chosen, 140, 16, first_keys(documents))
+    selection = Selection.from_chosen(chosen, 140, 16, document_starts(documents))
     mask, tensors = naive_mask(chosen, documents, 16)[:, :1], inputs(length=140)
     assert_contained(tensors, mask, selection, backend, torch.nan, place=100)
     plain = run(tensors, selection, backend)
@@ -144,7 +144,7 @@ def test_a_gradient_stays_among_chosen_keys():
     documents = packing([40, 60])
     chosen = random_choice(documents, 2, 4, window=9, block=16)
     chosen[:, :, 90] = torch.tensor([2, 3, -1, -1])  # in block 2 its document begins at key 40
-    selection, tensors = Selection.from_chosen(chosen, 100, 16, first_keys(documents)), inputs(length=100)
+    selection, tensors = Selection.from_chosen(chosen, 100, 16, document_starts(documents)), inputs(length=100)
     plain = run(tensors, selection)
     _, _, _, *grads = run(poison(tensors, 3, 90, torch.nan), selection)
     for grad, expected in zip(grads, plain[3:], strict=True):
@@ -184,20 +184,20 @@ def test_merge_takes_nothing_of_an_empty_part():
 def test_a_block_mean_takes_its_own_document_alone():
     documents = packing([20, 28])
     keys = torch.randn(1, 1, 48, 4, dtype=torch.float64)
-    expected = block_means(keys, first_keys(documents), 16)
+    expected = block_means(keys, document_starts(documents), 16)
     keys[:, :, 17] = torch.nan
-    torch.testing.assert_close(block_means(keys, first_keys(documents), 16), expected)
+    torch.testing.assert_close(block_means(keys, document_starts(documents), 16), expected)
 
 
 def test_scores_that_a_query_may_not_choose_by_change_no_choice():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(1, 2, 128, 8, generator=generator)
     summaries = torch.randn(1, 2, 8, 8, generator=generator)
-    first_key = torch.zeros(1, 128, dtype=torch.int32)
+    document_start = torch.zeros(1, 128, dtype=torch.int32)
     settings = dict(top_k=2, window=9, block=16)
-    plain = select(queries, summaries, first_key, **settings).chosen
+    plain = select(queries, summaries, document_start, **settings).chosen
     summaries[:, :, 4] = torch.nan  # eligible from query 88 on
-    chosen = select(queries, summaries, first_key, **settings).chosen
+    chosen = select(queries, summaries, document_start, **settings).chosen
     assert torch.equal(chosen[:, :, :88], plain[:, :, :88]) and (chosen[:, :, 88:] == 4).any(-1).all()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import Selection, block_means, first_keys, select
+from kernels import Selection, block_means, document_starts, select
 from kernels.selection.routing import choose_in_pieces, eligible_range, ranked
 from kernels.selection.routing_health import union_of_neighbours
 from tests.kernels.oracle import packing
@@ -29,7 +29,7 @@ def router(documents, selectors=2, dim=8, seed=0, integers=False):
 @every_packing
 @pytest.mark.parametrize(("window", "block"), [(1, 16), (16, 16), (23, 16), (40, 32), (200, 16)])
 def test_window_and_eligible_blocks_are_a_partition_of_the_past(documents, window, block):
-    first = first_keys(documents)
+    first = document_starts(documents)
     lowest, limit = eligible_range(first, window, block)
     for b in range(len(documents)):
         for t in range(documents.shape[1]):
@@ -47,7 +47,7 @@ def test_window_and_eligible_blocks_are_a_partition_of_the_past(documents, windo
 def test_block_means_and_their_gradient(documents, block):
     _, keys = router(documents)
     keys.requires_grad_()
-    means = block_means(keys, first_keys(documents), block)
+    means = block_means(keys, document_starts(documents), block)
     torch.testing.assert_close(means, naive_summaries(keys, documents, block), rtol=0, atol=1e-14)
     weight = torch.randn(means.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ours = torch.autograd.grad((means * weight).sum(), keys)[0]
@@ -61,7 +61,7 @@ def test_block_means_and_their_gradient(documents, block):
 @pytest.mark.parametrize("integers", [False, True], ids=["random", "many_ties"])
 def test_choice_is_the_naive_one(documents, first_block, top_k, window, integers):
     queries, keys = router(documents, integers=integers)
-    first = first_keys(documents)
+    first = document_starts(documents)
     summaries = block_means(keys, first, 16)
     chosen = select(
         queries, summaries, first, top_k=top_k, window=window, block=16, first_block=first_block, backend="blocked"
@@ -72,7 +72,7 @@ def test_choice_is_the_naive_one(documents, first_block, top_k, window, integers
 def test_pieces_choose_as_a_whole(monkeypatch):
     documents = DOCUMENTS["packed"]
     queries, keys = router(documents, integers=True)
-    first = first_keys(documents)
+    first = document_starts(documents)
     arguments = (queries, block_means(keys, first, 16), first, 3, 20, 16, False)
     whole = choose_in_pieces(*arguments)
     monkeypatch.setitem(choose_in_pieces.__globals__["_SCORES_AT_ONCE"], "cpu", 7 * 9 * 4)
@@ -84,7 +84,7 @@ def test_equal_scores_go_to_the_lower_block():
     zeros = torch.zeros(1, 1, 96, 4)
     signed = torch.where(torch.arange(6) % 2 == 0, 0.0, -0.0)[None, None, :, None].expand(1, 1, 6, 4)
     for summaries in (zeros[:, :, :6], signed):
-        chosen = select(zeros + 1, summaries, first_keys(documents), top_k=2, window=1, block=16).chosen
+        chosen = select(zeros + 1, summaries, document_starts(documents), top_k=2, window=1, block=16).chosen
         assert chosen[0, 0, 95].tolist() == [0, 1]
 
 
@@ -99,7 +99,7 @@ def test_ranks_order_as_scores_do():
 @every_packing
 def test_transpose_lists_every_choice_once(documents):
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
     selection = select(queries, block_means(keys, first, 16), first, top_k=3, window=17, block=16)
     for b in range(selection.batch):
         for s in range(selection.selectors):
@@ -114,7 +114,7 @@ def test_transpose_lists_every_choice_once(documents):
 @every_packing
 def test_mask_and_pairs(documents):
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
     selection = select(queries, block_means(keys, first, 16), first, top_k=2, window=17, block=16)
     mask = naive_mask(selection.chosen, documents, 16)
     assert torch.equal(selection.dense_mask(), mask)
@@ -125,7 +125,7 @@ def test_mask_and_pairs(documents):
 @pytest.mark.parametrize("t", [37, 74, 99])
 def test_later_tokens_and_other_documents_change_no_choice(documents, t):
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
 
     def chosen(queries, keys):
         summaries = block_means(keys, first, 16)
@@ -143,7 +143,7 @@ def test_later_tokens_and_other_documents_change_no_choice(documents, t):
 def test_control_an_earlier_token_does_change_a_choice():
     documents = packing([150])
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
     chosen = lambda keys: select(queries, block_means(keys, first, 16), first, top_k=2, window=9, block=16).chosen  # noqa: E731
     loud = keys.clone()
     loud[:, :, 40] += 100 * queries[:, :, 140]
@@ -153,7 +153,7 @@ def test_control_an_earlier_token_does_change_a_choice():
 def test_settings_that_cannot_be_are_named():
     documents = packing([40])
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
     summaries = block_means(keys, first, 16)
     good = dict(top_k=2, window=8, block=16)
     for change, message in (
@@ -172,7 +172,7 @@ def test_settings_that_cannot_be_are_named():
 def test_operator_passes_opcheck():
     documents = DOCUMENTS["packed"]
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
     arguments = (queries, block_means(keys, first, 16), first, 3, 20, 16, True, "blocked")
     torch.library.opcheck(torch.ops.farsight.select.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -180,7 +180,7 @@ def test_operator_passes_opcheck():
 def test_a_choice_alone_makes_a_selection():
     documents = DOCUMENTS["packed"]
     queries, keys = router(documents)
-    first = first_keys(documents)
+    first = document_starts(documents)
     made = select(queries, block_means(keys, first, 16), first, top_k=2, window=9, block=16)
     again = Selection.from_chosen(made.chosen, 150, 16, first)
     assert all(torch.equal(a, b) for a, b in zip(made.tensors(), again.tensors(), strict=True))

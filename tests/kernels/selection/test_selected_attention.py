@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import Selection, attention, block_mass, first_keys, merge
+from kernels import Selection, attention, block_mass, document_starts, merge
 from kernels.backends import gathered
 from kernels.selection.selected_attention import _backward, _forward
 from tests.kernels.oracle import Case, assert_same, dense_attention, packing
@@ -20,7 +20,7 @@ DOCUMENTS = {
 
 def selection_of(documents, selectors, slots=3, window=9, block=16, seed=0):
     chosen = random_choice(documents, selectors, slots, window, block, seed)
-    return Selection.from_chosen(chosen, documents.shape[1], block, first_keys(documents))
+    return Selection.from_chosen(chosen, documents.shape[1], block, document_starts(documents))
 
 
 def oracle(documents, selection):
@@ -84,7 +84,7 @@ def test_two_selections_merge_to_one_softmax():
     both = selection_of(documents, 2, slots=4)
     halves = []
     for part in (slice(0, 2), slice(2, 4)):
-        halves.append(Selection.from_chosen(both.chosen[..., part].contiguous(), 100, 16, both.first_key))
+        halves.append(Selection.from_chosen(both.chosen[..., part].contiguous(), 100, 16, both.document_start))
 
     def merged(q, k, v, _):
         return merge([attention(q, k, v, half, return_lse=True) for half in halves])

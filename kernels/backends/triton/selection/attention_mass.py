@@ -27,7 +27,7 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: Se
             lse.contiguous(),
             plan.items[piece],
             selection.entries,
-            selection.first_key,
+            selection.document_start,
             mass,
             *q.stride()[:3],
             *k.stride()[:3],
@@ -60,7 +60,7 @@ def _block_mass(
     lse,
     items,
     entries,
-    first_key,
+    document_start,
     mass,
     q_batch,
     q_head,
@@ -116,7 +116,7 @@ def _block_mass(
         address = query.to(tl.int64) * q_step + head.to(tl.int64) * q_head
         qb = tl.load(q_base + address[:, None] + column[None, :], live[:, None] & (column < HEAD_DIM)[None, :], 0.0)
         s = tl.dot(qb, kb.T, input_precision=PRECISION) * log2_scale
-        first = tl.load(first_key + batch * queries + query, live, 0)
+        first = tl.load(document_start + batch * queries + query, live, 0)
         s = tl.where((key[None, :] >= first[:, None]) & live[:, None], s, float("-inf"))
         total = tl.load(lse + (batch * heads + first_head + head) * queries + query, live, 0.0) * 1.4426950408889634
         total = tl.where(total == float("-inf"), 0.0, total)

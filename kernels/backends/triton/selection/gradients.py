@@ -94,7 +94,7 @@ def partials_of_piece(
         rows_of,
         plan.items[index],
         selection.entries,
-        selection.first_key,
+        selection.document_start,
         rows_of_partials(partial_dq, config.rows, columns) if config.bulk else partial_dq,
         places,
         grads,
@@ -156,7 +156,7 @@ def _backward(
     rows_of,
     items,
     entries,
-    first_key,
+    document_start,
     partial_dq,
     places,
     grads,
@@ -209,7 +209,7 @@ def _backward(
     list_of = entries + line * queries * SLOTS + tl.load(item + 1)
     slot = tl.load(item + 3)
     # Of a block in which a document begins, those who choose it see that document's tokens alone.
-    first = tl.load(first_key + batch * queries + tl.load(list_of) // SLOTS)
+    first = tl.load(document_start + batch * queries + tl.load(list_of) // SLOTS)
 
     column = tl.arange(0, D)
     within = (column < HEAD_DIM)[None, :]

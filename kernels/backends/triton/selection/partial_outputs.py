@@ -71,7 +71,7 @@ def partials_of_piece(
         v,
         plan.items[index],
         selection.entries,
-        selection.first_key,
+        selection.document_start,
         rows_of_partials(partial_out, config.rows, columns) if config.bulk else partial_out,
         partial_lse,
         places,
@@ -107,7 +107,7 @@ def _forward(
     v,
     items,
     entries,
-    first_key,
+    document_start,
     partial_out,
     partial_lse,
     places,
@@ -150,7 +150,7 @@ def _forward(
     line = line.to(tl.int64)
     list_of = entries + line * queries * SLOTS + tl.load(item + 1)
     # Of a block in which a document begins, those who choose it see that document's tokens alone.
-    first = tl.load(first_key + batch * queries + tl.load(list_of) // SLOTS)
+    first = tl.load(document_start + batch * queries + tl.load(list_of) // SLOTS)
 
     column = tl.arange(0, D)
     within = (column < HEAD_DIM)[None, :]

@@ -23,7 +23,7 @@ def unsupported(device: str, dtype: torch.dtype) -> str | None:
 
 
 def choose(
-    queries: Tensor, summaries: Tensor, first_key: Tensor, slots: int, window: int, block: int, first_block: bool
+    queries: Tensor, summaries: Tensor, document_start: Tensor, slots: int, window: int, block: int, first_block: bool
 ) -> Tensor:
     """`Selection.chosen`, see kernels.selection.routing.select. Products in the queries' dtype, sums in float32."""
     batch, selectors, length, dim = queries.shape
@@ -32,7 +32,7 @@ def choose(
     _choose[(triton.cdiv(length, QUERIES), batch * selectors)](
         queries,
         summaries,
-        first_key.contiguous(),
+        document_start.contiguous(),
         chosen,
         *queries.stride()[:3],
         *summaries.stride()[:3],
@@ -58,7 +58,7 @@ def choose(
 def _choose(
     queries,
     summaries,
-    first_key,
+    document_start,
     chosen,
     query_batch,
     query_selector,
@@ -98,7 +98,7 @@ def _choose(
         mask=live[:, None] & (column < DIM)[None, :],
         other=0.0,
     )
-    first = tl.load(first_key + batch * length + query, mask=live, other=0)
+    first = tl.load(document_start + batch * length + query, mask=live, other=0)
     lowest = tl.where(live, first // BLOCK, blocks)
     # Floor, also of negative numbers, which a division rounds towards zero: moved up by whole blocks and back.
     up = (window + BLOCK - 1) // BLOCK

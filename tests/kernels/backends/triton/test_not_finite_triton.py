@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernels import Axis, Selection, build_layout, first_keys, select
+from kernels import Axis, Selection, build_layout, document_starts, select
 from kernels.backends.triton import decode
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Window
@@ -35,7 +35,7 @@ def test_chosen_blocks():
     documents = packing([24, 40])  # the second document begins within a block that its queries choose
     chosen = random_choice(documents, 1, 2, window=9, block=16)
     chosen[:, :, 60] = torch.tensor([1, 2], dtype=torch.int32)
-    selection = Selection.from_chosen(chosen.to(DEVICE), 64, 16, first_keys(documents).to(DEVICE))
+    selection = Selection.from_chosen(chosen.to(DEVICE), 64, 16, document_starts(documents).to(DEVICE))
     tensors = on_device(inputs(1, 1, 64, 32, torch.float32))
     plain = run(tensors, selection, "triton")
     hidden = poison(poison(tensors, 1, 20, torch.nan), 2, 20, torch.nan)
@@ -66,9 +66,9 @@ def test_scores_that_a_query_may_not_choose_by_change_no_choice():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(1, 1, 128, 16, generator=generator).to(DEVICE)
     summaries = torch.randn(1, 1, 8, 16, generator=generator).to(DEVICE)
-    first_key = torch.zeros(1, 128, dtype=torch.int32, device=DEVICE)
+    document_start = torch.zeros(1, 128, dtype=torch.int32, device=DEVICE)
     settings = dict(top_k=2, window=9, block=16, backend="triton")
-    plain = select(queries, summaries, first_key, **settings).chosen
+    plain = select(queries, summaries, document_start, **settings).chosen
     summaries[:, :, 4] = torch.nan  # eligible from query 88 on
-    chosen = select(queries, summaries, first_key, **settings).chosen
+    chosen = select(queries, summaries, document_start, **settings).chosen
     assert torch.equal(chosen[:, :, :88], plain[:, :, :88]) and (chosen[:, :, 88:] == 4).any(-1).all()

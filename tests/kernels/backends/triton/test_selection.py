@@ -8,7 +8,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from kernels import Selection, attention, block_mass, first_keys, select  # noqa: E402
+from kernels import Selection, attention, block_mass, document_starts, select  # noqa: E402
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selection as backend  # noqa: E402
 from kernels.backends.triton.selection import gradients, launch_settings, work_items  # noqa: E402
@@ -24,7 +24,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUD
 
 def selection_of(documents, selectors, slots, block, near=0.5, window=5):
     chosen = random_choice(documents, selectors, slots, window, block, near=near)
-    first = first_keys(documents).to(DEVICE)
+    first = document_starts(documents).to(DEVICE)
     return Selection.from_chosen(chosen.to(DEVICE), documents.shape[1], block, first)
 
 
@@ -101,12 +101,12 @@ def test_any_scale(scale):
 def test_one_row_of_document_starts_serves_a_batch():
     """Without documents a model has one row for all sequences, expanded: kernels address it by sequence."""
     documents = torch.zeros(2, 70, dtype=torch.int64)
-    first = first_keys(documents[:1]).to(DEVICE).expand(2, -1)
+    first = document_starts(documents[:1]).to(DEVICE).expand(2, -1)
     generator = torch.Generator().manual_seed(0)
     router = torch.randn(2, 2, 70, 8, generator=generator).to(DEVICE)
     summaries = torch.randn(2, 2, 4, 8, generator=generator).to(DEVICE)
     selection = select(router, summaries, first, top_k=2, window=5, block=16)
-    assert selection.first_key.is_contiguous()
+    assert selection.document_start.is_contiguous()
     check(selection, documents, tensors(2, 4, 2, 70, 70, 32, torch.float32))
 
 
@@ -115,7 +115,7 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
     documents = packing([50, 30], [80, 0])
     chosen = random_choice(documents, 2, 2, 5, 16)
     inputs = tensors(2, 4, 2, 80, 80, 32, torch.float32)
-    selection = Selection.from_chosen(chosen.to(DEVICE), 80, 16, first_keys(documents).to(DEVICE))
+    selection = Selection.from_chosen(chosen.to(DEVICE), 80, 16, document_starts(documents).to(DEVICE))
     whole = check(selection, documents, inputs)
     monkeypatch.setattr(work_items, "ROWS_AN_ITEM", 8)
     monkeypatch.setattr(gradients, "ROWS_AN_ITEM", 8)
@@ -213,7 +213,7 @@ def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=Non
     q, k, v, grad = draw(heads, head_dim), draw(kv_heads, head_dim), draw(kv_heads, head_dim), draw(heads, head_dim)
     if documents is None:
         documents = torch.zeros(batch, length, dtype=torch.int64)
-    first = first_keys(documents.cuda())
+    first = document_starts(documents.cuda())
     summaries = torch.randn(batch, kv_heads, length // block, 32, generator=generator, device="cuda").bfloat16()
     selection = select(draw(kv_heads, 32), summaries, first, top_k=top_k, window=block, block=block)
     return q, k, v, grad, selection

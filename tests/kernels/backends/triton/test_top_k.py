@@ -5,7 +5,7 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from kernels import block_means, first_keys, select  # noqa: E402
+from kernels import block_means, document_starts, select  # noqa: E402
 from kernels.backends.triton.selection import top_k as triton_select  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
 
@@ -41,7 +41,7 @@ def test_chooses_as_plain_pytorch_does(documents, dim, dtype, settings):
     batch, length = documents.shape
     queries = exact((batch, 2, length, dim)).to(dtype)
     summaries = exact((batch, 2, length // settings["block"], dim), seed=1).to(dtype)
-    ours, truth = both(queries, summaries, first_keys(documents.to(DEVICE)), **settings)
+    ours, truth = both(queries, summaries, document_starts(documents.to(DEVICE)), **settings)
     assert all(torch.equal(a, b) for a, b in zip(ours.tensors(), truth.tensors(), strict=True))
 
 
@@ -68,7 +68,7 @@ def test_on_the_gpu(dtype, dim, block):
     documents = packing([9000, 300, 7084], [16384, 0, 0]).cuda()
     queries = exact((2, 4, 16384, dim)).to(dtype)
     summaries = exact((2, 4, 16384 // block, dim), seed=1).to(dtype)
-    first = first_keys(documents)
+    first = document_starts(documents)
     settings = dict(top_k=15, window=512, block=block, first_block=True)
     ours, truth = both(queries, summaries, first, **settings)
     assert all(torch.equal(a, b) for a, b in zip(ours.tensors(), truth.tensors(), strict=True))
