@@ -14,7 +14,7 @@ from configs.build import build_data, build_model_config, build_plan, build_prot
 from configs.errors import ConfigError, refused
 from configs.validation import validated
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
-from model.attention import attend_class
+from model.attention import core_class
 
 # The commands
 
@@ -74,7 +74,7 @@ def check_attention(config: Mapping[str, Any]) -> None:
     model, plan = config["model"], build_plan(config["attention"])
     for layer in range(model["layers"]):
         try:
-            attend_class(plan.pattern(layer, model["kv_heads"]))
+            core_class(plan.pattern(layer, model["kv_heads"]))
         except ValueError as error:
             raise ConfigError(f"attention.{error}") from None
 

@@ -15,7 +15,7 @@ from kernels import Axis
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
-from model.attention import Attend, Attention, Rotation, View, build_view
+from model.attention import Attention, AttentionCore, Rotation, View, build_view
 from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
@@ -160,7 +160,7 @@ class Transformer(nn.Module):
         return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)
 
     @property
-    def attends(self) -> list[Attend]:
+    def attends(self) -> list[AttentionCore]:
         return [layer.self_attn.attend for layer in self.layers]
 
     def set_step(self, step: int) -> None:
@@ -168,15 +168,15 @@ class Transformer(nn.Module):
         for attend in self.attends:
             attend.step = step
 
-    def watch(self, watching: bool) -> None:
-        """Whether layers look at what is too dear for every step: a router's recall, in validation."""
+    def collect_diagnostics(self, collect: bool) -> None:
+        """Whether layers compute diagnostics too expensive for every step, such as a router's recall in validation."""
         for attend in self.attends:
-            attend.watching = watching
+            attend.collects_diagnostics = collect
 
-    def noted(self) -> dict[str, Tensor]:
-        """What layers have noted in their latest call, averaged over those that did; on the device."""
-        names = dict.fromkeys(name for attend in self.attends for name in attend.noted)
-        found = {name: [a.noted[name] for a in self.attends if name in a.noted] for name in names}
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Returns the mean of each diagnostic over the layers that reported it in their latest call; on the device."""
+        names = dict.fromkeys(name for attend in self.attends for name in attend.diagnostics)
+        found = {name: [a.diagnostics[name] for a in self.attends if name in a.diagnostics] for name in names}
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
     def cost(self, layouts: Sequence[View], batch: int = 1) -> ModelCost:

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 
-from kernels import Axis, BlockLayout
+from kernels import Axis
 from kernels.patterns import Pattern
-from model.attention import View, build_view, cost_of
+from model.attention import View, build_view
 from model.training.storage import make_folder, write_atomically
 
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
@@ -41,7 +41,7 @@ def draw_patterns(
         panel.axis("off")
     for index, (name, pattern) in enumerate(patterns.items()):
         view = build_view(pattern, Axis.tokens(length), block)
-        density = cost_of(view, batch=1, heads=1, head_dim=1).density_pairs
+        density = view.cost(batch=1, heads=1, head_dim=1).density_pairs
         for number, last in enumerate(parts):
             panel = panels[index // columns * len(parts) + number][index % columns]
             panel.axis("on")
@@ -96,8 +96,9 @@ def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def _shades(view: View, cells: int, last: int | None = None) -> np.ndarray:
-    masks = [(view.dense_mask()[0, 0], 1.0)] if isinstance(view, BlockLayout) else view.token_masks()
-    return sum(shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in masks)
+    return sum(
+        shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in view.token_masks()
+    )
 
 
 def _shrink(mask: np.ndarray, cells: int) -> np.ndarray:

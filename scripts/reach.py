@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import Axis, BlockLayout
+from kernels import Axis
 from model import AttentionPlan
 from model.attention import build_view
 
@@ -33,7 +33,7 @@ def layer_mask(plan: AttentionPlan, layer: int, length: int) -> tuple[str, Tenso
     entry = plan.schedule[layer % len(plan.schedule)]
     pattern = plan.pattern(layer, kv_heads=1 if isinstance(entry, str) else len(entry))
     view = build_view(pattern, Axis.tokens(length), plan.block)
-    masks = [view.dense_mask()[0].any(0)] if isinstance(view, BlockLayout) else [m for m, _ in view.token_masks()]
+    masks = [mask for mask, _ in view.token_masks()]
     return entry if isinstance(entry, str) else "+".join(entry), torch.stack(masks).any(0)
 
 

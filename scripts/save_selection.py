@@ -44,14 +44,14 @@ def save(arguments: argparse.Namespace) -> None:
 
     from configs.build import ConfigError
     from configs.trust import trust
-    from model.attention.routed import RoutedAttend
+    from model.attention.routed import RoutedAttention
     from scripts.benchmarks.results import markdown, surroundings
     from scripts.loading import open_run
 
     trust(arguments.trust)
     run = open_run(arguments.checkpoint, "auto", "32-true")
     model, device = run.model, run.model.embed_tokens.weight.device
-    routed = [attend for attend in model.attends if isinstance(attend, RoutedAttend)]
+    routed = [attend for attend in model.attends if isinstance(attend, RoutedAttention)]
     if not routed:
         raise ConfigError(f"checkpoint={arguments.checkpoint}: no layer of it routes; accepted is a run with a router")
 

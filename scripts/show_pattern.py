@@ -38,9 +38,9 @@ def show(config: dict) -> None:
 
     from configs.build import build_plan
     from configs.checks import check_show_pattern
-    from kernels import Axis, BlockLayout
+    from kernels import Axis
     from kernels.layout.cost import causal_pairs
-    from model.attention import build_view, cost_of
+    from model.attention import build_view
     from scripts.pictures import draw_patterns
 
     check_show_pattern(config)
@@ -51,9 +51,9 @@ def show(config: dict) -> None:
     )
     for name, pattern in patterns.items():
         view = build_view(pattern, Axis.tokens(length), block)
-        cost = cost_of(view, batch=1, heads=1, head_dim=1)
+        cost = view.cost(batch=1, heads=1, head_dim=1)
         table.add_row(name, f"{cost.density_pairs:.2%}", f"{cost.density_tiles:.2%}")
-        for part, pairs in [] if isinstance(view, BlockLayout) else view.parts().items():
+        for part, pairs in view.parts().items():
             table.add_row(f"  {part}", f"{pairs / causal_pairs(length, length):.2%}", "")
     console = Console()
     console.print(table)

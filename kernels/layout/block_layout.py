@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.layout.axis import Axis
+from kernels.layout.cost import TRAINING_FLOPS, AttentionCost, causal_pairs
 from kernels.patterns.base import Pattern
 
 FULL = -1
@@ -100,6 +101,28 @@ class BlockLayout:
         """The inverse of `tensors`."""
         rows, columns = TileList(*tensors[:5]), TileList(*tensors[5:10])
         return BlockLayout(queries, keys, block, rows, columns, *tensors[10:], window=window)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the layout's tensors: the metadata that a kernel reads in addition to q, k and v."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
+        """The cost of `attention()` with `batch` sequences and `heads` query heads under this layout."""
+        repeat = (batch // self.batch) * (heads // self.heads)
+        visible = int(self.pairs.sum()) * repeat
+        tiles = int(self.rows.count.sum()) * self.block**2 * repeat
+        flops = TRAINING_FLOPS * head_dim * visible
+        return AttentionCost(visible, tiles, causal_pairs(self.queries, self.keys) * batch * heads, flops)
+
+    def parts(self) -> dict[str, int]:
+        """Visible pairs by kind of key, for layouts whose keys are of several kinds: here none, all are tokens."""
+        return {}
+
+    def token_masks(self) -> list[tuple[Tensor, float]]:
+        """For pictures, of the first sequence: (booleans `[queries, keys]`, shade from 0 to 1). A pair is drawn if any
+        KV head sees it."""
+        return [(self.dense_mask()[0].any(0), 1.0)]
 
     def tile_masks(self) -> Tensor:
         """The mask table as booleans `[tiles, block, block]`."""

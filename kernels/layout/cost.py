@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kernels.layout.block_layout import BlockLayout
 from kernels.patterns.base import DecodeCost, Pattern, keys_of_masks
 
 FORWARD_FLOPS = 4
@@ -41,15 +40,6 @@ class AttentionCost:
         return self.tile_pairs / self.causal_pairs
 
 
-def attention_cost(layout: BlockLayout, batch: int, heads: int, head_dim: int) -> AttentionCost:
-    """The cost of `attention()` with `batch` sequences and `heads` query heads under `layout`."""
-    repeat = (batch // layout.batch) * (heads // layout.heads)
-    visible = int(layout.pairs.sum()) * repeat
-    tiles = int(layout.rows.count.sum()) * layout.block**2 * repeat
-    flops = TRAINING_FLOPS * head_dim * visible
-    return AttentionCost(visible, tiles, causal_pairs(layout.queries, layout.keys) * batch * heads, flops)
-
-
 def decode_cost(pattern: Pattern | Sequence[Pattern], context: int, group: int = 1) -> DecodeCost:
     """Pattern.decode_cost, also of one pattern per KV head, each a mask over the tokens."""
     return (
@@ -61,8 +51,3 @@ def causal_pairs(queries: int, keys: int) -> int:
     """Pairs where the last query sees every key and each earlier one sees one key less."""
     seen_by_first = max(keys - queries + 1, 0)
     return (seen_by_first + keys) * min(queries, keys) // 2 if keys >= queries else keys * (keys + 1) // 2
-
-
-def layout_bytes(layout: BlockLayout) -> int:
-    """Bytes of the layout's tensors: the metadata that a kernel reads beside q, k and v."""
-    return sum(t.numel() * t.element_size() for t in layout.tensors())

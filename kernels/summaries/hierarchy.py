@@ -11,7 +11,7 @@ from kernels.layout.axis import Axis
 from kernels.layout.block_layout import BlockLayout, Source
 from kernels.layout.builder import build_layout
 from kernels.layout.concatenate import concatenate, concatenate_axes, concatenate_keys
-from kernels.layout.cost import AttentionCost, attention_cost, causal_pairs
+from kernels.layout.cost import AttentionCost, causal_pairs
 from kernels.layout.lru_cache import RecentlyUsed
 from kernels.patterns.hierarchical import Hierarchical, Summaries
 
@@ -61,7 +61,7 @@ class Hierarchy:
         Making the summaries is not counted: about as much as one or two pairs a token and KV head.
         """
         causal = causal_pairs(self.queries, self.queries) * batch * heads
-        return dataclasses.replace(attention_cost(self.layout, batch, heads, head_dim), causal_pairs=causal)
+        return dataclasses.replace(self.layout.cost(batch, heads, head_dim), causal_pairs=causal)
 
     def parts(self) -> dict[str, int]:
         """Visible pairs on each level, of one head, over the sequences of the layout."""

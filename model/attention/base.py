@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import Axis, BlockLayout
-from kernels.layout.cost import AttentionCost, DecodeCost, attention_cost, decode_cost
+from kernels.layout.cost import AttentionCost, DecodeCost, decode_cost
 from kernels.patterns import Pattern
 from model.config import ModelConfig
 
@@ -19,7 +19,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class FamilyView(Protocol):
-    """What a layer's attention needs of a batch, where its pattern is more than a mask over the tokens."""
+    """What a layer's attention needs of a batch; BlockLayout is the view of masks over tokens."""
 
     @property
     def batch(self) -> int:
@@ -33,7 +33,7 @@ class FamilyView(Protocol):
         """As BlockLayout.overflow, of all the layouts that it is made of."""
 
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
-        """As kernels.layout.cost.attention_cost, with densities relative to causal attention over the *tokens*."""
+        """As BlockLayout.cost, with densities relative to causal attention over the *tokens*."""
 
     def parts(self) -> dict[str, int]:
         """Visible pairs, of one head, of each kind of keys: "tokens", "summaries of 16", ..."""
@@ -47,8 +47,8 @@ class Cached(Protocol):
     """In a view's place: the keys and values of the tokens before the batch's, which a layer also attends to, and to
     which it adds its own (model/decoding)."""
 
-    def attend(self, inputs: "Inputs", family: "Attend") -> tuple[Tensor, Tensor]:
-        """As Attend.forward, for `family`'s pattern."""
+    def attend(self, inputs: "Inputs", family: "AttentionCore") -> tuple[Tensor, Tensor]:
+        """As AttentionCore.forward, for `family`'s pattern."""
 
 
 View = BlockLayout | FamilyView | Cached
@@ -64,35 +64,35 @@ class Inputs(NamedTuple):
     k_BKTD: Tensor
     v_BKTD: Tensor
     unrotated_k_BTKD: Tensor | None
-    """Keys before the rotation, where `Attend.wants_unrotated_keys`."""
+    """Keys before the rotation, where `AttentionCore.wants_unrotated_keys`."""
     rotation: Rotation
 
 
-class Attended(NamedTuple):
+class AttentionOutput(NamedTuple):
     """What attention gives back; a family without a loss of its own may return (out, lse) alone."""
 
     out_BHTD: Tensor
     lse_BHT: Tensor | None
-    """Of one softmax without sinks; may be None where `Attend.wants_lse` is false."""
+    """Of one softmax without sinks; may be None where `AttentionCore.wants_lse` is false."""
     auxiliary: Tensor | None = None
     """A loss of the family's own to train by (a router's), weighted: nats, summed over queries."""
 
 
-class Attend(nn.Module):
+class AttentionCore(nn.Module):
     """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
 
     wants_unrotated_keys = False
     step = 0
     """Optimizer steps done, where the trainer says so (Transformer.set_step)."""
-    watching = False
-    """Whether to note what is too dear to look at in every training step (Transformer.watch)."""
+    collects_diagnostics = False
+    """Whether to compute the diagnostics that are too expensive for every training step."""
 
     def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
         super().__init__()
         self.pattern, self.backend = pattern, backend
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.wants_lse = config.sink_logits
-        self.noted: dict[str, Tensor] = {}  # of the latest call: scalars on its device, for whoever logs
+        self.diagnostics: dict[str, Tensor] = {}  # scalars of the latest call, on its device
 
     @classmethod
     def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
@@ -101,7 +101,7 @@ class Attend(nn.Module):
 
     def cost(self, view: View, batch: int) -> AttentionCost:
         """The cost of attention of `batch` sequences under `view`."""
-        return cost_of(view, batch, self.heads, self.head_dim)
+        return view.cost(batch, self.heads, self.head_dim)
 
     def decode_cost(self, context: int) -> DecodeCost:
         """Keys that a cache stores of `context` tokens, and that the next query reads."""
@@ -116,7 +116,7 @@ class Attend(nn.Module):
     def compile_around_attention(self) -> None:
         """Compiles what `forward` does besides kernels.attention, where that is worth it."""
 
-    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | Attended:
+    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | AttentionOutput:
         """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and
         perhaps a loss."""
         raise NotImplementedError
@@ -127,10 +127,3 @@ def unused(module: nn.Module) -> Tensor | None:
     them. Data-parallel training waits for the gradient of every parameter."""
     parameters = [parameter.sum() for parameter in module.parameters()]
     return 0 * torch.stack(parameters).sum() if parameters else None
-
-
-def cost_of(view: View, batch: int, heads: int, head_dim: int) -> AttentionCost:
-    """What attention of `batch` sequences and `heads` query heads costs under a view of any family."""
-    if isinstance(view, BlockLayout):
-        return attention_cost(view, batch, heads, head_dim)
-    return view.cost(batch, heads, head_dim)

@@ -4,24 +4,24 @@ from collections.abc import Sequence
 
 from kernels import Axis
 from kernels.patterns import Hierarchical, NativeSparse, Pattern, Routed
-from model.attention.base import Attend, View
-from model.attention.hierarchical import HierarchicalAttend
-from model.attention.native_sparse import NativeSparseAttend
-from model.attention.plain import PlainAttend
-from model.attention.routed import RoutedAttend
+from model.attention.base import AttentionCore, View
+from model.attention.hierarchical import HierarchicalAttention
+from model.attention.native_sparse import NativeSparseAttention
+from model.attention.plain import MaskedAttention
+from model.attention.routed import RoutedAttention
 
-FAMILIES: dict[type[Pattern], type[Attend]] = {
-    Hierarchical: HierarchicalAttend,
-    NativeSparse: NativeSparseAttend,  # before Routed, of which it is one
-    Routed: RoutedAttend,
+FAMILIES: dict[type[Pattern], type[AttentionCore]] = {
+    Hierarchical: HierarchicalAttention,
+    NativeSparse: NativeSparseAttention,  # before Routed, of which it is one
+    Routed: RoutedAttention,
 }
 """Patterns that are more than a mask over the tokens (`is_mask = False`) -> what attends by them."""
 
 
-def attend_class(pattern: Pattern | Sequence[Pattern]) -> type[Attend]:
+def core_class(pattern: Pattern | Sequence[Pattern]) -> type[AttentionCore]:
     """The family of a layer's pattern, or of its one pattern a KV head. ValueError: no family knows the pattern."""
     if not isinstance(pattern, Pattern) or pattern.is_mask:
-        return PlainAttend
+        return MaskedAttention
     for pattern_class, attend in FAMILIES.items():
         if isinstance(pattern, pattern_class):
             return attend
@@ -31,4 +31,4 @@ def attend_class(pattern: Pattern | Sequence[Pattern]) -> type[Attend]:
 
 def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
     """What attention under `pattern` needs of a batch of `tokens`, in tiles of `block`; `fixed` as in build_layout."""
-    return attend_class(pattern).build_view(pattern, tokens, block, fixed)
+    return core_class(pattern).build_view(pattern, tokens, block, fixed)

@@ -3,12 +3,12 @@
 from kernels import Axis, attention
 from kernels.patterns import Hierarchical
 from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
-from model.attention.base import Attend, Attended, Inputs, unused
+from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
 from model.attention.pooling import SummaryPool
 from model.config import ModelConfig
 
 
-class HierarchicalAttend(Attend):
+class HierarchicalAttention(AttentionCore):
     wants_unrotated_keys = True
 
     def __init__(self, pattern: Hierarchical, config: ModelConfig, backend: str) -> None:
@@ -22,9 +22,9 @@ class HierarchicalAttend(Attend):
     def compile_around_attention(self) -> None:
         self.pool.compile(dynamic=False)
 
-    def forward(self, inputs: Inputs, view: Hierarchy) -> Attended:
+    def forward(self, inputs: Inputs, view: Hierarchy) -> AttentionOutput:
         k_BTKD, v_BTKD = inputs.k_BKTD.transpose(1, 2), inputs.v_BKTD.transpose(1, 2)
         given = k_BTKD, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
         keys, values = self.pool.join(view, *given, self.backend)
         out, lse = attention(inputs.q_BHTD, keys, values, view.layout, return_lse=True, backend=self.backend)
-        return Attended(out, lse, unused(self.pool) if self.training and not view.levels[1:] else None)
+        return AttentionOutput(out, lse, unused(self.pool) if self.training and not view.levels[1:] else None)

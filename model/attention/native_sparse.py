@@ -12,9 +12,9 @@ from kernels.layout.cost import AttentionCost
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
-from model.attention.base import Attended, Inputs, unused
+from model.attention.base import AttentionOutput, Inputs, unused
 from model.attention.pooling import SummaryPool
-from model.attention.routed import Part, RoutedAttend, RoutedView
+from model.attention.routed import Part, RoutedAttention, RoutedView
 from model.config import ModelConfig
 
 
@@ -48,7 +48,7 @@ class NativeSparseView(RoutedView):
         return [*super().token_masks(), *((mask, 0.1) for mask, _ in coarse)]
 
 
-class NativeSparseAttend(RoutedAttend):
+class NativeSparseAttention(RoutedAttention):
     wants_unrotated_keys = True
 
     def __init__(self, pattern: NativeSparse, config: ModelConfig, backend: str) -> None:
@@ -66,7 +66,7 @@ class NativeSparseAttend(RoutedAttend):
     def compile_around_attention(self) -> None:
         self.pool.compile(dynamic=False)
 
-    def forward(self, inputs: Inputs, view: NativeSparseView) -> Attended:
+    def forward(self, inputs: Inputs, view: NativeSparseView) -> AttentionOutput:
         window, routed, routing = self.window_and_routed(inputs, view)
         parts = [window, routed]
         if view.summaries is not None:
@@ -82,7 +82,7 @@ class NativeSparseAttend(RoutedAttend):
         if view.summaries is None and self.training:
             losses.append(unused(self.pool))
         losses = [loss for loss in losses if loss is not None]
-        return Attended(out, lse, sum(losses) if losses else None)
+        return AttentionOutput(out, lse, sum(losses) if losses else None)
 
     def combine(self, parts: Sequence[Part], x_BTW: Tensor) -> Part:
         """The branches, window, chosen blocks and (where there are any) summaries, as one."""

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from kernels import Axis, BlockLayout, attention, build_layout
 from kernels.patterns import Pattern
-from model.attention.base import Attend, Inputs
+from model.attention.base import AttentionCore, Inputs
 
 
-class PlainAttend(Attend):
+class MaskedAttention(AttentionCore):
     """The only family that also takes one pattern a KV head."""
 
     @classmethod

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from kernels import Axis, BlockLayout, Selection, attention, block_mass, block_means, build_layout, merge, select
-from kernels.layout.cost import TRAINING_FLOPS, AttentionCost, attention_cost, causal_pairs
+from kernels.layout.cost import TRAINING_FLOPS, AttentionCost, causal_pairs
 from kernels.patterns import Routed
 from kernels.selection.routing import eligible_range
 from kernels.selection.routing_health import block_use, recall, union_of_neighbours
-from model.attention.base import Attend, Attended, Inputs, unused
+from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
 from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
 
@@ -51,7 +51,7 @@ class RoutedView:
         None. The indexer's loss is not counted.
         """
         pattern = self.pattern
-        window = attention_cost(self.window, batch, heads, head_dim)
+        window = self.window.cost(batch, heads, head_dim)
         eligible, repeat = self._eligible(), batch // self.batch
         chosen = self._chosen_pairs() * heads * repeat
         scored = int(eligible.sum()) * (selectors or heads) * repeat
@@ -82,7 +82,7 @@ class RoutedView:
         return int(self._eligible().clamp(max=self.pattern.slots).sum()) * self.pattern.block
 
 
-class RoutedAttend(Attend):
+class RoutedAttention(AttentionCore):
     def __init__(self, pattern: Routed, config: ModelConfig, backend: str) -> None:
         super().__init__(pattern, config, backend)
         self.selectors = config.kv_heads if pattern.share == "group" else config.heads
@@ -101,10 +101,10 @@ class RoutedAttend(Attend):
         size = self.kv_heads * self.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
         return stored + router_bytes * size * cost.router_stored, read + router_bytes * size * cost.router_read
 
-    def forward(self, inputs: Inputs, view: RoutedView) -> Attended:
+    def forward(self, inputs: Inputs, view: RoutedView) -> AttentionOutput:
         window, routed, routing = self.window_and_routed(inputs, view)
         out, lse = merge([window, routed])
-        return Attended(out, lse, self.finish(inputs, lse, *routing))
+        return AttentionOutput(out, lse, self.finish(inputs, lse, *routing))
 
     def window_and_routed(self, inputs: Inputs, view: RoutedView) -> tuple[Part, Part, Routing]:
         """Attention to the window, attention to the chosen blocks, and how they were chosen."""
@@ -154,14 +154,14 @@ class RoutedAttend(Attend):
     def finish(
         self, inputs: Inputs, lse: Tensor, selection: Selection, queries: Tensor, summaries: Tensor
     ) -> Tensor | None:
-        """Notes how the router does; the indexer's loss, weighted, where it trains."""
-        if self.watching:
+        """Records the router's diagnostics. Returns the indexer's weighted loss in training, or None without one."""
+        if self.collects_diagnostics:
             sampled = torch.linspace(0, selection.queries - 1, min(SAMPLED, selection.queries), device=lse.device)
             found = recall(inputs.q_BHTD, inputs.k_BKTD, selection, self.pattern.window, sampled.long())
-            self.noted = {"recall": found.mean(), "union": union_of_neighbours(selection.chosen)}
+            self.diagnostics = {"recall": found.mean(), "union": union_of_neighbours(selection.chosen)}
         if not self.training:
             return None
-        self.noted = block_use(selection, self.pattern.window)
+        self.diagnostics = block_use(selection, self.pattern.window)
         if self.indexer is None or not torch.is_grad_enabled():
             return None
         blocks, (q, k) = summaries.shape[2], (inputs.q_BHTD, inputs.k_BKTD)
@@ -175,5 +175,5 @@ class RoutedAttend(Attend):
             target = chosen_target(selection, block_mass(q, k, lse, selection, backend=self.backend), blocks)
             size = blocks
         loss = indexer_loss(queries, summaries, target, size)
-        self.noted["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
+        self.diagnostics["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
         return loss * self.pattern.indexer_loss

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.attention.hierarchical import HierarchicalAttend
-from model.attention.native_sparse import NativeSparseAttend
-from model.attention.plain import PlainAttend
-from model.attention.routed import RoutedAttend
+from model.attention.hierarchical import HierarchicalAttention
+from model.attention.native_sparse import NativeSparseAttention
+from model.attention.plain import MaskedAttention
+from model.attention.routed import RoutedAttention
 from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
 from model.decoding.native_sparse import NativeSparseBookkeeping, NativeSparseCache
 from model.decoding.plain import PlainBookkeeping, PlainCache
@@ -27,10 +27,10 @@ from model.decoding.step import FEW, Step
 from model.transformer import Transformer
 
 FAMILIES = {
-    PlainAttend: (PlainBookkeeping, PlainCache),
-    HierarchicalAttend: (HierarchicalBookkeeping, HierarchicalCache),
-    RoutedAttend: (RoutedBookkeeping, RoutedCache),
-    NativeSparseAttend: (NativeSparseBookkeeping, NativeSparseCache),
+    MaskedAttention: (PlainBookkeeping, PlainCache),
+    HierarchicalAttention: (HierarchicalBookkeeping, HierarchicalCache),
+    RoutedAttention: (RoutedBookkeeping, RoutedCache),
+    NativeSparseAttention: (NativeSparseBookkeeping, NativeSparseCache),
 }
 """A family of attention -> what its layers share by pattern, and what each layer keeps."""
 
@@ -130,7 +130,7 @@ class Cache:
 
 def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
     """(stored, read) by the token behind `context` others, keys and values of all layers, and routers' keys:
-    Attend.decode_bytes. `number`: bytes of one, the weights' by default (under autocast a cache holds
+    AttentionCore.decode_bytes. `number`: bytes of one, the weights' by default (under autocast a cache holds
     smaller ones)."""
     weight = model.embed_tokens.weight.element_size()
     sizes = weight if number is None else number, max(weight, ROUTER_BYTES)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Hierarchical
 from model.attention import Inputs
-from model.attention.hierarchical import HierarchicalAttend
+from model.attention.hierarchical import HierarchicalAttention
 from model.decoding.plain import PlainBookkeeping
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store
@@ -39,7 +39,7 @@ class HierarchicalCache:
         self.stores = [Store(bookkeeping.tokens.slots), *self.summaries.stores]
         self.step: Step | None = None
 
-    def attend(self, inputs: Inputs, family: HierarchicalAttend) -> tuple[Tensor, Tensor]:
+    def attend(self, inputs: Inputs, family: HierarchicalAttention) -> tuple[Tensor, Tensor]:
         looked = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         (own, reads, where), of_summaries = looked
         tokens, k, v = self.stores[0], inputs.k_BKTD, inputs.v_BKTD

@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
 from model.attention import Inputs
-from model.attention.native_sparse import NativeSparseAttend
+from model.attention.native_sparse import NativeSparseAttention
 from model.decoding.routed import RoutedBookkeeping, RoutedCache
 from model.decoding.step import Step, attend_to_parts, attend_to_past
 from model.decoding.summaries import SummaryBookkeeping, SummaryStores
@@ -32,7 +32,7 @@ class NativeSparseCache(RoutedCache):
         self.summaries = SummaryStores(bookkeeping.summaries)
         self.stores += self.summaries.stores
 
-    def attend(self, inputs: Inputs, family: NativeSparseAttend) -> tuple[Tensor, Tensor]:
+    def attend(self, inputs: Inputs, family: NativeSparseAttention) -> tuple[Tensor, Tensor]:
         looked, of_summaries = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         q, backend = inputs.q_BHTD, family.backend
         past, fresh = self.summaries.make(inputs, family.pool, of_summaries)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Pattern
-from model.attention import Attend, Inputs
+from model.attention import AttentionCore, Inputs
 from model.decoding.slots import Slots
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store
@@ -32,7 +32,7 @@ class PlainCache:
         self.stores = [Store(bookkeeping.slots)]
         self.step: Step | None = None
 
-    def attend(self, inputs: Inputs, family: Attend) -> tuple[Tensor, Tensor]:
+    def attend(self, inputs: Inputs, family: AttentionCore) -> tuple[Tensor, Tensor]:
         own, reads, where = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         (store,), k, v = self.stores, inputs.k_BKTD, inputs.v_BKTD
         found = attend_to_all(inputs.q_BHTD, CachedKeys(k, v, own), store.read(reads, k), [], family.backend)

@@ -17,7 +17,7 @@ from kernels.patterns.hierarchical import Summaries
 from kernels.selection.routing import choose, eligible_range
 from kernels.selection.selected_attention import choose_backend
 from model.attention import Inputs
-from model.attention.routed import RoutedAttend
+from model.attention.routed import RoutedAttention
 from model.decoding.plain import PlainBookkeeping
 from model.decoding.slots import Read, Slots
 from model.decoding.step import FEW, Step, attend_to_all, attend_to_parts, nothing_seen
@@ -74,7 +74,7 @@ class RoutedCache:
         self.step: Step | None = None
         self._pending = Pending()
 
-    def attend(self, inputs: Inputs, family: RoutedAttend) -> Branch:
+    def attend(self, inputs: Inputs, family: RoutedAttention) -> Branch:
         looked = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
         if self.step.chunk > 1:
             return merge(self.window_and_routed(inputs, family, looked))
@@ -82,7 +82,7 @@ class RoutedCache:
         return attend_to_parts(inputs.q_BHTD, [*window, *picked], family.backend)
 
     def parts_of_one(
-        self, inputs: Inputs, family: RoutedAttend, looked: Looked
+        self, inputs: Inputs, family: RoutedAttention, looked: Looked
     ) -> tuple[list[CachedKeys], list[CachedKeys]]:
         """Of one token a sequence: the keys of the window, and of the picked blocks, where they lie; the token's are
         kept."""
@@ -98,7 +98,7 @@ class RoutedCache:
         seen = self.step.once(entries, lambda: torch.ones(1, 1, 1, entries, dtype=torch.bool, device=k.device))
         return window, [CachedKeys(*kept, seen, chosen[:, :, 0], page=block)]
 
-    def window_and_routed(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> list[Branch]:
+    def window_and_routed(self, inputs: Inputs, family: RoutedAttention, looked: Looked) -> list[Branch]:
         """Attention to the window, and to the picked blocks; the chunk's keys and values are kept."""
         q, k, v = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
         window = attend_to_all(q, CachedKeys(k, v, looked.own), self.tokens.read(looked.reads, k), [], family.backend)
@@ -117,7 +117,7 @@ class RoutedCache:
             keys, block = taken[0].flatten(1, 2).transpose(1, 2), self.bookkeeping.pattern.block
             self.router_keys.write(block_means(keys, None, block), None, looked.filled_where)
 
-    def _choose(self, inputs: Inputs, family: RoutedAttend, looked: Looked) -> Tensor:
+    def _choose(self, inputs: Inputs, family: RoutedAttention, looked: Looked) -> Tensor:
         """As Selection.chosen, in no more slots than there are blocks to pick from."""
         pattern, queries = self.bookkeeping.pattern, family.router_queries(inputs)
         if not looked.most:

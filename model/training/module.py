@@ -154,7 +154,7 @@ class LanguageModel(lightning.LightningModule):
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
             **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
-            **{f"train/routing_{name}": value.item() for name, value in self.model.noted().items()},
+            **{f"train/routing_{name}": value.item() for name, value in self.model.diagnostics().items()},
         }
 
     def check_sound(self) -> None:
@@ -216,11 +216,11 @@ class LanguageModel(lightning.LightningModule):
         # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
         self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
         self.validation_noted: dict[str, list[Tensor]] = {}
-        self.model.watch(True)
+        self.model.collect_diagnostics(True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         out, _ = self._forward(batch)
-        for name, value in self.model.noted().items():
+        for name, value in self.model.diagnostics().items():
             self.validation_noted.setdefault(name, []).append(value)
         targets, position = batch["targets"], batch["position"]
         parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * targets.shape[1] // 4)
@@ -233,7 +233,7 @@ class LanguageModel(lightning.LightningModule):
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
-        self.model.watch(False)
+        self.model.collect_diagnostics(False)
         for name, values in self.validation_noted.items():
             sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
             found, batches = self._over_ranks(sums).tolist()

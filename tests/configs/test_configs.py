@@ -11,7 +11,7 @@ from configs.build import build_data, build_model, build_plan
 from configs.checks import check
 from configs.validation import validated
 from kernels import Axis
-from model.attention import build_view, cost_of
+from model.attention import build_view
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.launch import Sweep
 from tests.commands import ROOT, compose
@@ -51,7 +51,7 @@ def test_every_attention_passes_the_checks_and_builds_views(attention):
     assert config["attention"]["name"] == attention
     for layer in range(config["model"]["layers"]):
         view = build_view(plan.pattern(layer, config["model"]["kv_heads"]), Axis.tokens(300), plan.block)
-        assert cost_of(view, batch=1, heads=1, head_dim=1).visible_pairs > 0
+        assert view.cost(batch=1, heads=1, head_dim=1).visible_pairs > 0
 
 
 @pytest.mark.parametrize("model", options("model"))

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import Axis, attention, build_layout
-from kernels.layout.cost import AttentionCost, DecodeCost, attention_cost, causal_pairs, decode_cost, layout_bytes
+from kernels.layout.cost import AttentionCost, DecodeCost, causal_pairs, decode_cost
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, NativeSparse, Routed, Strided, Window
 from tests.kernels.oracle import PATTERNS, brute_force_mask, packing
 
@@ -18,7 +18,7 @@ def test_pairs_and_tiles_are_those_of_brute_force(pattern, packed):
     axis = Axis.tokens(100, packed)
     mask = brute_force_mask(pattern, axis)
     batch, heads, head_dim = 2, 6, 8
-    cost = attention_cost(build_layout(pattern, axis, block=16), batch, heads, head_dim)
+    cost = build_layout(pattern, axis, block=16).cost(batch, heads, head_dim)
     shared = batch // len(mask)
     assert cost.visible_pairs == int(mask.sum()) * heads * shared
     padded = torch.nn.functional.pad(mask, (0, 12, 0, 12)).unflatten(3, (7, 16)).unflatten(2, (7, 16))
@@ -31,7 +31,7 @@ def test_pairs_and_tiles_are_those_of_brute_force(pattern, packed):
 def test_per_head_layouts_count_each_head_once():
     axis = Axis.tokens(64)
     patterns = [Window(5), Dense()]
-    cost = attention_cost(build_layout(patterns, axis, block=16), batch=3, heads=8, head_dim=4)
+    cost = build_layout(patterns, axis, block=16).cost(batch=3, heads=8, head_dim=4)
     assert cost.visible_pairs == int(brute_force_mask(patterns, axis).sum()) * 3 * 4
 
 
@@ -51,10 +51,7 @@ def test_layout_bytes_are_what_its_tensors_hold():
     layout = build_layout(Window(20), Axis.tokens(100), block=32)
     rows = columns = 4
     entries = 4 + 3  # each row's own tile and the one before it
-    assert (
-        layout_bytes(layout)
-        == 4 * (3 * rows + 2 * entries + 3 * columns + 2 * entries) + 4 * 32 * len(layout.masks) + 8
-    )
+    assert layout.bytes == 4 * (3 * rows + 2 * entries + 3 * columns + 2 * entries) + 4 * 32 * len(layout.masks) + 8
 
 
 @every_pattern

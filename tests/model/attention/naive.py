@@ -3,7 +3,7 @@
 import torch
 
 from kernels.patterns import NativeSparse
-from model.attention import Attended
+from model.attention import AttentionOutput
 from tests.kernels.routing_oracle import naive_choice, naive_mask, naive_summaries, window_start
 
 
@@ -16,7 +16,7 @@ def softmax_of(scores: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 class Naive:
-    """Replaces an Attend by dense attention under masks made query by query, and the indexer's loss by autograd's."""
+    """Replaces a core by dense attention under masks made query by query, and the indexer's loss by autograd's."""
 
     def __init__(self, attend, documents):
         self.attend, self.pattern, self.documents = attend, attend.pattern, documents
@@ -51,7 +51,7 @@ class Naive:
             else:
                 takes_part = of_block.unflatten(1, (attend.selectors, -1))[:, :, 0]
             auxiliary = self.loss(router_queries, summaries, weights.detach(), takes_part)
-        return Attended(out, lse, auxiliary)
+        return AttentionOutput(out, lse, auxiliary)
 
     def route(self, x, q, k):
         pattern, attend = self.pattern, self.attend

@@ -9,7 +9,7 @@ from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, Window
 from kernels.summaries.hierarchy import build_hierarchy
 from model import Transformer
-from model.attention.hierarchical import HierarchicalAttend
+from model.attention.hierarchical import HierarchicalAttention
 from model.attention.pooling import SummaryPool
 from model.rope import RotaryEmbedding, rotate
 from model.training.checkpoints import CheckpointError, load_weights
@@ -202,7 +202,7 @@ def test_pools_of_another_shape_are_refused(tmp_path):
 
 def test_a_models_cost_adds_layers_of_all_families():
     model = Transformer(config(layers=3), plan({"near": Window(5), "far": LEARNED}, ["near", "far"]))
-    assert [isinstance(layer.self_attn.attend, HierarchicalAttend) for layer in model.layers] == [False, True, False]
+    assert [isinstance(layer.self_attn.attend, HierarchicalAttention) for layer in model.layers] == [False, True, False]
     views = model.build_layouts(DOCUMENTS, LENGTH)
     assert views[0] is views[2]
     cost = model.cost(views)

@@ -218,14 +218,14 @@ def test_health_of_the_router_is_noted():
     model, tokens = build(PATTERNS["indexer"]), random_tokens(0)
     views = model.build_layouts(THREE, LENGTH)
     model.loss(tokens, tokens, POSITIONS, views)
-    noted = model.noted()
+    noted = model.diagnostics()
     assert noted.keys() == {"entropy", "never_chosen", "age", "indexer_loss"}
     assert 0 <= noted["entropy"] <= 1 and 0 <= noted["never_chosen"] < 1 and noted["age"] > 0
-    model.eval().watch(True)
+    model.eval().collect_diagnostics(True)
     with torch.no_grad():
         model.loss(tokens, tokens, POSITIONS, views)
-    assert 0 < float(model.noted()["recall"]) <= 1 + 1e-12
-    assert 1 / 8 <= float(model.noted()["union"]) <= 1
+    assert 0 < float(model.diagnostics()["recall"]) <= 1 + 1e-12
+    assert 1 / 8 <= float(model.diagnostics()["union"]) <= 1
 
 
 def test_recall_is_the_dense_mass_that_is_covered():
@@ -234,10 +234,10 @@ def test_recall_is_the_dense_mass_that_is_covered():
     views = {}
     for top_k in (1, 20):
         model = build(routed(top_k=top_k)).eval()
-        model.watch(True)
+        model.collect_diagnostics(True)
         with torch.no_grad():
             model.loss(tokens, tokens, POSITIONS, model.build_layouts(THREE, LENGTH))
-        views[top_k] = float(model.noted()["recall"])
+        views[top_k] = float(model.diagnostics()["recall"])
     assert views[20] == pytest.approx(1, abs=1e-12) and views[1] < 0.999
 
 

@@ -10,7 +10,7 @@ import torch
 from kernels import build_layout
 from kernels.patterns import BlockSparse, Dense, Hierarchical, NativeSparse, Pattern, Routed, Strided, Window
 from model import Cache, Sampling, Transformer, generate
-from model.attention.routed import RoutedAttend
+from model.attention.routed import RoutedAttention
 from model.decoding import expected_bytes
 from model.decoding.cache import FAMILIES
 from tests.kernels.oracle import PATTERNS, Chosen
@@ -241,6 +241,6 @@ def test_layouts_of_chunks_are_not_kept(monkeypatch):
 
 def test_a_family_without_a_cache_is_refused(monkeypatch):
     """Never in silence by another pattern."""
-    monkeypatch.delitem(FAMILIES, RoutedAttend)
-    with pytest.raises(ValueError, match=r"pattern=Routed\(.* its family RoutedAttend has no cache; PlainAttend, Hier"):
+    monkeypatch.delitem(FAMILIES, RoutedAttention)
+    with pytest.raises(ValueError, match=r"pattern=Routed\(.* its family RoutedAttention has no cache; Masked"):
         Cache(build("routed"), 1)

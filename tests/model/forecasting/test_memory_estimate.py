@@ -68,7 +68,7 @@ def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precis
     fake_step = FakeStep(model, views, [0], BATCH, LENGTH, config, CPU)
     fake_step.run()
     booked = sum(held for label, held in fake_step.held.items() if label.startswith((LAYER, "copies of ")))
-    saved += 64 * len(model.layers[0].self_attn.attend.noted)  # scalars that a router notes
+    saved += 64 * len(model.layers[0].self_attn.attend.diagnostics)  # scalars that a router notes
     assert booked == saved
 
 

@@ -74,10 +74,10 @@ class TinyModel(nn.Module):
     def set_step(self, step: int) -> None:
         """Nothing here has a schedule of its own."""
 
-    def watch(self, watching: bool) -> None:
+    def collect_diagnostics(self, collect: bool) -> None:
         """Nothing here is watched."""
 
-    def noted(self) -> dict[str, Tensor]:
+    def diagnostics(self) -> dict[str, Tensor]:
         return {}
 
     def cost(self, layouts: list, batch: int = 1) -> SimpleNamespace:
