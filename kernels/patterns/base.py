@@ -1,7 +1,8 @@
-"""What every pattern is: a rule that says which keys a query may see.
+"""The base class of patterns: rules that decide which keys a query may see.
 
-A pattern never speaks of tiles, devices or packed documents. It answers two questions in positions *within one
-document*, and the layout builder does the rest: it adds that a query sees only its own document and never the future.
+A pattern is independent of tiles, devices and packed documents. It works with positions *within one document*: which
+keys are visible, and where to look for them. The layout builder adds that a query sees only its own document and never
+the future.
 """
 
 from collections.abc import Sequence
@@ -25,16 +26,17 @@ class DecodeCost:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Base class of all patterns. Subclasses are frozen dataclasses, so equal settings are equal (and cached) patterns.
+    """Base class of all patterns. Subclasses are frozen dataclasses: equal settings make equal patterns, which share
+    cached layouts.
 
-    `align` says from where a position-anchored pattern counts: "document" (its own document's first token) or
-    "sequence" (the packed sequence's first token: fuller tiles where documents are packed). It is a field only of
-    patterns for which it makes a difference; a pattern that looks at distances alone is the same either way.
+    `align` is the origin of positions: "document" (the document's first token) or "sequence" (the packed sequence's
+    first token, which fills tiles better when documents are packed). Only patterns that depend on absolute positions
+    have this field; for a pattern of distances alone both are the same.
     """
 
     is_mask: ClassVar[bool] = True
-    """Whether `visible` over the tokens says all there is to say. False where a layer must first make the keys
-    (summaries) or choose them (a router): such a pattern serves a layer whole, not one KV head of it."""
+    """Whether `visible` over the tokens describes the attention completely. False if a layer must first compute the
+    keys (summaries) or choose them (a router); such a pattern covers a whole layer, not single KV heads."""
 
     @property
     def anchor(self) -> str:
@@ -43,21 +45,21 @@ class Pattern:
 
     @property
     def horizon(self) -> int | None:
-        """How far back a query sees: every visible key begins fewer than `horizon` tokens before it, `lasting` keys
-        aside. None: any key may be seen from anywhere. A cache forgets what is neither within the horizon nor lasting.
+        """How far back a query sees: every visible key that is not persistent begins fewer than `horizon` tokens before
+        the query. None: no limit. A cache drops the keys that are neither within the horizon nor persistent.
         """
         return None
 
-    def lasting(self, key_start: Tensor) -> Tensor:
-        """Which keys may be seen from beyond the `horizon`, by where they begin: booleans like `key_start`."""
+    def persistent(self, key_start: Tensor) -> Tensor:
+        """Whether keys that begin at `key_start` may be seen from beyond the `horizon`: booleans of its shape."""
         return torch.full_like(key_start, self.horizon is None, dtype=torch.bool)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
         """Whether `query` may see the key that stands for the tokens `[key_start, key_end)`.
 
-        Arguments are integer tensors that broadcast; a token's key is `[i, i + 1)`. Returns a boolean tensor. Only
-        tensor operators (no chained comparisons, no branches on values), so that the same line runs under `torch.vmap`
-        and as FlexAttention's `mask_mod`. The future need not be excluded: the layout builder does.
+        Arguments are integer tensors that broadcast; a token's key is `[i, i + 1)`. Returns a boolean tensor. Use only
+        tensor operators (no chained comparisons, no branches on values), so that the same code runs under `torch.vmap`
+        and as FlexAttention's `mask_mod`. The layout builder excludes the future.
         """
         raise NotImplementedError
 
@@ -66,9 +68,9 @@ class Pattern:
 
         Tensors are int64 of one shape `[...]`; every position is below `length`, and `query_stop - query_start <=
         block`. Returns `(start, stop)`, each `[..., intervals]`: half-open, in any order; they may overlap, be empty
-        or reach past either end. They may be generous (a candidate tile without a visible pair is dropped) but never
-        miss a visible key. The number of intervals depends on the settings, `length` and `block` alone, never on
-        tensor values, so that a layout can be built on a GPU without asking it anything.
+        or reach past either end. They may cover more than the visible keys (a candidate tile without a visible pair is
+        dropped) but must cover all of them. The number of intervals depends on the settings, `length` and `block`
+        alone, never on tensor values, so that a GPU builds a layout without synchronizing with the host.
         """
         raise NotImplementedError
 
@@ -80,14 +82,14 @@ class Pattern:
     def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
         """The keys that a cache stores of `context` tokens, and those that the next query reads.
 
-        Stored are the keys within the horizon and the lasting ones (a key that is both counts twice). Read are the
+        Stored are the keys within the horizon and the persistent ones (a key that is both counts twice). Read are the
         keys that the query sees. `group`: query heads per KV head, for patterns whose heads read keys of their own.
         """
         return keys_of_masks([self], context, span=1)
 
     def plain_window(self, keys: int) -> int | None:
-        """The width w where `visible` means "the last w tokens" and nothing else (`keys`: every earlier one); None for
-        any other pattern. Some libraries know just this one pattern."""
+        """The width w if the pattern is "the last w tokens" (`keys`: all earlier tokens), else None. Some libraries
+        support this pattern alone."""
         return None
 
 
@@ -96,15 +98,15 @@ def keys_of_masks(patterns: Sequence[Pattern], context: int, span: int) -> Decod
     tokens each."""
     horizons = [each.horizon for each in patterns]
     key = torch.arange(context // span) * span
-    lasting = torch.stack([each.lasting(key) for each in patterns]).any(0)
+    persistent = torch.stack([each.persistent(key) for each in patterns]).any(0)
     recent = 0 if None in horizons else min((max(horizons) - 1) // span, len(key))
     query = torch.tensor(context)
     seen = torch.stack([each.visible(query, key, key + span).expand(len(key)) for each in patterns]).any(0)
-    return DecodeCost(len(key) if None in horizons else recent + int(lasting.sum()), int(seen.sum()))
+    return DecodeCost(len(key) if None in horizons else recent + int(persistent.sum()), int(seen.sum()))
 
 
 def require(condition: bool, name: str, value: object, accepted: str) -> None:
-    """Raises the one-line ValueError of a setting that cannot be: its name, its value, and what would be accepted."""
+    """Raises ValueError with a setting's name, its value, and what is accepted, unless the condition holds."""
     if not condition:
         raise ValueError(f"{name}={value!r}: must be {accepted}")
 
@@ -116,5 +118,5 @@ def require_int(name: str, value: object, minimum: int) -> None:
 
 
 def require_align(value: object) -> None:
-    """Raises ValueError unless `value` is one of the two origins that positions may count from."""
+    """Raises ValueError unless `value` is an origin of positions, "document" or "sequence"."""
     require(value in ("document", "sequence"), "align", value, "'document' or 'sequence'")

@@ -37,8 +37,8 @@ class BlockSparse(Pattern):
     def horizon(self) -> int | None:
         return None if self.random_blocks else self.window_blocks * self.block_size
 
-    def lasting(self, key_start: Tensor) -> Tensor:
-        return super().lasting(key_start) | (key_start < self.global_blocks * self.block_size)
+    def persistent(self, key_start: Tensor) -> Tensor:
+        return super().persistent(key_start) | (key_start < self.global_blocks * self.block_size)
 
     @property
     def edges(self) -> tuple[int, ...]:

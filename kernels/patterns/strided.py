@@ -36,7 +36,7 @@ class Strided(Pattern):
     def horizon(self) -> int:
         return self.window
 
-    def lasting(self, key_start: Tensor) -> Tensor:
+    def persistent(self, key_start: Tensor) -> Tensor:
         return _in_column(key_start + 1, self.stride, self.columns)
 
     @property
@@ -70,7 +70,7 @@ class Fixed(Pattern):
     def horizon(self) -> int:
         return self.segment
 
-    def lasting(self, key_start: Tensor) -> Tensor:
+    def persistent(self, key_start: Tensor) -> Tensor:
         return _in_column(key_start + 1, self.segment, self.summary)
 
     @property

@@ -26,7 +26,7 @@ class Window(Pattern):
     def horizon(self) -> int:
         return self.width
 
-    def lasting(self, key_start: Tensor) -> Tensor:
+    def persistent(self, key_start: Tensor) -> Tensor:
         return key_start < self.sink_tokens
 
     @property

@@ -1,9 +1,9 @@
 """Which keys a pattern can still see, where they are kept, and which of them a query reads.
 
-A pattern says how far back it sees (`Pattern.horizon`), and which keys it may see from beyond (`Pattern.lasting`). So a
-cache has two parts: a ring of slots for the horizon, in which a new key takes the place of the one that nobody sees any
-more, and a list of the lasting keys. A window's cache is a ring of fixed size and its sinks; that of a strided pattern
-a ring and its columns; where any key may be seen from anywhere, as under dense attention, all keys last.
+A query sees the keys within the pattern's horizon (`Pattern.horizon`) and its persistent keys (`Pattern.persistent`).
+So a cache has two parts: a ring of slots for the horizon, in which a new key replaces the one that has just left it,
+and a list of the persistent keys. A window's cache is a ring of fixed size and its sinks; that of a strided pattern is
+a ring and its columns. Under dense attention every key is persistent.
 
 Keys are numbered units: tokens, or the summaries of `span` tokens each. What is said here holds for every layer with
 the pattern, whatever its keys and values: bookkeeping is done once a step, and layers only move numbers.
@@ -61,21 +61,21 @@ class Slots:
         """By which a store is indexed, besides by slots."""
         self.longest = 0
         """The largest count, known without asking the device."""
-        self._lasting = torch.zeros(0, dtype=torch.int64, device=device)
+        self._persistent = torch.zeros(0, dtype=torch.int64, device=device)
         self._sifted = 0
-        """Units below this one are in `_lasting`, if they last."""
+        """Units below this one are in `_persistent`, if they are persistent."""
         self.reserved = 0
         """Units that there is room for, in steps of fixed shapes too."""
         self.needed = self.ring
-        """Slots of each sequence: the ring, and one for every lasting key so far, or of those to come (`reserve`)."""
+        """Slots of each sequence: the ring, and one for every persistent key so far, or reserved (`reserve`)."""
         self._most = 0
         """Units that the intervals of any query below hold."""
 
     @property
     def used(self) -> int:
         """Slots that hold a key of the longest sequence."""
-        lasting = self.longest if self.everything else int((self._lasting < self.longest).sum())
-        return min(self.ring, self.longest) + lasting
+        persistent = self.longest if self.everything else int((self._persistent < self.longest).sum())
+        return min(self.ring, self.longest) + persistent
 
     def reserve(self, units: int, queries: int) -> None:
         """Prepares for `units` of every sequence, and for `read_fixed` by so many queries at once."""
@@ -91,9 +91,9 @@ class Slots:
         if self.everything:
             slots, unit, count = self._intervals(query, self._most, self.reserved)
         else:
-            slots, unit = self._ring_and_lasting(self.ring, len(self._lasting) > 0)
+            slots, unit = self._ring_and_persistent(self.ring, len(self._persistent) > 0)
             past = (self.count - self.ring).clamp(min=0)
-            count = torch.searchsorted(self._lasting, past) if len(self._lasting) else torch.zeros_like(past)
+            count = torch.searchsorted(self._persistent, past) if len(self._persistent) else torch.zeros_like(past)
             count = torch.where(count > 0, self.ring + count, self.count.clamp(max=self.ring))
         return [Read(0, query.shape[1], slots, self._live(query, unit), count)] if unit.shape[1] else []
 
@@ -116,8 +116,8 @@ class Slots:
         return every & (end <= query + 1)[:, None]
 
     def write(self, units: int, before: Sequence[int] | Tensor, new: Sequence[int] | Tensor) -> list[Tensor]:
-        """Counts the next units as kept, and says where: slots in the ring, and slots of lasting keys, where there may
-        be such; int64 `[batch, units]`, or all slots of one unit as `[batch, slots]`, -1 for nowhere.
+        """Counts the next units as kept and returns their slots: in the ring and, if any key may be persistent, in the
+        list; int64 `[batch, units]`, or all slots of one unit as `[batch, slots]`, -1 for none.
 
         Sequence by sequence: `before`, the units kept so far, and `new`, how many of `units`, the first, are real. On
         the device (int64 `[batch]` both) they must be reserved, and `longest` is the caller's to keep.
@@ -136,22 +136,22 @@ class Slots:
             # Of more new units than the ring holds, the last ones stay.
             in_ring = real & (unit >= self.count[:, None] - self.ring)
             where.append(torch.where(in_ring, unit % self.ring, -1))
-        if len(self._lasting):
-            place = torch.searchsorted(self._lasting, unit)
-            found = self._lasting[place.clamp(max=len(self._lasting) - 1)] == unit
+        if len(self._persistent):
+            place = torch.searchsorted(self._persistent, unit)
+            found = self._persistent[place.clamp(max=len(self._persistent) - 1)] == unit
             where.append(torch.where(real & found, self.ring + place, -1))
         return [torch.cat(where, 1)] if units == 1 and len(where) > 1 else where
 
     def _sift(self, longest: int) -> None:
-        """Lists the lasting units below `longest`."""
+        """Lists the persistent units below `longest`."""
         if self.everything:
             self.needed = max(self.needed, self.ring + longest)
         if self.everything or longest <= self._sifted:
             return
         unit = torch.arange(self._sifted, longest, device=self.device)
-        lasts = torch.stack([pattern.lasting(unit * self.span) for pattern in self.patterns]).any(0)
-        self._lasting, self._sifted = torch.cat([self._lasting, unit[lasts]]), longest
-        self.needed = self.ring + len(self._lasting)
+        lasts = torch.stack([pattern.persistent(unit * self.span) for pattern in self.patterns]).any(0)
+        self._persistent, self._sifted = torch.cat([self._persistent, unit[lasts]]), longest
+        self.needed = self.ring + len(self._persistent)
 
     def _select(self, first: int, query: Tensor) -> Iterator[Read]:
         """What one group of queries reads; `first` is its first query's place in the step."""
@@ -183,18 +183,18 @@ class Slots:
         """(slots as in Read, the unit in each or -1, int64 `[batch, keys]`): all that the queries may see, and more."""
         if self.everything:
             return self._intervals(query, None, self.longest)[:2]
-        beyond = self.longest > self.ring and len(self._lasting) > 0
-        return self._ring_and_lasting(min(self.ring, self.longest), beyond)
+        beyond = self.longest > self.ring and len(self._persistent) > 0
+        return self._ring_and_persistent(min(self.ring, self.longest), beyond)
 
-    def _ring_and_lasting(self, in_ring: int, beyond: bool) -> tuple[int, Tensor]:
+    def _ring_and_persistent(self, in_ring: int, beyond: bool) -> tuple[int, Tensor]:
         """As `_candidates`: the first slots of the ring, and all `beyond` it."""
         count = self.count[:, None]
         slot = torch.arange(in_ring, device=self.device)
         unit = count - 1 - (count - 1 - slot) % max(self.ring, 1)
         if beyond:
             # What is in the ring as well is read there.
-            lasting = torch.where(self._lasting < count - self.ring, self._lasting, -1)
-            unit = torch.cat([unit, lasting], 1)
+            persistent = torch.where(self._persistent < count - self.ring, self._persistent, -1)
+            unit = torch.cat([unit, persistent], 1)
         return unit.shape[1], torch.where(unit >= 0, unit, -1)
 
     def _intervals(self, query: Tensor, most: int | None, total: int) -> tuple[Tensor | int, Tensor, Tensor]:

@@ -185,16 +185,16 @@ LEVELS = [level for name in ("hierarchical", "hierarchical_mean") for level in P
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS.values(), BlockSparse(8, 2, 1, 0), *LEVELS], ids=repr)
-def test_what_is_neither_within_the_horizon_nor_lasting_is_never_seen(pattern: Pattern):
+def test_what_is_neither_within_the_horizon_nor_persistent_is_never_seen(pattern: Pattern):
     """The claim by which keys are forgotten, pair by pair."""
     span = getattr(pattern, "span", 1)
     query, key = torch.arange(150)[:, None], torch.arange(0, 150, span)[None]
     seen = pattern.visible(query, key, key + span).expand(150, key.shape[1]) & (key + span <= query + 1)
     horizon = 150 if pattern.horizon is None else pattern.horizon
-    kept = (query - key < horizon) | pattern.lasting(key)
+    kept = (query - key < horizon) | pattern.persistent(key)
     assert not (seen & ~kept).any()
     if pattern.horizon is not None and pattern.horizon > 1:  # and no later than need be
-        assert (seen & (query - key >= pattern.horizon - span) & ~pattern.lasting(key)).any()
+        assert (seen & (query - key >= pattern.horizon - span) & ~pattern.persistent(key)).any()
 
 
 def test_a_windows_cache_does_not_grow_with_the_text():
