@@ -60,7 +60,14 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from model.training.checkpoints import load_weights, read_checkpoint
     from model.training.fit import fit
     from model.training.module import LanguageModel
-    from model.training.run_folder import RunFolder, find_checkpoint, folder_of, new_run_path, telling_other_ranks
+    from model.training.run_folder import (
+        TEST_RESULTS,
+        RunFolder,
+        find_checkpoint,
+        folder_of,
+        new_run_path,
+        telling_other_ranks,
+    )  # fmt: skip
     from model.training.slurm import check_tasks, slurm_run_path
     from model.training.storage import replacing
     from scripts.console import print_report
@@ -77,6 +84,10 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     composed = config
     if goes_on:
         start = find_checkpoint(config["resume"] or path, prefer="last")
+        finished = RunFolder(folder_of(start)).finished_as(config, start)
+        if finished:
+            log.info("nothing left to do: %s has finished at step %s", folder_of(start), finished["step"])
+            return finished
         composed = as_resumed(config, folder_of(start))
     check(composed)
     seed_everything(config["seed"], verbose=False)
@@ -94,23 +105,27 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     if config["trainer"]["compile"]:
         model.compile_around_attention()
 
-    # Only now, when nothing in the config can be wrong any more, does the run leave a trace.
-    if config["resume"]:
-        checkpoint = find_checkpoint(config["resume"], prefer="last")
-        folder = RunFolder.open(folder_of(checkpoint))
-    elif not first_rank:
-        folder, checkpoint = RunFolder.of_first_rank(path)
-    elif path is not None:
-        folder, checkpoint = RunFolder.create_or_continue(path, config)
-    else:
-        folder, checkpoint = RunFolder.create(new_run_path(config["outputs"], config["name"]), config), None
-    if first_rank and not (goes_on and (folder.path / "tokenizer.json").is_file()):
-        with replacing(folder.path / "tokenizer.json") as file:
-            data.tokenizer.save(Path(file.name))
-    with folder.logging_to_file() if first_rank else contextlib.nullcontext():
-        log.info("run folder: %s", folder.path)
-        if first_rank and config["resume"]:
-            folder.replace_config(config)
+    with contextlib.ExitStack() as stack:
+        # Only now, when nothing in the config can be wrong any more, does the run leave a trace.
+        if config["resume"]:
+            folder, checkpoint = RunFolder.open(folder_of(start)), start
+        elif not first_rank:
+            folder, checkpoint = RunFolder.of_first_rank(path)
+        else:
+            folder, checkpoint = RunFolder(path or new_run_path(config["outputs"], config["name"])), None
+        if first_rank:
+            stack.enter_context(folder.locked())
+            if path is not None and not config["resume"]:
+                folder, checkpoint = RunFolder.create_or_continue(folder.path, config)
+            elif not config["resume"]:
+                folder = RunFolder.create(folder.path, config)
+            stack.enter_context(folder.logging_to_file())
+            log.info("run folder: %s", folder.path)
+            if config["resume"]:
+                folder.replace_config(config)
+            if not (goes_on and (folder.path / "tokenizer.json").is_file()):
+                with replacing(folder.path / "tokenizer.json") as file:
+                    data.tokenizer.save(Path(file.name))
         if warning:
             log.warning(warning)
         log.info(
@@ -124,8 +139,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         if result.state != "finished" or not first_rank:
             return result.summary
         row = evaluate_last(model, data, folder, config)
-    judged = ("loss", "bits_per_byte", "perplexity", "loss_first_512", "loss_last_quarter")
-    summary = folder.write_summary(**{key: row[key] for key in judged})
+        summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS})
     draw_patterns(
         model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block
     )

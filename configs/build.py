@@ -126,6 +126,8 @@ def build_loggers(logger: Mapping[str, Any], config: Mapping[str, Any], folder: 
         WandbLogger(
             name=folder.path.parent.name + "/" + folder.path.name,
             save_dir=folder.path,
+            id=folder.wandb_id(),  # a resumed run continues its wandb run
+            resume="allow",
             project=logger["project"],
             group=logger["group"],
             tags=list(logger["tags"]),

@@ -34,6 +34,10 @@ from model.training.storage import StorageError
 log = logging.getLogger(__name__)
 
 
+TRAINED = "trained"
+"""The `state` in summary.json of a run that has trained to its end and has not been evaluated yet."""
+
+
 @dataclass(frozen=True)
 class FitResult:
     """How a run ended that did not fail."""
@@ -161,7 +165,7 @@ def fit(
             go_back_to(checkpoints.best, checkpoints.last)
     if rank_zero:
         entry = {"forecast": dict(forecast)} if forecast else {}
-        folder.write_summary(state="running", **_facts(module, trainer), **entry)
+        folder.start_summary(state="running", **_facts(module, trainer), **entry)
     state, short = "failed", None
     try:
         with interrupt:
@@ -182,7 +186,8 @@ def fit(
         raise KeyboardInterrupt from stop
     finally:
         measured = efficiency.summary() if efficiency.session_steps else {}  # else an earlier session's stays
-        summary = measured | _quality(module) | {"state": state, "step": trainer.global_step}
+        written = TRAINED if state == "finished" else state  # "finished" is for a run that has been evaluated, too
+        summary = measured | _quality(module) | {"state": written, "step": trainer.global_step}
         if module.skipped_steps:
             summary["skipped_steps"] = module.skipped_steps
         if rank_zero:
@@ -208,7 +213,7 @@ def _write_summary(folder: RunFolder, summary: Mapping[str, Any]) -> dict[str, A
         return folder.write_summary(**summary)
     except StorageError as error:
         folder.mark_failed()
-        if summary["state"] in ("finished", "interrupted"):
+        if summary["state"] in (TRAINED, "interrupted"):
             raise
         log.error(str(error))
         return dict(summary)
@@ -231,8 +236,8 @@ def _facts(module: LanguageModel, trainer: Trainer) -> dict[str, Any]:
 
 
 def _quality(module: LanguageModel) -> dict[str, float]:
-    """The latest validation, under the names of summary.json."""
-    return {key.removeprefix("validation/"): value for key, value in module.validation_metrics.items()}
+    """The latest validation, for summary.json: validation_loss, validation_bits_per_byte, ..."""
+    return {key.replace("/", "_"): value for key, value in module.validation_metrics.items()}
 
 
 def _check_settings(max_seconds: float | None, **settings: int | None) -> None:

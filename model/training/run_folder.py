@@ -3,7 +3,8 @@
     outputs/<name>/<date_time_microseconds>/
       config.yaml   the whole config, resolved      metrics.csv    every logged number (metrics.py)
       summary.json  final quality and cost          checkpoints/   last.ckpt, best.ckpt (checkpoints.py)
-      train.log     what was said                   report/        pictures
+      train.log     log messages                    report/        pictures
+      wandb_id      of its wandb run                .lock          held by the process that trains
 
 No file name holds a `=`, which Hydra's command line could not take back unquoted. JSON is written to a temporary file
 and renamed, so that a reader (a report, a sweep) never sees half of it.
@@ -15,7 +16,9 @@ import json
 import logging
 import math
 import os
+import platform
 import re
+import secrets
 import shlex
 import sys
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from model.training.storage import make_folder, naming, write_atomically
 
@@ -33,6 +37,14 @@ log = logging.getLogger(__name__)
 RUN_FOLDER = "FARSIGHT_RUN_FOLDER"
 """Environment variable: where the run of this process lives. The first rank tells the others, and a sweep a job that it
 has given a process of its own."""
+
+
+LOCK_SECONDS = 10.0
+"""How long a process waits for the lock of a run folder: data workers of a killed process can hold it for a few
+seconds."""
+
+TEST_RESULTS = ("loss", "bits_per_byte", "perplexity", "loss_first_512", "loss_last_quarter")
+"""Entries of summary.json that the evaluation after training writes. They are removed when training starts again."""
 
 
 class RunFolderError(ValueError):
@@ -111,15 +123,23 @@ class RunFolder:
         return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
 
     def replace_config(self, config: dict[str, Any]) -> None:
-        """Writes a resumed run's config to config.yaml, without `resume`; the log names each setting that changes."""
+        """Writes a resumed run's config to config.yaml, without `resume`, and logs each setting that changes."""
         before = self.read_config()
         after = config | {"resume": None} | {key: before[key] for key in ("trust",) if key in before}
-        old, new = _flat(before), _flat(after)
-        changed = [key for key in old | new if old.get(key) != new.get(key)]
-        if changed:
-            for key in changed:
-                log.info("%s: %s becomes %s", key, old.get(key), new.get(key))
+        changes = changed_settings(before, after)
+        if changes:
+            for key, (old, new) in changes.items():
+                log.info("resumed with %s=%s, was %s", key, new, old)
             write_atomically(self.config_file, yaml.safe_dump(after, sort_keys=False, allow_unicode=True))
+
+    def finished_as(self, config: dict[str, Any], checkpoint: Path) -> dict[str, Any] | None:
+        """Returns the summary of a run that has finished with these very settings, where `checkpoint` is its last one:
+        there is nothing left to train or to evaluate. None otherwise."""
+        summary = self.read_summary()
+        is_last = checkpoint.absolute() == self.checkpoints / "last.ckpt"
+        if summary.get("state") != "finished" or not is_last or changed_settings(self.read_config(), config):
+            return None
+        return summary
 
     def read_summary(self) -> dict[str, Any]:
         return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.exists() else {}
@@ -137,6 +157,41 @@ class RunFolder:
             if running:
                 file.seek(len(before))
                 file.write(b'"state": "failed" ')
+
+    def start_summary(self, **values: Any) -> None:
+        """Writes summary.json for training that starts (again): without the results of an earlier evaluation."""
+        kept = {key: value for key, value in self.read_summary().items() if key not in TEST_RESULTS}
+        write_json(self.summary_file, kept | values)
+
+    def wandb_id(self) -> str:
+        """Returns the id of the run's wandb run, which is created once and kept in the folder."""
+        file = self.path / "wandb_id"
+        if not file.is_file():
+            write_atomically(file, secrets.token_hex(4))
+        return file.read_text().strip()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """While inside, no other process trains in this folder.
+
+        The operating system releases the lock when the process ends, however it ends.
+
+        Raises:
+            RunFolderError: another process holds the lock.
+        """
+        make_folder(self.path)
+        owner = self.path / ".lock_owner"
+        try:
+            lock = FileLock(self.path / ".lock").acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            holder = owner.read_text().strip() if owner.is_file() else "unknown"
+            raise RunFolderError(f"{self.path}: another process trains in this run folder ({holder})") from None
+        with lock:
+            owner.write_text(f"process {os.getpid()} on {platform.node()}\n")
+            try:
+                yield
+            finally:
+                owner.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def logging_to_file(self) -> Iterator[None]:
@@ -238,6 +293,16 @@ def config_hash(config: dict[str, Any]) -> str:
     """12 hex digits that change with any setting, except `NO_SETTINGS`."""
     settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {dotted key: (value before, value after)} of every setting that differs, `NO_SETTINGS` excepted. A key
+    that one of the two lacks counts as null there."""
+    one, other = (
+        _flat({key: value for key, value in config.items() if key not in NO_SETTINGS}) for config in (before, after)
+    )
+    keys = dict.fromkeys([*one, *other])
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
 def check_writable(folder: Path, output: str | None) -> None:

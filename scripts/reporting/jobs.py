@@ -21,7 +21,7 @@ from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, 
 STATES = (DONE, RUNNING, WAITING, INTERRUPTED, OUT_OF_MEMORY, FAILED)
 """Of a job, in the order in which they are told."""
 
-RUN_STATES = {"finished": DONE}
+RUN_STATES = {"finished": DONE, "trained": INTERRUPTED}
 """Where the state of a run in its summary.json is called otherwise for a job."""
 
 KILLED = {

@@ -152,7 +152,7 @@ def test_whatever_is_missing_in_a_checkpoint_is_one_line(tmp_path):
     torch.save(whole | {"optimizer_states": []}, path)
     with pytest.raises(CheckpointError, match=r"it has no optimizer_states; to start a new run .* give init_from="):
         fit(new_module(), TinyData(), run_folder(tmp_path), resume=path, **TRAINER)
-    assert run_folder(tmp_path).read_summary()["state"] == "finished"
+    assert run_folder(tmp_path).read_summary()["state"] == "trained"
 
 
 def test_init_from_loads_weights_alone(tmp_path):

@@ -194,7 +194,11 @@ def test_resuming_a_finished_run_changes_nothing_and_still_reports(tmp_path):
     first = train(tmp_path / "run", max_steps=6)
     rows, saved = logged(tmp_path / "run"), (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
     again = train(tmp_path / "run", resume=True, seed=1, max_steps=6)
-    assert (again.state, again.step, again.summary["loss"]) == ("finished", 6, first.summary["loss"])
+    assert (again.state, again.step, again.summary["validation_loss"]) == (
+        "finished",
+        6,
+        first.summary["validation_loss"],
+    )
     assert again.summary["tokens_per_second"] == first.summary["tokens_per_second"] > 0
     assert logged(tmp_path / "run") == rows
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == saved

@@ -83,10 +83,12 @@ def test_validation_sums_over_all_tokens(tmp_path):
         out = module.model.loss(batch["tokens"], batch["targets"], batch["position"], [16])
     scored = batch["targets"] != -100
     bytes_ = TOKEN_BYTES[batch["targets"][scored]].sum().item()
-    assert result.summary["loss"] == pytest.approx(out.total.item() / scored.sum().item(), rel=1e-6)
-    assert result.summary["bits_per_byte"] == pytest.approx(out.total.item() / math.log(2) / bytes_, rel=1e-6)
-    assert result.summary["perplexity"] == pytest.approx(math.exp(result.summary["loss"]))
-    assert result.summary["loss_first_512"] == pytest.approx(result.summary["loss"])
+    assert result.summary["validation_loss"] == pytest.approx(out.total.item() / scored.sum().item(), rel=1e-6)
+    assert result.summary["validation_bits_per_byte"] == pytest.approx(
+        out.total.item() / math.log(2) / bytes_, rel=1e-6
+    )
+    assert result.summary["validation_perplexity"] == pytest.approx(math.exp(result.summary["validation_loss"]))
+    assert result.summary["validation_loss_first_512"] == pytest.approx(result.summary["validation_loss"])
     assert "loss_last_quarter" not in result.summary  # no document of this corpus reaches position 12
 
 
@@ -129,7 +131,7 @@ def test_learns(tmp_path):
         run_folder(tmp_path),
         **TRAINER | dict(max_steps=60, validate_every=20),
     )
-    assert result.summary["loss"] < 0.5 < math.log(11)
+    assert result.summary["validation_loss"] < 0.5 < math.log(11)
 
 
 def test_an_incomplete_layout_stops_the_run_before_anything_is_saved(tmp_path):
