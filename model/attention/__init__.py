@@ -2,7 +2,7 @@
 
     layer.py       Attention: queries, keys, values and output, norms, rotation, sinks   (one class for every pattern)
     base.py        Inputs, AttentionCore: what lies between projections and output; View: what it needs of a batch
-    plain.py       masks over the tokens: one call of kernels.attention
+    masked.py      masks over the tokens: one call of kernels.attention
     hierarchical.py, pooling.py    tokens and pooled summaries in one call
     routed.py, indexer.py          a window and the blocks that a router picks; the learned router and its loss
     native_sparse.py               these and summaries: NSA's three branches

@@ -6,8 +6,8 @@ from kernels import Axis
 from kernels.patterns import Hierarchical, NativeSparse, Pattern, Routed
 from model.attention.base import AttentionCore, View
 from model.attention.hierarchical import HierarchicalAttention
+from model.attention.masked import MaskedAttention
 from model.attention.native_sparse import NativeSparseAttention
-from model.attention.plain import MaskedAttention
 from model.attention.routed import RoutedAttention
 
 FAMILIES: dict[type[Pattern], type[AttentionCore]] = {

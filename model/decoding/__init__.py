@@ -2,12 +2,12 @@
 
     cache.py       the keys and values of all layers, filled and read chunk by chunk
     step.py        a chunk on its way through the layers: how it attends to itself and to the past
-    plain.py, hierarchical.py,
-    routed.py, native_sparse.py    the cache of a layer, by family of attention
-    summaries.py   summaries, and routers' keys, that are made as their spans fill
-    slots.py       which keys a pattern can still see, where they are kept, and which of them a query reads
-    store.py       keys and values in their slots
-    replay.py      one token of every sequence in fixed shapes, recorded as a CUDA graph
+    masked_cache.py, hierarchical_cache.py,
+    routed_cache.py, native_sparse_cache.py    the cache of a layer, by family of attention
+    summary_cache.py   summaries, and routers' keys, that are computed when their spans are full
+    cache_layout.py    which keys a pattern can still see, where they are kept, and which of them a query reads
+    store.py       keys and values, in the places that the layout gives them
+    cuda_graph.py  one token of every sequence in fixed shapes, recorded as a CUDA graph
     generation.py  prompts -> continuations
     sampling.py    from logits to a token: greedy, temperature, top-k, top-p
     streaming.py   tokens to text as they come
@@ -16,8 +16,8 @@ That it all equals one pass over the whole text is proven in tests/model/decodin
 """
 
 from model.decoding.cache import Cache, expected_bytes
+from model.decoding.cuda_graph import TokenStep
 from model.decoding.generation import generate
-from model.decoding.replay import TokenStep
 from model.decoding.sampling import Sampling
 
 __all__ = ["Cache", "Sampling", "TokenStep", "expected_bytes", "generate"]

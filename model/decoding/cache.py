@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from model.attention.hierarchical import HierarchicalAttention
+from model.attention.masked import MaskedAttention
 from model.attention.native_sparse import NativeSparseAttention
-from model.attention.plain import MaskedAttention
 from model.attention.routed import RoutedAttention
-from model.decoding.hierarchical import HierarchicalBookkeeping, HierarchicalCache
-from model.decoding.native_sparse import NativeSparseBookkeeping, NativeSparseCache
-from model.decoding.plain import PlainBookkeeping, PlainCache
-from model.decoding.routed import RoutedBookkeeping, RoutedCache
-from model.decoding.slots import Slots
-from model.decoding.step import FEW, Step
+from model.decoding.cache_layout import CacheLayout
+from model.decoding.hierarchical_cache import HierarchicalCache, HierarchicalCachePlanner
+from model.decoding.masked_cache import MaskedCache, MaskedCachePlanner
+from model.decoding.native_sparse_cache import NativeSparseCache, NativeSparseCachePlanner
+from model.decoding.routed_cache import RoutedCache, RoutedCachePlanner
+from model.decoding.step import MAX_UNTILED_TOKENS, Step
 from model.transformer import Transformer
 
 FAMILIES = {
-    MaskedAttention: (PlainBookkeeping, PlainCache),
-    HierarchicalAttention: (HierarchicalBookkeeping, HierarchicalCache),
-    RoutedAttention: (RoutedBookkeeping, RoutedCache),
-    NativeSparseAttention: (NativeSparseBookkeeping, NativeSparseCache),
+    MaskedAttention: (MaskedCachePlanner, MaskedCache),
+    HierarchicalAttention: (HierarchicalCachePlanner, HierarchicalCache),
+    RoutedAttention: (RoutedCachePlanner, RoutedCache),
+    NativeSparseAttention: (NativeSparseCachePlanner, NativeSparseCache),
 }
 """A family of attention -> what its layers share by pattern, and what each layer keeps."""
 
@@ -54,9 +54,9 @@ class Cache:
             if family not in FAMILIES:
                 known = ", ".join(each.__name__ for each in FAMILIES)
                 raise ValueError(f"pattern={pattern}: its family {family.__name__} has no cache; {known} have one")
-            bookkeeping, layer_cache = FAMILIES[family]
+            planner, layer_cache = FAMILIES[family]
             if pattern not in shared:
-                shared[pattern] = bookkeeping(pattern, batch, device)
+                shared[pattern] = planner(pattern, batch, device)
             self._layers.append(layer_cache(shared[pattern]))
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class Cache:
     def reserve(self, capacity: int) -> None:
         """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep)."""
         for slots in self.layouts():
-            slots.reserve(-(-capacity // slots.span), FEW)
+            slots.reserve(-(-capacity // slots.span), MAX_UNTILED_TOKENS)
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
         """Sets the host's lengths of the sequences, which a step of fixed shapes does not update."""
@@ -103,7 +103,7 @@ class Cache:
         """All tensors of keys and values that the layers hold."""
         return [tensor for layer in self._layers for tensor in layer.tensors()]
 
-    def layouts(self) -> list[Slots]:
+    def layouts(self) -> list[CacheLayout]:
         """Which keys are kept, and where: one per list of keys of a pattern."""
         return list(dict.fromkeys(store.slots for layer in self._layers for store in layer.stores))
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.cache import Cache
-from model.decoding.replay import TokenStep, require_gpu
+from model.decoding.cuda_graph import TokenStep, require_gpu
 from model.decoding.sampling import Sampling
 from model.inference import evaluating
 from model.transformer import Transformer

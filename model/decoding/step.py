@@ -9,10 +9,10 @@ from torch import Tensor
 from kernels import Axis, BlockLayout, attention, build_layout, merge
 from kernels.decoding.decode_attention import decode_attention
 from kernels.layout.cached_keys import CachedKeys
-from model.decoding.slots import QUERIES_AT_ONCE, Read, Slots
+from model.decoding.cache_layout import QUERIES_AT_ONCE, CacheLayout, Read
 from model.rope import RotaryEmbedding
 
-FEW = 8
+MAX_UNTILED_TOKENS = 8
 """Tokens of a chunk up to which it is attended to without tiles; they are one group (slots.QUERIES_AT_ONCE)."""
 
 
@@ -56,13 +56,13 @@ class Step:
         new = [b - a for a, b in zip(before, after, strict=True)]
         return Units(before, new, max(new))
 
-    def longest(self, slots: Slots) -> int:
+    def longest(self, slots: CacheLayout) -> int:
         """Tokens of the longest sequence behind the chunk; in a step of fixed shapes the most that there may be."""
         return max(length + new for length, new in zip(self.lengths, self.new, strict=True))
 
-    def read(self, slots: Slots) -> list[Read]:
+    def read(self, slots: CacheLayout) -> list[Read]:
         """What the chunk's tokens read of what is kept."""
-        if self.chunk <= FEW or not slots.everything or not slots.longest:
+        if self.chunk <= MAX_UNTILED_TOKENS or not slots.everything or not slots.longest:
             return slots.read(self.position)
         # Unit i is in slot i. In a ragged batch, what lies behind the end of a sequence is another document.
         unit = torch.arange(slots.longest, dtype=torch.int32, device=self.device)
@@ -71,9 +71,9 @@ class Step:
         keys = Axis(start, start + slots.span, behind, torch.zeros_like(start), span=slots.span)
         return [Read(0, self.chunk, slots.longest, self._layout(slots, keys))]
 
-    def own(self, slots: Slots) -> BlockLayout | Tensor:
+    def own(self, slots: CacheLayout) -> BlockLayout | Tensor:
         """How the chunk's tokens see one another: a layout, or where there are few a mask as in CachedKeys."""
-        return slots.visible(self.position, self.position) if self.chunk <= FEW else self._layout(slots)
+        return slots.visible(self.position, self.position) if self.chunk <= MAX_UNTILED_TOKENS else self._layout(slots)
 
     @property
     def _layouts(self) -> int:
@@ -84,19 +84,19 @@ class Step:
         start = self.position[: self._layouts].int()
         return Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
 
-    def _layout(self, slots: Slots, keys: Axis | None = None) -> BlockLayout:
+    def _layout(self, slots: CacheLayout, keys: Axis | None = None) -> BlockLayout:
         # It is needed once: an axis without a key is not kept.
         pattern = slots.patterns[0] if len(slots.patterns) == 1 else slots.patterns
         return build_layout(pattern, self._axis(), keys, block=self.block)
 
 
 class FixedStep(Step):
-    """A step whose shapes follow from `chunk` (FEW at most) and what is reserved alone, and which asks the device for
-    nothing, so that a CUDA graph of it serves any lengths. `lengths` and `new` are int64 `[batch]` on the device; the
-    step does not change them."""
+    """A step whose shapes follow from `chunk` (at most MAX_UNTILED_TOKENS) and the reserved room alone. It never waits
+    for the device, so that a CUDA graph of it serves any lengths. `lengths` and `new` are int64 `[batch]` on the
+    device; the step does not change them."""
 
     def __init__(self, lengths: Tensor, new: Tensor, chunk: int, rotary: RotaryEmbedding) -> None:
-        assert chunk <= FEW, "layouts are not of fixed shapes"
+        assert chunk <= MAX_UNTILED_TOKENS, "layouts are not of fixed shapes"
         self.lengths, self.new, self.chunk, self.rotary = lengths, new, chunk, rotary
         self.device = lengths.device
         self.position = lengths[:, None] + torch.arange(chunk, device=self.device)
@@ -106,10 +106,10 @@ class FixedStep(Step):
         before = self.lengths // span
         return Units(before, (self.lengths + self.new) // span - before, (self.chunk + span - 1) // span)
 
-    def longest(self, slots: Slots) -> int:
+    def longest(self, slots: CacheLayout) -> int:
         return slots.reserved * slots.span
 
-    def read(self, slots: Slots) -> list[Read]:
+    def read(self, slots: CacheLayout) -> list[Read]:
         return slots.read_fixed(self.position)
 
 
@@ -127,13 +127,13 @@ def attend_to_past(
     q: Tensor, past: Sequence[tuple[Read, CachedKeys]], fresh: Sequence[CachedKeys], backend: str
 ) -> tuple[Tensor, Tensor]:
     """As `attend_to_all`, of keys that stand for no token of the chunk alone; 0 and -inf where there are none."""
-    if q.shape[2] <= FEW:
+    if q.shape[2] <= MAX_UNTILED_TOKENS:
         return attend_to_parts(q, [*(part for _, part in past), *fresh], backend)
     return _attend_in_groups(q, [], past, fresh, backend)
 
 
 def attend_to_parts(q: Tensor, parts: Sequence[CachedKeys], backend: str) -> tuple[Tensor, Tensor]:
-    """One softmax of FEW queries over all `parts`; 0 and -inf where there is none."""
+    """One softmax of MAX_UNTILED_TOKENS queries over all `parts`; 0 and -inf where there is none."""
     assert q.shape[2] <= QUERIES_AT_ONCE, "few queries are one group"
     return decode_attention(q, parts, backend=DECODING.get(backend, "auto")) if parts else nothing_seen(q)
 

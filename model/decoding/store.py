@@ -1,4 +1,4 @@
-"""One layer's keys and values in the slots that their pattern's bookkeeping gives them."""
+"""One layer's keys and values in the slots that their pattern's CacheLayout assigns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import BlockLayout
 from kernels.backends.direct import take_pages
 from kernels.layout.cached_keys import CachedKeys
-from model.decoding.slots import Read, Slots
+from model.decoding.cache_layout import CacheLayout, Read
 
 GROWTH, PAGE = 1.25, 256
 """A store that is full becomes so much larger, in whole pages of slots."""
@@ -26,7 +26,7 @@ class Picks(NamedTuple):
 class Store:
     """Keys and values `[batch, kv_heads, slots, head_dim]`, or keys alone; memory is taken when the first ones come."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: CacheLayout) -> None:
         self.slots = slots
         self.capacity = 0
         self._reads: list[Read | Picks | int] = []
@@ -82,7 +82,7 @@ class Store:
         return k, v
 
     def write(self, k: Tensor, v: Tensor | None, where: Sequence[Tensor]) -> None:
-        """k and v `[batch, kv_heads, units, head_dim]` into slots as Slots.write gives them, -1 for nowhere."""
+        """k and v `[batch, kv_heads, units, head_dim]` into slots as CacheLayout.write gives them, -1 for nowhere."""
         self._grow(k, v)
         batch = self.slots.sequence
         for slot in where:  # -1, the slot behind the last, takes what nobody will read

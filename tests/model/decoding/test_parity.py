@@ -125,10 +125,10 @@ def test_chunks_of_changing_sizes_give_the_same(name):
 @every_plan
 def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monkeypatch):
     """Every bound on what is held at once, made so small that it is met."""
-    monkeypatch.setattr("model.decoding.slots.ONE_MASK", one_mask)
-    monkeypatch.setattr("model.decoding.slots.PAIRS_AT_ONCE", 40)
+    monkeypatch.setattr("model.decoding.cache_layout.ONE_MASK", one_mask)
+    monkeypatch.setattr("model.decoding.cache_layout.PAIRS_AT_ONCE", 40)
     monkeypatch.setattr("model.decoding.store.PAGE", 4)
-    for module in ("slots", "step"):
+    for module in ("cache_layout", "step"):
         monkeypatch.setattr(f"model.decoding.{module}.QUERIES_AT_ONCE", 9)
     monkeypatch.setattr("kernels.backends.direct.SCORES_AT_ONCE", 500)
     model, tokens = build(name), random_tokens(2, LENGTH)

@@ -18,11 +18,11 @@ from kernels.selection.routing import choose, eligible_range
 from kernels.selection.selected_attention import choose_backend
 from model.attention import Inputs
 from model.attention.routed import RoutedAttention
-from model.decoding.plain import PlainBookkeeping
-from model.decoding.slots import Read, Slots
-from model.decoding.step import FEW, Step, attend_to_all, attend_to_parts, nothing_seen
+from model.decoding.cache_layout import CacheLayout, Read
+from model.decoding.masked_cache import MaskedCachePlanner
+from model.decoding.step import MAX_UNTILED_TOKENS, Step, attend_to_all, attend_to_parts, nothing_seen
 from model.decoding.store import Picks, Store
-from model.decoding.summaries import Filled, Pending
+from model.decoding.summary_cache import Filled, Pending
 
 GATHERED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Elements of K in one piece of queries."""
@@ -32,9 +32,9 @@ Branch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """What a chunk asks of its layers. `own`, `reads`, `where`: of the window, as PlainBookkeeping.look. `filled`: the
-    blocks that become whole, whose router keys go to the slots `filled_where`. `limit`: as
+class RoutedStepPlan:
+    """A step of all layers with one pattern. `own`, `reads`, `where`: as MaskedCachePlanner.plan, for the window.
+    `filled`: the blocks that become whole, whose router keys go to the slots `filled_where`. `limit`: as
     `eligible_range` of kernels/selection/routing.py; no query may pick from block `most` on, which is known without
     asking the device."""
 
@@ -47,91 +47,91 @@ class Looked:
     most: int
 
 
-class RoutedBookkeeping:
+class RoutedCachePlanner:
     """What the layers of one pattern share."""
 
     def __init__(self, pattern: Routed, batch: int, device: torch.device) -> None:
         self.pattern = pattern
-        self.tokens = PlainBookkeeping(pattern.local, batch, device)
-        self.blocks = Slots(Summaries(pattern.block), batch, device, span=pattern.block)
+        self.tokens = MaskedCachePlanner(pattern.local, batch, device)
+        self.blocks = CacheLayout(Summaries(pattern.block), batch, device, span=pattern.block)
 
-    def look(self, step: Step) -> Looked:
+    def plan(self, step: Step) -> RoutedStepPlan:
         pattern, filled = self.pattern, Filled(step, self.pattern.block, 1)
         where = self.blocks.write(filled.units, filled.before, filled.new) if filled.units else None
         query = step.position.int()
         _, limit = eligible_range(torch.zeros_like(query), pattern.window, pattern.block, query)
         most = max(0, (step.longest(self.tokens.slots) - pattern.window) // pattern.block)
-        return Looked(*self.tokens.look(step), filled, where, limit, most)
+        return RoutedStepPlan(*self.tokens.plan(step), filled, where, limit, most)
 
 
 class RoutedCache:
     """One layer's: model.attention.Cached."""
 
-    def __init__(self, bookkeeping: RoutedBookkeeping) -> None:
-        self.bookkeeping = bookkeeping
-        self.tokens, self.router_keys = Store(bookkeeping.tokens.slots), Store(bookkeeping.blocks)
+    def __init__(self, planner: RoutedCachePlanner) -> None:
+        self.planner = planner
+        self.tokens, self.router_keys = Store(planner.tokens.slots), Store(planner.blocks)
         self.stores = [self.tokens, self.router_keys]
         self.step: Step | None = None
         self._pending = Pending()
 
     def attend(self, inputs: Inputs, family: RoutedAttention) -> Branch:
-        looked = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
+        planned = self.step.once(self.planner, lambda: self.planner.plan(self.step))
         if self.step.chunk > 1:
-            return merge(self.window_and_routed(inputs, family, looked))
-        window, picked = self.parts_of_one(inputs, family, looked)
+            return merge(self.window_and_routed(inputs, family, planned))
+        window, picked = self.parts_of_one(inputs, family, planned)
         return attend_to_parts(inputs.q_BHTD, [*window, *picked], family.backend)
 
     def parts_of_one(
-        self, inputs: Inputs, family: RoutedAttention, looked: Looked
+        self, inputs: Inputs, family: RoutedAttention, planned: RoutedStepPlan
     ) -> tuple[list[CachedKeys], list[CachedKeys]]:
         """Of one token a sequence: the keys of the window, and of the picked blocks, where they lie; the token's are
         kept."""
         k, v = inputs.k_BKTD, inputs.v_BKTD
-        self.tokens.write(k, v, looked.where)
-        self._keep_router_keys(family.router_keys(inputs), looked)
-        chosen, block = self._choose(inputs, family, looked), self.bookkeeping.pattern.block
-        window = [*(part for _, part in self.tokens.read(looked.reads, k)), CachedKeys(k, v, looked.own)]
-        if not looked.most:
+        self.tokens.write(k, v, planned.where)
+        self._keep_router_keys(family.router_keys(inputs), planned)
+        chosen, block = self._choose(inputs, family, planned), self.planner.pattern.block
+        window = [*(part for _, part in self.tokens.read(planned.reads, k)), CachedKeys(k, v, planned.own)]
+        if not planned.most:
             return window, []
         kept = self.tokens.read_picks(Picks(chosen, block))
         entries = chosen.shape[3] * block
         seen = self.step.once(entries, lambda: torch.ones(1, 1, 1, entries, dtype=torch.bool, device=k.device))
         return window, [CachedKeys(*kept, seen, chosen[:, :, 0], page=block)]
 
-    def window_and_routed(self, inputs: Inputs, family: RoutedAttention, looked: Looked) -> list[Branch]:
+    def window_and_routed(self, inputs: Inputs, family: RoutedAttention, planned: RoutedStepPlan) -> list[Branch]:
         """Attention to the window, and to the picked blocks; the chunk's keys and values are kept."""
         q, k, v = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
-        window = attend_to_all(q, CachedKeys(k, v, looked.own), self.tokens.read(looked.reads, k), [], family.backend)
+        window = attend_to_all(q, CachedKeys(k, v, planned.own), self.tokens.read(planned.reads, k), [], family.backend)
         # A chunk's last queries may pick its first blocks: all blocks are read from the store.
-        self.tokens.write(k, v, looked.where)
-        self._keep_router_keys(family.router_keys(inputs), looked)
-        return [window, self._attend_to_blocks(q, self._choose(inputs, family, looked), looked.most, family.backend)]
+        self.tokens.write(k, v, planned.where)
+        self._keep_router_keys(family.router_keys(inputs), planned)
+        return [window, self._attend_to_blocks(q, self._choose(inputs, family, planned), planned.most, family.backend)]
 
     def tensors(self) -> list[Tensor]:
         """All that it remembers."""
         return [tensor for part in (*self.stores, self._pending) for tensor in part.tensors()]
 
-    def _keep_router_keys(self, keys: Tensor, looked: Looked) -> None:
-        taken = self._pending.take(looked.filled, [keys.transpose(1, 2)])
+    def _keep_router_keys(self, keys: Tensor, planned: RoutedStepPlan) -> None:
+        taken = self._pending.take(planned.filled, [keys.transpose(1, 2)])
         if taken is not None:
-            keys, block = taken[0].flatten(1, 2).transpose(1, 2), self.bookkeeping.pattern.block
-            self.router_keys.write(block_means(keys, None, block), None, looked.filled_where)
+            keys, block = taken[0].flatten(1, 2).transpose(1, 2), self.planner.pattern.block
+            self.router_keys.write(block_means(keys, None, block), None, planned.filled_where)
 
-    def _choose(self, inputs: Inputs, family: RoutedAttention, looked: Looked) -> Tensor:
+    def _choose(self, inputs: Inputs, family: RoutedAttention, planned: RoutedStepPlan) -> Tensor:
         """As Selection.chosen, in no more slots than there are blocks to pick from."""
-        pattern, queries = self.bookkeeping.pattern, family.router_queries(inputs)
-        if not looked.most:
+        pattern, queries = self.planner.pattern, family.router_queries(inputs)
+        if not planned.most:
             return queries.new_empty((*queries.shape[:3], 0), dtype=torch.int32)
         with torch.autocast(queries.device.type, enabled=False):  # it must not round the scores
-            keys, slots = self.router_keys.read_keys(looked.most), min(pattern.slots, looked.most)
-            return choose(queries, keys, None, looked.limit, slots, pattern.first_block)
+            keys, slots = self.router_keys.read_keys(planned.most), min(pattern.slots, planned.most)
+            return choose(queries, keys, None, planned.limit, slots, pattern.first_block)
 
     def _attend_to_blocks(self, q: Tensor, chosen: Tensor, most: int, backend: str) -> Branch:
         if not most:
             return nothing_seen(q)
-        block = self.bookkeeping.pattern.block
+        block = self.planner.pattern.block
         k, v = (x[:, :, : most * block] for x in self.tokens.read_picks(Picks(chosen, block)))
-        if q.shape[2] > FEW and (q.is_cuda or backend == "triton"):
+        if q.shape[2] > MAX_UNTILED_TOKENS and (q.is_cuda or backend == "triton"):
             selection = Selection.from_chosen(chosen, k.shape[2], block)
             if choose_backend(q, selection, backend) == "triton":
                 return attention(q, k, v, selection, return_lse=True, backend="triton")

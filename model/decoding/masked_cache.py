@@ -7,33 +7,33 @@ from torch import Tensor
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Pattern
 from model.attention import AttentionCore, Inputs
-from model.decoding.slots import Slots
+from model.decoding.cache_layout import CacheLayout
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store
 
 
-class PlainBookkeeping:
+class MaskedCachePlanner:
     """What the layers of one pattern (or of one pattern a KV head) share."""
 
     def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: object) -> None:
-        self.slots = Slots(pattern, batch, device)
+        self.slots = CacheLayout(pattern, batch, device)
 
-    def look(self, step: Step) -> tuple:
+    def plan(self, step: Step) -> tuple:
         """(how the chunk sees itself, what it reads of the past, where its keys go)."""
         own, reads = step.own(self.slots), step.read(self.slots)
         return own, reads, self.slots.write(step.chunk, step.lengths, step.new)
 
 
-class PlainCache:
+class MaskedCache:
     """One layer's: model.attention.Cached."""
 
-    def __init__(self, bookkeeping: PlainBookkeeping) -> None:
-        self.bookkeeping = bookkeeping
-        self.stores = [Store(bookkeeping.slots)]
+    def __init__(self, planner: MaskedCachePlanner) -> None:
+        self.planner = planner
+        self.stores = [Store(planner.slots)]
         self.step: Step | None = None
 
     def attend(self, inputs: Inputs, family: AttentionCore) -> tuple[Tensor, Tensor]:
-        own, reads, where = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
+        own, reads, where = self.step.once(self.planner, lambda: self.planner.plan(self.step))
         (store,), k, v = self.stores, inputs.k_BKTD, inputs.v_BKTD
         found = attend_to_all(inputs.q_BHTD, CachedKeys(k, v, own), store.read(reads, k), [], family.backend)
         store.write(k, v, where)

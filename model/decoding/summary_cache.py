@@ -14,7 +14,7 @@ from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.span_pooling import pool_spans
 from model.attention import Inputs
 from model.attention.pooling import SummaryPool
-from model.decoding.slots import Read, Slots
+from model.decoding.cache_layout import CacheLayout, Read
 from model.decoding.step import Step
 from model.decoding.store import Store
 from model.rope import rotate
@@ -89,20 +89,20 @@ class NewSummaries(Filled):
     """And what attention needs to know of them: `mask`, which queries of the chunk see them; `cos`, `sin`, of their
     rotation."""
 
-    def __init__(self, step: Step, slots: Slots, finer: int) -> None:
+    def __init__(self, step: Step, slots: CacheLayout, finer: int) -> None:
         super().__init__(step, slots.span, finer)
         if self.units:
             self.mask = slots.visible(step.position, self.unit)
             self.cos, self.sin = step.rotary(self.unit * slots.span + slots.span // 2)
 
 
-class SummaryBookkeeping:
+class SummaryCachePlanner:
     """What the layers of one pattern share of its levels of summaries, from fine to coarse."""
 
     def __init__(self, levels: Sequence[Summaries], batch: int, device: torch.device) -> None:
-        self.levels = [Slots(level, batch, device, span=level.span) for level in levels]
+        self.levels = [CacheLayout(level, batch, device, span=level.span) for level in levels]
 
-    def look(self, step: Step) -> list[tuple[list[Read], NewSummaries, tuple[Tensor, Tensor] | None]]:
+    def plan(self, step: Step) -> list[tuple[list[Read], NewSummaries, tuple[Tensor, Tensor] | None]]:
         """By level: what the chunk reads of it, what it adds to it, and where that goes."""
         found, finer = [], 1
         for slots in self.levels:
@@ -115,21 +115,21 @@ class SummaryBookkeeping:
 class SummaryStores:
     """One layer's summaries."""
 
-    def __init__(self, bookkeeping: SummaryBookkeeping) -> None:
-        self.stores = [Store(slots) for slots in bookkeeping.levels]
-        self._pending = [Pending() for _ in bookkeeping.levels]
+    def __init__(self, planner: SummaryCachePlanner) -> None:
+        self.stores = [Store(slots) for slots in planner.levels]
+        self._pending = [Pending() for _ in planner.levels]
 
     def make(
-        self, inputs: Inputs, pool: SummaryPool, looked: list
+        self, inputs: Inputs, pool: SummaryPool, planned: list
     ) -> tuple[list[tuple[Read, CachedKeys]], list[CachedKeys]]:
         """(what the chunk reads of earlier summaries, the summaries that it fills): to `write` when both are used."""
-        reads, v = zip(self.stores, looked, strict=True), inputs.v_BKTD
+        reads, v = zip(self.stores, planned, strict=True), inputs.v_BKTD
         past = [part for store, (read, *_) in reads for part in store.read(read, v)]
-        return past, self._summarize(inputs, pool, [new for _, new, _ in looked])
+        return past, self._summarize(inputs, pool, [new for _, new, _ in planned])
 
-    def write(self, fresh: list[CachedKeys], looked: list) -> None:
+    def write(self, fresh: list[CachedKeys], planned: list) -> None:
         """Keeps the new summaries. What was read is a view, so that it must not be needed any more."""
-        for store, part, (*_, where) in zip(self.stores, fresh, looked, strict=False):
+        for store, part, (*_, where) in zip(self.stores, fresh, planned, strict=False):
             store.write(part.k, part.v, where)
 
     def tensors(self) -> list[Tensor]:

@@ -6,7 +6,7 @@ and a list of the persistent keys. A window's cache is a ring of fixed size and 
 a ring and its columns. Under dense attention every key is persistent.
 
 Keys are numbered units: tokens, or the summaries of `span` tokens each. What is said here holds for every layer with
-the pattern, whatever its keys and values: bookkeeping is done once a step, and layers only move numbers.
+the pattern, whatever its keys and values: it is computed once a step, and layers only move keys and values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,8 +43,8 @@ class Read:
     """Integers `[batch]`: keys from here on are room for later ones."""
 
 
-class Slots:
-    """The bookkeeping of one pattern, or of one pattern a KV head (whose keys are kept as long as any head wants them).
+class CacheLayout:
+    """The cache layout of one pattern, or of one pattern per KV head (a key is kept while any head may see it).
 
     `count` int64 `[batch]`: units kept or forgotten so far, per sequence; unit i stands for the tokens
     `[i * span, (i + 1) * span)`.

@@ -11,37 +11,37 @@ from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Hierarchical
 from model.attention import Inputs
 from model.attention.hierarchical import HierarchicalAttention
-from model.decoding.plain import PlainBookkeeping
+from model.decoding.masked_cache import MaskedCachePlanner
 from model.decoding.step import Step, attend_to_all
 from model.decoding.store import Store
-from model.decoding.summaries import SummaryBookkeeping, SummaryStores
+from model.decoding.summary_cache import SummaryCachePlanner, SummaryStores
 
 
-class HierarchicalBookkeeping:
+class HierarchicalCachePlanner:
     """What the layers of one pattern share."""
 
     def __init__(self, pattern: Hierarchical, batch: int, device: torch.device) -> None:
         tokens, *levels = pattern.levels
-        self.tokens = PlainBookkeeping(tokens, batch, device)
-        self.summaries = SummaryBookkeeping(levels, batch, device)
+        self.tokens = MaskedCachePlanner(tokens, batch, device)
+        self.summaries = SummaryCachePlanner(levels, batch, device)
 
-    def look(self, step: Step) -> tuple:
+    def plan(self, step: Step) -> tuple:
         """Of the tokens, and of the summaries."""
-        return self.tokens.look(step), self.summaries.look(step)
+        return self.tokens.plan(step), self.summaries.plan(step)
 
 
 class HierarchicalCache:
     """One layer's: model.attention.Cached."""
 
-    def __init__(self, bookkeeping: HierarchicalBookkeeping) -> None:
-        self.bookkeeping = bookkeeping
-        self.summaries = SummaryStores(bookkeeping.summaries)
-        self.stores = [Store(bookkeeping.tokens.slots), *self.summaries.stores]
+    def __init__(self, planner: HierarchicalCachePlanner) -> None:
+        self.planner = planner
+        self.summaries = SummaryStores(planner.summaries)
+        self.stores = [Store(planner.tokens.slots), *self.summaries.stores]
         self.step: Step | None = None
 
     def attend(self, inputs: Inputs, family: HierarchicalAttention) -> tuple[Tensor, Tensor]:
-        looked = self.step.once(self.bookkeeping, lambda: self.bookkeeping.look(self.step))
-        (own, reads, where), of_summaries = looked
+        planned = self.step.once(self.planner, lambda: self.planner.plan(self.step))
+        (own, reads, where), of_summaries = planned
         tokens, k, v = self.stores[0], inputs.k_BKTD, inputs.v_BKTD
         past, fresh = self.summaries.make(inputs, family.pool, of_summaries)
         found = attend_to_all(

@@ -9,7 +9,7 @@ from kernels.layout.cost import decode_cost
 from kernels.patterns import Routed
 from model import Cache, Sampling, Transformer, generate
 from model.decoding import TokenStep, expected_bytes
-from model.decoding.slots import Slots
+from model.decoding.cache_layout import CacheLayout
 from scripts.benchmarks.decode import fill_with_random_keys
 from tests.kernels.oracle import PATTERNS
 from tests.model.decoding.test_parity import LENGTH, PLANS, build, every_plan, full_logits, random_tokens
@@ -94,7 +94,7 @@ def test_what_a_recording_would_read_and_write_stays_in_its_place(name):
 
 def test_reading_less_than_all_asks_the_device_without_a_fixed_step():
     """What the proof above can see: the same proof fails for a read whose size follows from values."""
-    slots = Slots(PATTERNS["blocks_below_the_tile"], 1, torch.device("cpu"))
+    slots = CacheLayout(PATTERNS["blocks_below_the_tile"], 1, torch.device("cpu"))
     slots.write(60, [0], [60])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
         slots.read(mode.from_tensor(torch.tensor([[60]])))
