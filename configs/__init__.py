@@ -1,1 +1,2 @@
-"""The settings of every command: YAML groups that Hydra composes, checks on the result, and what it builds."""
+"""The settings of every command: YAML groups that Hydra composes, the types and checks of the result, and the objects
+that it describes."""

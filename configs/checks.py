@@ -7,6 +7,7 @@ accepted.
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from configs import schema
@@ -183,8 +184,6 @@ def check_optimizer(optimizer: schema.AdamW) -> None:
 
 def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_length: int) -> None:
     """Whether the windows fit each other and the model, and whether there is an evaluator."""
-    from model.training.run_folder import find_checkpoint
-
     protocol = build_protocol(evaluation["protocol"], sequence_length)
     by_context = evaluation["by_context"]
     if protocol.name != "whole" and protocol.window > max_length:
@@ -194,7 +193,7 @@ def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_le
         key, value = "evaluation.by_context.contexts", by_context["contexts"]
         raise refused(key, value, f"with targets={by_context['targets']} at most model.max_length={max_length}")
     if evaluation["key_tokens"]["evaluator"]:
-        find_checkpoint(evaluation["key_tokens"]["evaluator"])
+        checkpoint_of("evaluation.key_tokens.evaluator", evaluation["key_tokens"]["evaluator"])
 
 
 def check_recall(recall: Mapping[str, Any]) -> None:
@@ -208,14 +207,24 @@ def check_recall(recall: Mapping[str, Any]) -> None:
 
 def check_runs(config: Mapping[str, Any]) -> None:
     """The runs that `resume` and `init_from` name, and the name of the new one."""
-    from model.training.run_folder import RunFolder, find_checkpoint, folder_of, new_run_path
+    from model.training.run_folder import RunFolder, folder_of, new_run_path
 
     if config["resume"] and config["init_from"]:
         raise ConfigError(
             f"init_from={config['init_from']}: a run that resumes has weights already; give resume or init_from"
         )
     if config["resume"]:
-        RunFolder.open(folder_of(find_checkpoint(config["resume"], prefer="last")))
+        RunFolder.open(folder_of(checkpoint_of("resume", config["resume"], prefer="last")))
     if config["init_from"]:
-        find_checkpoint(config["init_from"])
+        checkpoint_of("init_from", config["init_from"])
     new_run_path(config["outputs"], config["name"])
+
+
+def checkpoint_of(key: str, run: str, prefer: str = "best") -> Path:
+    """Returns the checkpoint that a setting names, or raises ConfigError with its key."""
+    from model.training.run_folder import RunFolderError, find_checkpoint
+
+    try:
+        return find_checkpoint(run, prefer)
+    except RunFolderError as error:
+        raise ConfigError(f"{key}={run}: {error}") from None

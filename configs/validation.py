@@ -5,12 +5,13 @@ which is what a composed YAML file holds: no text counts as a number, no 1 as tr
 report is a location and a JSON schema; this file writes "key=value: must be ..." from them.
 """
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
 
 from configs.errors import ConfigError, as_override
 
@@ -34,11 +35,10 @@ def validated(kind: Any, settings: Any, key: str = "") -> Any:
     Raises:
         ConfigError: a key is unknown, missing, or has a value that its type does not accept.
     """
-    adapter = TypeAdapter(kind)
     try:
-        return adapter.validate_json(json.dumps(settings, default=str))
+        return _adapter(kind).validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
-        raise ConfigError(_message(error.errors()[0], adapter.json_schema(), settings, key)) from None
+        raise ConfigError(_message(error.errors()[0], _schema(kind), settings, key)) from None
 
 
 def check_arguments(key: str, function: Callable, settings: Mapping[str, Any], given: Collection[str] = ()) -> None:
@@ -47,8 +47,25 @@ def check_arguments(key: str, function: Callable, settings: Mapping[str, Any], g
     Args:
         key: where `settings` stand in the config.
         settings: plain values; `_target_` is left out of them.
-        given: parameters that somebody else passes.
+        given: parameters that the caller passes besides.
     """
+    arguments = {name: value for name, value in settings.items() if name != "_target_"}
+    validated(_arguments_of(function, frozenset(given)), arguments, key)
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+@functools.cache
+def _schema(kind: Any) -> Schema:
+    return _adapter(kind).json_schema()
+
+
+@functools.cache
+def _arguments_of(function: Callable, given: frozenset[str]) -> type[BaseModel]:
+    """A model with a field for each parameter that is not given."""
     arguments, extra = {}, "forbid"
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -56,8 +73,7 @@ def check_arguments(key: str, function: Callable, settings: Mapping[str, Any], g
         elif parameter.kind is not parameter.VAR_POSITIONAL and name not in given:
             default = ... if parameter.default is parameter.empty else parameter.default
             arguments[name] = (_checkable(parameter.annotation), default)
-    model = create_model("Arguments", __config__=STRICT | {"extra": extra}, **arguments)
-    validated(model, {name: value for name, value in settings.items() if name != "_target_"}, key)
+    return create_model("Arguments", __config__=STRICT | {"extra": extra}, **arguments)
 
 
 def _checkable(annotation: Any) -> Any:

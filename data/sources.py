@@ -18,7 +18,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from .errors import CorpusError
 
@@ -36,6 +38,8 @@ SALT = "317:"
 PLAIN_TEXT = (".txt", ".md", ".py")
 TABLES = {".jsonl": "json", ".parquet": "parquet"}  # file ending -> the builder in `datasets` that reads it
 SPLIT_FOLDERS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
+
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Source(ABC):
@@ -163,7 +167,7 @@ class Files(Source):
     or validation/ (and test/) inside `path` are the splits; without them a hash of the document's name splits.
     """
 
-    def __init__(self, text_column: str):
+    def __init__(self, text_column: Name):
         self.text_column = text_column
 
     def check(self, path: str | None) -> None:
@@ -247,7 +251,7 @@ class Hub(Source):
     (documents are then split by a hash of their number), or null for all splits that the dataset names itself.
     """
 
-    def __init__(self, config: str | None, split: str | None, revision: str | None, text_column: str):
+    def __init__(self, config: Name | None, split: Name | None, revision: Name | None, text_column: Name):
         self.config = config
         self.split = split
         self.revision = revision

@@ -14,10 +14,11 @@ every question is a sentence whose continuation is the answer, which a base mode
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from ..errors import CorpusError
 from ..packing import NO_TARGET
@@ -33,6 +34,10 @@ WORDS = (
     *("silver", "spider", "temple", "thunder", "ticket", "tunnel", "turtle", "velvet", "violin", "window", "winter"),
 )
 """Keys: words that no text needs to explain."""
+
+Count = Annotated[int, Field(ge=1)]
+Words = Annotated[int, Field(ge=1, le=len(WORDS))]
+"""A number of different words."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def passkey(material: Material, length: int, generator: np.random.Generator, *, 
 
 
 def needles(
-    material: Material, length: int, generator: np.random.Generator, *, keys: int, values: int, queries: int
+    material: Material, length: int, generator: np.random.Generator, *, keys: Words, values: Count, queries: Words
 ) -> Batch:
     """`keys` words with `values` numbers each, all hidden at random depths; at the end `queries` of the words are asked
     for, and their numbers, in the order of the text, are the answer."""
@@ -85,7 +90,7 @@ def needles(
     return _assemble(material, length, generator, parts)
 
 
-def associative_recall(material: Material, length: int, generator: np.random.Generator, *, pairs: int) -> Batch:
+def associative_recall(material: Material, length: int, generator: np.random.Generator, *, pairs: Words) -> Batch:
     """`pairs` words with a number each at the beginning; in the second half of the text each is asked for once, one of
     them at its end."""
     words, numbers = _words(generator, pairs), [_number(generator) for _ in range(pairs)]
@@ -96,7 +101,7 @@ def associative_recall(material: Material, length: int, generator: np.random.Gen
     return _assemble(material, length, generator, parts)
 
 
-def variable_tracking(material: Material, length: int, generator: np.random.Generator, *, hops: int) -> Batch:
+def variable_tracking(material: Material, length: int, generator: np.random.Generator, *, hops: Count) -> Batch:
     """A variable with a value, and `hops` variables that get it from one another; the answer names them in order."""
     words, value = _words(generator, hops + 1), _number(generator)
     depths = np.sort(generator.uniform(0, 1, hops + 1))
@@ -106,7 +111,7 @@ def variable_tracking(material: Material, length: int, generator: np.random.Gene
     return _assemble(material, length, generator, [*parts, _Part(1.0, question, f" {', '.join(words)}")])
 
 
-def common_words(material: Material, length: int, generator: np.random.Generator, *, common: int) -> Batch:
+def common_words(material: Material, length: int, generator: np.random.Generator, *, common: Words) -> Batch:
     """A list of words as long as the text; the `common` most frequent ones, the most frequent first, are the answer."""
     words = _words(generator, len(WORDS))
     # The common ones take half the list, in shares of common, ..., 2, 1; no other word comes near the last of them.
@@ -128,7 +133,7 @@ def common_words(material: Material, length: int, generator: np.random.Generator
 
 
 def copy(
-    material: Material, length: int, generator: np.random.Generator, *, distance: int, cue: int = 8, size: int = 16
+    material: Material, length: int, generator: np.random.Generator, *, distance: int, cue: Count, size: Count
 ) -> Batch:
     """`cue + size` random tokens, the haystack, and at the end the same tokens again: the cue is given, the rest is the
     answer. What a token of the answer repeats lies `distance` tokens before it. Raises CorpusError where original and

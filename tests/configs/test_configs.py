@@ -85,6 +85,16 @@ def test_every_data_group_builds(tmp_path):
         assert data.sequence_length == 4096
 
 
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_composes_with_other_groups_in_every_order(experiment):
+    others = ["data=files", f"data.path={ROOT / 'kernels'}", "data/tokenizer=bytes", "attention=dense", "trainer=cpu"]
+    config = compose(f"experiment={experiment}", *others)
+    check(config)
+    assert config == compose(*others, f"experiment={experiment}")
+    assert config["data"]["source"]["_target_"] == "data.sources.Files"
+    assert config["data"]["tokenizer"] == {"_target_": "data.tokenizers.Bytes"}
+
+
 def test_every_experiment_passes_the_checks():
     for experiment in options("experiment"):
         overrides = [f"experiment={experiment}"]

@@ -24,7 +24,7 @@ TASKS = {
     "associative_recall": partial(text.associative_recall, pairs=5),
     "variable_tracking": partial(text.variable_tracking, hops=3),
     "common_words": partial(text.common_words, common=3),
-    "copy": partial(text.copy, distance=300),
+    "copy": partial(text.copy, distance=300, cue=8, size=16),
 }
 
 
@@ -124,7 +124,7 @@ def test_the_most_common_words_are_the_most_common(material):
 
 @pytest.mark.parametrize("distance", [24, 129, 876])
 def test_a_copy_lies_at_its_distance(material, distance):
-    batch = text.copy(material, 900, np.random.default_rng(0), distance=distance)
+    batch = text.copy(material, 900, np.random.default_rng(0), distance=distance, cue=8, size=16)
     sequence = torch.cat([batch["tokens"][0], batch["targets"][0, -1:]])
     assert torch.equal(sequence[-24:], sequence[-24 - distance : len(sequence) - distance])
     (answer,) = answer_spans(batch["targets"][0])
@@ -135,7 +135,7 @@ def test_what_cannot_be_is_refused(material):
     generator = np.random.default_rng(0)
     for distance in (23, 877):
         with pytest.raises(CorpusError, match=f"distance={distance}: accepted is 24 to 876 for length=900"):
-            text.copy(material, 900, generator, distance=distance)
+            text.copy(material, 900, generator, distance=distance, cue=8, size=16)
     with pytest.raises(CorpusError, match=r"length=20: too short for this task; accepted are at least \d+ tokens"):
         text.passkey(material, 20, generator, depth=0.5)
     with pytest.raises(CorpusError, match="length=200: a list of"):

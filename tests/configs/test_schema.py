@@ -1,0 +1,183 @@
+"""Every key of every group and command is given wrong values: each is accepted with a meaning, or is one line that
+names the key. The checks run in this process, on a config that is composed once and then changed."""
+
+import copy
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+
+import pytest
+from omegaconf import OmegaConf
+
+from configs import checks
+from scripts.sweeping.composer import Composer
+from scripts.sweeping.settings import Settings
+from tests.commands import ROOT, compose
+
+WRONG = ("nonsense", "", None, -1, 2.5, math.nan, math.inf, True, [1], ["nonsense"], {"nonsense": 1})
+
+TEXT = (
+    "*/name",
+    "attention.name",
+    "model.name",
+    "sweep.name",
+    "*/outputs",
+    "data.cache",
+    "logger.project",
+    "logger.group",
+)
+TEXT += ("data.source.text_column", "data.source.config", "data.source.split", "data.source.revision", "*/checkpoint")
+TEXT += ("*/output", "*/prompt_file", "*/prompt", "*/stop", "*/trust", "sweep.baseline", "sweep.search.minimize")
+"""Keys that take any text, most of them any that is not empty. (`data.path` must be there, and so must other runs.)"""
+
+EMPTY = ("generate/prompt",)
+"""Keys that take an empty text."""
+
+NULL = ("trainer.max_seconds", "trainer.gradient_clip", "trainer.validate_every", "trainer.save_every")
+NULL += ("model.vocabulary", "data.validation_sequences", "data.source.config", "data.source.split")
+NULL += ("data.source.revision", "evaluation.protocol.window", "evaluation.protocol.stride", "recall.tasks.*")
+NULL += ("evaluation.key_tokens.evaluator", "logger.group", "*/resume", "*/init_from", "recall.lengths")
+NULL += (
+    "recall.distances",
+    "generate/*_file",
+    "generate/stop",
+    "generate/top_k",
+    "*/trust",
+    "sweep.baseline",
+    "sweep.match",
+    "sweep.tokens",
+)
+NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
+"""Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
+
+FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
+FRACTION += ("optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "evaluation.key_tokens.gain")
+FRACTION += ("sweep.tokens", "sweep.seconds", "sweep.flops", "attention.patterns.*.indexer_loss")
+"""Keys that take 2.5. (`model.rope_factor` does with a scaling of RoPE.)"""
+
+NEGATIVE = ("evaluation.key_tokens.confidence",)
+
+TRUE = ("model.tie_embeddings", "model.sink_logits", "model.activation_checkpointing", "trainer.compile")
+TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
+TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")
+
+TEXTS = ("evaluate/checkpoint", "*/prompt", "*/stop", "*/trust", "logger.tags")
+"""Keys that take a list of texts."""
+
+INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths")
+"""Keys that take a list of integers."""
+
+OPTIONAL = ("trust", "output")
+"""Keys that their command takes out of the config before the checks."""
+
+
+def has_meaning(key: str, value: object) -> bool:
+    """Whether a key is to accept one of WRONG. Outside of groups the key follows its command: train/seed."""
+    accepting: tuple[str, ...] = ()
+    if isinstance(value, str):
+        accepting += EMPTY if value == "" else TEXT
+    elif isinstance(value, list):
+        accepting += TEXTS if value == ["nonsense"] else INTEGERS
+    elif not isinstance(value, dict):
+        accepting += {None: NULL, -1: NEGATIVE, 2.5: FRACTION, True: TRUE}.get(value, ())
+    return any(fnmatch(key, pattern) and key.count(".") == pattern.count(".") for pattern in accepting)
+
+
+def keys(settings: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths of all keys, groups included."""
+    for key, value in settings.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from keys(value, (*path, key))
+
+
+def changed(config: Mapping, path: tuple[str, ...], *value: object) -> dict:
+    """A copy of the config with another value at `path`, or without it."""
+    copied = copy.deepcopy(dict(config))
+    node = functools.reduce(lambda node, key: node[key], path[:-1], copied)
+    if value:
+        node[path[-1]] = value[0]
+    else:
+        del node[path[-1]]
+    return copied
+
+
+def error_of(check, config: Mapping) -> str | None:
+    try:
+        check(copy.deepcopy(dict(config)))
+    except ValueError as error:  # ConfigError, CorpusError, RunFolderError: user_errors() prints each of them
+        assert "\n" not in str(error)
+        return str(error)
+    return None
+
+
+def check_sweep(config: Mapping) -> None:
+    Settings.of(config["sweep"])
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (ROOT / "configs" / group).glob("*.yaml") if file.stem != "base")
+
+
+CHECKS = {
+    "train": checks.check,
+    "preflight": checks.check,
+    "evaluate": checks.check_evaluate,
+    "generate": checks.check_generate,
+    "show_pattern": checks.check_show_pattern,
+    "sweep": check_sweep,
+}
+GROUPS = ("attention", "data", "data/tokenizer", "evaluation", "logger", "model", "optimizer", "trainer")
+CASES = [("train", f"{group}={choice}") for group in GROUPS for choice in choices(group)]
+CASES += [("sweep", f"sweep={choice}") for choice in choices("sweep")]
+CASES += [("evaluate", "recall=standard"), *((command, "") for command in CHECKS if command != "sweep")]
+
+NEEDED = {
+    "data=files": ["data.path=kernels"],
+    "data=hub": ["data.path=kernels"],
+    "trainer=gpu": ["trainer.accelerator=cpu"],
+    "evaluate": ["checkpoint=x"],
+    "generate": ["checkpoint=x"],
+}
+"""What a case sets besides."""
+
+
+def case(command: str, choice: str) -> tuple[dict, tuple[str, ...]]:
+    """A config that passes the checks, and the group whose keys are changed; () for the keys outside of groups."""
+    group = choice.partition("=")[0]
+    if command == "sweep":
+        with Composer([choice]) as composer:
+            return {"sweep": OmegaConf.to_container(composer.master["sweep"], resolve=True)}, ("sweep",)
+    overrides = [*NEEDED.get(command, ()), *NEEDED.get(choice, ()), *([choice] if choice else ())]
+    return compose(*overrides, config_name=command), tuple(filter(None, group.split("/")))
+
+
+@pytest.mark.parametrize(("command", "choice"), [c for c in CASES if c[1] != "data/tokenizer=saved"])
+def test_every_key_accepts_a_value_with_a_meaning_or_is_named(command, choice):
+    check, (config, group) = CHECKS[command], case(command, choice)
+    assert error_of(check, config) is None
+    paths = [path for path in keys(config) if (path[: len(group)] == group if group else len(path) == 1)]
+    # What a sweep varies is checked where its jobs are composed.
+    paths = [path for path in paths if path != ("sweep",) and path[:2] != ("sweep", "vary")]
+    assert paths
+    for path in paths:
+        dotted, default = ".".join(path), functools.reduce(lambda node, key: node[key], path, config)
+        for value in WRONG:
+            if isinstance(default, dict) and isinstance(value, dict):
+                continue
+            error = error_of(check, changed(config, path, value))
+            if (choice, dotted, value) in (("data=stdlib", "data.path", None), ("data=hub", "data.path", "nonsense")):
+                continue  # this Python's library, and a name on the hub
+            if has_meaning(dotted if group else f"{command}/{dotted}", value):
+                assert error is None, f"{dotted}={value!r} is refused: {error}"
+            else:
+                assert error is not None, f"{dotted}={value!r} is accepted"
+                named = repr(path[-1]) if path[:-1] == ("attention", "patterns") else dotted  # by the schedule
+                assert named in error or dotted in error, f"{dotted}={value!r}: {error}"
+        if isinstance(default, dict) and not dotted.endswith((".patterns", ".tasks")):
+            error = error_of(check, changed(config, (*path, "nonsense"), 1))
+            assert error is not None and f"{dotted}.nonsense=1: no such key" in error, f"{dotted}: {error}"
+        if not {"patterns", "tasks"} & set(path) and dotted not in OPTIONAL:
+            error = error_of(check, changed(config, path))
+            assert error is not None and f"{dotted}: missing" in error, f"without {dotted}: {error}"

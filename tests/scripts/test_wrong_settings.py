@@ -1,0 +1,66 @@
+"""Wrong settings on the command line: one line with the key, exit status 2, and no folder."""
+
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import scripts.evaluate
+import scripts.generate
+import scripts.preflight
+import scripts.show_pattern
+import train
+from scripts import console
+from tests.commands import run
+
+COMMANDS = {
+    "train.py": train.command,
+    "scripts/evaluate.py": scripts.evaluate.main,
+    "scripts/generate.py": scripts.generate.main,
+    "scripts/preflight.py": scripts.preflight.main,
+    "scripts/show_pattern.py": scripts.show_pattern.main,
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "key"),
+    [
+        ("train.py", ["trainer.strategy=foo"], "trainer.strategy=foo"),
+        ("train.py", ["trainer.devices=0"], "trainer.devices=0"),
+        ("train.py", ["data.batch_size=2.5"], "data.batch_size=2.5"),
+        ("train.py", ["optimizer.betas=0.9"], "optimizer.betas=0.9"),
+        ("train.py", ["logger=wandb", "logger.mode=offlin"], "logger.mode=offlin"),
+        ("train.py", ["evaluation.long_document=x"], "evaluation.long_document=x"),
+        ("train.py", ["name=null"], "name=null"),
+        ("train.py", ["resume=5"], "resume=5"),
+        ("train.py", ["init_from=5"], "init_from=5"),
+        ("train.py", ["~optimizer.epsilon"], "optimizer.epsilon: missing"),
+        ("train.py", ["-m", "sweep=patterns", "sweep.isolate=maybe"], "sweep.isolate=maybe"),
+        ("train.py", ["-m", "sweep=search", "sweep.search.trials=0"], "sweep.search.trials=0"),
+        ("scripts/evaluate.py", ["checkpoint=x", "evaluation.tokens_at_once=null"], "evaluation.tokens_at_once=null"),
+        ("scripts/evaluate.py", ["checkpoint=5"], "checkpoint=5"),
+        ("scripts/evaluate.py", ["checkpoint=x", "suite=speed"], "suite=speed"),
+        ("scripts/evaluate.py", ["checkpoint=x", "suite=recall", "recall.samples=a"], "recall.samples=a"),
+        ("scripts/generate.py", ["checkpoint=x", "temperature=nan"], "temperature=nan"),
+        ("scripts/generate.py", ["checkpoint=x", "accelerator=tpu"], "accelerator=tpu"),
+        ("scripts/preflight.py", ["output=5"], "output=5"),
+        ("scripts/show_pattern.py", ["length=null"], "length=null"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_before_a_folder_exists(command, overrides, key, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [command, *overrides])
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        console.run(COMMANDS[command])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1, lines
+    assert lines[0].startswith(("error: ", "error: trainer.accelerator=cpu trainer.devices=1 ")) and key in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_of_its_own_ends_in_the_same_line(tmp_path):
+    result = run("train.py", "trainer.strategy=foo", f"outputs={tmp_path / 'outputs'}", check=False)
+    assert result.returncode == 2 and "trainer.strategy=foo" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
