@@ -1,4 +1,4 @@
-"""Sparse attention: pattern -> layout -> attention, on every backend. Knows nothing of models, data or training."""
+"""Sparse attention: pattern -> layout -> attention, on every backend; independent of models, data and training."""
 
 from kernels import patterns
 from kernels.attention import attention

@@ -1,4 +1,4 @@
-"""What the queries, or the keys, of one attention call are: tokens, or summaries of tokens, of packed documents."""
+"""Axis: the tokens, or the summaries of tokens, that the queries or keys of an attention call stand for."""
 
 from dataclasses import dataclass, field
 
@@ -21,13 +21,12 @@ class Axis:
     document: Tensor
     origin: Tensor
     key: tuple | None = field(default=None)
-    """Identifies axes that are equal whatever the batch holds, so that their layouts are cached. None: not cached."""
+    """Cache key of axes that do not depend on the batch's documents. None: their layouts are not cached."""
     limit: int | None = field(default=None)
-    """A number that no position reaches, from whichever origin it is counted, known without asking the device. None:
-    the builder asks."""
+    """Upper bound (exclusive) of all positions from either origin, known on the host. None: the builder reads it from
+    the device."""
     span: int = field(default=1)
-    """Tokens that each index stands for (or, if it is empty, has the place of): so many fewer indices meet an interval
-    of positions."""
+    """Tokens per index, empty indices included."""
 
     @staticmethod
     def tokens(

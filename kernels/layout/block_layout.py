@@ -1,8 +1,8 @@
-"""BlockLayout: the sparse matrix of tiles that every backend walks. kernels/layout/builder.py makes it from a pattern.
+"""BlockLayout: the sparse matrix of tiles that every backend walks. builder.py makes it from a pattern.
 
-For each block of queries it lists the blocks of keys that hold a visible pair, and the same transposed: rows for the
-forward pass and dQ, columns for dK and dV. A tile whose every pair is visible needs no mask; the others have their bits
-in a table that equal tiles share.
+For each block of queries (a row) it lists the blocks of keys with a visible pair, for the forward pass and dQ; for
+each block of keys (a column) the blocks of queries, for dK and dV. A fully visible tile has no mask; a partial tile has
+an entry in a table of masks, which equal tiles share.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from kernels.layout.cost import TRAINING_FLOPS, AttentionCost, causal_pairs
 from kernels.patterns.base import Pattern
 
 FULL = -1
-"""Tile id of a tile whose every pair is visible."""
+"""Tile id of a fully visible tile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class Source:
 
     @property
     def window(self) -> int | None:
-        """The width of the plain window that every head sees, of sequences that are one document each and up to their
-        last key (every earlier token: as wide as there are keys). None for anything else."""
+        """The width of the window, if every head has the same plain window over sequences of one document that ends at
+        the last key (Dense: as many tokens as there are keys); else None."""
         if not self.queries.is_plain or len(set(self.patterns)) > 1:
             return None
         _, queries, offset = self.queries.key
@@ -72,11 +72,11 @@ class BlockLayout:
     pairs: Tensor
     """int64 `[batch, heads]`: visible (query, key) pairs."""
     overflow: Tensor | None = None
-    """bool `[]`, where sizes are fixed: whether they were too small and the layout is wrong. None: they suffice."""
+    """bool `[]` for layouts of fixed sizes: True if these were too small, so that the layout is wrong. None: exact."""
     window: int | None = None
-    """Where the whole layout is a plain sliding window up to the last key, its width (see `Source.window`)."""
+    """The width, if the whole layout is a plain sliding window up to the last key (see `Source.window`)."""
     source: Source | None = None
-    """For backends that compile the pattern itself; lost in `tensors`."""
+    """For backends that compile the pattern itself; `tensors` drops it."""
 
     @property
     def batch(self) -> int:
@@ -91,7 +91,7 @@ class BlockLayout:
         return self.masks.device
 
     def tensors(self) -> list[Tensor]:
-        """The layout as the flat list that the attention operators take (an operator cannot take an object)."""
+        """The layout as a flat list of tensors, the form that `torch.library` operators accept."""
         return [*vars(self.rows).values(), *vars(self.columns).values(), self.masks, self.pairs]
 
     @staticmethod
@@ -146,6 +146,6 @@ class BlockLayout:
 
 
 def any_overflow(parts: Sequence[object]) -> Tensor | None:
-    """bool `[]`: whether any part's `overflow` says so; None where no part has fixed sizes."""
+    """bool `[]`: whether any part overflowed; None if no part has fixed sizes."""
     flags = [part.overflow for part in parts if part.overflow is not None]
     return torch.stack(flags).any() if flags else None

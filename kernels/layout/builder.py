@@ -1,15 +1,12 @@
-"""A pattern over concrete axes becomes a layout (kernels/layout/block_layout.py).
+"""Builds the BlockLayout of a pattern over two axes, in three steps:
 
-The way from one to the other:
+1. candidates.py lists the tiles that may hold a visible pair, from the intervals of `Pattern.candidates`.
+2. tiles.py evaluates `Pattern.visible` on those tiles, drops the empty ones and packs the masks of the partial ones.
+3. This file lists the tiles by rows (forward pass and dQ) and by columns (dK and dV).
 
-1. candidates.py: for each block of queries, the tiles that may hold a visible pair, from the intervals that the pattern
-   names.
-2. tiles.py: the element-wise truth on those tiles; empty ones are dropped, partial ones get their bits.
-3. Here: tiles are listed by rows (for the forward pass and dQ) and, transposed, by columns (for dK and dV).
-
-Time and memory are proportional to the candidate tiles, never to the square of the length. Nothing loops over rows in
-Python. A layout is as large as it needs to be, for which the device is asked how many tiles there are; or, where
-documents change at every training step, as large as it can ever need to be (`fixed=True`), and then nothing waits.
+Time and memory are proportional to the candidate tiles, not to the square of the length, and no Python loop runs over
+rows. By default a layout is as small as possible, for which the host reads the number of tiles from the device. With
+`fixed=True`, for documents that change in every training step, sizes are upper bounds and the host never waits.
 """
 
 from collections.abc import Sequence
@@ -37,12 +34,12 @@ def build_layout(
 ) -> BlockLayout:
     """The layout of `pattern`, or of one pattern per KV head. `keys=None`: the queries attend to themselves.
 
-    Layouts of axes without packed documents are cached by their settings. `fixed`: for axes of packed documents, every
-    tensor's size follows from shapes and settings alone, and the device is asked for no value; `layout.overflow` says
-    on the device whether the sizes sufficed, and whoever trains on the layout must look at it in the end.
+    Layouts of axes without packed documents are cached by their settings. `fixed`: for axes of packed documents, all
+    sizes follow from shapes and settings, and the host does not wait for the device. `layout.overflow`, on the device,
+    is True if the sizes were too small; a training loop must check it.
 
     Raises ValueError for a block that is not one of BLOCKS, an empty list of patterns, axes of different batch or
-    device, or fixed sizes of axes that don't say how far their positions go (`Axis.limit`).
+    device, and fixed sizes of axes without a `limit`.
     """
     keys = queries if keys is None else keys
     patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)

@@ -1,4 +1,4 @@
-"""Where keys lie that a decoding step attends to."""
+"""The keys in a cache that a decoding step attends to."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ MAX_QUERIES = 16
 
 
 class CachedKeys(NamedTuple):
-    """Keys in one pair of tensors, and which of them each query sees.
+    """Keys and values in one pair of tensors, with the mask of each query.
 
-    A *line* is what shares a list of keys: all heads (1 line), the query heads of a KV head (kv_heads), or a query head
-    (heads); dimensions of size 1 serve all. An *entry* is a place in that list.
+    Heads that share a list of keys form a *line*: all heads (1 line), the query heads of one KV head (kv_heads lines),
+    or one query head (heads lines). Dimensions of size 1 are shared. An *entry* is an index into that list.
     """
 
     k: Tensor
@@ -21,12 +21,12 @@ class CachedKeys(NamedTuple):
     mask: Tensor
     """Booleans `[batch or 1, lines, queries or 1, entries]`: whether a query sees the key of an entry."""
     slots: Tensor | None = None
-    """Integers `[batch or 1, lines, entries / page]`: the page of `page` slots in which so many entries lie, -1 for
-    none, whose entries nobody sees; None: entry i is slot i."""
+    """Integers `[batch or 1, lines, entries / page]`: for every `page` entries the index of their page of `page` slots,
+    or -1, which hides these entries. None: entry i is slot i."""
     count: Tensor | None = None
-    """Integers `[batch]`: entries from here on are not looked at, as if hidden; None: all are."""
+    """Integers `[batch]`: the number of entries in use; later ones are hidden. None: all are in use."""
     page: int = 1
 
     def of(self, queries: slice) -> "CachedKeys":
-        """For some of the queries."""
+        """The same keys with the masks of some of the queries."""
         return self if self.mask.shape[2] == 1 else self._replace(mask=self.mask[:, :, queries])

@@ -1,4 +1,4 @@
-"""Selection: each query's own list of key blocks, and its transpose, each block's list of queries."""
+"""Selection: the list of key blocks of each query, and its transpose, the list of queries of each block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """For every query and selector its chosen key blocks, and the transpose: for every block the queries that chose it.
+    """The key blocks that each query and selector chose, and the queries that chose each block.
 
-    A selector is a KV head (`share: group`, all query heads of the group attend to the same blocks) or a query head
-    (`share: head`). Sizes follow from shapes alone, so nothing here waits for a GPU.
+    A selector is a KV head (`share: group`: its query heads attend to the same blocks) or a query head (`share: head`).
+    Sizes follow from shapes alone, so the host never waits for a GPU.
     """
 
     block: int
@@ -22,9 +22,9 @@ class Selection:
     document_start: Tensor
     """int32 `[batch, queries]`: the first key that a query may see, its document's first token.
 
-    Queries that choose the same block have the same first key, if it is within the block or behind: kernels ask one
-    query a list and not each. `select` keeps to that, as blocks are eligible within one document alone; a Selection
-    made by hand must, too. Nothing checks it at run time: that would wait for the GPU.
+    Queries that choose the same block must have the same document start if it lies within the block or after it:
+    kernels read it from one query of the block's list. `select` ensures this, since a query chooses blocks of its own
+    document only. It is not checked at run time, because the check would wait for the GPU.
     """
     offsets: Tensor
     """int32 `[batch, selectors, key blocks + 1]`: block j's queries are `entries[offsets[j] : offsets[j + 1]]`."""
@@ -53,7 +53,7 @@ class Selection:
         return self.chosen.device
 
     def tensors(self) -> list[Tensor]:
-        """The selection as the flat list that the operators take."""
+        """The selection as a flat list of tensors, the form that `torch.library` operators accept."""
         return [self.chosen, self.document_start, self.offsets, self.entries]
 
     @staticmethod
@@ -74,7 +74,7 @@ class Selection:
         return torch.where(self.chosen >= 0, (self.chosen + 1) * self.block - start, 0).sum((2, 3))
 
     def dense_mask(self) -> Tensor:
-        """Booleans `[batch, selectors, queries, keys]`: for oracles, pictures and small sizes."""
+        """Booleans `[batch, selectors, queries, keys]`: for reference results and pictures of small sizes."""
         blocks = -(-self.keys // self.block)
         seen = torch.zeros(*self.chosen.shape[:3], blocks + 1, dtype=torch.bool, device=self.device)
         seen.scatter_(3, torch.where(self.chosen < 0, blocks, self.chosen).long(), True)

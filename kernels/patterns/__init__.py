@@ -1,4 +1,4 @@
-"""The patterns: which keys a query may see. To add one: a class here (or anywhere) and a YAML in configs/attention."""
+"""Patterns: rules that decide which keys a query may see. A new one is a class and a YAML in configs/attention."""
 
 from kernels.patterns.base import Pattern
 from kernels.patterns.block_sparse import BlockSparse

@@ -10,12 +10,12 @@ from kernels.patterns.base import Pattern, require_align, require_int
 
 @dataclass(frozen=True)
 class BlockSparse(Pattern):
-    """Positions are cut in blocks of `block_size`; a query's block sees whole blocks:
+    """Positions are divided into blocks of `block_size`; a query sees whole blocks:
 
     - the last `window_blocks` blocks, its own included;
     - the first `global_blocks` blocks of the document;
-    - `random_blocks` earlier blocks, drawn once by a hash of (`seed`, the query's block, the draw): the same ones in
-      every run, on every device and at every length. Draws may repeat or fall on blocks that are seen anyway.
+    - `random_blocks` earlier blocks, chosen by a hash of (`seed`, the query's block, the draw): the same ones in every
+      run, on every device and at every length. Draws may repeat, or hit blocks of the two other kinds.
     """
 
     block_size: int
@@ -58,9 +58,8 @@ class BlockSparse(Pattern):
         zero = torch.zeros_like(first)
         starts = [first - (self.window_blocks - 1), zero]
         stops = [last + 1, zero + self.global_blocks]
-        for step in range(
-            (block - 1) // self.block_size + 2
-        ):  # every pattern block that a run of `block` queries may touch
+        touched = (block - 1) // self.block_size + 2  # pattern blocks that `block` consecutive queries may overlap
+        for step in range(touched):
             query_block = torch.minimum(first + step, last)
             for draw in range(self.random_blocks):
                 chosen = self._random_block(query_block, draw)

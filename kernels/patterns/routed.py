@@ -1,8 +1,8 @@
-"""Routed attention: a local window, and the past blocks that a router picks for each query.
+"""Routed attention: a local window, and the past blocks that a router chooses for each query.
 
-MoBA (Lu et al. 2025) picks by the mean key of a block, DeepSeek's sparse attention (DSA, 2025) and SeerAttention (Gao
-et al. 2024) by a small learned indexer, and NSA (Yuan et al. 2025) adds a compressed branch. Which blocks are picked is
-known only when a layer runs (kernels/selection/routing.py), so `visible` answers what *may* be seen.
+MoBA (Lu et al. 2025) scores blocks by their mean key, DeepSeek's sparse attention (DSA, 2025) and SeerAttention (Gao
+et al. 2024) by a small learned indexer, and NSA (Yuan et al. 2025) adds a compressed branch. Blocks are chosen while a
+layer runs (kernels/selection/routing.py), so `visible` marks every key that a router could choose.
 """
 
 import math
@@ -26,7 +26,7 @@ COMBINATIONS = ("lse", "gates")
 class LocalWindow(Pattern):
     """The last `window` tokens and those before them in the same block of `block` tokens of the packed sequence.
 
-    What routed attention sees without a router: it ends where the blocks that a router may pick begin.
+    Routed attention always sees this window. The blocks that a router may choose end where it begins.
     """
 
     window: int
@@ -50,11 +50,13 @@ class LocalWindow(Pattern):
 class Routed(Pattern):
     """At least the last `window` tokens, and `top_k` of the blocks of `block` tokens before them.
 
-    `router`: "mean_key" (query · mean of the block's keys, no parameters) or "indexer" (small learned projections to
-    `indexer_dim`, trained by a KL loss of weight `indexer_loss` towards the attention that each chosen block received;
-    for the first `indexer_warmup` optimizer steps towards dense attention to every past block, at dense attention's
-    cost; `indexer_gradient`: the loss also trains what lies below). `share`: the query heads of a "group" attend to one
-    choice, or each "head" to its own. `first_block`: the document's first block is always seen, too.
+    `router`: how blocks are scored, "mean_key" (query · mean of the block's keys, no parameters) or "indexer" (learned
+    projections to `indexer_dim`). `share`: a "group" of query heads shares one choice, or each "head" has its own.
+    `first_block`: the document's first block is always visible as well.
+
+    A KL loss of weight `indexer_loss` trains the indexer to predict the attention that each chosen block receives. In
+    the first `indexer_warmup` optimizer steps the target is dense attention to every past block, at the cost of dense
+    attention. `indexer_gradient`: the loss also trains the layers below.
     """
 
     window: int
@@ -90,12 +92,12 @@ class Routed(Pattern):
 
     @property
     def local(self) -> LocalWindow:
-        """The window that the choice is besides to."""
+        """The local window; chosen blocks are added to it."""
         return LocalWindow(self.window, self.block)
 
     @property
     def slots(self) -> int:
-        """Blocks that a query attends to at most."""
+        """Largest number of blocks that a query attends to, beyond the window."""
         return self.top_k + self.first_block
 
     @property
@@ -119,17 +121,16 @@ class Routed(Pattern):
 
 @dataclass(frozen=True)
 class NativeSparse(Routed):
-    """Routed, and the summaries of all past spans of `summary_span` tokens (NSA's three branches).
+    """Routed, with summaries of all past spans of `summary_span` tokens: the three branches of NSA.
 
-    `pooling`: a span's keys and values become one by their "mean" or a "learned" attention pool. `combine`: the three
-    make one softmax ("lse"), or are added, each by a sigmoid gate a query and head ("gates", as published; the MLP of
-    the gates is one linear layer of the layer's input, and all of them begin near 0.5).
+    `pooling`: the "mean" of a span's keys and values, or a "learned" attention pool. `combine`: the branches share one
+    softmax ("lse"), or are summed with a sigmoid gate per query, head and branch ("gates", as published; the gates are
+    one linear layer of the layer's input and begin near 0.5).
 
-    In one softmax, weight that a branch has no use for goes to another. Under gates it cannot: chosen blocks that lack
-    what a head looks for still add their values, and the summaries alone must do meanwhile. NSA helps itself by keys
-    and values of each branch's own and by picking blocks by the summaries' attention; here the branches share keys and
-    values, and "mean_key" found the right blocks in some runs only. With "gates" choose the "indexer", which learns
-    what its branch attends to.
+    In one softmax, a branch without a matching key gets little weight. Gates cannot shift weight so: a chosen block
+    that does not match still adds its values. NSA gives each branch keys and values of its own and chooses blocks by
+    the summaries' attention. Here the branches share keys and values, and with "gates" the router "mean_key" found the
+    right blocks in some runs only: use "indexer", which learns where its branch attends.
     """
 
     summary_span: int

@@ -1,7 +1,7 @@
 """Strided and fixed access: the two factorized patterns of the Sparse Transformer (Child et al. 2019).
 
-Both give a query its near past and a few *columns*: keys at fixed positions that every later query may read, through
-which information travels any distance in two layers.
+A query sees its recent past and *columns*: keys at fixed positions that every later query sees. Information reaches
+any distance in two layers through them.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from kernels.patterns.base import Pattern, require, require_align, require_int
 class Strided(Pattern):
     """A local window of `window` tokens and the last `columns` tokens of every `stride`.
 
-    Positions are cut in strides of `stride` tokens; the last `columns` of each are seen by every later query. With
-    `stride` and `columns` multiples of the tile (128), the columns fill whole tiles and nothing is wasted.
+    Positions are divided into strides of `stride` tokens; every later query sees the last `columns` of each. If
+    `stride` and `columns` are multiples of the tile (128), the columns fill whole tiles.
     """
 
     window: int
@@ -54,7 +54,7 @@ class Strided(Pattern):
 
 @dataclass(frozen=True)
 class Fixed(Pattern):
-    """Its own segment so far, and the last `summary` tokens of every earlier segment of `segment` tokens."""
+    """A query sees its own segment, and the last `summary` tokens of every earlier segment of `segment` tokens."""
 
     segment: int
     summary: int
@@ -92,7 +92,7 @@ def _in_column(key_end: Tensor, stride: int, columns: int) -> Tensor:
 
 
 def _column_intervals(query_stop: Tensor, stride: int, columns: int, length: int) -> tuple[Tensor, Tensor]:
-    """The columns before `query_stop` as intervals `[..., length // stride + 1]`; later ones come out empty."""
+    """The columns before `query_stop` as intervals `[..., length // stride + 1]`; those of later columns are empty."""
     strides = torch.arange(length // stride + 1, device=query_stop.device, dtype=query_stop.dtype)
     start = strides * stride + stride - columns
     stop = torch.minimum(start + columns, query_stop[..., None])

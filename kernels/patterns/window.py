@@ -1,4 +1,4 @@
-"""Windows: patterns that look at the distance between query and key, nothing else (sinks aside)."""
+"""Windows: patterns of the distance between query and key, with optional sink tokens."""
 
 from dataclasses import dataclass
 
@@ -51,8 +51,8 @@ class Window(Pattern):
 class Dilated(Pattern):
     """Dilated window: every `dilation`-th token back from the query, `width` of them, itself included.
 
-    The reach is `width * dilation` tokens (Longformer, Beltagy et al. 2020; LongNet, Ding et al. 2023). Its visible
-    keys lie scattered over every tile of that reach, so a tile kernel computes `dilation` times more pairs than are
+    The reach is `width * dilation` tokens (Longformer, Beltagy et al. 2020; LongNet, Ding et al. 2023). The visible
+    keys are spread over every tile of that reach, so a tile kernel computes `dilation` times more pairs than are
     visible: compare `density_tiles` with `density_pairs`.
     """
 

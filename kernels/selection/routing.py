@@ -1,17 +1,16 @@
-"""Routing: scores of past key blocks -> causal top-k -> Selection, each query's own list of key blocks.
+"""Routing: scores of past key blocks -> causal top-k -> Selection, the key blocks of each query.
 
-    summaries = block_means(router_keys, document_start, block)                  one router key a block
-    selection = select(router_queries, summaries, document_start, ...)           the blocks with the highest scores
+    summaries = block_means(router_keys, document_start, block)             one router key per block
+    selection = select(router_queries, summaries, document_start, ...)      the blocks with the highest scores
     out, lse = attention(q, k, v, selection, return_lse=True)               attention to the chosen blocks alone
 
-Blocks are counted in the packed sequence. Query t attends by other means to its local window, the keys from
-`floor((t - window + 1) / block) * block` (rounded down to a block's beginning) to t. Eligible for its choice are the
-blocks that end before that window and whose last token belongs to its document; of a block in which its document
-begins it sees the document's tokens alone. So window and eligible blocks are a partition of a query's past, without
-overlap or hole, and every eligible block holds a visible token. **A query is routed by what lies before it:** a
-block's summary is the mean over the block's own tokens, and a block is eligible only when all of them are past.
+Blocks are counted in the packed sequence. The local window of query t, which another attention call covers, is the
+keys from `floor((t - window + 1) / block) * block` to t. A block is eligible if it ends before that window and its last
+token belongs to the query's document; if the document begins within the block, the query sees the document's tokens
+only. So the window and the eligible blocks partition the query's past, and every eligible block holds a visible token.
+**Routing is causal:** a block's summary is the mean over the block's own tokens, and all of them precede the query.
 
-Scoring every past block is work of T^2 / block: small, not linear. It is never kept: scores live a piece at a time.
+Scoring takes T^2 / block products, few but not linear. Scores are computed for some queries at a time and not kept.
 """
 
 import torch
@@ -39,11 +38,12 @@ def document_starts(documents: Tensor) -> Tensor:
 
 
 def block_means(keys: Tensor, document_start: Tensor | None, block: int) -> Tensor:
-    """One router key a whole block: the mean of the block's keys that belong to its last token's document (None: all
-    are of one).
+    """One router key per whole block: the mean of the block's keys in the document of its last token.
+
+    document_start int32 `[batch, length]`; None: each sequence is one document.
 
     keys `[batch, selectors, length, dim]` -> `[batch, selectors, length // block, dim]`, in float32 (float64 for
-    float64 inputs) and differentiable. A ragged rest at the end is never eligible and has no summary.
+    float64 inputs) and differentiable. An incomplete last block is never eligible and has no summary.
     """
     batch, selectors, length, dim = keys.shape
     blocks = length // block

@@ -1,4 +1,4 @@
-"""How a router does: how evenly it uses the blocks, how far back it looks, and how much of attention it finds."""
+"""Diagnostics of a router: how evenly it uses the blocks, how old they are, and how much dense attention they hold."""
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,11 @@ SCORES_AT_ONCE = 1 << 26
 
 
 def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
-    """Scalars on the selection's device, read by nobody here:
+    """Scalars on the selection's device; the host does not wait for them.
 
-    entropy       of the use of the blocks that were eligible to some query, over its largest possible value; 1: even
-    never_chosen  share of these blocks that no query chose
-    age           tokens from a chosen block's last token to the query, on average
+    entropy       entropy of the use of all eligible blocks, divided by its maximum; 1: all are used equally
+    never_chosen  share of the eligible blocks that no query chose
+    age           mean distance in tokens from a chosen block's last token to the query
     """
     blocks = selection.offsets.shape[2] - 1
     lowest, limit = eligible_range(selection.document_start, window, selection.block)
@@ -39,10 +39,10 @@ def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
 
 
 def union_of_neighbours(chosen: Tensor, neighbours: int = 8) -> Tensor:
-    """Different blocks in the choices of `neighbours` queries in a row, over the number of these choices.
+    """Number of different blocks among the choices of `neighbours` consecutive queries, over the number of choices.
 
-    1 where no two of them choose the same block, 1 / neighbours where all choose alike. chosen as a Selection has it,
-    `[..., queries, slots]`; the result is a float32 scalar on its device.
+    1 if no two queries choose the same block, 1 / neighbours if all choose the same ones. `chosen` is
+    `Selection.chosen`, `[..., queries, slots]`; the result is a float32 scalar on its device.
     """
     queries, slots = chosen.shape[-2:]
     padded = F.pad(chosen, (0, 0, 0, -queries % neighbours), value=-1)

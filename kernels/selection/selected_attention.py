@@ -1,7 +1,7 @@
-"""Attention to the blocks that a Selection names: what `attention()` does where its layout is a Selection.
+"""Attention to the blocks of a Selection; `attention()` calls it when its layout is a Selection.
 
-As with a BlockLayout, two `torch.library` operators (forward, backward) take flat tensors and scalars. A third,
-`block_mass`, says how much of a query's softmax each chosen block received: what an indexer learns from.
+Two `torch.library` operators (forward, backward) take flat tensors and scalars, as those for a BlockLayout do. A third,
+`block_mass`, returns the share of a query's softmax that each chosen block received: the target of an indexer's loss.
 """
 
 import functools
