@@ -118,8 +118,6 @@ def build_loggers(logger: Mapping[str, Any], config: Mapping[str, Any], folder: 
     """What a `logger` group adds to metrics.csv. wandb is imported only here, and only where it was chosen."""
     if logger["name"] == "csv":
         return []
-    if logger["name"] != "wandb":
-        raise ConfigError(f"logger.name={logger['name']}: must be csv or wandb")
     from lightning.pytorch.loggers import WandbLogger
 
     return [

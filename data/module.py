@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
 
 from .corpus import Corpus
 from .errors import CorpusError
-from .packing import PACKINGS, pack
+from .packing import pack
 from .preparation import prepare
 from .sources import Source
 from .stream import Stream
@@ -58,17 +58,6 @@ class DataModule(LightningDataModule):
         seed: int,
     ):
         super().__init__()
-        for name, value, least in (
-            ("sequence_length", sequence_length, 1),
-            ("batch_size", batch_size, 1),
-            ("validation_sequences", 1 if validation_sequences is None else validation_sequences, 1),
-            ("minimum_tokens", minimum_tokens, 0),
-            ("workers", workers, 0),
-        ):
-            if value < least:
-                raise CorpusError(f"data.{name}={value}: accepted is a whole number of at least {least}")
-        if packing not in PACKINGS:
-            raise CorpusError(f"data.packing={packing}: unknown; accepted are {', '.join(PACKINGS)}")
         source.check(path)
         self.source = source
         self.path = path

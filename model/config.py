@@ -10,8 +10,8 @@ ROPE_SCALINGS = ("none", "ntk", "yarn")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of the decoder; configs/model/*.yaml hold the presets. Raises ValueError, naming the field, for what
-    cannot be."""
+    """Sizes of the decoder; configs/model/*.yaml hold the presets, configs/schema.py the types and ranges. Raises
+    ValueError, naming the field, for sizes that do not fit each other."""
 
     width: int
     layers: int
@@ -36,15 +36,9 @@ class ModelConfig:
     """Keep each layer's input alone and recompute the rest in the backward pass."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "kv_heads", "head_dim", "hidden", "vocabulary", "max_length"):
-            value = getattr(self, name)
-            self._require(isinstance(value, int) and value >= 1, name, "an integer >= 1")
         self._require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")
         self._require(self.head_dim % 2 == 0, "head_dim", "even (rotary embeddings turn pairs)")
-        self._require(self.rope_scaling in ROPE_SCALINGS, "rope_scaling", f"one of {', '.join(ROPE_SCALINGS)}")
         self._require(self.rope_scaling != "ntk" or self.head_dim > 2, "head_dim", "at least 4 for rope_scaling=ntk")
-        self._require(self.rope_factor >= 1, "rope_factor", "at least 1")
-        self._require(self.rope_theta > 0, "rope_theta", "positive")
 
     def _require(self, condition: bool, name: str, accepted: str) -> None:
         if not condition:

@@ -16,7 +16,6 @@ from lightning.pytorch.loggers import Logger
 from model.training.checkpoints import AtomicCheckpointIO, Checkpoints, check_resumable, go_back_to
 from model.training.efficiency import Efficiency, FetchTimer
 from model.training.endings import (
-    ON_NAN,
     OUT_OF_MEMORY,
     RunOutOfMemoryError,
     is_out_of_memory,
@@ -99,16 +98,6 @@ def fit(
         RunOutOfMemoryError: memory did not suffice; summary.json then says `out of memory`.
         StorageError: a file cannot be written; summary.json then says `failed`, and last.ckpt is the last whole one.
     """
-    _check_settings(
-        max_steps=max_steps,
-        accumulate=accumulate,
-        log_every=log_every,
-        validate_every=validate_every,
-        save_every=save_every,
-        max_seconds=max_seconds,
-    )
-    if on_nan not in ON_NAN:
-        raise ValueError(f"trainer.on_nan={on_nan!r}: must be one of {', '.join(ON_NAN)}")
     module.on_nan, module.max_skipped_steps, module.checkpoint = (
         on_nan,
         max_skipped_steps,
@@ -238,18 +227,6 @@ def _facts(module: LanguageModel, trainer: Trainer) -> dict[str, Any]:
 def _quality(module: LanguageModel) -> dict[str, float]:
     """The latest validation, for summary.json: validation_loss, validation_bits_per_byte, ..."""
     return {key.replace("/", "_"): value for key, value in module.validation_metrics.items()}
-
-
-def _check_settings(max_seconds: float | None, **settings: int | None) -> None:
-    optional = ("validate_every", "save_every", *(["max_steps"] if max_seconds is not None else []))
-    for key, value in settings.items():
-        if value is None and key in optional:
-            continue
-        if not isinstance(value, int) or value < 1:
-            accepted = "a whole number of at least 1" + (", or null" if key in optional else "")
-            raise ValueError(f"trainer.{key}={value!r}: must be {accepted}")
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"trainer.max_seconds={max_seconds!r}: must be a positive number, or null")
 
 
 def quieten_lightning() -> None:

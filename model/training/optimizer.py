@@ -131,11 +131,6 @@ def build_schedule(
 ) -> LambdaLR:
     """Multiplies every group's learning rate by a factor that depends on the step alone; or, given `progress`, on the
     share of the run that it says is done."""
-    if name not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule.name={name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
-    for key, value in settings.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"optimizer.schedule.{key}={value} is a share, and must lie in [0, 1]")
     factor = SCHEDULES[name]
     if progress is not None:
         return LambdaLR(optimizer, lambda _: factor(round(min(1.0, progress()) * SHARES), SHARES, **settings))
