@@ -26,7 +26,12 @@ from kernels.softmax import add_sinks
 log = logging.getLogger(__name__)
 
 WHOLE = ("reference", "flex", "flex_flash")
-"""Backends that autograd differentiates as a whole; the others have a forward and a backward pass of their own."""
+"""Backends without a backward pass of their own: autograd differentiates their forward pass."""
+
+FLASH_WIDTHS = ((1024, math.inf), (1024, 32768))
+"""Smallest and largest width of a plain window at which FlashAttention-4 is faster than our kernels, for the forward
+and the backward pass (its deterministic backward pass is slow on long rows); measured at 1,024, 4,096, 32,768 and
+131,072."""
 
 
 def attention(
@@ -40,18 +45,18 @@ def attention(
     return_lse: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Softmax attention over the pairs that `layout` makes visible; differentiable in every tensor argument.
+    """Softmax attention over the visible pairs of `layout`; differentiable in every tensor argument.
 
     q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
     kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
-    multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` are one further score a head that takes
-    weight and gives no value (gpt-oss). `backend`: "auto" or one of kernels.dispatch.BACKENDS. Under a Selection
+    multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` add one score per head to the softmax,
+    without a value (gpt-oss). `backend`: "auto" or one of kernels.dispatch.BACKENDS. Under a Selection
     (kernels/selection/routing.py) each query attends to the key blocks that were chosen for it.
 
     Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
     (the sink's included) `[batch, heads, queries]`, float32 (float64 for float64 inputs), through which gradients flow
-    too. A query that sees no key gets 0 and -inf. Raises ValueError, naming what is possible, where shapes, dtypes,
-    layout or backend don't fit.
+    too. A query that sees no key gets 0 and -inf. Raises ValueError, with what is accepted, if shapes, dtypes,
+    the layout or the backend do not fit.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if isinstance(layout, Selection):
@@ -99,11 +104,6 @@ def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backen
     return passes
 
 
-FLASH_WIDTHS = ((1024, math.inf), (1024, 32768))
-"""Widths of a plain window, least and largest, in which FlashAttention-4 beat our kernels, forward and backward (its
-deterministic backward pass waits in line on longer rows); measured at 1,024, 4,096, 32,768 and 131,072."""
-
-
 @functools.cache
 def _log_once(passes: tuple[str, str], reason: str | None) -> None:
     reason = reason or "the fastest that are proven for this call, and deterministic"
@@ -114,7 +114,7 @@ _module = functools.partial(dispatch.module, "attention")
 
 
 def _own_precision(q: Tensor) -> torch.autocast:
-    """A backend chooses the precision of its products itself: the caller's autocast must not round its scores."""
+    """Disables the caller's autocast, which would round scores: a backend chooses the precision of its products."""
     return torch.autocast(q.device.type, enabled=False)
 
 

@@ -1,10 +1,9 @@
-"""Before a compiled kernel serves for the first time, it solves a small problem that the oracle solves, too.
+"""Checks a compiled kernel against the reference on a small problem, before its first use in a process.
 
-Compilers err: the assembler bundled with Triton 3.6 (ptxas 12.8) miscompiled a kernel of ours that ptxas 13.0 gets
-right. A wrong kernel trains a wrong model without a word, so each (backend, device, dtype, head_dim, group, block) is
-checked once a process, forward and backward, in some milliseconds beside its compilation. FARSIGHT_SELF_CHECK=0
-switches it off. (A router's top-k and the shares of attention that an indexer learns from are not checked here, but by
-the GPU tests alone.)
+Compilers have bugs: the assembler bundled with Triton 3.6 (ptxas 12.8) miscompiled one of our kernels, ptxas 13.0 does
+not. A wrong kernel trains a wrong model silently, so each (backend, device, dtype, head_dim, group, block) is checked
+once per process, forward and backward, in a few milliseconds after its compilation. FARSIGHT_SELF_CHECK=0 disables it.
+Only the GPU tests cover a router's top-k and `block_mass`.
 """
 
 import functools
@@ -25,11 +24,11 @@ from kernels.patterns import Window
 from kernels.selection.routing import document_starts, select
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Largest relative error (norm of the difference over norm of the truth) that rounding explains."""
+"""Largest relative error (norm of the difference over norm of the reference) that rounding explains."""
 
 
 class SelfCheckError(RuntimeError):
-    """A kernel disagrees with the oracle on this machine."""
+    """A kernel disagrees with the reference on this machine."""
 
 
 @functools.cache
@@ -42,7 +41,7 @@ def check(
     block: int,
     plain: bool = False,
 ) -> None:
-    """Raises SelfCheckError where `backend` and the oracle differ by more than rounding."""
+    """Raises SelfCheckError if `backend` and the reference differ by more than rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
         _judge(errors(backend, device, dtype, head_dim, group, block, plain), backend, device, dtype, head_dim)
 
@@ -56,7 +55,7 @@ def check_selection(
     group: int,
     block: int,
 ) -> None:
-    """The same for attention on a Selection; group: query heads a selector."""
+    """As `check`, for attention on a Selection; group: query heads per selector."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
         found = selection_errors(backend, device, dtype, head_dim, group, block)
         _judge(found, backend, device, dtype, head_dim)
@@ -64,7 +63,7 @@ def check_selection(
 
 @functools.cache
 def check_decoding(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> None:
-    """The same for the kernel of decoding steps (forward alone); group: query heads a KV head."""
+    """As `check`, for the kernel of decoding steps (forward only); group: query heads per KV head."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
         from kernels.backends.triton import decode
 
@@ -109,8 +108,8 @@ def _judge(
 
 
 def _apart(function: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
-    """A check has gradients of its own, wherever it comes first: in an evaluation, which makes none, or within a layer
-    under activation checkpointing, which must not take the check's tensors for the layer's."""
+    """Runs a check with gradients enabled and without the caller's saved-tensor hooks: the first call may be in an
+    evaluation without gradients, or in a layer under activation checkpointing, which must not save these tensors."""
 
     @functools.wraps(function)
     def apart(*arguments, **settings) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What q, k and v must satisfy in any attention call, whatever says which pairs are visible."""
+"""Checks of q, k and v that every attention call shares."""
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ def require(condition: bool, message: str) -> None:
 
 
 def computes(q: Tensor) -> bool:
-    """Whether a call on `q` computes something: not where it is traced for a compiler, or rehearsed on fake tensors."""
+    """Whether a call on `q` computes values: False while a compiler traces it and for fake tensors."""
     return not torch.compiler.is_compiling() and not isinstance(q, FakeTensor)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, device: torch.device, queries: int, keys: int, name: str) -> None:
-    """Raises ValueError, in one line, where q, k and v disagree with one another, or with what they are for: the `name`
-    ("layout", ...) of so many queries and keys on `device`."""
+    """Raises a one-line ValueError if q, k and v disagree with one another, or with the layout called `name`, which has
+    so many queries and keys and lies on `device`."""
     require(
         q.dim() == k.dim() == v.dim() == 4, f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions: must be 4 each"
     )

@@ -10,10 +10,10 @@ from kernels.shapes import computes
 
 
 def add_sinks(out: Tensor, lse: Tensor, sink_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds to a softmax one score a head, `sink_logits` `[heads]`, that takes weight and gives no value (gpt-oss).
+    """Adds one score per head, `sink_logits` `[heads]`, to a softmax; a sink has no value (gpt-oss).
 
-    out `[batch, heads, queries, head_dim]` and lse `[batch, heads, queries]` are attention()'s, or merge()'s where the
-    softmax is made of several parts: sinks belong to the whole, once. ValueError: sink_logits of another shape.
+    out `[batch, heads, queries, head_dim]` and lse `[batch, heads, queries]` come from attention(), or from merge() if
+    the softmax has several parts, since sinks are added once. ValueError: sink_logits of another shape.
     """
     if sink_logits.shape != out.shape[1:2]:
         raise ValueError(f"sink_logits {tuple(sink_logits.shape)}: must be [{out.shape[1]}]")
@@ -26,7 +26,7 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
     out `[..., head_dim]`, lse `[...]`; exact: with LSE = logsumexp(lse_i), out = sum of out_i * exp(lse_i - LSE) (the
     combination step of FlashAttention, Dao et al. 2022). A part whose lse is -inf has no weight; where all are, the
-    result is 0 and -inf. There out may be NaN on a CPU; on a GPU it must be finite, as attention() returns it.
+    result is 0 and -inf. On a CPU such a part's out may be NaN; on a GPU it must be finite, as attention() returns it.
     """
     if not parts:
         raise ValueError("merge() of nothing: it needs at least one (out, lse)")
@@ -45,7 +45,7 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _where_seen(out: Tensor, lse: Tensor) -> Tensor:
     """out with 0 where lse is -inf, since 0 * NaN would be NaN.
 
-    On a GPU this would be one more pass over out in each direction, for zeros that the kernels have written already.
+    On a GPU it returns out as it is: the kernels have written the zeros, and another pass over out costs time.
     """
     if out.is_cuda or (computes(out) and all_finite(out)):
         return out

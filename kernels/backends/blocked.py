@@ -1,4 +1,4 @@
-"""Sparse attention in plain PyTorch: gathers just the tiles that the layout names. This is what trains on a CPU.
+"""Sparse attention in plain PyTorch: gathers the tiles that the layout lists. The backend for training on a CPU.
 
 Rows (blocks of queries) with equally many tiles are stacked, so that a whole stack is one batched matrix product; the
 heads of a GQA group share their K/V and are stacked into one tall block of queries. Stacks are cut so that the scores

@@ -1,7 +1,7 @@
 """FlashAttention-4 (Dao et al.; the package flash-attn-4) on GPUs of compute capability 9.0 and 10.0.
 
-It knows two of our patterns by itself, full causal attention and plain sliding windows, of sequences that are one
-document each. Its gradients are asked for in their deterministic form.
+It supports full causal attention and plain sliding windows, over sequences of one document. We call its deterministic
+backward pass.
 """
 
 import functools
@@ -14,11 +14,11 @@ from kernels.layout.block_layout import BlockLayout
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128)
-"""What is offered is what the GPU tests have proven."""
+"""The sizes that the GPU tests cover."""
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
-    """Why it cannot serve this call, naming what is possible; None where it can."""
+    """Why it cannot serve this call, with what is accepted; None if it can."""
     reason = missing(q)
     if reason:
         return reason
@@ -32,7 +32,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | N
 
 
 def missing(q: Tensor) -> str | None:
-    """What this machine lacks for FlashAttention-4 on q's device; None: nothing."""
+    """Why q's device or this installation cannot run FlashAttention-4; None if it can."""
     if not q.is_cuda:
         return f"device {q.device.type}: must be cuda"
     capability = torch.cuda.get_device_capability(q.device)

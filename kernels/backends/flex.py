@@ -1,8 +1,8 @@
-"""FlexAttention, PyTorch's own compiled sparse attention (Dong et al. 2024), on the same tiles: a peer, an alternative.
+"""FlexAttention, the compiled sparse attention of PyTorch (Dong et al. 2024), on the same tiles, for comparison.
 
-It compiles the pattern itself into its kernels, so that a new pattern is a new compilation, and its block mask is
-quadratic in the number of blocks (4 bytes for each of rows x columns, several times). Differentiable as a whole: it has
-no forward and backward of its own to be combined with others.
+It compiles each pattern into kernels of its own, and its block mask is quadratic in the number of blocks (4 bytes for
+each of rows x columns, several times). Autograd differentiates it as a whole, so its passes cannot be combined with
+those of other backends.
 """
 
 import torch
@@ -14,14 +14,14 @@ from kernels.layout.block_layout import BlockLayout, Source
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128)
-"""What is offered is what the GPU tests have proven."""
+"""The sizes that the GPU tests cover."""
 
 GRAPHS = 1024
-"""Patterns and shapes that a process may compile; PyTorch's own limit is 8, behind which it silently runs dense."""
+"""Patterns and shapes that a process may compile; beyond PyTorch's default of 8 it would run dense attention."""
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
-    """Why FlexAttention cannot serve this call, naming what is possible; None where it can."""
+    """Why FlexAttention cannot serve this call, with what is accepted; None if it can."""
     if not q.is_cuda:
         return f"device {q.device.type}: must be cuda"
     if q.dtype not in DTYPES:
@@ -60,7 +60,7 @@ _masks = WeakIdKeyDictionary()  # by the identity of a tensor of the layout, lik
 
 
 def block_mask(layout: BlockLayout, group: int) -> BlockMask:
-    """The layout as FlexAttention takes it, for `group` query heads a KV head; made once a layout."""
+    """The layout as a BlockMask for `group` query heads per KV head, built once per layout."""
     made = _masks.setdefault(layout.rows.count, {})
     if group not in made:
         made[group] = _block_mask(layout, group)
@@ -89,7 +89,7 @@ def _block_mask(layout: BlockLayout, group: int) -> BlockMask:
 
 
 def mask_mod(source: Source, group: int):
-    """The patterns' truth as FlexAttention asks for it: of sequence b, query head h, query q and key k."""
+    """FlexAttention's `mask_mod` of the patterns: whether query q of sequence b and query head h sees key k."""
     patterns, queries, keys = source.patterns, source.queries, source.keys
     plain = queries.is_plain and keys.key == ("tokens", keys.length, 0)
     offset = queries.key[2] if plain else 0

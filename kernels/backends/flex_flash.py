@@ -1,7 +1,7 @@
 """FlexAttention on the kernels of FlashAttention-4 (flash-attn-4), for GPUs of compute capability 9.0 and 10.0.
 
-It gives no gradient through the log-sum-exp, so that it serves neither sinks nor merged attention. Its gradients are
-summed with atomics: they differ in their last bits from run to run, and `auto` never picks it.
+It has no gradient through the log-sum-exp, so it supports neither sinks nor merged attention. It sums gradients with
+atomics, so they differ in the last bits from run to run, and `auto` never chooses it.
 """
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from kernels.patterns import BlockSparse
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
-    """Why this cannot serve the call, naming what is possible; None where it can."""
+    """Why it cannot serve this call, with what is accepted; None if it can."""
     reason = flash.missing(q) or flex.unsupported(q, k, v, layout)
     if reason is None and any(isinstance(p, BlockSparse) and p.random_blocks for p in layout.source.patterns):
         return (

@@ -1,4 +1,4 @@
-"""The oracle: dense masked softmax attention in float32 or float64, whose results depend on visible pairs alone."""
+"""The reference: dense masked softmax attention in float32 or float64; results depend on visible pairs alone."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from kernels.layout.block_layout import BlockLayout
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
-    """It serves whatever `attention()` accepts, as far as memory reaches."""
+    """None: it serves every call that `attention()` accepts, within memory."""
     return None
 
 

@@ -1,11 +1,10 @@
-"""Attention on a Selection **by key block**: a program takes one block's K and V and serves the queries that chose it.
+"""Attention on a Selection **by key block**: a program loads one block's K and V for all queries that chose the block.
 
-Its rows are (query, head) pairs gathered from all over the sequence, so the matrix products are full whatever the
-size of a GQA group is. A row's result from one block is partial: the forward pass writes (out, log-sum-exp) for
-every (query, slot), the backward pass a partial dQ, and a second kernel adds a query's slots up, always in the same
-order. dK and dV are summed by the program itself; long lists are cut in items, whose sums are added in order. No
-atomics: always the same bits. Partial results take slots times the output's memory, so queries are served a piece at
-a time (work_items.py).
+Its rows are (query, head) pairs from the whole sequence, so the matrix products are full for every size of a GQA group.
+The result of a row and one block is partial: the forward pass writes (out, log-sum-exp) for every (query, slot), the
+backward pass a partial dQ, and a second kernel sums a query's slots in a fixed order. The program itself sums dK and
+dV; long lists are split into items, whose sums are added in order. Without atomics, repeats give the same bits. Partial
+results take slots times the memory of the output, so queries are processed in pieces (work_items.py).
 
 Letters in the kernels: s scores, p weights, dp gradient of p, ds gradient of s; a trailing t: transposed.
 """
@@ -22,9 +21,9 @@ from kernels.layout.selection import Selection
 
 
 def unsupported(device: str, dtype: torch.dtype, head_dim: int, group: int, block: int) -> str | None:
-    """Why these kernels cannot serve a call, naming what is possible; None where they can.
+    """Why these kernels cannot serve a call, with what is accepted; None if they can.
 
-    group: query heads a selector.
+    group: query heads per selector.
     """
     if dtype == torch.float32 and head_dim > 128 and block > 64:  # a block's keys and values fill the shared memory
         return f"block {block} in float32 with head_dim {head_dim}: must be at most 64"
