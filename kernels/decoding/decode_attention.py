@@ -1,9 +1,9 @@
-"""Attention of the few new tokens of a decoding step to keys that lie in a cache: what `decode_attention()` does.
+"""Attention of the few new tokens of a decoding step to keys in a cache.
 
     out, lse = decode_attention(q, [CachedKeys(k, v, mask), CachedKeys(stored_k, stored_v, stored_mask, slots, count)])
 
-Keys need not be gathered: CachedKeys name the slots, or whole pages of them, in which they lie, and a kernel reads
-those alone. All sizes follow from shapes, lengths are tensors on the device: a CUDA graph of a step serves any length.
+Keys need not be gathered: CachedKeys list the slots, or pages of slots, that hold them, and a kernel reads only those.
+All sizes follow from shapes and lengths are tensors on the device, so a CUDA graph of a step serves any length.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ def decode_attention(
 
     `scale` (default 1 / sqrt(head_dim)), `sink_logits` `[heads]` and the results (out, lse) are those of
     kernels.attention; deterministic. `backend`: "direct" is plain PyTorch, for any number of queries; "triton" splits
-    the keys among the programs of a GPU and merges by log-sum-exp ("flash decoding", Dao et al. 2023), for MAX_QUERIES;
-    "auto" takes triton where it can serve. ValueError where shapes or the backend don't fit.
+    the keys among the programs of a GPU and merges by log-sum-exp ("flash decoding", Dao et al. 2023), for up to
+    MAX_QUERIES; "auto" uses triton if it can serve the call. ValueError: shapes or the backend do not fit.
     """
     _check(q, parts, sink_logits)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)

@@ -1,4 +1,4 @@
-"""What a layout costs: visible pairs, executed tiles, FLOPs and bytes, all counted exactly on the layout itself."""
+"""Cost of a layout: visible pairs, executed tiles, FLOPs and bytes, counted exactly on the layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kernels.patterns.base import DecodeCost, Pattern, keys_of_masks
 
 FORWARD_FLOPS = 4
-"""FLOPs a visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
+"""FLOPs per visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
 
 BACKWARD_FLOPS = 10
 """FLOPs that a backward kernel executes: five products, the recomputed scores included (Dao 2023)."""
@@ -22,9 +22,9 @@ class AttentionCost:
 
     visible_pairs: int
     tile_pairs: int
-    """Pairs in all listed tiles: what a tile kernel computes. Visible pairs are what they had to."""
+    """Pairs in all listed tiles, which a tile kernel computes; `visible_pairs` is the minimum needed."""
     causal_pairs: int
-    """Pairs of dense causal attention on the same axes, documents ignored: what densities are relative to."""
+    """Pairs of dense causal attention on the same axes, documents ignored; the denominator of densities."""
     flops: int
     """Training FLOPs (forward and backward) over visible pairs."""
 
