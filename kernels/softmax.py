@@ -45,8 +45,10 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _where_seen(out: Tensor, lse: Tensor) -> Tensor:
     """out with 0 where lse is -inf, since 0 * NaN would be NaN.
 
-    On a GPU it returns out as it is: the kernels have written the zeros, and another pass over out costs time.
+    On a GPU it returns out as it is: the kernels have written the zeros, and another pass over out costs time. Fake
+    tensors, by which memory is forecast, count as finite.
     """
-    if out.is_cuda or (computes(out) and all_finite(out)):
+    is_fake = not computes(out) and not torch.compiler.is_compiling()
+    if out.is_cuda or is_fake or (computes(out) and all_finite(out)):
         return out
     return torch.where((lse == -torch.inf)[..., None], 0.0, out)

@@ -53,9 +53,10 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
     settings = config["recall"]
     run = open_run(checkpoint, config["accelerator"], config["precision"])
     which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own
-    output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
-    check_writable(output.parent, config["output"])
+    check_writable(Path(config["output"]).parent if config["output"] else run.folder, config["output"])
     documents, name = open_documents(run, config["evaluation"]["split"], config.get("data"))
+    which += f"_{digest(documents)[:8]}" if config.get("data") else ""
+    output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
     material = Material.of(run.tokenizer, (documents.tokens(index) for index in range(len(documents))))
     rows = []
     cases = list(_cases(settings, run))
@@ -80,7 +81,6 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "exact_match": match,
         "effective_length": {task: effective_length(shares) for task, shares in match.items()},
     }
-    which += f"_{result['documents_digest'][:8]}" if config.get("data") else ""
     make_folder(output.parent)
     write_json(output, result)
     by_depth = [row for row in rows if row["depth"] is not None]

@@ -80,7 +80,7 @@ def test_ctrl_c_before_training_aborts_at_once(tmp_path):
 def test_in_the_last_step_there_is_nothing_left_to_interrupt(tmp_path):
     result = train(tmp_path, max_steps=5, callbacks=[Press(signal.SIGTERM)])
     assert (result.state, result.step) == ("finished", 5)
-    assert "loss" in result.summary
+    assert "validation_loss" in result.summary
 
 
 def test_an_error_is_not_swallowed(tmp_path):
