@@ -34,6 +34,10 @@ class TileList:
     blocks: Tensor  # int32 [entries]: the other side's block index
     tiles: Tensor  # int32 [entries]: FULL, or an index into the mask table
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Returns the fields in order. (torch.compile of PyTorch 2.11 cannot trace `vars`.)"""
+        return self.start, self.count, self.partial, self.blocks, self.tiles
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -92,7 +96,7 @@ class BlockLayout:
 
     def tensors(self) -> list[Tensor]:
         """The layout as a flat list of tensors, the form that `torch.library` operators accept."""
-        return [*vars(self.rows).values(), *vars(self.columns).values(), self.masks, self.pairs]
+        return [*self.rows.tensors(), *self.columns.tensors(), self.masks, self.pairs]
 
     @staticmethod
     def from_tensors(
