@@ -1,6 +1,7 @@
 """A sweep launched, and launched again: what runs, what does not, what the manifest says."""
 
 import errno
+import importlib.metadata
 import json
 import sys
 import types
@@ -36,7 +37,7 @@ def test_a_sweep_of_real_jobs(tmp_path, small, reports, capsys):
     manifest = read_manifest(folder)
     assert (manifest.sweep, manifest.match, manifest.budget) == ("patterns", "tokens", {"tokens": 6 * 64})
     assert manifest.command.startswith("python train.py -m sweep=patterns attention=window model.width=32")
-    assert manifest.versions["torch"] == torch.__version__ and manifest.device
+    assert manifest.versions["torch"] == importlib.metadata.version("torch") and manifest.device
     dense, window = manifest.jobs
     assert (dense.label, dense.baseline, dense.seed) == ("dense", True, 1)
     assert (window.label, window.baseline, window.seed) == ("window", False, 1)
