@@ -62,6 +62,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)  # as a shell says it
     except HydraException as error:  # a job of a sweep failed, and has said why
         sys.exit(_fail(str(error).splitlines()[0]))
+    finally:
+        os.environ.pop(FULL_ERROR, None)  # for this call alone: processes that start later print single lines
 
 
 def _explain(error: Exception) -> str:

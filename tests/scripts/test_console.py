@@ -167,3 +167,10 @@ def test_the_runs_tokenizer_is_written_whole_or_not_at_all(tmp_path, monkeypatch
     (folder,) = (tmp_path / "run").iterdir()
     assert str(folder / "tokenizer.json") in line and "bytes free" in line
     assert not [file for file in folder.iterdir() if file.name.startswith("tokenizer.json")]
+
+
+def test_a_command_leaves_hydras_switch_as_it_was(monkeypatch):
+    monkeypatch.delenv(console.FULL_ERROR, raising=False)
+    during = []
+    console.run(lambda: during.append(os.environ.get(console.FULL_ERROR)))
+    assert during == ["1"] and console.FULL_ERROR not in os.environ
