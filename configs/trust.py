@@ -1,6 +1,6 @@
 """Which classes a config may name, and the call of one. A stranger's checkpoint must run no code of its own.
 
-Checkpoints and run folders hold configs, and a config names classes (`_target_`). Two kinds of classes are called:
+Checkpoints and run folders hold configs, and a config names classes (`_target_`). Only these classes may be called:
 
 - classes of this repository, subclasses of the class that the key asks for (a data source, a tokenizer, a pattern);
 - classes that the user of this very process named: in the YAML files and overrides that its command line composed, or,

@@ -88,8 +88,7 @@ def _checkable(annotation: Any) -> Any:
 
 
 def _message(error: Mapping[str, Any], schema: Schema, value: Any, key: str) -> str:
-    """The line for one of pydantic's errors. The key is as deep as the location goes through groups: an item of a list
-    is named by the list's key."""
+    """Returns one line for one of pydantic's errors. An error in an item of a list is reported under the list's key."""
     definitions = schema.get("$defs", {})
     node = schema
     for step in error["loc"]:

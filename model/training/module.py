@@ -85,9 +85,9 @@ class LanguageModel(lightning.LightningModule):
         self.overflowed = torch.zeros((), dtype=torch.bool, device=self.device)
 
     def on_train_start(self) -> None:
-        """Sets the rate of the first step by the schedule of this session: a checkpoint holds that of the one before,
-        whose end may have been another. With the same end in seconds the saved rate stays: the schedule reads the clock
-        as of an earlier step (horizon.py)."""
+        """Sets the learning rate of the first step from this session's schedule. The checkpoint holds the rate of the
+        previous session, which may have had another end. With an unchanged end in seconds the saved rate stays, because
+        the schedule reads the time of an earlier step (horizon.py)."""
         if self.progress is not None and self.saved_ends == self.ends:
             return
         for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):

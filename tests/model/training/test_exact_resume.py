@@ -258,7 +258,7 @@ def test_an_extended_run_follows_the_new_schedule_from_its_first_step(tmp_path, 
 
 
 def test_an_extended_run_follows_the_new_schedule_under_max_seconds(tmp_path):
-    """The steps end the run, and the schedule follows the share of it that is done."""
+    """The run ends by its steps, and the schedule follows the fraction of them that is done."""
     train(tmp_path / "run", max_steps=8, max_seconds=1000.0)
     train(tmp_path / "run", max_steps=32, max_seconds=1000.0, resume=True, seed=1)
     row = next(row for row in logged(tmp_path / "run") if row["step"] == "9")
