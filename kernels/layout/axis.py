@@ -1,5 +1,6 @@
 """Axis: the tokens, or the summaries of tokens, that the queries or keys of an attention call stand for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,8 @@ class Axis:
     the device."""
     span: int = field(default=1)
     """Tokens per index, empty indices included."""
+    ranges: tuple[range, ...] | None = field(default=None)
+    """The indices of the whole axis that this one holds (see `take`). None: it is whole."""
 
     @staticmethod
     def tokens(
@@ -86,6 +89,28 @@ class Axis:
         key = None if tokens.key is None else ("summaries", span, *tokens.key)
         return Axis(start, start + span * whole.int(), document, origin, key, tokens.limit, span)
 
+    def take(self, ranges: Sequence[range]) -> "Axis":
+        """The entries of this whole axis at `ranges` of its indices, one range after the other.
+
+        The queries of one of several devices that share a sequence, or the keys that these queries may see. `ranges`
+        rise and do not overlap. Positions, documents and origins stay those of the whole axis.
+        """
+        assert self.ranges is None, "ranges are counted on the whole axis"
+        ranges = tuple(ranges)
+        if ranges == (range(self.length),):
+            return self
+        start, end, document, origin = (
+            torch.cat([t[:, r.start : r.stop] for r in ranges], -1)
+            for t in (self.start, self.end, self.document, self.origin)
+        )
+        key = None if self.key is None else ("taken", ranges, *self.key)
+        return Axis(start, end, document, origin, key, self.limit, self.span, ranges)
+
+    def first_of_block(self, block: int) -> Tensor:
+        """int64 `[blocks]`: the whole axis' index of each block's first entry."""
+        rows = torch.arange(0, self.length, block, device=self.device)
+        return rows if self.ranges is None else _places_of(self.ranges, self.device)[rows]
+
     @property
     def is_plain(self) -> bool:
         """Whether these are the tokens of sequences that are one document each; `key` is ("tokens", length, offset)."""
@@ -102,3 +127,7 @@ class Axis:
     @property
     def device(self) -> torch.device:
         return self.start.device
+
+
+def _places_of(ranges: Sequence[range], device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(r.start, r.stop, device=device) for r in ranges])

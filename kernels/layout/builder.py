@@ -39,7 +39,7 @@ def build_layout(
     is True if the sizes were too small; a training loop must check it.
 
     Raises ValueError for a block that is not one of BLOCKS, an empty list of patterns, axes of different batch or
-    device, and fixed sizes of axes without a `limit`.
+    device, queries of ranges (Axis.take) that a block straddles, and fixed sizes of axes without a `limit`.
     """
     keys = queries if keys is None else keys
     patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
@@ -51,6 +51,8 @@ def build_layout(
         raise ValueError(f"queries on {queries.device}, keys on {keys.device}: must be on one device")
     if queries.batch != keys.batch and 1 not in (queries.batch, keys.batch):
         raise ValueError(f"queries of batch {queries.batch}, keys of batch {keys.batch}: must agree, or be 1")
+    if any(each.start % block or len(each) % block for each in (queries.ranges or ())[:-1]):
+        raise ValueError(f"queries of ranges {queries.ranges}: must be whole blocks of {block}, but for the last range")
     if queries.key is not None and keys.key is not None:
         key = patterns, queries.key, keys.key, block, queries.device
         with torch.inference_mode(False):  # what an evaluation builds must serve training, too

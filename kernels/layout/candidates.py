@@ -80,10 +80,11 @@ def row_capacity(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tensor:
     need = torch.cat(need)
     if pattern.anchor == "document":
         need = need.cummax(0).values
-    rows = torch.arange(queries.count, device=need.device)
+    first = queries.axis.first_of_block(block)
     own = 1 if keys.axis is queries.axis else blocks_of(block // span + 2 if span > 1 else block)
-    most = rows + 1 if keys.axis is queries.axis else torch.full_like(rows, keys.count)
-    return torch.minimum(need[(rows * block).clamp(max=limit - 1)] + own, most)
+    whole = keys.axis is queries.axis and queries.axis.ranges is None
+    most = first // block + 1 if whole else torch.full_like(first, keys.count)
+    return torch.minimum(need[first.clamp(max=limit - 1)] + own, most)
 
 
 _cache: RecentlyUsed[tuple[Tensor, Tensor, Tensor]] = RecentlyUsed(size=64)
@@ -99,7 +100,7 @@ def _places(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Te
         index = torch.arange(len(row), device=row.device) - (capacity.cumsum(0) - capacity)[row]
         return capacity, row, index
 
-    key = pattern, queries.block, *((a.length, a.limit, a.span, a.device) for a in axes), axes[0] is axes[1]
+    key = pattern, queries.block, *((a.length, a.limit, a.span, a.ranges, a.device) for a in axes), axes[0] is axes[1]
     return _cache.get(key, make)
 
 
