@@ -72,7 +72,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from model.training.storage import replacing
     from scripts.console import print_report
     from scripts.evaluate import evaluate_last
-    from scripts.pictures import draw_loss_by_position, draw_patterns
+    from scripts.reporting.pictures import draw_loss_by_position, draw_patterns
 
     first_rank = rank_zero_only.rank == 0
     if not first_rank:

@@ -17,12 +17,12 @@ from rich.markdown import Markdown
 
 from configs.build import ConfigError
 from configs.checks import check_evaluate, check_evaluation
+from configs.runs import Run, open_corpus, open_documents, open_run, retokenize, same_tokenizer
 from model.evaluation import compare
 from model.training.run_folder import check_writable, new_run_path, write_json
 from model.training.storage import make_folder, write_atomically
-from scripts.loading import Run, open_corpus, open_documents, open_run, retokenize, same_tokenizer
-from scripts.markdown import bounded, table
 from scripts.measuring import measure
+from scripts.reporting.markdown_table import bounded, table
 from scripts.scoring import Scoring
 
 log = logging.getLogger("farsight")
@@ -96,7 +96,7 @@ def _same_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
 
 
 def _write(folder: Path, result: Mapping[str, Any]) -> None:
-    from scripts.pictures import draw_loss_by_position
+    from scripts.reporting.pictures import draw_loss_by_position
 
     make_folder(folder)
     rows = result["rows"]

@@ -57,9 +57,9 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
     from configs.checks import check_evaluate, check_evaluation
+    from configs.runs import open_corpus, open_documents, open_run
     from model.training.run_folder import check_writable
     from scripts.console import print_report
-    from scripts.loading import open_corpus, open_documents, open_run
     from scripts.measuring import measure
     from scripts.scoring import Scoring
 

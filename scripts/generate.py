@@ -40,10 +40,10 @@ def write(config: dict[str, Any]) -> list[str]:
     """Continues every prompt and prints it; returns the continuations."""
     from configs.build import ConfigError
     from configs.checks import check_generate
+    from configs.runs import open_run
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
     from model.precision import autocast
-    from scripts.loading import open_run
 
     check_generate(config)
     prompts, stop = _prompts(config), _stop(config)

@@ -200,9 +200,9 @@ def register() -> type:
             trust: str = "",
         ) -> None:
             from configs.checks import check_device
+            from configs.runs import open_run
             from configs.trust import trust as trust_classes
             from model.precision import autocast
-            from scripts.loading import open_run
 
             super().__init__()
             # The harness says device="cuda" where nobody asked for it, GPU or not.

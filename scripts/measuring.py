@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from configs.build import ConfigError, build_protocol
+from configs.runs import open_run
 from data import Texts
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from data.corpus import Corpus, Split
@@ -14,7 +15,6 @@ from data.texts import digest
 from data.tokenizers import Tokenizer
 from model import Transformer
 from model.evaluation import find_key_tokens, short_protocol, summarize, summarize_key_tokens
-from scripts.loading import open_run
 from scripts.scoring import Scoring
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from configs.build import ConfigError, build_task
 from configs.checks import check_evaluate
+from configs.runs import Run, open_documents, open_run
 from data import CorpusError
 from data.recall.text import Material
 from data.texts import digest
@@ -27,7 +28,6 @@ from model.precision import autocast
 from model.training.run_folder import check_writable, write_json
 from model.training.storage import make_folder
 from scripts.console import progress_bar
-from scripts.loading import Run, open_documents, open_run
 
 log = logging.getLogger("farsight")
 
@@ -85,7 +85,7 @@ def _evaluate_run(checkpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
     write_json(output, result)
     by_depth = [row for row in rows if row["depth"] is not None]
     if by_depth:
-        from scripts.pictures import draw_recall
+        from scripts.reporting.pictures import draw_recall
 
         folder = output.parent if config["output"] else run.folder / "report"
         draw_recall(by_depth, folder / f"recall_passkey{which}.png")

@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with user_errors():
         from configs.trust import trust
-        from scripts.reporting import write_report
+        from scripts.reporting.write import write_report
 
         trust(arguments.trust)
         page = write_report(arguments.folders, arguments.output, arguments.wandb)

@@ -43,10 +43,10 @@ def save(arguments: argparse.Namespace) -> None:
     import torch
 
     from configs.build import ConfigError
+    from configs.runs import open_run
     from configs.trust import trust
     from model.attention.routed import RoutedAttention
     from scripts.benchmarks.results import markdown, surroundings
-    from scripts.loading import open_run
 
     trust(arguments.trust)
     run = open_run(arguments.checkpoint, "auto", "32-true")

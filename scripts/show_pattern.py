@@ -1,4 +1,4 @@
-"""Draws the patterns of an attention choice and says how dense they are, and how far they carry information.
+"""Draws the patterns of an attention choice, and prints their density and how far information travels by depth.
 
 python scripts/show_pattern.py attention=strided length=4096
 python scripts/show_pattern.py attention=window attention.patterns.local.width=1024 output=window.png
@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from kernels.patterns import Pattern
     from model import AttentionPlan
@@ -41,7 +42,7 @@ def show(config: dict) -> None:
     from kernels import Axis
     from kernels.layout.cost import causal_pairs
     from model.attention import build_view
-    from scripts.pictures import draw_patterns
+    from scripts.reporting.pictures import draw_patterns
 
     check_show_pattern(config)
     length, block = config["length"], config["attention"]["block"]
@@ -68,7 +69,7 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
     """Every layer's mask in characters, whole and near the diagonal, and how far information travels with depth."""
     from rich.table import Table
 
-    from scripts.reach import layer_mask, reach_by_depth, terminal_picture, union_density, unreached
+    from model.attention.reach import layer_mask, reach_by_depth, union_density, unreached
 
     length, layers = config["reach_length"], config["layers"]
     masks = dict(layer_mask(plan, layer, length) for layer in range(len(plan.schedule)))
@@ -92,6 +93,19 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
             f"warning: after {layers} layers no path leads to {share:.2%} of the pairs of a token and one before it "
             f"({missing:,} of {length:,} tokens')"
         )
+
+
+def terminal_picture(mask: "Tensor", rows: int = 24) -> str:
+    """Draws a mask in characters: two a cell, darker where a larger share of the cell's pairs is visible."""
+    import torch
+
+    step = -(-len(mask) // rows)
+    padding = -len(mask) % step
+    cells = torch.nn.functional.pad(mask.float(), (0, padding, 0, padding))
+    cells = cells.view(len(cells) // step, step, -1, step).mean((1, 3))
+    shades = " ░▒▓█"
+    darkness = (cells * (len(shades) - 1)).ceil().int().tolist()
+    return "\n".join("".join(shades[cell] * 2 for cell in line) for line in darkness)
 
 
 def _all_patterns() -> "dict[str, Pattern]":

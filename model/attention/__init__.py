@@ -7,6 +7,7 @@
     routed.py, indexer.py          a window and the blocks that a router picks; the learned router and its loss
     native_sparse.py               these and summaries: NSA's three branches
     families.py    which AttentionCore serves which pattern
+    reach.py       which past tokens can influence a token after some layers
 
 To add a family: a pattern with `is_mask = False`, an AttentionCore of its own, and a line in families.py.
 """

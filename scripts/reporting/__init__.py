@@ -6,8 +6,6 @@ table.py       rows -> pareto.csv and the table of both pages
 words.py       rows -> what was found, in plain sentences (subject.py: what was trained and judged at all)
 figures.py     rows -> figures (style.py: their colours, labels.py: names beside points, curves.py: what runs logged)
 markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, the folder, and the same for wandb
+pictures.py           masks of patterns, loss by position, and recall by depth, of a single run or a comparison
+markdown_table.py     Markdown tables, for all of the above
 """
-
-from scripts.reporting.write import write_report
-
-__all__ = ["write_report"]

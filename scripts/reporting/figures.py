@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from scripts.pictures import plot_loss_by_position
 from scripts.reporting.aggregate import COSTS, QUALITY, Row, pareto_front
 from scripts.reporting.curves import Curve
 from scripts.reporting.labels import Point, literal, place_labels
+from scripts.reporting.pictures import plot_loss_by_position
 from scripts.reporting.style import LIGHT, Style, follow_css
 from scripts.reporting.table import unit_of
 

@@ -1,7 +1,7 @@
 """report.md: the same report as plain text, for a terminal, a pull request, or a note."""
 
-from scripts.markdown import escape, table
 from scripts.reporting.content import Content, reason, standing, surroundings
+from scripts.reporting.markdown_table import escape, table
 
 
 def write_markdown(content: Content) -> str:

@@ -80,7 +80,7 @@ def _draw_pattern(job: Job, output: Path) -> Path | None:
     if file.is_file() or not job.config.get("attention") or not isinstance(length, int) or length < 1:
         return file if file.is_file() else None
     from configs.build import ConfigError, build_plan
-    from scripts.pictures import draw_patterns
+    from scripts.reporting.pictures import draw_patterns
 
     try:
         plan = build_plan(job.config["attention"])

@@ -167,7 +167,7 @@ def _tidy() -> None:
 def report(folder: Path) -> None:
     """Writes the sweep's report; a failure is one line, and no more."""
     try:
-        from scripts.reporting import write_report
+        from scripts.reporting.write import write_report
 
         with records.lock(folder, "report"):
             write_report([folder])

@@ -7,8 +7,8 @@ import yaml
 from configs import aliases
 from configs.aliases import upgrade
 from configs.build import build_plan
+from configs.runs import open_run
 from kernels.patterns import Routed
-from scripts.loading import open_run
 from scripts.reporting.jobs import read_sweeps
 from tests.commands import ROOT, compose, resolved
 from tests.scripts.runs import make_run, write_books

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from configs.build import ConfigError
+from configs.runs import open_run
 from model import Transformer
 from model.training.run_folder import RunFolderError
 from scripts.comparison import compare_checkpoints
 from scripts.evaluate import evaluate_checkpoint
-from scripts.loading import open_run
 from tests.commands import ROOT, compose
 from tests.scripts.runs import make_run, write_books
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from configs.build import ConfigError, build_data
+from configs.runs import open_run
 from data import CorpusError
 from data.tokenizers import Tokenizer, load
 from scripts.comparison import compare_checkpoints
 from scripts.evaluate import add_row, evaluate_checkpoint
 from scripts.generate import write
-from scripts.loading import open_run
 from scripts.recall import evaluate_recall
 from tests.commands import compose, resolved
 from tests.scripts.runs import SMALL, make_run, write_books

@@ -8,10 +8,10 @@ import torch
 
 from configs.build import ConfigError
 from configs.checks import check_evaluate, check_generate
+from configs.runs import folder_of, open_documents
 from model import Sampling
 from scripts.comparison import _same_window
 from scripts.generate import _stop
-from scripts.loading import folder_of, open_documents
 from scripts.recall import evaluate_recall
 from tests.commands import compose
 

@@ -17,7 +17,7 @@ from scripts import generate, lm_harness
 from scripts.comparison import compare_checkpoints
 from scripts.evaluate import evaluate_checkpoint
 from scripts.recall import evaluate_recall
-from scripts.reporting import write_report
+from scripts.reporting.write import write_report
 from tests.commands import compose, run
 from tests.configs.attacks import ATTACKS, MODULE, PATTERN, Traps, trusting_itself
 from tests.scripts.runs import SMALL, make_run, write_books

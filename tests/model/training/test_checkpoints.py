@@ -8,9 +8,9 @@ import pytest
 import torch
 from stand_ins import TRAINER, BestAt, TinyData, TinyModel, new_module, run_folder, train
 
+from configs.runs import open_run
 from model.training.checkpoints import OPTIONAL, AtomicCheckpointIO, CheckpointError, load_weights, read_checkpoint
 from model.training.fit import fit
-from scripts.loading import open_run
 
 REPOSITORY = Path(__file__).parents[3]
 

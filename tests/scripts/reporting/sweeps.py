@@ -171,7 +171,7 @@ def picture(attention: str, scratch: Path) -> bytes:
     """The PNG of a choice's patterns; drawn once."""
     if attention not in _pictures:
         from configs.build import build_plan
-        from scripts.pictures import draw_patterns
+        from scripts.reporting.pictures import draw_patterns
 
         file = scratch / "picture.png"
         draw_patterns(build_plan(make_config(attention, 1)["attention"]).patterns, 2048, file)

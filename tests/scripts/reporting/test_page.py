@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from scripts.reporting import write_report
+from scripts.reporting.write import write_report
 from tests.commands import ROOT
 from tests.scripts.reporting.chromium import Chromium, find_chromium
 from tests.scripts.reporting.sweeps import make_sweep

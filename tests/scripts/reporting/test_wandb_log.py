@@ -6,9 +6,9 @@ import time
 import pytest
 import yaml
 
-from scripts.reporting import write_report
 from scripts.reporting.content import gather
 from scripts.reporting.wandb_log import log_to_wandb
+from scripts.reporting.write import write_report
 from tests.scripts.reporting.sweeps import make_sweep
 
 

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from scripts.markdown import escape
 from scripts.report import main
-from scripts.reporting import write_report
 from scripts.reporting.content import gather
 from scripts.reporting.markdown import write_markdown
+from scripts.reporting.markdown_table import escape
 from scripts.reporting.page import write_page
 from scripts.reporting.table import CSV_COLUMNS, MINUS, significant, write_csv
+from scripts.reporting.write import write_report
 from tests.commands import run
 from tests.scripts.reporting.sweeps import make_sweep
 

@@ -6,7 +6,7 @@ import numpy as np
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, Window
 from model.attention import build_view
-from scripts.pictures import _shades, draw_loss_by_position, draw_patterns
+from scripts.reporting.pictures import _shades, draw_loss_by_position, draw_patterns
 
 
 def test_a_pattern_of_a_million_tokens_is_drawn(tmp_path):

@@ -1,7 +1,8 @@
-"""How far information can travel: after one layer to what its pattern sees, after more along every path of layers.
+"""Which past tokens can influence a token after some layers: what its pattern sees, then along every path of layers.
 
-A token's state holds itself and what it attended to; so with M a layer's mask and its diagonal (the residual stream),
-what layer l's states may know of is the boolean product M_l M_(l-1) ... M_1: exact, pair by pair, on one document.
+The state of a token depends on the token itself (the residual stream) and on the tokens that it attends to. With M_l
+the mask of layer l including its diagonal, the states after layer l depend on the boolean product M_l M_(l-1) ... M_1.
+This is exact, pair by pair, on one document.
 """
 
 from collections.abc import Sequence
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor
 
 from kernels import Axis
-from model import AttentionPlan
-from model.attention import build_view
+from model.attention.families import build_view
+from model.config import AttentionPlan
 
 
 @dataclass(frozen=True)
 class Depth:
-    """After so many `layers`: the share of all causal pairs that some path connects, and for the last token how many
-    past tokens it can know of, and how far back the furthest is."""
+    """The reach after `layers` layers.
+
+    share: fraction of all causal pairs that some path connects.
+    last_knows: number of past tokens on which the last token's state depends.
+    furthest: distance in tokens to the furthest of them.
+    """
 
     layers: int
     pattern: str
@@ -28,8 +33,10 @@ class Depth:
 
 
 def layer_mask(plan: AttentionPlan, layer: int, length: int) -> tuple[str, Tensor]:
-    """(name, booleans `[length, length]`): what any head of a layer may see of one document's tokens, in summaries
-    included. Of a router's blocks: all that it may pick."""
+    """Returns (name, bool `[length, length]`): the pairs of one document that any head of a layer may attend to.
+
+    Tokens in a summary count as visible, and so does every block that a router may choose.
+    """
     entry = plan.schedule[layer % len(plan.schedule)]
     pattern = plan.pattern(layer, kv_heads=1 if isinstance(entry, str) else len(entry))
     view = build_view(pattern, Axis.tokens(length), plan.block)
@@ -38,7 +45,7 @@ def layer_mask(plan: AttentionPlan, layer: int, length: int) -> tuple[str, Tenso
 
 
 def reach_by_depth(plan: AttentionPlan, layers: int, length: int) -> tuple[list[Depth], Tensor]:
-    """(one Depth a layer, booleans `[length, length]`: what the last layer's states may know of)."""
+    """Returns (one Depth per layer, bool `[length, length]`: the tokens on which the last layer's states depend)."""
     known = torch.eye(length, dtype=torch.bool)
     causal = length * (length + 1) // 2
     depths, masks = [], {}
@@ -55,28 +62,17 @@ def reach_by_depth(plan: AttentionPlan, layers: int, length: int) -> tuple[list[
 
 
 def product(first: Tensor, second: Tensor) -> Tensor:
-    """The boolean matrix product: whether some index connects them. Counts up to 2^24 are exact in float32."""
+    """Returns the boolean matrix product. Its counts are exact in float32 up to 2^24."""
     return first.float() @ second.float() > 0
 
 
 def unreached(known: Tensor) -> int:
-    """Pairs of a query and a past token that no path connects."""
+    """Returns how many causal pairs no path connects."""
     length = len(known)
     return length * (length + 1) // 2 - int(known.sum(dtype=torch.int64))
 
 
 def union_density(masks: Sequence[Tensor]) -> float:
-    """Share of causal pairs that at least one layer sees by itself."""
+    """Returns the fraction of causal pairs that at least one of the masks contains."""
     length = masks[0].shape[0]
     return float(torch.stack(list(masks)).any(0).sum(dtype=torch.int64)) / (length * (length + 1) // 2)
-
-
-def terminal_picture(mask: Tensor, rows: int = 24) -> str:
-    """A mask in characters, two columns a row's height; darker where a larger share of the pairs is visible."""
-    step = -(-len(mask) // rows)
-    padding = -len(mask) % step
-    cells = torch.nn.functional.pad(mask.float(), (0, padding, 0, padding))
-    cells = cells.view(len(cells) // step, step, -1, step).mean((1, 3))
-    shades = " ░▒▓█"
-    darkness = (cells * (len(shades) - 1)).ceil().int().tolist()
-    return "\n".join("".join(shades[cell] * 2 for cell in line) for line in darkness)

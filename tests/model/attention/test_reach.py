@@ -1,12 +1,11 @@
 """Reach by depth, against walking every path."""
 
-import numpy as np
 import pytest
 import torch
 
 from configs.build import build_plan
-from scripts.reach import layer_mask, product, reach_by_depth, terminal_picture, union_density, unreached
-from tests.commands import compose, run
+from model.attention.reach import layer_mask, product, reach_by_depth, union_density, unreached
+from tests.commands import compose
 
 LENGTH = 48
 
@@ -60,32 +59,6 @@ def test_the_first_layer_is_the_product_s_last_factor():
     assert product(upper, lower)[2, 0] and not product(lower, upper)[2, 0]
 
 
-def test_union_and_terminal_picture():
-    lower = torch.ones(32, 32).tril().bool()
-    diagonal = torch.eye(32).bool()
+def test_union_density_counts_pairs_that_any_mask_contains():
+    lower, diagonal = torch.ones(32, 32).tril().bool(), torch.eye(32).bool()
     assert union_density([diagonal, lower]) == 1 and union_density([diagonal]) == pytest.approx(32 / 528)
-    lines = terminal_picture(lower, rows=8).split("\n")
-    assert len(lines) == 8 and lines[-1][:2] == "██" and lines[0][-2:] == "  " and lines[0][:2] == "▓▓"
-
-
-def test_the_command_says_it_all(tmp_path):
-    arguments = ("attention=window", "attention.patterns.local.width=32", "length=512", "reach_length=256", "zoom=64")
-    result = run("scripts/show_pattern.py", *arguments, "layers=3", f"output={tmp_path}/w.png")
-    text = " ".join(result.stdout.split())
-    for words in (
-        "reach by depth",
-        "local, 256 tokens",
-        "local, the last 64",
-        "seen by some layer",
-        "warning: after 3",
-    ):
-        assert words in text, words
-    import matplotlib.image
-
-    picture = matplotlib.image.imread(tmp_path / "w.png")
-    assert picture.shape[0] > 1.5 * picture.shape[1], "whole above, zoomed below"
-    assert np.ptp(picture[..., 0]) > 0.5
-    dense = run(
-        "scripts/show_pattern.py", "attention=dense", "length=256", "reach_length=128", f"output={tmp_path}/d.png"
-    )
-    assert "warning" not in dense.stdout
