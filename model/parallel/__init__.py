@@ -1,0 +1,8 @@
+"""Context parallelism: a sequence of packed documents split along its length over several ranks.
+
+    ranges.py         which tokens each rank holds, and which keys its queries may see
+    exchange.py       brings entries from the ranks that hold them; gradients go back the same way
+
+Every rank runs embedding, norms, projections, SwiGLU and loss on its own tokens. Attention alone communicates: a layout
+is data, so a rank builds the rows of its own queries and receives the keys that these rows name.
+"""

@@ -1,0 +1,34 @@
+"""Runs a function on several ranks: processes of this machine that communicate through gloo."""
+
+import datetime
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+
+def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
+    """What `function(*arguments)` returns on each of `ranks` ranks; in it, the default process group is theirs.
+
+    The function must be importable, and its result must be one that torch.load(weights_only=True) accepts.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        # Ranks are forked from a server that has imported what they need: each would take seconds for that.
+        torch.multiprocessing.set_forkserver_preload(["tests.model.parallel.workers"])
+        arguments = (function, ranks, folder, arguments)
+        torch.multiprocessing.start_processes(_run, arguments, ranks, start_method="forkserver")
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+def _run(rank: int, function: Callable[..., Any], ranks: int, folder: str, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", ranks)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
+    torch.save(function(*arguments), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
