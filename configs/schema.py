@@ -11,7 +11,7 @@ from configs.validation import STRICT
 from data.packing import PACKINGS
 from data.sources import SPLITS
 from kernels.dispatch import BACKENDS
-from kernels.shapes import BLOCKS
+from kernels.shapes import BLOCK_SIZES
 from model.config import ROPE_SCALINGS
 from model.evaluation.protocol import NAMES as PROTOCOLS
 from model.training.endings import ON_NAN
@@ -55,7 +55,7 @@ class Attention(Settings):
     name: Text
     patterns: Annotated[dict[str, Target | None], Field(min_length=1)]
     schedule: Annotated[tuple[Text | Annotated[tuple[Text, ...], Field(min_length=1)], ...], Field(min_length=1)]
-    block: Literal[BLOCKS]
+    block: Literal[BLOCK_SIZES]
     backend: Literal[BACKEND_NAMES]
 
 

@@ -20,7 +20,7 @@ from kernels.layout.block_layout import BlockLayout
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout.selection import Selection
 from kernels.selection.selected_attention import selected_attention
-from kernels.shapes import check_tensors, computes, require
+from kernels.shapes import check_tensors, is_concrete, require
 from kernels.softmax import add_sinks
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def attention(
         return (out, lse) if return_lse else out
     _check_shapes(q, k, v, layout)
     passes = choose_backends(q, k, v, layout, backend)
-    if q.is_cuda and computes(q):
+    if q.is_cuda and is_concrete(q):
         problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block
         for name in {"triton", "flash"}.intersection(passes):
             selfcheck.check(_module(name), *problem, plain=name == "flash")
@@ -99,7 +99,7 @@ def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backen
         if chosen == "triton" and layout.window is not None and refusal("flash") is None:
             width = min(layout.window, layout.keys)
             passes = tuple("flash" if low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
-        if computes(q):
+        if is_concrete(q):
             _log_once(passes, refusal("triton") if q.is_cuda else "no GPU")
     return passes
 

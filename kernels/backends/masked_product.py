@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.shapes import computes
+from kernels.shapes import is_concrete
 
 
 def all_finite(*tensors: Tensor) -> bool:
@@ -14,7 +14,7 @@ def all_finite(*tensors: Tensor) -> bool:
 
 def may_wait(x: Tensor) -> bool:
     """Whether the host may ask for a value of x: not where a call is traced, or captured as a CUDA graph."""
-    return computes(x) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return is_concrete(x) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def masked_product(left: Tensor, right: Tensor, visible: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from kernels.layout.candidates import Blocks
 from kernels.layout.lru_cache import RecentlyUsed
 from kernels.layout.tiles import find_tiles, find_tiles_within, unique_masks
 from kernels.patterns.base import Pattern
-from kernels.shapes import BLOCKS
+from kernels.shapes import BLOCK_SIZES
 
 
 def build_layout(
@@ -38,13 +38,13 @@ def build_layout(
     sizes follow from shapes and settings, and the host does not wait for the device. `layout.overflow`, on the device,
     is True if the sizes were too small; a training loop must check it.
 
-    Raises ValueError for a block that is not one of BLOCKS, an empty list of patterns, axes of different batch or
+    Raises ValueError for a block that is not one of BLOCK_SIZES, an empty list of patterns, axes of different batch or
     device, queries of ranges (Axis.take) that a block straddles, and fixed sizes of axes without a `limit`.
     """
     keys = queries if keys is None else keys
     patterns = (pattern,) if isinstance(pattern, Pattern) else tuple(pattern)
-    if block not in BLOCKS:
-        raise ValueError(f"block={block}: must be one of {', '.join(map(str, BLOCKS))}")
+    if block not in BLOCK_SIZES:
+        raise ValueError(f"block={block}: must be one of {', '.join(map(str, BLOCK_SIZES))}")
     if not patterns:
         raise ValueError("pattern=[]: must be a pattern, or one pattern per KV head")
     if queries.device != keys.device:

@@ -1,8 +1,8 @@
 """The base class of patterns: rules that decide which keys a query may see.
 
-A pattern is independent of tiles, devices and packed documents. It works with positions *within one document*: which
-keys are visible, and where to look for them. The layout builder adds that a query sees only its own document and never
-the future.
+A pattern is independent of tiles, devices and packed documents. It works with positions *within one document* and
+defines which keys are visible (`visible`) and which intervals contain them (`candidates`). The layout builder adds that
+a query sees only its own document and never the future.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """Keys of one layer, KV head and sequence: `stored` in a cache, and `read` by the next query, its own not counted.
-    A key comes with its value. `router_stored`, `router_read`: a router's keys, one per block, in addition."""
+    """Keys per layer, KV head and sequence: those `stored` in a cache, and those `read` by the next query, not counting
+    the query's own key. Each key has a value. `router_stored`, `router_read`: additional keys of a router, one per
+    block."""
 
     stored: int
     read: int
@@ -55,7 +56,7 @@ class Pattern:
         return torch.full_like(key_start, self.horizon is None, dtype=torch.bool)
 
     def visible(self, query: Tensor, key_start: Tensor, key_end: Tensor) -> Tensor:
-        """Whether `query` may see the key that stands for the tokens `[key_start, key_end)`.
+        """Whether `query` may see the key that represents the tokens `[key_start, key_end)`.
 
         Arguments are integer tensors that broadcast; a token's key is `[i, i + 1)`. Returns a boolean tensor. Use only
         tensor operators (no chained comparisons, no branches on values), so that the same code runs under `torch.vmap`
@@ -76,14 +77,15 @@ class Pattern:
 
     @property
     def edges(self) -> tuple[int, ...]:
-        """Distances in tokens at which a key comes into view or goes out of it; recall tasks ask around them."""
+        """Distances in tokens at which a key becomes visible or hidden; recall tasks test distances around them."""
         return ()
 
     def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
-        """The keys that a cache stores of `context` tokens, and those that the next query reads.
+        """Counts the keys that a cache of `context` tokens stores, and those that the next query reads.
 
-        Stored are the keys within the horizon and the persistent ones (a key that is both counts twice). Read are the
-        keys that the query sees. `group`: query heads per KV head, for patterns whose heads read keys of their own.
+        The cache stores the keys within the horizon and the persistent ones (a key that is both counts twice). The
+        query reads the keys that it sees. `group`: query heads per KV head, for patterns in which each query head reads
+        its own keys.
         """
         return keys_of_masks([self], context, span=1)
 
@@ -94,8 +96,8 @@ class Pattern:
 
 
 def keys_of_masks(patterns: Sequence[Pattern], context: int, span: int) -> DecodeCost:
-    """As Pattern.decode_cost, for one pattern or one per KV head (which share a cache), whose keys stand for `span`
-    tokens each."""
+    """As Pattern.decode_cost, for one pattern or one per KV head (which share a cache); each key represents `span`
+    tokens."""
     horizons = [each.horizon for each in patterns]
     key = torch.arange(context // span) * span
     persistent = torch.stack([each.persistent(key) for each in patterns]).any(0)

@@ -1,15 +1,15 @@
-"""Hierarchical attention: exact tokens nearby, summaries of growing spans further away.
+"""Hierarchical attention: nearby tokens exactly, distant tokens as summaries of growing spans.
 
-A query's scope loses resolution with distance, as in H-Transformer-1D (Zhu and Soricut 2021), with the summaries of
-NSA's compressed branch (Yuan et al. 2025). The levels cut a document's past at boundaries that they share:
+Resolution falls with distance, as in H-Transformer-1D (Zhu and Soricut 2021); the summaries are those of NSA's
+compressed branch (Yuan et al. 2025). The levels divide a document's past at shared boundaries:
 
     0 ............ b2 ............ b1 ............ b0 ......... query
       spans[2] each   spans[1] each   spans[0] each   every token
 
-with b_i = (query - reach_i + 1), rounded down to a multiple of spans[i], where reach_0 is the window. Spans count from
-the document's start and each is a multiple of the finer one, so b2 <= b1 <= b0 lie on span boundaries of both levels
-that meet there: every past token is covered exactly once. And only *whole* spans of the past are ever needed: the last
-summaries end at b0 <= query + 1, so a document's ragged tail is seen as tokens, by queries that are in it.
+Boundary b_i is (query - reach_i + 1), rounded down to a multiple of spans[i]; reach_0 is the window. Spans are counted
+from the document's start and each is a multiple of the finer one, so every b_i is a boundary of both adjacent levels,
+and every past token is covered exactly once. Only *complete* spans are summarized: the last summary ends at b0 <= query
++ 1, and the incomplete span at a document's end is visible as tokens, to the queries within it.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ POOLINGS = ("mean", "learned")
 
 @dataclass(frozen=True)
 class Summaries(Pattern):
-    """The summaries of `span` tokens (1: the tokens themselves) in a part of the past; the key axis is one of spans.
+    """One level: the summaries of `span` tokens each (1: the tokens themselves) in an interval of the past.
 
-    Seen are the whole spans that end at or before (query - `beyond` + 1), rounded down to a multiple of `span`: with
-    `beyond` 0, all that lie in the past. `reach` leaves out what begins before (query - `reach` + 1), rounded down to a
-    multiple of `rounding`, the next level's span. Keys of another length (the empty ones of `Axis.summaries` among
-    them) are not seen.
+    A query sees the keys of exactly `span` tokens that end at or before (query - `beyond` + 1), rounded down to a
+    multiple of `span`; with `beyond` 0 these are all complete spans of the past. `reach` limits the distance: visible
+    keys begin at or after (query - `reach` + 1), rounded down to a multiple of `rounding`, the next level's span. Keys
+    of any other length are hidden, the empty entries of `Axis.summaries` among them.
     """
 
     span: int
@@ -72,11 +72,12 @@ class Summaries(Pattern):
 
 @dataclass(frozen=True)
 class Hierarchical(Pattern):
-    """At least the last `window` tokens; before them, summaries of `spans[0]` tokens back to `reaches[0]`, of
-    `spans[1]` back to `reaches[1]`, and so on; those of the last span reach back to the document's start.
+    """At least the last `window` tokens, and before them summaries of spans that grow with the distance.
 
-    `spans` rise, each a multiple of the one before; `reaches` (one fewer) rise from the window. `pooling` is how a
-    span's keys and values become one: their "mean", or a "learned" attention pool (model/attention/pooling.py).
+    Summaries of `spans[0]` tokens reach back to `reaches[0]`, those of `spans[1]` to `reaches[1]`, and so on; those of
+    the last span reach back to the document's start. Each span is a multiple of the one before. `reaches` has one entry
+    fewer than `spans`; its entries rise and exceed the window. `pooling`: a span's keys and values are their "mean", or
+    the output of a "learned" attention pool (model/attention/pooling.py).
     """
 
     window: int
@@ -87,23 +88,28 @@ class Hierarchical(Pattern):
     is_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("spans", "reaches"):  # a config's lists, made hashable
+        for name in ("spans", "reaches"):  # YAML gives lists; tuples are hashable
             value = getattr(self, name)
-            require(_are_ints(value), name, value, "a list of whole numbers")
+            require(_are_ints(value), name, value, "a list of integers")
             object.__setattr__(self, name, tuple(value))
         require_int("window", self.window, 1)
         steps = zip((1, *self.spans), self.spans, strict=False)
         rising = all(span > finer and span % finer == 0 for finer, span in steps)
-        require(len(self.spans) > 0 and rising, "spans", list(self.spans), "from 2, each a multiple of the one before")
+        require(
+            len(self.spans) > 0 and rising,
+            "spans",
+            list(self.spans),
+            "integers >= 2, each a multiple of the one before",
+        )
         fewer = len(self.spans) - 1
         require(len(self.reaches) == fewer, "reaches", list(self.reaches), f"one fewer than spans ({fewer})")
         rising = all(reach > nearer for nearer, reach in zip((self.window, *self.reaches), self.reaches, strict=False))
-        require(rising, "reaches", list(self.reaches), f"rising, and beyond the window ({self.window})")
+        require(rising, "reaches", list(self.reaches), f"rising and greater than the window ({self.window})")
         require(self.pooling in POOLINGS, "pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
 
     @property
     def levels(self) -> tuple[Summaries, ...]:
-        """The tokens' level, then one a span: disjoint, and together all of the past."""
+        """The level of tokens, then one level per span; together they cover every past token once."""
         reaches = (self.window, *self.reaches, None)
         return tuple(
             Summaries(span, beyond, reach, rounding)
@@ -117,7 +123,7 @@ class Hierarchical(Pattern):
         return self.window, *self.spans, *self.reaches
 
     def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
-        """The summaries of every level are keys."""
+        """Counts the keys of all levels."""
         levels = [level.decode_cost(context) for level in self.levels]
         return DecodeCost(sum(each.stored for each in levels), sum(each.read for each in levels))
 

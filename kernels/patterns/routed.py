@@ -14,17 +14,17 @@ from torch import Tensor
 
 from kernels.patterns.base import DecodeCost, Pattern, require, require_int
 from kernels.patterns.hierarchical import Summaries
-from kernels.shapes import BLOCKS
+from kernels.shapes import BLOCK_SIZES
 
 ROUTERS = ("mean_key", "indexer")
-SHARES = ("group", "head")
+SHARING = ("group", "head")
 POOLINGS = ("mean", "learned")
 COMBINATIONS = ("lse", "gates")
 
 
 @dataclass(frozen=True)
 class LocalWindow(Pattern):
-    """The last `window` tokens and those before them in the same block of `block` tokens of the packed sequence.
+    """The last `window` tokens, extended back to the start of a block of `block` tokens of the packed sequence.
 
     Routed attention always sees this window. The blocks that a router may choose end where it begins.
     """
@@ -78,10 +78,10 @@ class Routed(Pattern):
 
     def __post_init__(self) -> None:
         require_int("window", self.window, 1)
-        require(self.block in BLOCKS, "block", self.block, f"one of {', '.join(map(str, BLOCKS))}")
+        require(self.block in BLOCK_SIZES, "block", self.block, f"one of {', '.join(map(str, BLOCK_SIZES))}")
         require_int("top_k", self.top_k, 1)
         require(self.router in ROUTERS, "router", self.router, f"one of {', '.join(ROUTERS)}")
-        require(self.share in SHARES, "share", self.share, f"one of {', '.join(SHARES)}")
+        require(self.share in SHARING, "share", self.share, f"one of {', '.join(SHARING)}")
         for name in ("first_block", "indexer_gradient"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         require_int("indexer_dim", self.indexer_dim, 1)
@@ -97,7 +97,7 @@ class Routed(Pattern):
 
     @property
     def slots(self) -> int:
-        """Largest number of blocks that a query attends to, beyond the window."""
+        """Maximum number of blocks that a query attends to in addition to the window."""
         return self.top_k + self.first_block
 
     @property
@@ -105,8 +105,8 @@ class Routed(Pattern):
         return (self.window,)
 
     def decode_cost(self, context: int, group: int = 1) -> DecodeCost:
-        """Read are the window, the selected blocks (of each of the `group` query heads of a KV head if each selects its
-        own), and the router's key of every block that can be selected."""
+        """The query reads the window, the selected blocks (those of all `group` query heads of a KV head, if each
+        selects its own), and the router's key of every eligible block."""
         window = self.local.decode_cost(context)
         eligible = max(0, (context - (self.window - 1)) // self.block)
         selected = min(self.slots, eligible) * self.block * (group if self.share == "head" else 1)
@@ -121,16 +121,16 @@ class Routed(Pattern):
 
 @dataclass(frozen=True)
 class NativeSparse(Routed):
-    """Routed, with summaries of all past spans of `summary_span` tokens: the three branches of NSA.
+    """Routed attention and summaries of all past spans of `summary_span` tokens: the three branches of NSA.
 
     `pooling`: the "mean" of a span's keys and values, or a "learned" attention pool. `combine`: the branches share one
     softmax ("lse"), or are summed with a sigmoid gate per query, head and branch ("gates", as published; the gates are
     one linear layer of the layer's input and begin near 0.5).
 
-    In one softmax, a branch without a matching key gets little weight. Gates cannot shift weight so: a chosen block
-    that does not match still adds its values. NSA gives each branch keys and values of its own and chooses blocks by
-    the summaries' attention. Here the branches share keys and values, and with "gates" the router "mean_key" found the
-    right blocks in some runs only: use "indexer", which learns where its branch attends.
+    In one softmax, a branch without a matching key gets little weight. Gates cannot shift weight between branches in
+    this way: a chosen block without a matching key still adds its values. NSA gives each branch its own keys and values
+    and chooses blocks by the summaries' attention. Here the branches share keys and values; with "gates", the router
+    "mean_key" found the right blocks in some runs only, so use "indexer", which learns where its branch attends.
     """
 
     summary_span: int

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from kernels import dispatch
 from kernels.layout.selection import Selection, transpose
-from kernels.shapes import BLOCKS
+from kernels.shapes import BLOCK_SIZES
 
 NEVER = torch.iinfo(torch.int64).min
 _LAST_INDEX = (1 << 31) - 1
@@ -96,8 +96,8 @@ def select(
     for name, value in (("top_k", top_k), ("window", window)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: must be an integer >= 1")
-    if block not in BLOCKS:
-        raise ValueError(f"block={block!r}: must be one of {', '.join(map(str, BLOCKS))}")
+    if block not in BLOCK_SIZES:
+        raise ValueError(f"block={block!r}: must be one of {', '.join(map(str, BLOCK_SIZES))}")
     batch, selectors, length, dim = queries.shape
     if summaries.shape != (batch, selectors, length // block, dim):
         wanted = (batch, selectors, length // block, dim)

@@ -14,7 +14,7 @@ from kernels import dispatch, selfcheck
 from kernels.backends import reference
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout.selection import Selection
-from kernels.shapes import check_tensors, computes, require
+from kernels.shapes import check_tensors, is_concrete, require
 
 
 def selected_attention(
@@ -28,7 +28,7 @@ def selected_attention(
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
         with torch.autocast(q.device.type, enabled=False):
             return reference.masked_attention(q, k, v, selection.dense_mask(), scale)
-    if backend == "triton" and q.is_cuda and computes(q):
+    if backend == "triton" and q.is_cuda and is_concrete(q):
         group = q.shape[1] // selection.selectors
         settings = (q.device, q.dtype, q.shape[-1], group, selection.block)
         selfcheck.check_selection(_module(backend), *settings)
@@ -57,7 +57,7 @@ def choose_backend(q: Tensor, selection: Selection, backend: str = "auto") -> st
     """The backend that serves this call. ValueError: the named backend cannot serve it."""
     facts = (q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
     refusal = lambda name: dispatch.triton_refusal("selected_attention", name, *facts)  # noqa: E731
-    return dispatch.choose("selected_attention", backend, q.is_cuda, refusal, log_choice=computes(q))
+    return dispatch.choose("selected_attention", backend, q.is_cuda, refusal, log_choice=is_concrete(q))
 
 
 _module = functools.partial(dispatch.module, "selected_attention")

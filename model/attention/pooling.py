@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.summaries.hierarchy import Hierarchy, Level
-from kernels.summaries.join_summaries import fused, join_summaries
+from kernels.summaries.join_summaries import can_join, join_summaries
 from kernels.summaries.span_pooling import middles, pool
 from model.attention.base import Rotation
 from model.config import ModelConfig
@@ -60,7 +60,7 @@ class SummaryPool(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(keys, values) `[batch, kv_heads, keys, head_dim]` of all levels of `hierarchy`, as its layout wants them;
         k is None where tokens are none of them. backend: attention's. On a GPU all of it is one operator."""
-        if fused(v_BTKD, backend):
+        if can_join(v_BTKD, backend):
             return join_summaries(hierarchy, k_BTKD, unrotated_k_BTKD, v_BTKD, self.query, rotation)
         levels = [level for level in hierarchy.levels if level.span > 1]
         parts = self(unrotated_k_BTKD, v_BTKD, rotation, levels)

@@ -236,17 +236,17 @@ def call(q=(2, 4, 20, 8), k=(2, 2, 20, 8), v=None, layout=None, dtypes=(torch.fl
 
 IMPOSSIBLE = {
     "3 dimensions": (dict(q=(4, 20, 8)), "q, k, v have 3, 4, 4 dimensions: must be 4 each"),
-    "v differs": (dict(v=(2, 2, 20, 4)), r"k \(2, 2, 20, 8\) and v \(2, 2, 20, 4\): must have one shape"),
+    "v differs": (dict(v=(2, 2, 20, 4)), r"k \(2, 2, 20, 8\) and v \(2, 2, 20, 4\): must have the same shape"),
     "batch": (dict(k=(3, 2, 20, 8)), "k has batch 3: must be q's, 2"),
     "head_dim": (dict(k=(2, 2, 20, 4)), "k has head_dim 4: must be q's, 8"),
     "heads": (dict(k=(2, 3, 20, 8)), "q has 4 heads: must be a multiple of the 3 KV heads"),
     "dtypes": (
         dict(dtypes=(torch.float32, torch.bfloat16, torch.float32)),
-        "torch.float32, torch.bfloat16, torch.float32: must have one dtype",
+        "torch.float32, torch.bfloat16, torch.float32: must have the same dtype",
     ),
     "integers": (dict(dtypes=(torch.int64,) * 3), "q is torch.int64: must be floating point"),
-    "queries": (dict(q=(2, 4, 19, 8)), "q has 19 queries: the layout is for 20"),
-    "keys": (dict(k=(2, 2, 21, 8)), "k has 21 keys: the layout is for 20"),
+    "queries": (dict(q=(2, 4, 19, 8)), "q has 19 queries: must be the layout's, 20"),
+    "keys": (dict(k=(2, 2, 21, 8)), "k has 21 keys: must be the layout's, 20"),
     "layout's batch": (
         dict(layout=build_layout(Dense(), Axis.tokens(20, torch.zeros(3, 20)), block=16)),
         "the layout has batch 3: must be 1 or q's, 2",

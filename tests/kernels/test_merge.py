@@ -83,5 +83,5 @@ def test_merge_of_one_part_is_that_part():
 
 
 def test_merge_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="needs at least one"):
+    with pytest.raises(ValueError, match=r"results=\[\]: must hold at least one"):
         merge([])

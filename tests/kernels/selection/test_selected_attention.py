@@ -162,11 +162,11 @@ def test_calls_that_cannot_be_are_named():
     case, selection, _ = operator_inputs()
     q, k, v = (case.tensors[name] for name in "qkv")
     for arguments, message in (
-        ((q[:, :, :50], k, v), "q has 50 queries: the selection is for 100"),
+        ((q[:, :, :50], k, v), "q has 50 queries: must be the selection's, 100"),
         ((q, k[:, :, :50], v[:, :, :50]), "k has 50 keys"),
         ((q[:1], k[:1], v[:1]), "the selection has batch 2"),
         ((q[:, :3], k[:, :1], v[:, :1]), "the selection has 2 selectors: must be k's 1 heads or q's 3"),
-        ((q.float(), k, v), "must have one dtype"),
+        ((q.float(), k, v), "must have the same dtype"),
     ):
         with pytest.raises(ValueError, match=message):
             attention(*arguments, selection)

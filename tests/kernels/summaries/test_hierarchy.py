@@ -154,7 +154,7 @@ def test_a_span_longer_than_the_sequence_is_refused_and_a_level_of_it_left_out()
     assert [level.span for level in levels] == [1, 2]
     with pytest.raises(ValueError, match="span=96: must be at most the sequence's length, 95"):
         build_hierarchy([Summaries(96)], Axis.tokens(LENGTH), BLOCK)
-    with pytest.raises(ValueError, match="from position 0 on"):
+    with pytest.raises(ValueError, match="must start at position 0"):
         build_hierarchy(TWO, Axis.tokens(LENGTH, offset=3), BLOCK)
 
 
@@ -187,7 +187,7 @@ def test_hierarchies_without_documents_are_built_once_and_serve_training_after_v
         ({"spans": 4}, "spans=4: must be a list of whole numbers"),
         ({"spans": (4, 8.0)}, "must be a list of whole numbers"),
         ({"reaches": ()}, r"reaches=\[\]: must be one fewer than spans \(1\)"),
-        ({"reaches": (10,)}, r"reaches=\[10\]: must be rising, and beyond the window \(10\)"),
+        ({"reaches": (10,)}, r"reaches=\[10\]: must be rising and greater than the window \(10\)"),
         ({"pooling": "max"}, "pooling='max': must be one of mean, learned"),
     ],
 )

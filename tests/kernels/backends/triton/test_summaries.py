@@ -12,7 +12,7 @@ from kernels import Axis  # noqa: E402
 from kernels.patterns import Hierarchical  # noqa: E402
 from kernels.patterns.hierarchical import Summaries  # noqa: E402
 from kernels.summaries.hierarchy import build_hierarchy  # noqa: E402
-from kernels.summaries.join_summaries import fused, join_summaries  # noqa: E402
+from kernels.summaries.join_summaries import can_join, join_summaries  # noqa: E402
 from model.attention.pooling import SummaryPool  # noqa: E402
 from model.rope import RotaryEmbedding  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
@@ -92,7 +92,7 @@ def test_spans_that_fit_no_document_get_zeros():
 
 
 def test_a_cpu_keeps_the_plain_passes():
-    assert not fused(torch.zeros(1), "auto")
+    assert not can_join(torch.zeros(1), "auto")
 
 
 @gpu
