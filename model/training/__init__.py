@@ -4,6 +4,7 @@ Read in this order:
 
     module.py       LanguageModel: the loss, its units, and what a validation measures
     optimizer.py    parameter groups, AdamW or Muon, learning-rate schedules
+    muon.py         Muon, which updates all matrices of one shape at once
     horizon.py      when a run ends: steps, or seconds
     fit.py          fit(): puts the parts below around Lightning's loop
     run_folder.py   the folder of one run: config.yaml, summary.json, train.log, checkpoints/

@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from model.training.muon import MuonWithAdamW
 
 SHARES = 1_000_000
 """Steps that a run has for a schedule that follows time: fine enough for any share."""
@@ -33,6 +34,7 @@ def build_optimizer(
     betas: Iterable[float],
     epsilon: float,
     momentum: float | None = None,
+    compile: bool = False,
 ) -> Optimizer:
     """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest.
 
@@ -41,6 +43,7 @@ def build_optimizer(
         weight_decay: per step, times the learning rate (decoupled); on matrices only.
         betas, epsilon: of AdamW.
         momentum: of Muon; needed (and allowed) only with `muon`.
+        compile: compile Muon's orthogonalization.
 
     Raises:
         ValueError: an unknown name, or a momentum that does not belong.
@@ -56,7 +59,7 @@ def build_optimizer(
             raise ValueError("optimizer=muon needs optimizer.momentum, a number in [0, 1), for example 0.95")
         if not hidden:
             raise ValueError("optimizer=muon: the model has no hidden matrices; use optimizer=adamw")
-        muon = {"lr": learning_rate, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
+        muon = {"lr": learning_rate, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw", "compile": compile}
         return MuonWithAdamW(_groups((hidden, weight_decay)), muon, _groups((head, weight_decay), (rest, 0.0)), adamw)
     raise ValueError(f"optimizer.name={name!r} is unknown; choose adamw or muon")
 
@@ -86,39 +89,6 @@ def _groups(*pairs: tuple[list[Tensor], float]) -> list[dict[str, Any]]:
 def _can_fuse(model: nn.Module) -> bool:
     """One fused kernel for the whole update exists on CUDA and CPU, for floating-point parameters."""
     return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in model.parameters())
-
-
-class MuonWithAdamW(Optimizer):
-    """Two optimizers behind one face, so that Lightning, LambdaLR and checkpoints see an ordinary one.
-
-    The parts own no state: groups and state live here and are shared with them by reference, so that PyTorch's own
-    `state_dict` and `load_state_dict` work on the whole.
-    """
-
-    def __init__(self, muon_groups: list, muon: dict, adamw_groups: list, adamw: dict):
-        self.muon = torch.optim.Muon(muon_groups, **muon)
-        self.adamw = AdamW(adamw_groups, **adamw)
-        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], defaults={})
-        self._share()
-
-    def _share(self) -> None:
-        split = len(self.muon.param_groups)
-        self.muon.param_groups, self.adamw.param_groups = self.param_groups[:split], self.param_groups[split:]
-        self.muon.state = self.adamw.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._share()
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Runs the closure once, then both updates."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.muon.step()
-        self.adamw.step()
-        return loss
 
 
 def build_schedule(

@@ -39,32 +39,6 @@ def test_frozen_parameters_are_left_out():
     assert "embed.weight" not in names(model, build_optimizer(model, **ADAMW), False)
 
 
-def test_muon_is_torchs_muon_and_adamw_side_by_side():
-    model, twin = TinyModel(), TinyModel()
-    twin.load_state_dict(model.state_dict())
-    combined = build_optimizer(model, **MUON)
-    parts = (
-        torch.optim.Muon([twin.hidden.weight], 0.01, 0.1, 0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(
-            [
-                {"params": [twin.lm_head.weight], "weight_decay": 0.1},
-                {"params": [twin.embed.weight, twin.norm.weight, twin.hidden.bias], "weight_decay": 0.0},
-            ],
-            0.01,
-            (0.9, 0.95),
-            fused=True,
-        ),
-    )
-    for seed in range(4):
-        fill_gradients(model, seed)
-        fill_gradients(twin, seed)
-        combined.step()
-        for part in parts:
-            part.step()
-    for own, other in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(own, other)
-
-
 def test_muon_state_survives_saving(tmp_path):
     model = TinyModel()
     optimizer = build_optimizer(model, **MUON)
