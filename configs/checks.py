@@ -15,7 +15,7 @@ from configs.build import build_data, build_model_config, build_plan, build_prot
 from configs.errors import ConfigError, refused
 from configs.validation import validated
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
-from model.attention import core_class
+from model.attention import family_of
 
 # The commands
 
@@ -75,7 +75,7 @@ def check_attention(config: Mapping[str, Any]) -> None:
     model, plan = config["model"], build_plan(config["attention"])
     for layer in range(model["layers"]):
         try:
-            core_class(plan.pattern(layer, model["kv_heads"]))
+            family_of(plan.pattern(layer, model["kv_heads"]))
         except ValueError as error:
             raise ConfigError(f"attention.{error}") from None
 

@@ -15,7 +15,7 @@ from kernels import Axis
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
-from model.attention import Attention, AttentionCore, Rotation, View, build_view
+from model.attention import Attention, AttentionCore, LayerCache, Rotation, View, build_view
 from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
@@ -65,7 +65,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, rotation: Rotation, view: View | LayerCache) -> tuple[Tensor, Tensor | None]:
         """The residual stream behind the layer, and its attention's own loss, if it has one."""
         attended, auxiliary = self.self_attn(self.input_layernorm(x), rotation, view)
         h = x + attended
@@ -119,11 +119,13 @@ class Transformer(nn.Module):
         """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
         return any_overflow(list(dict.fromkeys(layouts)))
 
-    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View | LayerCache]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
         return self._run(tokens, position, layouts)[0]
 
-    def _run(self, tokens: Tensor, position: Tensor, layouts: Sequence[View]) -> tuple[Tensor, list[Tensor]]:
+    def _run(
+        self, tokens: Tensor, position: Tensor, layouts: Sequence[View | LayerCache]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states, and the layers' own losses."""
         x = self.embed_tokens(tokens)
         rotation = self.rotary(position)

@@ -45,7 +45,7 @@ def save(arguments: argparse.Namespace) -> None:
     from configs.build import ConfigError
     from configs.runs import open_run
     from configs.trust import trust
-    from model.attention.routed import RoutedAttention
+    from model.attention.routed.core import RoutedAttention
     from scripts.benchmarks.results import markdown, surroundings
 
     trust(arguments.trust)

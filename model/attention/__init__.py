@@ -1,19 +1,29 @@
-"""The attention of a layer: the projections, which all patterns share, and what differs by pattern.
+"""The attention of a layer: the projections, which all patterns share, and one folder for each family of patterns.
 
-    layer.py       Attention: queries, keys, values and output, norms, rotation, sinks   (one class for every pattern)
-    base.py        Inputs, AttentionCore: what lies between projections and output; View: what it needs of a batch
-    masked.py      masks over the tokens: one call of kernels.attention
-    hierarchical.py, pooling.py    tokens and pooled summaries in one call
-    routed.py, indexer.py          a window and the blocks that a router picks; the learned router and its loss
-    native_sparse.py               these and summaries: NSA's three branches
-    families.py    which AttentionCore serves which pattern
-    reach.py       which past tokens can influence a token after some layers
+    layer.py         Attention: projections, norms, rotation and sinks, the same for every pattern
+    base.py          AttentionCore, the base class: attention from projected queries, keys and values to outputs
+    layer_cache.py   LayerCache, the base class: the keys and values of one layer during decoding
+    families.py      the registry: pattern -> core and cache
+    reach.py         which past tokens can influence a token after some layers
+    masked/ hierarchical/ routed/ native_sparse/     core.py and cache.py of each family
 
-To add a family: a pattern with `is_mask = False`, an AttentionCore of its own, and a line in families.py.
+To add a family: a pattern with `is_mask = False`, a folder with its core and its cache, and a line in families.py.
 """
 
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, Rotation, View
-from model.attention.families import build_view, core_class
+from model.attention.families import Family, build_view, family_of
 from model.attention.layer import Attention
+from model.attention.layer_cache import LayerCache
 
-__all__ = ["Attention", "AttentionCore", "AttentionOutput", "Inputs", "Rotation", "View", "build_view", "core_class"]
+__all__ = [
+    "Attention",
+    "AttentionCore",
+    "AttentionOutput",
+    "Family",
+    "Inputs",
+    "LayerCache",
+    "Rotation",
+    "View",
+    "build_view",
+    "family_of",
+]

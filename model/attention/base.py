@@ -4,7 +4,7 @@ Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +42,7 @@ class FamilyView(Protocol):
         """For pictures, of the first sequence: booleans `[queries, tokens]`, and how dark (0 to 1) to paint each."""
 
 
-@runtime_checkable
-class Cached(Protocol):
-    """In a view's place: the keys and values of the tokens before the batch's, which a layer also attends to, and to
-    which it adds its own (model/decoding)."""
-
-    def attend(self, inputs: "Inputs", family: "AttentionCore") -> tuple[Tensor, Tensor]:
-        """As AttentionCore.forward, for `family`'s pattern."""
-
-
-View = BlockLayout | FamilyView | Cached
+View = BlockLayout | FamilyView
 """Built once a batch, and shared by the layers of one pattern."""
 
 

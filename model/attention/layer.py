@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from kernels.patterns import Pattern
 from kernels.softmax import add_sinks
-from model.attention.base import AttentionOutput, Cached, Inputs, Rotation, View
-from model.attention.families import core_class
+from model.attention.base import AttentionOutput, Inputs, Rotation, View
+from model.attention.families import family_of
+from model.attention.layer_cache import LayerCache
 from model.config import ModelConfig
 from model.norm import RMSNorm
 from model.rope import rotate
@@ -30,12 +31,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
-        self.attend = core_class(pattern)(pattern, config, backend)
+        self.attend = family_of(pattern).core(pattern, config, backend)
 
-    def forward(self, x_BTW: Tensor, rotation: Rotation, view: View) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTW: Tensor, rotation: Rotation, view: View | LayerCache) -> tuple[Tensor, Tensor | None]:
         """The output `[batch, length, width]`, and the family's own loss (AttentionOutput.auxiliary)."""
         inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
-        cached = isinstance(view, Cached)
+        cached = isinstance(view, LayerCache)
         attended = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
         out_BHTD, lse_BHT, auxiliary = AttentionOutput(*attended)
         if self.sink_logits is not None:

@@ -14,25 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.attention.hierarchical import HierarchicalAttention
-from model.attention.masked import MaskedAttention
-from model.attention.native_sparse import NativeSparseAttention
-from model.attention.routed import RoutedAttention
-from model.decoding.cache_layout import CacheLayout
-from model.decoding.hierarchical_cache import HierarchicalCache, HierarchicalCachePlanner
-from model.decoding.masked_cache import MaskedCache, MaskedCachePlanner
-from model.decoding.native_sparse_cache import NativeSparseCache, NativeSparseCachePlanner
-from model.decoding.routed_cache import RoutedCache, RoutedCachePlanner
-from model.decoding.step import MAX_UNTILED_TOKENS, Step
+from model.attention import family_of
+from model.kv_cache.cache_layout import CacheLayout
+from model.kv_cache.step import MAX_UNTILED_TOKENS, Step
 from model.transformer import Transformer
-
-FAMILIES = {
-    MaskedAttention: (MaskedCachePlanner, MaskedCache),
-    HierarchicalAttention: (HierarchicalCachePlanner, HierarchicalCache),
-    RoutedAttention: (RoutedCachePlanner, RoutedCache),
-    NativeSparseAttention: (NativeSparseCachePlanner, NativeSparseCache),
-}
-"""A family of attention -> what its layers share by pattern, and what each layer keeps."""
 
 ROUTER_BYTES = 4
 """Of a number of a router's keys: they are float32 (float64 in models of float64), whatever the weights."""
@@ -49,15 +34,13 @@ class Cache:
         self.lengths = [0] * batch
         device, shared = model.embed_tokens.weight.device, {}
         self._layers = []
-        for layer, pattern in zip(model.layers, model.patterns, strict=True):
-            family = type(layer.self_attn.attend)
-            if family not in FAMILIES:
-                known = ", ".join(each.__name__ for each in FAMILIES)
-                raise ValueError(f"pattern={pattern}: its family {family.__name__} has no cache; {known} have one")
-            planner, layer_cache = FAMILIES[family]
+        for pattern in model.patterns:
+            family = family_of(pattern)
+            if family.cache is None:
+                raise ValueError(f"pattern={pattern}: its family {family.core.__name__} has no cache to decode with")
             if pattern not in shared:
-                shared[pattern] = planner(pattern, batch, device)
-            self._layers.append(layer_cache(shared[pattern]))
+                shared[pattern] = family.cache.planner_class(pattern, batch, device)
+            self._layers.append(family.cache(shared[pattern]))
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:

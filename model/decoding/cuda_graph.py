@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.cache import Cache
-from model.decoding.step import FixedStep
+from model.kv_cache.step import FixedStep
 
 WARM_UP = 2
 """Runs before the recording: kernels are compiled and memory is taken then."""

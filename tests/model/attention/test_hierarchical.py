@@ -9,8 +9,8 @@ from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, Window
 from kernels.summaries.hierarchy import build_hierarchy
 from model import Transformer
-from model.attention.hierarchical import HierarchicalAttention
-from model.attention.pooling import SummaryPool
+from model.attention.hierarchical.core import HierarchicalAttention
+from model.attention.hierarchical.pooling import SummaryPool
 from model.rope import RotaryEmbedding, rotate
 from model.training.checkpoints import CheckpointError, load_weights
 from tests.kernels.oracle import packing

@@ -7,7 +7,7 @@ import torch
 
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed, Window
 from model import Transformer
-from model.attention.indexer import SCORES_AT_ONCE
+from model.attention.routed.indexer import SCORES_AT_ONCE
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import window_start
 from tests.model.attention.naive import Naive
@@ -111,7 +111,7 @@ def test_nothing_depends_on_later_tokens_or_other_documents(pattern, i, choices)
 @pytest.fixture
 def choices(monkeypatch):
     """What each call of kernels.select by a layer has chosen."""
-    import model.attention.routed as module
+    import model.attention.routed.core as module
 
     found = []
 

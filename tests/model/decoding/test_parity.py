@@ -10,9 +10,10 @@ import torch
 from kernels import build_layout
 from kernels.patterns import BlockSparse, Dense, Hierarchical, NativeSparse, Pattern, Routed, Strided, Window
 from model import Cache, Sampling, Transformer, generate
-from model.attention.routed import RoutedAttention
+from model.attention import Family
+from model.attention.families import FAMILIES
+from model.attention.routed.core import RoutedAttention
 from model.decoding import expected_bytes
-from model.decoding.cache import FAMILIES
 from tests.kernels.oracle import PATTERNS, Chosen
 from tests.model.small import config, lively, plan
 
@@ -125,11 +126,11 @@ def test_chunks_of_changing_sizes_give_the_same(name):
 @every_plan
 def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monkeypatch):
     """Every bound on what is held at once, made so small that it is met."""
-    monkeypatch.setattr("model.decoding.cache_layout.ONE_MASK", one_mask)
-    monkeypatch.setattr("model.decoding.cache_layout.PAIRS_AT_ONCE", 40)
-    monkeypatch.setattr("model.decoding.store.PAGE", 4)
-    for module in ("cache_layout", "step"):
-        monkeypatch.setattr(f"model.decoding.{module}.QUERIES_AT_ONCE", 9)
+    monkeypatch.setattr("model.kv_cache.cache_layout.ONE_MASK", one_mask)
+    monkeypatch.setattr("model.kv_cache.cache_layout.PAIRS_AT_ONCE", 40)
+    monkeypatch.setattr("model.kv_cache.store.PAGE", 4)
+    for module in ("cache_layout", "chunk_attention"):
+        monkeypatch.setattr(f"model.kv_cache.{module}.QUERIES_AT_ONCE", 9)
     monkeypatch.setattr("kernels.backends.direct.SCORES_AT_ONCE", 500)
     model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
@@ -231,7 +232,7 @@ def test_layouts_of_chunks_are_not_kept(monkeypatch):
     """Each is needed once: a million tokens must not fill the memory with layouts."""
     axes = []
     build_one = lambda pattern, *given, block: axes.extend(given) or build_layout(pattern, *given, block=block)  # noqa: E731
-    monkeypatch.setattr("model.decoding.step.build_layout", build_one)
+    monkeypatch.setattr("model.kv_cache.step.build_layout", build_one)
     for name, count in (("window", 4), ("dense", 4 + 2 * 3)):  # dense: what lies before the chunk is in tiles, too
         cached_logits(build(name), random_tokens(2, LENGTH), 20)
         axes = [axis for axis in axes if axis is not None]
@@ -240,7 +241,7 @@ def test_layouts_of_chunks_are_not_kept(monkeypatch):
 
 
 def test_a_family_without_a_cache_is_refused(monkeypatch):
-    """Never in silence by another pattern."""
-    monkeypatch.delitem(FAMILIES, RoutedAttention)
-    with pytest.raises(ValueError, match=r"pattern=Routed\(.* its family RoutedAttention has no cache; Masked"):
+    """It does not decode as another pattern."""
+    monkeypatch.setitem(FAMILIES, Routed, Family(RoutedAttention))
+    with pytest.raises(ValueError, match=r"pattern=Routed\(.* its family RoutedAttention has no cache"):
         Cache(build("routed"), 1)

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from kernels.selection import routing
 from model import Cache, Transformer
+from model.attention.routed import cache as decoding_routed
 from model.decoding import expected_bytes
-from model.decoding import routed_cache as decoding_routed
 from tests.model.decoding.test_parity import (
     BLOCK,
     LENGTH,
@@ -34,7 +34,7 @@ def test_a_cache_picks_the_blocks_that_one_pass_picks(name, monkeypatch):
         patch.setattr(routing, "choose_in_pieces", lambda *rest: whole.append(plain(*rest)) or whole[-1])
         full_logits(model, tokens)
     patched = lambda *rest: cached.append(in_steps(*rest)) or cached[-1]  # noqa: E731
-    monkeypatch.setattr("model.decoding.routed_cache.choose", patched)
+    monkeypatch.setattr("model.attention.routed.cache.choose", patched)
     for chunk in (1, 7, BLOCK + 1, 70):
         cached.clear()
         cached_logits(model, tokens, chunk)

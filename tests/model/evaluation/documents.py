@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-import model.attention.masked as attention_module
+import model.attention.masked.core as attention_module
 from kernels import Axis
 from kernels.patterns import Pattern, Window
 from model import Transformer

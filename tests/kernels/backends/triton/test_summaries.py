@@ -13,7 +13,7 @@ from kernels.patterns import Hierarchical  # noqa: E402
 from kernels.patterns.hierarchical import Summaries  # noqa: E402
 from kernels.summaries.hierarchy import build_hierarchy  # noqa: E402
 from kernels.summaries.join_summaries import can_join, join_summaries  # noqa: E402
-from model.attention.pooling import SummaryPool  # noqa: E402
+from model.attention.hierarchical.pooling import SummaryPool  # noqa: E402
 from model.rope import RotaryEmbedding  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
 from tests.model.small import config, positions_of  # noqa: E402

@@ -13,8 +13,8 @@ from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import AttentionOutput, Inputs, unused
-from model.attention.pooling import SummaryPool
-from model.attention.routed import Part, RoutedAttention, RoutedView
+from model.attention.hierarchical.pooling import SummaryPool
+from model.attention.routed.core import Part, RoutedAttention, RoutedView
 from model.config import ModelConfig
 
 

@@ -5,11 +5,12 @@ from torch import Tensor
 
 from kernels.patterns import NativeSparse
 from kernels.patterns.hierarchical import Summaries
-from model.attention import Inputs
-from model.attention.native_sparse import NativeSparseAttention
-from model.decoding.routed_cache import RoutedCache, RoutedCachePlanner
-from model.decoding.step import Step, attend_to_parts, attend_to_past
-from model.decoding.summary_cache import SummaryCachePlanner, SummaryStores
+from model.attention.base import Inputs
+from model.attention.hierarchical.summary_cache import SummaryCachePlanner, SummaryStores
+from model.attention.native_sparse.core import NativeSparseAttention
+from model.attention.routed.cache import RoutedCache, RoutedCachePlanner
+from model.kv_cache.chunk_attention import attend_to_parts, attend_to_past
+from model.kv_cache.step import Step
 
 
 class NativeSparseCachePlanner(RoutedCachePlanner):
@@ -25,30 +26,29 @@ class NativeSparseCachePlanner(RoutedCachePlanner):
 
 
 class NativeSparseCache(RoutedCache):
-    """One layer's: model.attention.Cached."""
+    planner_class = NativeSparseCachePlanner
 
     def __init__(self, planner: NativeSparseCachePlanner) -> None:
         super().__init__(planner)
         self.summaries = SummaryStores(planner.summaries)
         self.stores += self.summaries.stores
 
-    def attend(self, inputs: Inputs, family: NativeSparseAttention) -> tuple[Tensor, Tensor]:
+    def attend(self, inputs: Inputs, core: NativeSparseAttention) -> tuple[Tensor, Tensor]:
         planned, of_summaries = self.step.once(self.planner, lambda: self.planner.plan(self.step))
-        q, backend = inputs.q_BHTD, family.backend
-        past, fresh = self.summaries.make(inputs, family.pool, of_summaries)
+        q, backend = inputs.q_BHTD, core.backend
+        past, fresh = self.summaries.make(inputs, core.pool, of_summaries)
         if self.step.chunk > 1:
-            branches = self.window_and_routed(inputs, family, planned)
+            branches = self.window_and_routed(inputs, core, planned)
             branches.append(attend_to_past(q, past, fresh, backend))
         else:
-            window, picked = self.parts_of_one(inputs, family, planned)
+            window, picked = self.parts_of_one(inputs, core, planned)
             summaries = [*(part for _, part in past), *fresh]
             # Without gates the three are one softmax.
-            joined = [[*window, *picked, *summaries]] if family.gates is None else [window, picked, summaries]
+            joined = [[*window, *picked, *summaries]] if core.gates is None else [window, picked, summaries]
             branches = [attend_to_parts(q, parts, backend) for parts in joined]
         self.summaries.write(fresh, of_summaries)
-        return family.combine(branches, inputs.x_BTW)
+        return core.combine(branches, inputs.x_BTW)
 
     def tensors(self) -> list[Tensor]:
-        """All that it remembers."""
         # Its summaries' stores are among its stores.
         return list(dict.fromkeys([*super().tensors(), *self.summaries.tensors()]))

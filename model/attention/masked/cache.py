@@ -6,10 +6,12 @@ from torch import Tensor
 
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Pattern
-from model.attention import AttentionCore, Inputs
-from model.decoding.cache_layout import CacheLayout
-from model.decoding.step import Step, attend_to_all
-from model.decoding.store import Store
+from model.attention.base import AttentionCore, Inputs
+from model.attention.layer_cache import LayerCache
+from model.kv_cache.cache_layout import CacheLayout
+from model.kv_cache.chunk_attention import attend_to_all
+from model.kv_cache.step import Step
+from model.kv_cache.store import Store
 
 
 class MaskedCachePlanner:
@@ -24,21 +26,19 @@ class MaskedCachePlanner:
         return own, reads, self.slots.write(step.chunk, step.lengths, step.new)
 
 
-class MaskedCache:
-    """One layer's: model.attention.Cached."""
+class MaskedCache(LayerCache):
+    planner_class = MaskedCachePlanner
 
     def __init__(self, planner: MaskedCachePlanner) -> None:
         self.planner = planner
         self.stores = [Store(planner.slots)]
-        self.step: Step | None = None
 
-    def attend(self, inputs: Inputs, family: AttentionCore) -> tuple[Tensor, Tensor]:
+    def attend(self, inputs: Inputs, core: AttentionCore) -> tuple[Tensor, Tensor]:
         own, reads, where = self.step.once(self.planner, lambda: self.planner.plan(self.step))
         (store,), k, v = self.stores, inputs.k_BKTD, inputs.v_BKTD
-        found = attend_to_all(inputs.q_BHTD, CachedKeys(k, v, own), store.read(reads, k), [], family.backend)
+        found = attend_to_all(inputs.q_BHTD, CachedKeys(k, v, own), store.read(reads, k), [], core.backend)
         store.write(k, v, where)
         return found
 
     def tensors(self) -> list[Tensor]:
-        """All that it remembers."""
         return self.stores[0].tensors()

@@ -11,7 +11,7 @@ from kernels.patterns import Routed
 from kernels.selection.routing import eligible_range
 from kernels.selection.routing_health import block_use, recall, union_of_neighbours
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
-from model.attention.indexer import Indexer, chosen_target, dense_target, indexer_loss
+from model.attention.routed.indexer import Indexer, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
 
 SAMPLED = 64

@@ -16,13 +16,15 @@ from kernels.patterns import Routed
 from kernels.patterns.hierarchical import Summaries
 from kernels.selection.routing import choose, eligible_range
 from kernels.selection.selected_attention import choose_backend
-from model.attention import Inputs
-from model.attention.routed import RoutedAttention
-from model.decoding.cache_layout import CacheLayout, Read
-from model.decoding.masked_cache import MaskedCachePlanner
-from model.decoding.step import MAX_UNTILED_TOKENS, Step, attend_to_all, attend_to_parts, nothing_seen
-from model.decoding.store import Picks, Store
-from model.decoding.summary_cache import Filled, Pending
+from model.attention.base import Inputs
+from model.attention.layer_cache import LayerCache
+from model.attention.masked.cache import MaskedCachePlanner
+from model.attention.routed.core import RoutedAttention
+from model.kv_cache.cache_layout import CacheLayout, Read
+from model.kv_cache.chunk_attention import attend_to_all, attend_to_parts, nothing_seen
+from model.kv_cache.spans import Filled, Pending
+from model.kv_cache.step import MAX_UNTILED_TOKENS, Step
+from model.kv_cache.store import Picks, Store
 
 GATHERED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Elements of K in one piece of queries."""
@@ -64,32 +66,31 @@ class RoutedCachePlanner:
         return RoutedStepPlan(*self.tokens.plan(step), filled, where, limit, most)
 
 
-class RoutedCache:
-    """One layer's: model.attention.Cached."""
+class RoutedCache(LayerCache):
+    planner_class = RoutedCachePlanner
 
     def __init__(self, planner: RoutedCachePlanner) -> None:
         self.planner = planner
         self.tokens, self.router_keys = Store(planner.tokens.slots), Store(planner.blocks)
         self.stores = [self.tokens, self.router_keys]
-        self.step: Step | None = None
         self._pending = Pending()
 
-    def attend(self, inputs: Inputs, family: RoutedAttention) -> Branch:
+    def attend(self, inputs: Inputs, core: RoutedAttention) -> Branch:
         planned = self.step.once(self.planner, lambda: self.planner.plan(self.step))
         if self.step.chunk > 1:
-            return merge(self.window_and_routed(inputs, family, planned))
-        window, picked = self.parts_of_one(inputs, family, planned)
-        return attend_to_parts(inputs.q_BHTD, [*window, *picked], family.backend)
+            return merge(self.window_and_routed(inputs, core, planned))
+        window, picked = self.parts_of_one(inputs, core, planned)
+        return attend_to_parts(inputs.q_BHTD, [*window, *picked], core.backend)
 
     def parts_of_one(
-        self, inputs: Inputs, family: RoutedAttention, planned: RoutedStepPlan
+        self, inputs: Inputs, core: RoutedAttention, planned: RoutedStepPlan
     ) -> tuple[list[CachedKeys], list[CachedKeys]]:
         """Of one token a sequence: the keys of the window, and of the picked blocks, where they lie; the token's are
         kept."""
         k, v = inputs.k_BKTD, inputs.v_BKTD
         self.tokens.write(k, v, planned.where)
-        self._keep_router_keys(family.router_keys(inputs), planned)
-        chosen, block = self._choose(inputs, family, planned), self.planner.pattern.block
+        self._keep_router_keys(core.router_keys(inputs), planned)
+        chosen, block = self._choose(inputs, core, planned), self.planner.pattern.block
         window = [*(part for _, part in self.tokens.read(planned.reads, k)), CachedKeys(k, v, planned.own)]
         if not planned.most:
             return window, []
@@ -98,17 +99,16 @@ class RoutedCache:
         seen = self.step.once(entries, lambda: torch.ones(1, 1, 1, entries, dtype=torch.bool, device=k.device))
         return window, [CachedKeys(*kept, seen, chosen[:, :, 0], page=block)]
 
-    def window_and_routed(self, inputs: Inputs, family: RoutedAttention, planned: RoutedStepPlan) -> list[Branch]:
+    def window_and_routed(self, inputs: Inputs, core: RoutedAttention, planned: RoutedStepPlan) -> list[Branch]:
         """Attention to the window, and to the picked blocks; the chunk's keys and values are kept."""
         q, k, v = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
-        window = attend_to_all(q, CachedKeys(k, v, planned.own), self.tokens.read(planned.reads, k), [], family.backend)
+        window = attend_to_all(q, CachedKeys(k, v, planned.own), self.tokens.read(planned.reads, k), [], core.backend)
         # A chunk's last queries may pick its first blocks: all blocks are read from the store.
         self.tokens.write(k, v, planned.where)
-        self._keep_router_keys(family.router_keys(inputs), planned)
-        return [window, self._attend_to_blocks(q, self._choose(inputs, family, planned), planned.most, family.backend)]
+        self._keep_router_keys(core.router_keys(inputs), planned)
+        return [window, self._attend_to_blocks(q, self._choose(inputs, core, planned), planned.most, core.backend)]
 
     def tensors(self) -> list[Tensor]:
-        """All that it remembers."""
         return [tensor for part in (*self.stores, self._pending) for tensor in part.tensors()]
 
     def _keep_router_keys(self, keys: Tensor, planned: RoutedStepPlan) -> None:
@@ -117,9 +117,9 @@ class RoutedCache:
             keys, block = taken[0].flatten(1, 2).transpose(1, 2), self.planner.pattern.block
             self.router_keys.write(block_means(keys, None, block), None, planned.filled_where)
 
-    def _choose(self, inputs: Inputs, family: RoutedAttention, planned: RoutedStepPlan) -> Tensor:
+    def _choose(self, inputs: Inputs, core: RoutedAttention, planned: RoutedStepPlan) -> Tensor:
         """As Selection.chosen, in no more slots than there are blocks to pick from."""
-        pattern, queries = self.planner.pattern, family.router_queries(inputs)
+        pattern, queries = self.planner.pattern, core.router_queries(inputs)
         if not planned.most:
             return queries.new_empty((*queries.shape[:3], 0), dtype=torch.int32)
         with torch.autocast(queries.device.type, enabled=False):  # it must not round the scores

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from kernels.layout.cached_keys import CachedKeys
 from kernels.patterns import Hierarchical
-from model.attention import Inputs
-from model.attention.hierarchical import HierarchicalAttention
-from model.decoding.masked_cache import MaskedCachePlanner
-from model.decoding.step import Step, attend_to_all
-from model.decoding.store import Store
-from model.decoding.summary_cache import SummaryCachePlanner, SummaryStores
+from model.attention.base import Inputs
+from model.attention.hierarchical.core import HierarchicalAttention
+from model.attention.hierarchical.summary_cache import SummaryCachePlanner, SummaryStores
+from model.attention.layer_cache import LayerCache
+from model.attention.masked.cache import MaskedCachePlanner
+from model.kv_cache.chunk_attention import attend_to_all
+from model.kv_cache.step import Step
+from model.kv_cache.store import Store
 
 
 class HierarchicalCachePlanner:
@@ -30,27 +32,25 @@ class HierarchicalCachePlanner:
         return self.tokens.plan(step), self.summaries.plan(step)
 
 
-class HierarchicalCache:
-    """One layer's: model.attention.Cached."""
+class HierarchicalCache(LayerCache):
+    planner_class = HierarchicalCachePlanner
 
     def __init__(self, planner: HierarchicalCachePlanner) -> None:
         self.planner = planner
         self.summaries = SummaryStores(planner.summaries)
         self.stores = [Store(planner.tokens.slots), *self.summaries.stores]
-        self.step: Step | None = None
 
-    def attend(self, inputs: Inputs, family: HierarchicalAttention) -> tuple[Tensor, Tensor]:
+    def attend(self, inputs: Inputs, core: HierarchicalAttention) -> tuple[Tensor, Tensor]:
         planned = self.step.once(self.planner, lambda: self.planner.plan(self.step))
         (own, reads, where), of_summaries = planned
         tokens, k, v = self.stores[0], inputs.k_BKTD, inputs.v_BKTD
-        past, fresh = self.summaries.make(inputs, family.pool, of_summaries)
+        past, fresh = self.summaries.make(inputs, core.pool, of_summaries)
         found = attend_to_all(
-            inputs.q_BHTD, CachedKeys(k, v, own), [*tokens.read(reads, k), *past], fresh, family.backend
+            inputs.q_BHTD, CachedKeys(k, v, own), [*tokens.read(reads, k), *past], fresh, core.backend
         )
         tokens.write(k, v, where)
         self.summaries.write(fresh, of_summaries)
         return found
 
     def tensors(self) -> list[Tensor]:
-        """All that it remembers."""
         return [*self.stores[0].tensors(), *self.summaries.tensors()]

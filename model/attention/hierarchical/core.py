@@ -4,7 +4,7 @@ from kernels import Axis, attention
 from kernels.patterns import Hierarchical
 from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
-from model.attention.pooling import SummaryPool
+from model.attention.hierarchical.pooling import SummaryPool
 from model.config import ModelConfig
 
 

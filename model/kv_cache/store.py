@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import BlockLayout
 from kernels.backends.direct import take_pages
 from kernels.layout.cached_keys import CachedKeys
-from model.decoding.cache_layout import CacheLayout, Read
+from model.kv_cache.cache_layout import CacheLayout, Read
 
 GROWTH, PAGE = 1.25, 256
 """A store that is full becomes so much larger, in whole pages of slots."""

@@ -1,0 +1,1 @@
+"""Hierarchical attention: tokens nearby, and pooled summaries of growing spans further away."""

@@ -1,0 +1,41 @@
+"""The base class of the families' caches: the keys and values of one layer during decoding."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.patterns import Pattern
+from model.attention.base import AttentionCore, Inputs
+from model.kv_cache.step import Step
+from model.kv_cache.store import Store
+
+
+class CachePlanner(Protocol):
+    """The part of a cache that depends on the pattern alone; all layers of one pattern share it."""
+
+    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: torch.device) -> None: ...
+
+
+class LayerCache:
+    """The keys and values of one layer. In a forward pass it takes the place of the layer's layout: the tokens of the
+    batch attend to each other and to the cached tokens, and are added to the cache.
+
+    `stores`: all its keys and values. `step`: the current chunk of tokens, which `Cache.run` sets.
+    """
+
+    planner_class: ClassVar[type[CachePlanner]]
+    stores: Sequence[Store]
+    step: Step
+
+    def __init__(self, planner: CachePlanner) -> None:
+        raise NotImplementedError
+
+    def attend(self, inputs: Inputs, core: AttentionCore) -> tuple[Tensor, Tensor]:
+        """(out, lse) as AttentionCore.forward returns them. `core`: the layer's own."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the cache, including those of spans that are not full yet."""
+        raise NotImplementedError

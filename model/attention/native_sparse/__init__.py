@@ -1,0 +1,1 @@
+"""Native sparse attention (NSA): routed attention, and summaries of all past spans."""
