@@ -257,7 +257,7 @@ IMPOSSIBLE = {
     ),
     "layout's device": (
         dict(q=(2, 4, 20, 8), layout=build_layout(Dense(), Axis.tokens(20), block=16), device="meta"),
-        "q is on meta, the layout on cpu: must be on one device",
+        "q is on meta, the layout on cpu: must be on the same device",
     ),
     "sink_logits": (dict(sink_logits=torch.zeros(2)), r"sink_logits \(2,\): must be \[4\]"),
     "backend": (dict(backend="fast"), "backend='fast': must be one of auto, reference, .*blocked"),
