@@ -54,6 +54,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
 
     from configs.build import build_data, build_loggers, build_model
     from configs.checks import check
+    from configs.evaluation import evaluate_trained
     from configs.forecasting import forecast_before_training
     from configs.tokenizer import as_resumed, tokenizer_of
     from data.tokenizers import load as load_tokenizer
@@ -70,8 +71,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     )  # fmt: skip
     from model.training.slurm import check_tasks, slurm_run_path
     from model.training.storage import replacing
-    from scripts.console import print_report
-    from scripts.evaluate import evaluate_last
+    from scripts.console import print_report, progress_bar
     from scripts.reporting.pictures import draw_loss_by_position, draw_patterns
 
     first_rank = rank_zero_only.rank == 0
@@ -138,7 +138,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint, forecast=forecast)
         if result.state != "finished" or not first_rank:
             return result.summary
-        row = evaluate_last(model, data, folder, config)
+        row = evaluate_trained(model, data, folder.path, config, progress_bar)
         summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS})
     draw_patterns(
         model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block

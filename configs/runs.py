@@ -1,4 +1,4 @@
-"""A trained run, opened: what every command needs that works with a checkpoint."""
+"""Opens a trained run: from a checkpoint to its config, tokenizer, model and data."""
 
 import logging
 from collections.abc import Mapping
@@ -21,16 +21,18 @@ from model.precision import DTYPES, device_of
 from model.training.checkpoints import load_weights, read_checkpoint
 from model.training.run_folder import find_checkpoint, folder_of
 
-log = logging.getLogger("farsight")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run. Its tokenizer, data and model are opened when they are first used: a run whose training corpus is
-    gone still has the other two.
+    """A trained run. Tokenizer, data and model are built when they are first used: a run whose training corpus is gone
+    still has the other two.
 
-    checkpoint: the file. folder: where it lies (`folder_of`).
-    config: what the run was trained with. data_state: what the checkpoint holds of the data module.
+    checkpoint: the file of the weights.
+    folder: the run's folder (`folder_of`).
+    config: the training config, under the current names of its keys.
+    data_state: the data module's state in the checkpoint.
     """
 
     checkpoint: Path
@@ -53,13 +55,17 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's own: its tokenizer.json, or in a folder without one, that of its corpus."""
+        """The run's tokenizer.json; the tokenizer of its corpus where the folder has none."""
         file = self.folder / "tokenizer.json"
         return load_tokenizer(file) if file.is_file() else self.data.tokenizer
 
     @cached_property
     def data(self) -> DataModule:
-        """Its data under its own tokenizer, set up. ConfigError: the corpus is gone, or not the one of the training."""
+        """The training data under the run's tokenizer, set up.
+
+        Raises:
+            ConfigError: the corpus is gone, or is not the one of the training.
+        """
         try:
             data = build_data(with_own_tokenizer(self.config["data"], self.folder))
             data.setup()
@@ -72,24 +78,32 @@ class Run:
 
     @cached_property
     def model(self) -> Transformer:
-        """With the weights of `checkpoint`, on the device and in the precision that were asked for."""
+        """The model with the weights of `checkpoint`, on the run's device and in its precision."""
         model = build_model(self.config, self.tokenizer.vocabulary)
         load_weights(model, self.checkpoint)
         return model.to(device_of(self.accelerator), DTYPES.get(self.precision, torch.float32)).eval()
 
 
 def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
-    """The run that `checkpoint` means (model/training/run_folder.find_checkpoint), its last weights loaded."""
+    """Opens the run of a checkpoint, and loads its weights; a run folder stands for its last checkpoint.
+
+    Args:
+        checkpoint: as model.training.run_folder.find_checkpoint takes it.
+        accelerator, precision: as Lightning's Trainer takes them.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit the model of its config.
+    """
     file = find_checkpoint(checkpoint, prefer="last")
     saved = read_checkpoint(file, "hyper_parameters")
     config = upgrade(saved["hyper_parameters"])
     run = Run(file, folder_of(file), config, saved.get("DataModule", {}), accelerator, precision)
-    run.model  # noqa: B018  (weights that do not fit are an error here, before work begins)
+    run.model  # noqa: B018  (raises the error about weights that do not fit)
     return run
 
 
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | Texts, str]:
-    """What to evaluate `run` on, and its name: one's own documents (a composed `data` group), or the run's split."""
+    """Returns (documents to evaluate `run` on, their name): those of a composed `data` group, or the run's split."""
     if data:
         return Texts.load(build_source(data), data["path"], run.tokenizer), str(data["path"])
     try:
@@ -102,7 +116,7 @@ def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tupl
 
 
 def open_corpus(run: Run) -> Corpus | None:
-    """The corpus that `run` was trained on; None, with a warning, where it changed or is gone."""
+    """Returns the training corpus of `run`; None, with a warning, where it changed or is gone."""
     try:
         return run.data.corpus
     except ConfigError as error:
@@ -111,7 +125,7 @@ def open_corpus(run: Run) -> Corpus | None:
 
 
 def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Split | Texts:
-    """`documents` of `first` for another run: under that run's tokenizer, where it has another."""
+    """Returns the `documents` of the run `first` under the tokenizer of another run."""
     if isinstance(documents, Split) and not same_corpus(run, first):
         log.warning(
             "%s was trained on another corpus: it may have seen documents of %s's %s", run.label, first.label, name
@@ -123,11 +137,12 @@ def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Spl
 
 
 def same_corpus(run: Run, other: Run) -> bool:
-    """Whether both were trained on the same documents under the same tokenizer. Older checkpoints hold no fingerprint:
-    theirs is that of the corpus as it is now."""
+    """Whether both were trained on the same documents under the same tokenizer. For early checkpoints, which hold no
+    fingerprint, the fingerprint of their present corpus is compared."""
     contents = [each.data_state.get("contents") or each.data.corpus.contents for each in (run, other)]
     return contents[0] == contents[1]
 
 
 def same_tokenizer(run: Run, other: Run) -> bool:
+    """Whether both runs turn text into the same tokens."""
     return run.tokenizer.identity() == other.tokenizer.identity()

@@ -17,18 +17,16 @@ from pathlib import Path
 if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import json
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from data import DataModule
-    from model import Transformer
-    from model.training.run_folder import RunFolder
+    from rich.table import Table
+
+    from configs.runs import Run
 
 log = logging.getLogger("farsight")
 
@@ -39,92 +37,156 @@ def main(config: DictConfig) -> None:
     from scripts.console import user_errors
 
     with user_errors():
-        plain = trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        if plain["suite"] == "recall":
-            from scripts.recall import evaluate_recall
+        evaluate(trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
 
-            evaluate_recall(plain)
-        elif isinstance(plain["checkpoint"], list):
-            from scripts.comparison import compare_checkpoints
 
-            compare_checkpoints(plain)
-        else:
-            evaluate_checkpoint(plain)
+def evaluate(config: dict[str, Any]) -> Any:
+    """Checks a composed config and runs what it asks for."""
+    from configs.checks import check_evaluate
+
+    check_evaluate(config)
+    if config["suite"] == "recall":
+        return evaluate_recall(config)
+    return (compare_checkpoints if isinstance(config["checkpoint"], list) else evaluate_checkpoint)(config)
 
 
 def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
-    """Loads what `config["checkpoint"]` names, scores it, prints a table, updates evaluation.json. Returns the row."""
+    """Scores the run that `config["checkpoint"]` names, prints a table, updates evaluation.json. Returns the row."""
     from rich.console import Console
 
-    from configs.checks import check_evaluate, check_evaluation
-    from configs.runs import open_corpus, open_documents, open_run
+    from configs.checks import check_evaluation
+    from configs.evaluation import measure_run
+    from configs.runs import open_documents, open_run
+    from model.evaluation import Scorer, add_row
     from model.training.run_folder import check_writable
-    from scripts.console import print_report
-    from scripts.measuring import measure
-    from scripts.scoring import Scoring
+    from scripts.console import print_report, progress_bar
 
-    check_evaluate(config)
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     settings = config["evaluation"]
     check_evaluation(settings, run.sequence_length, run.model.config.max_length)
     documents, name = open_documents(run, settings["split"], config.get("data"))
     output = Path(config["output"]) if config["output"] else run.folder / "evaluation.json"
-    # Within the run's own file a checkpoint is named as seen from there, so that the folder may move.
-    absolute = run.checkpoint.absolute()
-    named = absolute if config["output"] else absolute.relative_to(run.folder)
     check_writable(output.parent, config["output"])
-    scoring = Scoring(settings["tokens_at_once"], config["precision"], output.parent)
-    corpus = open_corpus(run) if settings["baselines"] else None
-    trained = run.tokenizer, run.sequence_length, corpus
-    measured, _ = measure(run.model, documents, *trained, settings, scoring, run.checkpoint, run.label)
-    split = None if config.get("data") else settings["split"]
+    scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
+    measured, _ = measure_run(run, documents, settings, scorer)
+    # The run's own file names a checkpoint relative to the run's folder, which may move.
+    absolute = run.checkpoint.absolute()
     row = {
-        "checkpoint": str(named),
+        "checkpoint": str(absolute if config["output"] else absolute.relative_to(run.folder)),
         "documents_from": name,
-        "split": split,
+        "split": None if config.get("data") else settings["split"],
         "precision": config["precision"],
     } | measured
     add_row(output, row)
-    scoring.finish()
+    scorer.finish()
     print_report(Console(), row)
     log.info("written to %s", output)
     return row
 
 
-def evaluate_last(
-    model: "Transformer", data: "DataModule", folder: "RunFolder", config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Scores the model that a run has just ended with, as its config says, and writes evaluation.json there."""
-    from model.precision import device_of
-    from scripts.measuring import measure
-    from scripts.scoring import Scoring
+def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
+    """Scores every run of the list `config["checkpoint"]` on the documents of the first, or on `config["data"]`. Prints
+    the tables, writes them to a folder, and returns the content of comparison.json."""
+    from rich.console import Console
+    from rich.markdown import Markdown
 
-    settings, trainer = config["evaluation"], config["trainer"]
-    split = settings["split"]
-    scoring = Scoring(settings["tokens_at_once"], trainer["precision"], folder.path)
-    model.to(device_of(trainer["accelerator"]))
-    trained = data.tokenizer, data.sequence_length, data.corpus
-    measured, _ = measure(model, data.corpus.splits[split], *trained, settings, scoring, None, config["name"])
-    scoring.finish()
-    place = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "split": split}
-    row = place | {"precision": trainer["precision"]} | measured
-    add_row(folder.path / "evaluation.json", row)
-    return row
+    from configs.checks import check_evaluation
+    from configs.errors import ConfigError
+    from configs.evaluation import measure_run, with_shared_window
+    from configs.runs import open_documents, open_run, retokenize, same_tokenizer
+    from model.evaluation import Scorer, compare
+    from model.training.run_folder import check_writable, new_run_path
+    from scripts.console import progress_bar
+    from scripts.reporting.comparison_tables import comparison_markdown, write_comparison
+
+    settings = config["evaluation"]
+    output = Path(config["output"]) if config["output"] else new_run_path(Path("outputs"), "comparison")
+    if output.is_file():
+        raise ConfigError(f"output={output}: must be a folder where several runs are compared")
+    check_writable(output.parent, config["output"])
+    scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
+    runs: list[Run] = []
+    rows, losses = [], []
+    for checkpoint in config["checkpoint"]:
+        run = open_run(checkpoint, config["accelerator"], config["precision"])
+        check_evaluation(settings, run.sequence_length, run.model.config.max_length)
+        if not runs:
+            settings = with_shared_window(settings, run)
+            documents, name = open_documents(run, settings["split"], config.get("data"))
+        runs.append(run)
+        own = retokenize(documents, name, runs[0], run)
+        measured, found = measure_run(run, own, settings, scorer)
+        run.model.to("cpu")
+        named = {"run": run.label, "checkpoint": str(run.checkpoint), "documents_from": name}
+        rows.append(named | {"precision": config["precision"]} | measured)
+        losses.append(found)
+    differences = [
+        {"run": run.label, "against": runs[0].label}
+        | vars(compare(found, losses[0], documents.bytes, same_tokens=same_tokenizer(run, runs[0])))
+        for run, found in zip(runs[1:], losses[1:], strict=True)
+    ]
+    result = {"rows": rows, "differences": differences}
+    write_comparison(output, result)
+    scorer.finish()
+    Console().print(Markdown(comparison_markdown(result)))
+    log.info("written to %s", output)
+    return result
 
 
-def add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds `row` to the evaluations in `path`. It replaces one of the same checkpoint, precision, protocol, split and
-    documents; documents are the same by their content, whatever they are called. Older rows, which lack that, stay."""
-    from model.training.run_folder import write_json
-    from model.training.storage import make_folder
+def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Asks every run that `config["checkpoint"]` names, prints a table, and writes recall.json and a picture. The
+    result of own documents is recall_<digest>.json beside the run's own. Returns the contents of the files."""
+    from configs.errors import ConfigError
 
-    def identity(r: Mapping[str, Any]) -> tuple:
-        protocol = json.dumps(r["protocol"], sort_keys=True)
-        return r["checkpoint"], r.get("precision"), protocol, r.get("split"), r.get("documents_digest")
+    named = config["checkpoint"]
+    several = isinstance(named, list)
+    if several and config["output"]:
+        raise ConfigError(f"output={config['output']}: must be null for several runs, each has its own recall.json")
+    return [_recall_of(checkpoint, config) for checkpoint in (named if several else [named])]
 
-    make_folder(path.parent)
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    write_json(path, {"rows": [r for r in rows if identity(r) != identity(row)] + [dict(row)]})
+
+def _recall_of(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
+    from rich.console import Console
+
+    from configs.recall import measure_recall
+    from configs.runs import open_documents, open_run
+    from model.training.run_folder import check_writable
+    from model.training.storage import make_folder, write_json
+    from scripts.console import progress_bar
+    from scripts.reporting.pictures import draw_recall
+
+    run = open_run(checkpoint, config["accelerator"], config["precision"])
+    check_writable(Path(config["output"]).parent if config["output"] else run.folder, config["output"])
+    documents, name = open_documents(run, config["evaluation"]["split"], config.get("data"))
+    result = measure_recall(run, documents, name, config, progress_bar)
+    which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own file
+    which += f"_{result['documents_digest'][:8]}" if config.get("data") else ""
+    output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
+    make_folder(output.parent)
+    write_json(output, result)
+    by_depth = [row for row in result["rows"] if row["depth"] is not None]
+    if by_depth:
+        folder = output.parent if config["output"] else run.folder / "report"
+        draw_recall(by_depth, folder / f"recall_passkey{which}.png")
+    Console().print(_recall_table(run.label, result))
+    log.info("written to %s", output)
+    return result
+
+
+def _recall_table(label: str, result: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    bar = result["protocol"]["bar"]
+    lengths = sorted({row["length"] for row in result["rows"]})
+    table = Table(title=f"{label}: exact answers by length", caption=f"effective: the longest length with {bar:.1%}")
+    table.add_column("task")
+    for column in (*(f"{length:,}" for length in lengths), "effective"):
+        table.add_column(column, justify="right")
+    for task, shares in result["exact_match"].items():
+        cells = [f"{shares[length]:.0%}" if length in shares else "" for length in lengths]
+        effective = result["effective_length"][task]
+        table.add_row(task, *cells, "none" if effective is None else f"{effective:,}")
+    return table
 
 
 if __name__ == "__main__":

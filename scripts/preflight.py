@@ -41,7 +41,8 @@ def preflight(config: dict[str, Any]) -> None:
     from configs.forecasting import NO_FORECAST, check_memory, forecast_run
     from configs.tokenizer import as_resumed
     from kernels.attention import WHOLE
-    from model.training.run_folder import find_checkpoint, folder_of, write_json
+    from model.training.run_folder import find_checkpoint, folder_of
+    from model.training.storage import write_json
 
     check_types(config)
     output = config.pop("output")

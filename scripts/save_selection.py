@@ -13,7 +13,6 @@ if __name__ == "__main__":  # import this repository's packages, not files of th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def save(arguments: argparse.Namespace) -> None:
     from configs.runs import open_run
     from configs.trust import trust
     from model.attention.routed.core import RoutedAttention
+    from model.training.run_folder import check_writable
+    from model.training.storage import make_folder, replacing, write_json
     from scripts.benchmarks.results import markdown, surroundings
 
     trust(arguments.trust)
@@ -55,7 +56,11 @@ def save(arguments: argparse.Namespace) -> None:
     if not routed:
         raise ConfigError(f"checkpoint={arguments.checkpoint}: no layer of it routes; accepted is a run with a router")
 
-    documents = run.data.corpus.splits[arguments.split]
+    check_writable(arguments.output.parent, str(arguments.output))
+    splits = run.data.corpus.splits
+    if arguments.split not in splits:
+        raise ConfigError(f"--split {arguments.split}: must be one of {', '.join(splits)}")
+    documents = splits[arguments.split]
     pieces, length = [], 0
     for index in range(len(documents)):
         if length >= arguments.tokens:
@@ -77,19 +82,18 @@ def save(arguments: argparse.Namespace) -> None:
     mixed = device.type == "cuda"
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
         model(tokens, position, views)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     document_start = view.document_start.int().cpu().expand(len(chosen), -1).contiguous()
-    torch.save(
-        {"chosen": torch.cat(chosen), "document_start": document_start, "block": routed[0].pattern.block},
-        arguments.output,
-    )
+    selection = {"chosen": torch.cat(chosen), "document_start": document_start, "block": routed[0].pattern.block}
+    make_folder(arguments.output.parent)
+    with replacing(arguments.output, selection["chosen"].nbytes + document_start.nbytes) as file:
+        torch.save(selection, file)
     print(f"{len(chosen)} layers, {arguments.tokens:,} tokens: written to {arguments.output}")
     rows = sharing(torch.cat(chosen))
     print("Different blocks that so many queries in a row choose, over their choices (1: nothing is shared):\n")
     print(markdown(rows))
     if arguments.sharing:
-        arguments.sharing.parent.mkdir(parents=True, exist_ok=True)
-        arguments.sharing.write_text(json.dumps(surroundings() | {"rows": rows}, indent=2) + "\n")
+        make_folder(arguments.sharing.parent)
+        write_json(arguments.sharing, surroundings() | {"rows": rows})
 
 
 def sharing(chosen: "Tensor") -> list[dict[str, Any]]:

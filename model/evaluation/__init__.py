@@ -1,24 +1,33 @@
-"""Held-out loss of whole documents, under protocols that say exactly what was scored.
+"""Evaluation of trained models on whole documents: held-out loss, and recall of what lies far back.
 
-    protocol.py    how a document is cut for scoring
-    scoring.py     each token's loss, document by document, stoppable at any moment
-    perplexity.py  from token losses to the row of evaluation.json
-    context.py     the loss of the same tokens under shorter and longer context
-    key_tokens.py  the tokens that long context helps, and the loss on them alone
-    comparison.py  runs on the same documents, paired
-    recall.py      whether questions are answered, and the longest length at which they are
-    statistics.py  confidence intervals over documents
+    documents.py        the interface of documents
+    protocol.py         how a document is cut for scoring
+    scoring.py          the loss of each token, document by document
+    loss_store.py       losses on disk, so that a killed evaluation continues
+    scorer.py           scoring with the settings of one command: batch size, precision, progress
+    perplexity.py       from token losses to a row of evaluation.json
+    context.py          the loss of the same tokens with shorter and longer context
+    key_tokens.py       the tokens whose loss long context lowers, and the loss on them alone
+    comparison.py       the paired difference of two runs on the same documents
+    recall.py           whether a model answers a batch of questions
+    recall_suite.py     cases of the recall suite, and their summary
+    statistics.py       confidence intervals over documents
+    evaluation_file.py  the rows of evaluation.json
 
-Everything but scoring.py, context.py and recall.py is arithmetic on token losses.
+configs/evaluation.py and configs/recall.py build these from a config, with the data.
 """
 
 from model.evaluation.comparison import Difference, compare
 from model.evaluation.context import ContextLoss, losses_by_context
+from model.evaluation.documents import Documents
+from model.evaluation.evaluation_file import add_row
 from model.evaluation.key_tokens import KeyTokens, find_key_tokens, short_protocol, summarize_key_tokens
+from model.evaluation.loss_store import LossStore
 from model.evaluation.perplexity import Evaluation, summarize
 from model.evaluation.protocol import Protocol
 from model.evaluation.recall import Answer, answer, effective_length
-from model.evaluation.scoring import Documents, LossStore, token_losses
+from model.evaluation.scorer import Scorer
+from model.evaluation.scoring import token_losses
 
 __all__ = [
     "Answer",
@@ -29,6 +38,8 @@ __all__ = [
     "KeyTokens",
     "LossStore",
     "Protocol",
+    "Scorer",
+    "add_row",
     "answer",
     "compare",
     "effective_length",

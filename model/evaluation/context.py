@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.evaluation.documents import Documents
+from model.evaluation.loss_store import LossStore
 from model.evaluation.protocol import Segment
-from model.evaluation.scoring import Documents, LossStore, Progress, score_segments
+from model.evaluation.scoring import Progress, score_segments
 from model.evaluation.statistics import mean_and_bounds
 from model.transformer import Transformer
 

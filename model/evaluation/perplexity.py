@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from model.evaluation.documents import Documents
 from model.evaluation.protocol import Protocol
-from model.evaluation.scoring import Documents
 from model.evaluation.statistics import bootstrap, mean_and_bounds
 
 EDGES = (0, *(2**i for i in range(9, 31)))

@@ -3,19 +3,17 @@
 Every token of a document's text is scored once: a document is [bos] + tokens, and bos itself is never predicted.
 """
 
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Protocol as Interface
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 
 from model.decoding.cache import Cache
+from model.evaluation.documents import Documents
+from model.evaluation.loss_store import LossStore
 from model.evaluation.protocol import Protocol, Segment
 from model.inference import evaluating
 from model.loss import linear_cross_entropy
-from model.training.storage import make_folder, write_atomically
 from model.transformer import Transformer
 
 Work = tuple[int, Segment]
@@ -23,37 +21,6 @@ Work = tuple[int, Segment]
 
 Progress = Callable[[int], None]
 """Is told how many tokens more were scored."""
-
-
-class Documents(Interface):
-    """What can be evaluated: data.corpus.Split and data.texts.Texts are."""
-
-    bytes: Sequence[int]
-    """Of each document's text in UTF-8."""
-    words: Sequence[int]
-    """Of each document's text, separated by white space."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, document: int) -> np.ndarray: ...
-
-
-class LossStore:
-    """Token losses of finished documents, a file each, so that a run that was killed does not score them again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load(self, name: str) -> np.ndarray | None:
-        file = self.folder / f"{name}.npy"
-        return np.load(file, allow_pickle=False) if file.exists() else None
-
-    def save(self, name: str, losses: np.ndarray) -> None:
-        """All or nothing: a file that is there is whole."""
-        make_folder(self.folder)
-        content = io.BytesIO()  # NumPy's own error about a full disk carries no error number
-        np.save(content, losses)
-        write_atomically(self.folder / f"{name}.npy", content.getvalue())
 
 
 def token_losses(

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -29,7 +28,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from model.training.storage import make_folder, naming, write_atomically
+from model.training.storage import make_folder, naming, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -318,22 +317,9 @@ def check_writable(folder: Path, output: str | None) -> None:
         )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Atomic; numbers that JSON does not know (NaN, infinity) become null."""
-    write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")
-
-
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings under their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = errno.ENOSPC, errno.EDQUOT
 REFUSALS = *FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR
@@ -99,3 +101,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     with replacing(path, len(content)) as file:
         file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all. NaN and infinity, which JSON does not have, become null."""
+    write_atomically(path, json.dumps(_finite(value), indent=2, default=str) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,8 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model.training import endings
-from model.training.run_folder import RunFolderError, write_json
-from model.training.storage import make_folder
+from model.training.run_folder import RunFolderError
+from model.training.storage import make_folder, write_json
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 OUT_OF_MEMORY = endings.OUT_OF_MEMORY  # as the run's own summary says it

@@ -18,8 +18,7 @@ from configs.build import ConfigError
 from configs.runs import open_run
 from model import Transformer
 from model.training.run_folder import RunFolderError
-from scripts.comparison import compare_checkpoints
-from scripts.evaluate import evaluate_checkpoint
+from scripts import evaluate as command
 from tests.commands import ROOT, compose
 from tests.scripts.runs import make_run, write_books
 
@@ -45,9 +44,7 @@ def dense(outputs, books) -> Path:
 
 
 def evaluate(*overrides: str) -> dict:
-    config = compose(*overrides, "accelerator=cpu", config_name="evaluate")
-    several = isinstance(config["checkpoint"], list)
-    return compare_checkpoints(config) if several else evaluate_checkpoint(config)
+    return command.evaluate(compose(*overrides, "accelerator=cpu", config_name="evaluate"))
 
 
 @torch.no_grad()
@@ -143,6 +140,13 @@ def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, book
     assert difference["loss"] is None
     assert difference["bits_per_byte"] == pytest.approx(second["bits_per_byte"] - first["bits_per_byte"], abs=1e-9)
     assert "other tokens" in (tmp_path / "comparison.md").read_text()
+
+
+def test_an_evaluator_with_another_tokenizer_is_refused_before_anything_is_scored(window, outputs, books, monkeypatch):
+    other = make_run(outputs, books, "data.tokenizer.vocabulary=270", name="evaluator")
+    monkeypatch.setattr("model.evaluation.scorer.token_losses", lambda *_, **__: pytest.fail("documents were scored"))
+    with pytest.raises(ConfigError, match=rf"evaluation\.key_tokens\.evaluator={other}: .*tokenizer"):
+        evaluate(f"checkpoint={window}", f"evaluation.key_tokens.evaluator={other}")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from configs.build import ConfigError, build_data
 from configs.runs import open_run
 from data import CorpusError
 from data.tokenizers import Tokenizer, load
-from scripts.comparison import compare_checkpoints
-from scripts.evaluate import add_row, evaluate_checkpoint
+from model.evaluation import add_row
+from scripts import evaluate as command
 from scripts.generate import write
-from scripts.recall import evaluate_recall
 from tests.commands import compose, resolved
 from tests.scripts.runs import SMALL, make_run, write_books
 from train import train
@@ -49,7 +48,7 @@ def build_tokenizer(config: dict) -> Tokenizer:
 
 
 def evaluate(run: Path, *overrides: str) -> dict:
-    return evaluate_checkpoint(compose(f"checkpoint={run}", *FAST, *overrides, config_name="evaluate"))
+    return command.evaluate(compose(f"checkpoint={run}", *FAST, *overrides, config_name="evaluate"))
 
 
 def add_file(books: Path, split: str = "train") -> None:
@@ -121,16 +120,16 @@ def test_recall_and_comparisons_need_no_corpus_for_own_documents(run, own, books
     recall += (*tasks, "recall.tasks.associative_recall=null", "recall.tasks.common_words=null")
     settings = compose(f"checkpoint={run}", *FAST, *recall, "recall.tasks.variable_tracking=null",
                        *documents, config_name="evaluate")  # fmt: skip
-    (before,) = evaluate_recall(settings)
+    (before,) = command.evaluate(settings)
     other = make_run(tmp_path / "outputs", books, "attention=dense", name="dense", seed=1)
     add_file(books)
-    assert evaluate_recall(settings)[0]["rows"] == before["rows"]
+    assert command.evaluate(settings)[0]["rows"] == before["rows"]
     shutil.rmtree(books)
-    assert evaluate_recall(settings)[0]["rows"] == before["rows"]
+    assert command.evaluate(settings)[0]["rows"] == before["rows"]
     compared = compose(f"checkpoint=[{run},{other}]", *FAST, *documents, f"output={tmp_path / 'compared'}",
                        config_name="evaluate")  # fmt: skip
     alone = [evaluate(each, *documents) for each in (run, other)]
-    rows = compare_checkpoints(compared)["rows"]
+    rows = command.evaluate(compared)["rows"]
     assert [row["tokens_scored"] for row in rows] == [row["tokens_scored"] for row in alone]
     assert [row["nll_nats"] for row in rows] == pytest.approx([row["nll_nats"] for row in alone], rel=1e-9)
 
@@ -139,9 +138,9 @@ def test_recall_in_own_documents_keeps_the_runs_own_result(run, own):
     tasks = [f"recall.tasks.{name}=null" for name in compose("checkpoint=x", config_name="evaluate")["recall"]["tasks"]]
     tasks.remove("recall.tasks.copy=null")
     settings = (f"checkpoint={run}", *FAST, "suite=recall", "recall.samples=1", "recall.lengths=[64]", *tasks)
-    evaluate_recall(compose(*settings, config_name="evaluate"))
+    command.evaluate(compose(*settings, config_name="evaluate"))
     kept = (run / "recall.json").read_text()
-    evaluate_recall(compose(*settings, "data=files", f"data.path={own}", config_name="evaluate"))
+    command.evaluate(compose(*settings, "data=files", f"data.path={own}", config_name="evaluate"))
     assert (run / "recall.json").read_text() == kept
     assert len(list(run.glob("recall*.json"))) == 2
 

@@ -8,7 +8,7 @@ import torch
 
 from configs.build import ConfigError
 from model.evaluation import Answer
-from scripts.recall import evaluate_recall
+from scripts.evaluate import evaluate
 from tests.commands import compose
 from tests.scripts.runs import make_run, write_books
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def recall(*overrides: str) -> list[dict]:
-    return evaluate_recall(compose(*SMALL, *overrides, config_name="evaluate"))
+    return evaluate(compose(*SMALL, *overrides, config_name="evaluate"))
 
 
 def test_every_task_is_asked_at_every_length_depth_and_distance(run):
@@ -48,7 +48,7 @@ def test_every_task_is_asked_at_every_length_depth_and_distance(run):
 def test_a_model_that_knows_is_found_to_know(run, monkeypatch):
     """Answers are taken from an oracle that knows those within 400 tokens: the effective length is 400."""
     known = lambda model, batch, _: [Answer(batch["tokens"].shape[1] <= 400, 1.0, 5)] * len(batch["tokens"])  # noqa: E731
-    monkeypatch.setattr("scripts.recall.answer", known)
+    monkeypatch.setattr("model.evaluation.recall_suite.answer", known)
     (result,) = recall(f"checkpoint={run}", "recall.lengths=[300,400,512]")
     assert set(result["effective_length"].values()) == {400}
     assert result["exact_match"]["passkey"] == {300: 1.0, 400: 1.0, 512: 0.0}
@@ -62,7 +62,8 @@ def test_lengths_are_by_default_those_that_the_run_was_trained_on(run):
 def test_the_same_questions_are_asked_every_time(run, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "scripts.recall.answer", lambda model, batch, _: seen.append(batch["tokens"]) or [Answer(True, 1.0, 1)]
+        "model.evaluation.recall_suite.answer",
+        lambda model, batch, _: seen.append(batch["tokens"]) or [Answer(True, 1.0, 1)],
     )
     for _ in range(2):
         recall(f"checkpoint={run}", "recall.lengths=[300]", "recall.tokens_at_once=1")

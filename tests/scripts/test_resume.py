@@ -10,7 +10,6 @@ import pytest
 from configs.build import build_loggers
 from model.training import run_folder as run_folders
 from model.training.run_folder import RunFolder, RunFolderError
-from scripts import evaluate
 from tests.commands import resolved
 from tests.scripts.runs import SMALL, write_books
 from train import train
@@ -72,7 +71,7 @@ def test_a_run_killed_in_its_evaluation_is_trained_and_only_evaluates(settings, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate_last", killed)
+        patch.setattr("configs.evaluation.evaluate_trained", killed)
         with pytest.raises(KeyboardInterrupt):
             train(resolved(*settings, "trainer.validate_every=2"))
     folder = only_run(tmp_path)

@@ -45,3 +45,5 @@ def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
 
     wrong = run("scripts/save_selection.py", str(folder), "--tokens", "99999999", check=False, PYTHONPATH=".")
     assert wrong.returncode == 2 and "--tokens 99999999" in wrong.stderr
+    wrong = run("scripts/save_selection.py", str(folder), "--split", "tset", check=False, PYTHONPATH=".")
+    assert wrong.returncode == 2 and "--split tset: must be one of train" in wrong.stderr

@@ -8,21 +8,22 @@ import torch
 
 from configs.build import ConfigError
 from configs.checks import check_evaluate, check_generate
-from configs.runs import folder_of, open_documents
+from configs.evaluation import with_shared_window
+from configs.runs import open_documents
 from model import Sampling
-from scripts.comparison import _same_window
+from model.training.run_folder import folder_of
+from scripts.evaluate import evaluate
 from scripts.generate import _stop
-from scripts.recall import evaluate_recall
 from tests.commands import compose
 
 
 def test_runs_that_are_compared_share_the_first_ones_window():
     first = SimpleNamespace(label="a", sequence_length=256)
     settings = {"protocol": {"name": "sliding", "window": None, "stride": None}, "split": "test"}
-    assert _same_window(settings, first)["protocol"]["window"] == 256
+    assert with_shared_window(settings, first)["protocol"]["window"] == 256
     assert settings["protocol"]["window"] is None, "the config itself stays as it is"
     for protocol in ({"name": "whole", "window": None}, {"name": "chunked", "window": 64}):
-        assert _same_window({"protocol": protocol}, first)["protocol"] == protocol
+        assert with_shared_window({"protocol": protocol}, first)["protocol"] == protocol
 
 
 def test_a_checkpoint_without_a_run_around_it_lies_in_its_own_folder(tmp_path, monkeypatch):
@@ -87,4 +88,4 @@ def test_a_recall_setting_that_is_no_list_is_refused(override):
 def test_recall_of_no_run_is_refused():
     config = compose("suite=recall", "checkpoint=[]", "accelerator=cpu", config_name="evaluate")
     with pytest.raises(ConfigError, match=r"checkpoint=\[\]: must be .* a list of at least one"):
-        evaluate_recall(config)
+        evaluate(config)

@@ -14,9 +14,7 @@ import yaml
 from configs.errors import ConfigError
 from configs.trust import trust_named
 from scripts import generate, lm_harness
-from scripts.comparison import compare_checkpoints
-from scripts.evaluate import evaluate_checkpoint
-from scripts.recall import evaluate_recall
+from scripts.evaluate import evaluate
 from scripts.reporting.write import write_report
 from tests.commands import compose, run
 from tests.configs.attacks import ATTACKS, MODULE, PATTERN, Traps, trusting_itself
@@ -77,9 +75,9 @@ def harness(checkpoint: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[str], Any]] = {
-    "evaluate": command(evaluate_checkpoint, "evaluate"),
-    "comparison": lambda checkpoint: command(compare_checkpoints, "evaluate")(f"[{checkpoint}]"),
-    "recall": command(evaluate_recall, "evaluate", "suite=recall"),
+    "evaluate": command(evaluate, "evaluate"),
+    "comparison": lambda checkpoint: command(evaluate, "evaluate")(f"[{checkpoint}]"),
+    "recall": command(evaluate, "evaluate", "suite=recall"),
     "generate": command(generate.write, "generate"),
     "lm_harness": harness,
     "resume": lambda checkpoint: train(resolved(f"resume={checkpoint}")),

@@ -17,11 +17,11 @@ import pytest
 import torch
 from stand_ins import train
 
-from model.evaluation.scoring import LossStore
+from model.evaluation import LossStore
 from model.training.checkpoints import AtomicCheckpointIO, go_back_to, read_checkpoint
 from model.training.metrics import MetricsCSV, read_rows
-from model.training.run_folder import RunFolder, write_json
-from model.training.storage import StorageError, make_folder, naming, write_atomically
+from model.training.run_folder import RunFolder
+from model.training.storage import StorageError, make_folder, naming, write_atomically, write_json
 
 needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 

@@ -1,0 +1,154 @@
+"""The evaluation that a composed `evaluation` group describes: a model's row of evaluation.json, with its baselines."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.build import ConfigError, build_protocol
+from configs.runs import Run, open_corpus, open_run
+from data import DataModule, Texts
+from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
+from data.corpus import Corpus, Split
+from data.texts import digest
+from data.tokenizers import Tokenizer
+from model import Transformer
+from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
+from model.evaluation.scorer import ProgressBar
+from model.precision import device_of
+
+log = logging.getLogger(__name__)
+
+
+def measure_run(
+    run: Run, documents: Split | Texts, settings: Mapping[str, Any], scorer: Scorer
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Returns `measure` of a trained run."""
+    return measure(
+        run.model,
+        documents,
+        settings,
+        scorer,
+        tokenizer=run.tokenizer,
+        sequence_length=run.sequence_length,
+        corpus=open_corpus(run) if settings["baselines"] else None,
+        checkpoint=run.checkpoint,
+        label=run.label,
+    )
+
+
+def measure(
+    model: Transformer,
+    documents: Split | Texts,
+    settings: Mapping[str, Any],
+    scorer: Scorer,
+    *,
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    corpus: Corpus | None,
+    checkpoint: Path | None,
+    label: str,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Returns (row of evaluation.json, token losses of each document) of a model under the `evaluation` group's
+    `settings`.
+
+    Args:
+        tokenizer: the model's.
+        sequence_length: of the model's training, the default window of the protocol.
+        corpus: its training split is counted for the bigram baseline, which None leaves out.
+        checkpoint: the file of the weights, or None if there is none yet.
+        label: name of the model in progress bars.
+    """
+    protocol = build_protocol(settings["protocol"], sequence_length)
+    evaluator = _open_evaluator(settings["key_tokens"], tokenizer, model, scorer)
+    by_context = settings["by_context"]
+    with _errors():
+        losses = scorer.token_losses(model, documents, protocol, checkpoint, label)
+        row = summarize(losses, documents, protocol, long_document=settings["long_document"]).to_dict()
+        row["documents_digest"] = digest(documents)
+        row["tokenizer"] = tokenizer.identity()
+        if by_context["contexts"]:
+            found = scorer.losses_by_context(
+                model, documents, by_context["contexts"], by_context["targets"], checkpoint, label
+            )
+            row["by_context"] = [vars(each) for each in found]
+        if evaluator:
+            key_tokens = settings["key_tokens"]
+            long, short = (
+                scorer.token_losses(
+                    evaluator.model, documents, each, evaluator.checkpoint, f"evaluator {evaluator.label}"
+                )
+                for each in (protocol, short_protocol(key_tokens["short_context"]))
+            )
+            chosen = find_key_tokens(long, short, gain=key_tokens["gain"], confidence=key_tokens["confidence"])
+            row["key_tokens"] = dict(key_tokens) | vars(summarize_key_tokens(losses, chosen))
+    if settings["baselines"]:
+        row["baselines"] = {
+            "gzip_bits_per_byte": gzip_bits_per_byte(documents),
+            "bigram_bits_per_byte": bigram_bits_per_byte(corpus, documents) if corpus else None,
+        }
+    return row, losses
+
+
+def evaluate_trained(
+    model: Transformer, data: DataModule, folder: Path, config: Mapping[str, Any], progress_bar: ProgressBar
+) -> dict[str, Any]:
+    """Evaluates the model at the end of its training as its config describes. Adds the row to evaluation.json in the
+    run's folder and returns it."""
+    settings, trainer = config["evaluation"], config["trainer"]
+    split = settings["split"]
+    scorer = Scorer(settings["tokens_at_once"], trainer["precision"], folder, progress_bar)
+    model.to(device_of(trainer["accelerator"]))
+    measured, _ = measure(
+        model,
+        data.corpus.splits[split],
+        settings,
+        scorer,
+        tokenizer=data.tokenizer,
+        sequence_length=data.sequence_length,
+        corpus=data.corpus,
+        checkpoint=None,
+        label=config["name"],
+    )
+    place = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "split": split}
+    row = place | {"precision": trainer["precision"]} | measured
+    add_row(folder / "evaluation.json", row)
+    scorer.finish()
+    return row
+
+
+def with_shared_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
+    """Returns an `evaluation` group for several runs: a protocol window of null becomes the length of the first run's
+    training sequences."""
+    protocol = dict(settings["protocol"])
+    if protocol["window"] is None and protocol["name"] != "whole":
+        protocol["window"] = first.sequence_length
+        log.info("evaluation.protocol.window=null: %s's sequences, %s tokens", first.label, protocol["window"])
+    return {**settings, "protocol": protocol}
+
+
+def _open_evaluator(
+    key_tokens: Mapping[str, Any], tokenizer: Tokenizer, model: Transformer, scorer: Scorer
+) -> Run | None:
+    """The run that finds the key tokens; None where the config names none."""
+    if not key_tokens["evaluator"]:
+        return None
+    evaluator = open_run(key_tokens["evaluator"], model.embed_tokens.weight.device.type, scorer.precision)
+    if evaluator.tokenizer.identity() != tokenizer.identity():
+        raise ConfigError(
+            f"evaluation.key_tokens.evaluator={key_tokens['evaluator']}: has another tokenizer than the evaluated run; "
+            "accepted is a run with the same one"
+        )
+    return evaluator
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turns the scoring functions' ValueErrors, which name the key within the group, into ConfigErrors."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"evaluation: {error}") from None

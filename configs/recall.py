@@ -1,0 +1,109 @@
+"""The recall suite that a composed `recall` group describes.
+
+recall.json: {"checkpoint", "documents_from", "documents_digest", "tokenizer", "protocol", "rows": [{task, length,
+depth, distance, answers, exact_match, nll (nats an answer), nll_per_token}], "exact_match": {task: {length: share}},
+"effective_length": {task: tokens}}
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from configs.build import ConfigError, build_task
+from configs.runs import Run
+from data import CorpusError, Texts
+from data.corpus import Split
+from data.recall.text import Material
+from data.texts import digest
+from model.evaluation.recall import BAR, effective_length
+from model.evaluation.recall_suite import (
+    Case,
+    ask,
+    default_distances,
+    default_lengths,
+    exact_match_by_length,
+    summarize_answers,
+)
+from model.evaluation.scorer import ProgressBar
+from model.precision import autocast
+
+
+def measure_recall(
+    run: Run, documents: Split | Texts, name: str, config: Mapping[str, Any], progress_bar: ProgressBar
+) -> dict[str, Any]:
+    """Returns the content of recall.json of a run.
+
+    Args:
+        documents: their text is what the answers are hidden in.
+        name: of the documents.
+        config: the composed config of scripts/evaluate.py.
+    """
+    settings = config["recall"]
+    cases = list(recall_cases(settings, run))
+    material = Material.of(run.tokenizer, (documents.tokens(index) for index in range(len(documents))))
+
+    def task(case: Case, generator: np.random.Generator) -> Mapping[str, Tensor]:
+        make = build_task(f"recall.tasks.{case.task}", settings["tasks"][case.task])
+        try:
+            return make(material, case.length, generator, **case.where)
+        except (CorpusError, TypeError) as error:
+            raise ConfigError(f"recall.tasks.{case.task} at recall.lengths={case.length}: {error}") from None
+
+    rows = []
+    total = settings["samples"] * sum(case.length for case in cases)
+    with progress_bar(f"{run.label}, recall", total) as progress, autocast(run.model, config["precision"]):
+        for case in cases:
+            answers = ask(
+                run.model,
+                case,
+                task,
+                samples=settings["samples"],
+                tokens_at_once=settings["tokens_at_once"],
+                seed=config["seed"],
+                vocabulary=run.tokenizer.vocabulary,
+                progress=progress,
+            )
+            rows.append(summarize_answers(case, answers))
+    match = {
+        each: exact_match_by_length([row for row in rows if row["task"] == each])
+        for each in dict.fromkeys(case.task for case in cases)
+    }
+    return {
+        "checkpoint": str(run.checkpoint.absolute().relative_to(run.folder)),
+        "documents_from": name,
+        "documents_digest": digest(documents),
+        "tokenizer": run.tokenizer.identity(),
+        "protocol": {
+            **{"name": "recall", "samples": settings["samples"], "bos": True, "bar": BAR, "seed": config["seed"]},
+            "precision": config["precision"],
+        },
+        "rows": rows,
+        "exact_match": match,
+        "effective_length": {each: effective_length(shares) for each, shares in match.items()},
+    }
+
+
+def recall_cases(settings: Mapping[str, Any], run: Run) -> Iterator[Case]:
+    """Yields the cases of a `recall` group for a run, shortest first.
+
+    Raises:
+        ConfigError: a length exceeds the model's limit.
+    """
+    limit = run.model.config.max_length
+    lengths = settings["lengths"] or default_lengths(run.sequence_length)
+    if max(lengths) > limit:
+        raise ConfigError(f"recall.lengths={list(lengths)}: must be at most the model's limit, {limit}")
+    for length in sorted(lengths):
+        for task, entry in settings["tasks"].items():
+            if entry is None:
+                continue
+            if task == "passkey":
+                yield from (Case(task, length, {"depth": depth}) for depth in settings["depths"])
+            elif task == "copy":
+                size = entry["cue"] + entry["size"]
+                distances = settings["distances"] or default_distances(run.model, length, size)
+                yield from (Case(task, length, {"distance": d}) for d in distances if size <= d <= length - size)
+            else:
+                yield Case(task, length, {})

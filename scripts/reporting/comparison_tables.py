@@ -1,0 +1,116 @@
+"""The files of a comparison of several runs on the same documents.
+
+<output>/
+  comparison.json   every row in full, and the differences      comparison.csv   one line a run
+  comparison.md     the tables                                  loss_by_position.png
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from model.training.storage import make_folder, write_atomically, write_json
+from scripts.reporting.markdown_table import bounded, table
+from scripts.reporting.pictures import draw_loss_by_position
+
+COLUMNS = (
+    *("run", "checkpoint", "documents_from", "precision", "documents", "bytes", "words", "tokens_scored", "nll_nats"),
+    *("loss", "loss_low", "loss_high", "perplexity", "word_perplexity"),
+    *("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high"),
+    *("protocol", "window", "stride", "min_context", "bos", "tokenizer"),
+)
+"""Columns of comparison.csv."""
+
+
+def write_comparison(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes the files. `result`: the content of comparison.json, {"rows", "differences"}."""
+    make_folder(folder)
+    rows = result["rows"]
+    write_json(folder / "comparison.json", result)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        protocol = row["protocol"] | {"protocol": row["protocol"]["name"]}
+        writer.writerow(row | protocol | {"tokenizer": _tokenizer(row)})
+    write_atomically(folder / "comparison.csv", lines.getvalue())
+    text = comparison_markdown(result) + "\n![Loss by position](loss_by_position.png)\n"
+    write_atomically(folder / "comparison.md", text)
+    draw_loss_by_position(rows, [row["run"] for row in rows], folder / "loss_by_position.png")
+
+
+def comparison_markdown(result: Mapping[str, Any]) -> str:
+    """Returns the tables of the runs, their differences, and the loss by position."""
+    rows, first = result["rows"], result["rows"][0]
+    protocol = ", ".join(f"{key} {value}" for key, value in first["protocol"].items())
+    parts = [
+        f"# {len(rows)} runs on the same documents",
+        f"{first['documents_from']}: {first['documents']:,} documents, {first['bytes']:,} bytes, {first['words']:,} "
+        f"words. Protocol: {protocol}. In brackets: 95 % bounds over documents.",
+        table(
+            (
+                "run",
+                "tokenizer",
+                "tokens scored",
+                "loss (nats/token)",
+                "bits per byte",
+                "perplexity",
+                "word perplexity",
+            ),
+            [
+                (
+                    row["run"],
+                    _tokenizer(row),
+                    f"{row['tokens_scored']:,}",
+                    _bounds(row, "loss"),
+                    _bounds(row, "bits_per_byte"),
+                    f"{row['perplexity']:.2f}",
+                    "" if row["word_perplexity"] is None else f"{row['word_perplexity']:,.1f}",
+                )
+                for row in rows
+            ],
+        ),
+    ]
+    if result["differences"]:
+        parts += [
+            "## Paired difference",
+            "Negative: better than the run that it is held against.",
+            table(
+                ("run", "against", "loss (nats/token)", "bits per byte", "better documents"),
+                [
+                    (
+                        d["run"],
+                        d["against"],
+                        "other tokens" if d["loss"] is None else _bounds(d, "loss", "+"),
+                        _bounds(d, "bits_per_byte", "+"),
+                        f"{d['documents_better']} of {d['documents']}",
+                    )
+                    for d in result["differences"]
+                ],
+            ),
+        ]
+    parts += ["## Loss by position (nats/token)", _by_position(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_position(rows: Sequence[Mapping[str, Any]]) -> str:
+    edges = sorted({(bucket["start"], bucket["stop"]) for row in rows for bucket in row["by_position"]})
+    buckets = [{bucket["start"]: bucket for bucket in row["by_position"]} for row in rows]
+    lines = []
+    for start, stop in edges:
+        found = [by_start.get(start) for by_start in buckets]
+        cells = ["" if b is None else bounded(b["loss"], b["low"], b["high"]) for b in found]
+        lines.append((f"{start:,} to {stop:,}", *cells))
+    return table(("tokens", *(row["run"] for row in rows)), lines)
+
+
+def _tokenizer(row: Mapping[str, Any]) -> str:
+    """The tokenizer's name, and the first digits of the hash of its content, if it was trained."""
+    identity = row["tokenizer"]
+    return " ".join([identity["tokenizer"], identity.get("content", "")[:8]]).strip()
+
+
+def _bounds(values: Mapping[str, Any], name: str, sign: str = "") -> str:
+    return bounded(values[name], values[f"{name}_low"], values[f"{name}_high"], sign)
