@@ -103,7 +103,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         if before.is_file() and load_tokenizer(before).identity() != data.tokenizer.identity():
             log.warning("init_from=%s: its weights were trained with another tokenizer", config["init_from"])
     if config["trainer"]["compile"]:
-        model.compile_around_attention()
+        model.compile_layers()
 
     with contextlib.ExitStack() as stack:
         # Only now, when nothing in the config can be wrong any more, does the run leave a trace.

@@ -1,4 +1,4 @@
-"""Reads configs of earlier versions: keys that were renamed or removed since a run was saved."""
+"""Reads configs of earlier versions: keys that were renamed, removed or added since a run was saved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,19 @@ ALIASES: dict[str, str | None] = {
 }
 """Old key -> its new name in the same group, or None if it was removed. `*` stands for any one name."""
 
+ADDED: dict[str, Any] = {"model.z_loss": 0.0}
+"""Key -> the value under which a run of a version without the key was trained."""
+
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """A saved config under the current names. A key that has both its old and its new name keeps the new one."""
     upgraded = dict(config)
     for key, name in ALIASES.items():
         upgraded = _replace(upgraded, key.split("."), name)
+    for key, value in ADDED.items():
+        group, name = key.split(".")
+        if isinstance(upgraded.get(group), Mapping):
+            upgraded[group] = {name: value, **upgraded[group]}
     return upgraded
 
 

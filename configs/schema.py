@@ -77,6 +77,7 @@ class Model(Settings):
     sink_logits: bool
     norm_epsilon: Positive
     activation_checkpointing: bool
+    z_loss: NotNegative
 
 
 class Data(Settings):

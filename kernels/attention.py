@@ -20,7 +20,7 @@ from kernels.layout.block_layout import BlockLayout
 from kernels.layout.cost import BACKWARD_FLOPS, FORWARD_FLOPS
 from kernels.layout.selection import Selection
 from kernels.selection.selected_attention import selected_attention
-from kernels.shapes import check_tensors, is_concrete, require
+from kernels.shapes import check_tensors, require
 from kernels.softmax import add_sinks
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,6 @@ def attention(
         return (out, lse) if return_lse else out
     _check_shapes(q, k, v, layout)
     passes = choose_backends(q, k, v, layout, backend)
-    if q.is_cuda and is_concrete(q):
-        problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], layout.block
-        for name in {"triton", "flash"}.intersection(passes):
-            selfcheck.check(_module(name), *problem, plain=name == "flash")
     if passes[0] in WHOLE:
         with _own_precision(q):
             with_lse = return_lse or sink_logits is not None
@@ -95,19 +91,15 @@ def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backen
 
     chosen = dispatch.choose("attention", backend, q.is_cuda, refusal)
     passes = (chosen, chosen)
-    if backend == "auto":
-        if chosen == "triton" and layout.window is not None and refusal("flash") is None:
-            width = min(layout.window, layout.keys)
-            passes = tuple("flash" if low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
-        if is_concrete(q):
-            _log_once(passes, refusal("triton") if q.is_cuda else "no GPU")
+    if backend == "auto" and chosen == "triton" and layout.window is not None and refusal("flash") is None:
+        width = min(layout.window, layout.keys)
+        passes = tuple("flash" if low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
     return passes
 
 
 @functools.cache
-def _log_once(passes: tuple[str, str], reason: str | None) -> None:
-    reason = reason or "the fastest that are proven for this call, and deterministic"
-    log.info("attention backend %s forward, %s backward: %s", *passes, reason)
+def _log_once(*passes: str) -> None:
+    log.info("attention backend: %s forward, %s backward", *passes)
 
 
 _module = functools.partial(dispatch.module, "attention")
@@ -139,6 +131,12 @@ def _forward(
     backend: str,
     backward_backend: str,
 ) -> tuple[Tensor, Tensor]:
+    # Here and not in `attention`, which a compiler may have traced.
+    _log_once(backend, backward_backend)
+    if q.is_cuda:
+        problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block
+        for name in {"triton", "flash"}.intersection((backend, backward_backend)):
+            selfcheck.check(_module(name), *problem, plain=name == "flash")
     with _own_precision(q):
         return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block, window), scale)
 

@@ -118,6 +118,15 @@ def module(operation: str, backend: str) -> ModuleType:
     return _modules[key]
 
 
+def load_backends() -> None:
+    """Imports the backends of every operation, where the packages that they need are installed: torch.compile cannot
+    trace an import."""
+    for operation, candidates in OPERATIONS.items():
+        for backend in candidates.modules:
+            if backend != "triton" or has_triton():
+                module(operation, backend)
+
+
 @functools.cache
 def _log_once(operation: str, backend: str, reason: str) -> None:
     log.info("backend of %s: %s (%s)", operation, backend, reason)

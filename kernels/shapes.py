@@ -19,6 +19,12 @@ def is_concrete(q: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not isinstance(q, FakeTensor)
 
 
+@torch.compiler.assume_constant_result
+def compute_capability(device: torch.device | str) -> tuple[int, int]:
+    """The compute capability of a CUDA device."""
+    return torch.cuda.get_device_capability(device)
+
+
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, device: torch.device, queries: int, keys: int, name: str) -> None:
     """Raises ValueError if q, k and v disagree with each other or with a layout.
 

@@ -34,6 +34,8 @@ class ModelConfig:
     norm_epsilon: float
     activation_checkpointing: bool
     """Keep each layer's input alone and recompute the rest in the backward pass."""
+    z_loss: float
+    """Weight, in training, of the penalty on the square of the log-sum-exp of a token's logits."""
 
     def __post_init__(self) -> None:
         self._require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")

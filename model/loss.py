@@ -2,72 +2,86 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-IGNORE = -100
-"""The target of a token that is not scored."""
+from kernels.cross_entropy import IGNORE, cross_entropy_
+
+__all__ = ["IGNORE", "linear_cross_entropy"]
+
+LOGITS = 1 << 28
+"""Logits of a chunk on a GPU: 512 MB in bf16."""
+
+TILE = 256
+"""Tokens of which a chunk on a GPU is a multiple: the tiles of matrix products are full."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Next-token losses of `hidden @ weight.T`.
 
-    hidden `[tokens, width]`, weight `[vocabulary, width]`, targets int64 `[tokens]` (IGNORE: not scored). Returns
-    (total, per_token) in nats and float32: the sum over scored tokens, with gradients to hidden and weight, and each
-    token's loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and
-    sums in float32.
+    hidden `[tokens, width]`, weight `[vocabulary, width]`, targets int64 `[tokens]` (IGNORE: not scored). z_loss:
+    weight of the penalty on the square of the log-sum-exp of a token's logits. Returns (total, per_token) in nats and
+    float32: the sum over scored tokens of losses and penalties, with gradients to hidden and weight, and each token's
+    loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and sums in
+    float32.
     """
     if not torch.is_grad_enabled():  # an autograd.Function is asked for gradients even under no_grad
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are taken while a chunk's logits are at hand, so the logits are neither kept nor computed twice."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         per_token = torch.zeros(len(targets), dtype=accumulate, device=hidden.device)
+        penalty = torch.zeros((), dtype=accumulate, device=hidden.device)
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if train_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=accumulate) if train_weight else None
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
-            for part in _chunks(len(targets), weight.shape[0], device):
-                states, wanted = hidden[part].to(dtype), targets[part]
-                scored = wanted != IGNORE
-                log_probabilities = (states @ matrix.T).to(accumulate).log_softmax(-1)
-                per_token[part] = F.nll_loss(log_probabilities, wanted, ignore_index=IGNORE, reduction="none")
-                if not (train_hidden or train_weight):
-                    continue
-                # d loss / d logits = softmax - onehot
-                grad = log_probabilities.exp_()
-                index = wanted.clamp(min=0)[:, None]
-                grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=accumulate))
-                grad = grad.mul_(scored[:, None]).to(dtype)
+            for part in token_chunks(len(targets), weight.shape[0], device):
+                states = hidden[part].to(dtype)
+                losses = cross_entropy_(states @ matrix.T, targets[part], z_loss, train_hidden or train_weight)
+                per_token[part] = losses.per_token
+                if losses.penalty is not None:
+                    penalty += losses.penalty.sum()
                 if train_hidden:
-                    grad_hidden[part] = (grad @ matrix).to(hidden.dtype)
+                    grad_hidden[part] = (losses.gradient @ matrix).to(hidden.dtype)
                 if train_weight:
-                    grad_weight += grad.T @ states
+                    _add_product(grad_weight, losses.gradient.T, states)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(per_token)
-        return per_token.sum(), per_token
+        total = per_token.sum()
+        return total + penalty if z_loss else total, per_token
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor, _) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, grad_total: Tensor, _) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None
+        return grad_hidden, grad_weight, None, None
 
 
-def _chunks(tokens: int, vocabulary: int, device: str) -> list[slice]:
-    """Slices of tokens whose logits take 4 MB of a CPU's cache, or 256 MB of a GPU's memory, in float32."""
-    logits = 1 << 20 if device == "cpu" else 1 << 26
-    size = max(1, logits // vocabulary)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, summed in `total`'s dtype where the device's products can be."""
+    if total.is_cuda and total.dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16):
+        torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
+    else:
+        total += left @ right
+
+
+def token_chunks(tokens: int, vocabulary: int, device: str) -> list[slice]:
+    """Slices of tokens whose logits fit a CPU's cache (4 MB in float32), or that fill a GPU (LOGITS)."""
+    if device == "cpu":
+        size = max(1, (1 << 20) // vocabulary)
+    else:
+        chunks = -(-tokens * vocabulary // LOGITS)
+        size = max(1, -(-tokens // max(1, chunks * TILE)) * TILE)
     return [slice(first, first + size) for first in range(0, tokens, size)]

@@ -5,6 +5,7 @@ Attribute names and shapes are those of the Qwen3 family, so that weights can be
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels import Axis
+from kernels.dispatch import load_backends
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
@@ -24,9 +26,9 @@ from model.rope import RotaryEmbedding
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`total`: nats over all scored tokens, differentiable. `per_token` `[batch, length]`: each one's, detached.
-    `count`: how many. `auxiliary`: what is added to `total` to train by and is no part of the model's quality (a
-    router's loss: nats, summed over queries and layers, weighted), differentiable; None without."""
+    """`total`: nats over all scored tokens, differentiable, in training with the z-loss. `per_token` `[batch, length]`:
+    each one's, detached. `count`: how many. `auxiliary`: what is added to `total` to train by and is no part of the
+    model's quality (a router's loss: nats, summed over queries and layers, weighted), differentiable; None without."""
 
     total: Tensor
     per_token: Tensor
@@ -57,6 +59,14 @@ class FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class LayerOutput(NamedTuple):
+    """`x` `[batch, length, width]`: the residual stream behind a layer. `auxiliary`, `diagnostics`: its attention's."""
+
+    x: Tensor
+    auxiliary: Tensor | None
+    diagnostics: dict[str, Tensor]
+
+
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str) -> None:
         super().__init__()
@@ -64,12 +74,24 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, pattern, backend)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
+        self.checkpointing = config.activation_checkpointing
 
-    def forward(self, x: Tensor, rotation: Rotation, view: View | LayerCache) -> tuple[Tensor, Tensor | None]:
-        """The residual stream behind the layer, and its attention's own loss, if it has one."""
-        attended, auxiliary = self.self_attn(self.input_layernorm(x), rotation, view)
+    def compile_in_training(self) -> None:
+        """Makes `forward` compiled in training mode. `forward` is replaced rather than the module's call, so that hooks
+        stay outside of the graph."""
+        eager, compiled = self.forward, torch.compile(self.forward, fullgraph=True, dynamic=False)
+        self.forward = lambda *arguments: (compiled if self.training else eager)(*arguments)
+
+    def forward(self, x: Tensor, rotation: Rotation, view: View | LayerCache) -> LayerOutput:
+        if self.checkpointing and self.training:
+            return checkpoint(self.compute, x, rotation, view, use_reentrant=False)
+        return self.compute(x, rotation, view)
+
+    def compute(self, x: Tensor, rotation: Rotation, view: View | LayerCache) -> LayerOutput:
+        """As `forward`, without checkpointing."""
+        attended, auxiliary, diagnostics = self.self_attn(self.input_layernorm(x), rotation, view)
         h = x + attended
-        return h + self.mlp(self.post_attention_layernorm(h)), auxiliary
+        return LayerOutput(h + self.mlp(self.post_attention_layernorm(h)), auxiliary, diagnostics)
 
 
 class Transformer(nn.Module):
@@ -84,6 +106,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.rotary = RotaryEmbedding(config)
+        self._diagnostics: list[dict[str, Tensor]] = []  # of each layer, in the latest call
         self.initialize()
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -129,26 +152,23 @@ class Transformer(nn.Module):
         """Final hidden states, and the layers' own losses."""
         x = self.embed_tokens(tokens)
         rotation = self.rotary(position)
-        losses = []
+        losses, self._diagnostics = [], []
         for layer, view in zip(self.layers, layouts, strict=True):
-            if self.config.activation_checkpointing and self.training:
-                x, auxiliary = checkpoint(layer, x, rotation, view, use_reentrant=False)
-            else:
-                x, auxiliary = layer(x, rotation, view)
+            x, auxiliary, diagnostics = layer(x, rotation, view)
+            self._diagnostics.append(diagnostics)
             if auxiliary is not None:
                 losses.append(auxiliary)
         return self.norm(x), losses
 
-    def compile_around_attention(self) -> None:
-        """Compiles what lies around attention in every layer: norms, projections, rotation, SwiGLU.
+    def compile_layers(self) -> None:
+        """Compiles the training step's pass through each layer as one graph, in which attention is one operator.
 
-        Attention stays outside, and with it the layouts, whose sizes change with every batch of packed documents.
+        Layers of equal patterns share one graph, as do batches of one shape: layouts have fixed sizes in training on a
+        GPU. Evaluation and decoding, whose shapes vary, stay as they are.
         """
+        load_backends()
         for layer in self.layers:
-            layer.self_attn.compile_around_attention()
-            layer.mlp.compile(dynamic=False)
-            layer.input_layernorm.compile(dynamic=False)
-            layer.post_attention_layernorm.compile(dynamic=False)
+            layer.compile_in_training()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden `[..., width]` -> `[..., vocabulary]`."""
@@ -157,7 +177,8 @@ class Transformer(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[View]) -> LossOutput:
         """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
         hidden, losses = self._run(tokens, position, layouts)
-        total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        penalty = self.config.z_loss if self.training else 0.0
+        total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), penalty)
         auxiliary = sum(losses) if losses else None
         return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)
 
@@ -166,9 +187,9 @@ class Transformer(nn.Module):
         return [layer.self_attn.attend for layer in self.layers]
 
     def set_step(self, step: int) -> None:
-        """Tells what has a schedule of its own (an indexer's warm-up) how many optimizer steps were done."""
+        """Sets the number of optimizer steps done, for cores with a schedule of their own (an indexer's warm-up)."""
         for attend in self.attends:
-            attend.step = step
+            attend.set_step(step)
 
     def collect_diagnostics(self, collect: bool) -> None:
         """Whether layers compute diagnostics too expensive for every step, such as a router's recall in validation."""
@@ -177,8 +198,8 @@ class Transformer(nn.Module):
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns the mean of each diagnostic over the layers that reported it in their latest call; on the device."""
-        names = dict.fromkeys(name for attend in self.attends for name in attend.diagnostics)
-        found = {name: [a.diagnostics[name] for a in self.attends if name in a.diagnostics] for name in names}
+        names = dict.fromkeys(name for layer in self._diagnostics for name in layer)
+        found = {name: [layer[name] for layer in self._diagnostics if name in layer] for name in names}
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
     def cost(self, layouts: Sequence[View], batch: int = 1) -> ModelCost:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.layout.block_layout import BlockLayout
+from kernels.shapes import compute_capability
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (64, 128)
@@ -35,12 +36,13 @@ def missing(q: Tensor) -> str | None:
     """Why q's device or this installation cannot run FlashAttention-4; None if it can."""
     if not q.is_cuda:
         return f"device {q.device.type}: must be cuda"
-    capability = torch.cuda.get_device_capability(q.device)
+    capability = compute_capability(q.device)
     if capability[0] not in (9, 10):
         return f"compute capability {capability[0]}.{capability[1]}: must be 9.x or 10.x"
     return None if installed() else "the package flash-attn-4 is not installed: must be (pip install 'farsight[flash]')"
 
 
+@torch.compiler.assume_constant_result
 @functools.cache
 def installed() -> bool:
     """Whether FlashAttention-4 can be imported."""

@@ -28,10 +28,6 @@ def selected_attention(
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v))
         with torch.autocast(q.device.type, enabled=False):
             return reference.masked_attention(q, k, v, selection.dense_mask(), scale)
-    if backend == "triton" and q.is_cuda and is_concrete(q):
-        group = q.shape[1] // selection.selectors
-        settings = (q.device, q.dtype, q.shape[-1], group, selection.block)
-        selfcheck.check_selection(_module(backend), *settings)
     scalars = (selection.block, scale, backend)
     return torch.ops.farsight.selected_attention(q, k, v, selection.tensors(), *scalars)
 
@@ -77,8 +73,11 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, selection: list[Tensor], block: int, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
+    selection = Selection.from_tensors(selection, k.shape[2], block)
+    if backend == "triton" and q.is_cuda:  # here and not above, where a compiler may trace
+        group = q.shape[1] // selection.selectors
+        selfcheck.check_selection(_module(backend), q.device, q.dtype, q.shape[-1], group, block)
     with torch.autocast(q.device.type, enabled=False):
-        selection = Selection.from_tensors(selection, k.shape[2], block)
         return _module(backend).forward(q, k, v, selection, scale)
 
 

@@ -67,14 +67,14 @@ class AttentionOutput(NamedTuple):
     """Of one softmax without sinks; may be None where `AttentionCore.wants_lse` is false."""
     auxiliary: Tensor | None = None
     """A loss of the family's own to train by (a router's), weighted: nats, summed over queries."""
+    diagnostics: dict[str, Tensor] | None = None
+    """Scalars to log, on the device."""
 
 
 class AttentionCore(nn.Module):
     """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
 
     wants_unrotated_keys = False
-    step = 0
-    """Optimizer steps done, where the trainer says so (Transformer.set_step)."""
     collects_diagnostics = False
     """Whether to compute the diagnostics that are too expensive for every training step."""
 
@@ -83,7 +83,6 @@ class AttentionCore(nn.Module):
         self.pattern, self.backend = pattern, backend
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.wants_lse = config.sink_logits
-        self.diagnostics: dict[str, Tensor] = {}  # scalars of the latest call, on its device
 
     @classmethod
     def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
@@ -104,8 +103,8 @@ class AttentionCore(nn.Module):
         cost, both = self.decode_cost(context), 2 * self.kv_heads * self.head_dim * key_bytes
         return both * cost.stored, both * cost.read
 
-    def compile_around_attention(self) -> None:
-        """Compiles what `forward` does besides kernels.attention, where that is worth it."""
+    def set_step(self, step: int) -> None:
+        """Sets the number of optimizer steps done, for a core that has a schedule of its own."""
 
     def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | AttentionOutput:
         """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and

@@ -33,15 +33,17 @@ class Attention(nn.Module):
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
         self.attend = family_of(pattern).core(pattern, config, backend)
 
-    def forward(self, x_BTW: Tensor, rotation: Rotation, view: View | LayerCache) -> tuple[Tensor, Tensor | None]:
-        """The output `[batch, length, width]`, and the family's own loss (AttentionOutput.auxiliary)."""
+    def forward(
+        self, x_BTW: Tensor, rotation: Rotation, view: View | LayerCache
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """The output `[batch, length, width]`, and `auxiliary` and `diagnostics` of AttentionOutput."""
         inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
         cached = isinstance(view, LayerCache)
         attended = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
-        out_BHTD, lse_BHT, auxiliary = AttentionOutput(*attended)
+        out_BHTD, lse_BHT, auxiliary, diagnostics = AttentionOutput(*attended)
         if self.sink_logits is not None:
             out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)
-        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2)), auxiliary
+        return self.o_proj(out_BHTD.transpose(1, 2).flatten(2)), auxiliary, diagnostics or {}
 
     def project(self, x_BTW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries and keys, normalized and rotated, and values, as kernels.attention takes them; the keys before the
@@ -57,8 +59,3 @@ class Attention(nn.Module):
         v_BTKD = self.v_proj(x_BTW).view(split)
         kept = unrotated_BTKD if self.attend.wants_unrotated_keys else None
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), kept
-
-    def compile_around_attention(self) -> None:
-        """Compiles the projections with their norms and rotation, and what the pattern's family adds to attention."""
-        self.project = torch.compile(self.project, dynamic=False)
-        self.attend.compile_around_attention()

@@ -28,6 +28,7 @@ from ..precision import AUTOCAST, DTYPES
 from ..training.optimizer import build_optimizer
 from ..transformer import Transformer
 from .compiled import trace_compiled
+from .fake_views import map_tensors, tensors_of
 from .memory_tracker import MemoryTracker
 from .workspace import workspace_bytes
 
@@ -105,7 +106,7 @@ class FakeStep:
             self.previous_layouts = torch.empty(
                 sum(s.nbytes() for s in storages.values()), dtype=torch.uint8, device=device
             )
-            fakes = {key: _map_tensors(view, self.mode.from_tensor) for key, view in shared.items()}
+            fakes = {key: map_tensors(view, self.mode.from_tensor) for key, view in shared.items()}
             for tensor in tensors_of(list(fakes.values())):
                 self.tracker.track(tensor)
             self.views = [fakes[id(views[layer])] for layer in layers]
@@ -128,7 +129,7 @@ class FakeStep:
         for kind, layer in zip(self.kinds, self.model.layers, strict=True):
             if self.config["trainer"]["compile"]:
                 trace_compiled(layer, tracker)
-            layer.forward = _labelled(tracker, LAYER + self.names[kind], layer.forward)
+            layer.compute = _labelled(tracker, LAYER + self.names[kind], layer.compute)
             for parameter in layer.parameters():
                 tracker.label_copies(parameter, COPIES_OF + self.names[kind])
         norm = self.model.norm.forward
@@ -224,12 +225,12 @@ def _names(model: Transformer) -> dict[Kind, str]:
 @contextmanager
 def _few_chunks() -> Iterator[None]:
     """Runs the loss on its first chunks of tokens alone: chunks run one after another and have equal sizes."""
-    chunks = loss._chunks
-    loss._chunks = lambda *sizes: chunks(*sizes)[:4]
+    chunks = loss.token_chunks
+    loss.token_chunks = lambda *sizes: chunks(*sizes)[:4]
     try:
         yield
     finally:
-        loss._chunks = chunks
+        loss.token_chunks = chunks
 
 
 @contextmanager
@@ -248,24 +249,3 @@ def _labelled(tracker: MemoryTracker, label: str, function: Callable[..., Any]) 
             return function(*arguments)
 
     return run
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Returns every tensor in a view, at any depth."""
-    tensors: list[Tensor] = []
-    _map_tensors(value, lambda tensor: tensors.append(tensor) or tensor)
-    return tensors
-
-
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Returns a copy of a view in which `function` has replaced every tensor."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return type(value)(_map_tensors(each, function) for each in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, Pattern):
-        copy = object.__new__(type(value))
-        for field in dataclasses.fields(value):
-            object.__setattr__(copy, field.name, _map_tensors(getattr(value, field.name), function))
-        return copy
-    return value

@@ -82,7 +82,8 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextmanager
     def fused_kernels(self) -> Iterator[None]:
-        """Inside, only operands and results of matrix products are counted: other tensors stay within fused kernels."""
+        """Inside, only operands and results of matrix products and of our own operators are counted: other tensors stay
+        within fused kernels."""
         before, self.in_fused_kernel = self.in_fused_kernel, True
         try:
             yield
@@ -93,19 +94,22 @@ class MemoryTracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         label = self.label
         if self.in_fused_kernel:
-            if func in PRODUCTS:
-                for leaf in (*tree_leaves(args), result):
+            if func in PRODUCTS or func.namespace == "farsight":
+                for leaf in tree_leaves((args, result)):
                     if isinstance(leaf, Tensor):
                         self._track(leaf.untyped_storage(), label)
-                self._update_peak(0)
+                self._update_peak(self._workspace(func, args))
             return result
         if func is torch.ops.aten._to_copy.default:
             label = self._copy_labels.get(id(args[0].untyped_storage()), label)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._track(leaf.untyped_storage(), label)
-        self._update_peak(self.workspace(func, args) if func.namespace == "farsight" else 0)
+        self._update_peak(self._workspace(func, args))
         return result
+
+    def _workspace(self, func: Any, args: tuple) -> int:
+        return self.workspace(func, args) if func.namespace == "farsight" else 0
 
     def _track(self, storage: torch.UntypedStorage, label: str) -> None:
         key = id(storage)

@@ -95,7 +95,7 @@ def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, A
         torch.manual_seed(config["seed"])
         model = build_model(config, data.vocabulary)
         if config["trainer"]["compile"]:
-            model.compile_around_attention()
+            model.compile_layers()
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         result = fit(module, data, RunFolder.create(Path(folder) / "run", config), **trainer)
     return result.summary, time.perf_counter() - started

@@ -1,13 +1,20 @@
-"""Time of a training step, forward, backward and update, by pattern and length: what sparsity saves where it counts.
+"""Speed of a training step, forward, backward and update, by pattern and length, as train.py runs it.
 
-Patterns and lengths are measured in turn, round after round, so that a machine whose speed drifts is as unfair to one
-as to the other; the median of the rounds is reported.
+Precision, compilation, optimizer and gradient clipping come from the config, the documents of a batch are drawn anew at
+every step, and their layouts are built within it. Patterns and lengths are measured in turn, round after round, so that
+a machine whose speed drifts treats all alike; the median of the rounds is reported.
+
+`mfu` is the share of the fastest matrix product that this device was measured to reach in the same run.
 """
 
 import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a step: shorter sequences are batched")
-    parser.add_argument("--rounds", type=int, default=3, help="measured steps of each kind; the median counts")
+    parser.add_argument("--documents", type=int, help="mean length of packed documents; without it one a sequence")
+    parser.add_argument("--overrides", nargs="*", default=[], help="of the training config, as for train.py")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts")
+    parser.add_argument("--steps", type=int, default=1, help="steps a measurement")
+    parser.add_argument("--profile", action="store_true", help="print the time by kernel of one measurement of each")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/training.json"))
 
 
@@ -25,62 +36,161 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON."""
     from scripts.benchmarks.results import markdown, write
 
-    steps = {(a, n): _Step(a, n, arguments) for a in arguments.attention for n in arguments.lengths}
+    steps = {(a, n): TrainingStep(a, n, arguments) for a in arguments.attention for n in arguments.lengths}
+    first = {key: step.seconds(1) for key, step in steps.items()}  # compiles, and allocates memory
     for step in steps.values():
-        step()  # the first one builds layouts and touches memory
-    seconds = {key: [] for key in steps}
+        step.seconds(2)
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
     for _ in range(arguments.rounds):
         for key, step in steps.items():
-            seconds[key].append(step())
+            seconds[key].append(step.seconds(arguments.steps) / arguments.steps)
+    device = next(iter(steps.values())).device
+    ceiling = matrix_product_rate(device, next(iter(steps.values())).dtype)
     rows = []
     for (attention, length), times in seconds.items():
-        median, tokens = statistics.median(times), steps[attention, length].tokens
+        step, median = steps[attention, length], statistics.median(times)
+        cost = step.model.cost(step.layouts, step.batch)
         rows.append(
             {
                 "attention": attention,
                 "length": length,
-                "density_pairs": round(steps[attention, length].density, 4),
-                "tokens_per_second": round(tokens / median),
-                "microseconds_per_token": round(1e6 * median / tokens, 1),
+                "density_pairs": round(cost.attention.density_pairs, 4),
+                "tokens_per_second": round(step.tokens / median),
+                "microseconds_per_token": round(1e6 * median / step.tokens, 3),
+                "mfu": round(cost.flops / median / ceiling, 3),
+                "peak_memory_gb": round(step.peak_memory() / 1e9, 2),
+                "first_step_seconds": round(first[attention, length], 1),
+                "loss": round(step.loss, 4),
             }
         )
+    for row in rows:
+        row["ceiling_tflops"] = round(ceiling / 1e12, 3)
     write(arguments, rows)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
+    if arguments.profile:
+        for (attention, length), step in steps.items():
+            print(f"\n{attention}, {length:,} tokens\n{step.profile()}")
 
 
-class _Step:
-    """One training step on random tokens; calling it returns its seconds."""
+class TrainingStep:
+    """The training step of one config on random tokens, whose documents change from step to step."""
 
     def __init__(self, attention: str, length: int, arguments: argparse.Namespace) -> None:
         import torch
 
+        from configs.build import build_model
+        from model.precision import AUTOCAST, device_of
         from model.training.optimizer import build_optimizer
-        from scripts.benchmarks.models import untrained
+        from scripts.benchmarks.models import composed
 
-        self.model, config = untrained(attention, arguments.model)
-        self.device = self.model.embed_tokens.weight.device
+        overrides = [f"attention={attention}", f"model={arguments.model}", *arguments.overrides]
+        self.config = config = composed(*overrides)
+        self.device = device_of(config["trainer"]["accelerator"])
+        self.dtype = AUTOCAST.get(config["trainer"]["precision"], torch.float32)
+        torch.manual_seed(0)
+        self.model = build_model(config, config["data"]["tokenizer"]["vocabulary"]).to(self.device).train()
+        if config["trainer"]["compile"]:
+            self.model.compile_layers()
         settings = {key: value for key, value in config["optimizer"].items() if key != "schedule"}
         self.optimizer = build_optimizer(self.model, **settings)
-        batch = max(1, arguments.tokens // length)
-        self.tokens = batch * length
-        vocabulary = self.model.config.vocabulary
-        self.batch = torch.randint(vocabulary, (batch, length + 1), device=self.device)
-        self.position = torch.arange(length, device=self.device).expand(batch, length)
-        self.layouts = self.model.build_layouts(None, length)
-        self.density = self.model.cost(self.layouts, batch).attention.density_pairs
+        self.batch = max(1, arguments.tokens // length)
+        self.length, self.tokens = length, self.batch * length
+        self.generator = torch.Generator().manual_seed(0)
+        self.mean_document = arguments.documents
+        self.batches = [self._batch() for _ in range(8)]  # made before: drawing them is no part of a step
+        self.count = 0
 
-    def __call__(self) -> float:
-        started = self._now()
-        out = self.model.loss(self.batch[:, :-1], self.batch[:, 1:], self.position, self.layouts)
-        (out.total / out.count).backward()
+    def _batch(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]":
+        """(tokens `[batch, length + 1]`, position, document `[batch, length]` or None), on the device."""
+        import torch
+
+        shape = self.batch, self.length
+        tokens = torch.randint(self.model.config.vocabulary, (self.batch, self.length + 1), generator=self.generator)
+        position = torch.arange(self.length).expand(shape)
+        document = None
+        if self.mean_document:
+            begins = torch.rand(shape, generator=self.generator) < 1 / self.mean_document
+            begins[:, 0] = True
+            document = begins.int().cumsum(1, dtype=torch.int32)
+            position = position - torch.where(begins, position, 0).cummax(1).values
+            document = document.to(self.device)
+        return tokens.to(self.device), position.to(self.device), document
+
+    def seconds(self, steps: int) -> float:
+        """Runs so many steps and returns how long they took."""
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(steps):
+            loss = self._step()
+        self._wait()
+        elapsed = time.perf_counter() - started
+        self.loss = loss.item()
+        return elapsed
+
+    def _step(self) -> "torch.Tensor":
+        import torch
+
+        tokens, position, document = self.batches[self.count % len(self.batches)]
+        self.count += 1
+        self.layouts = self.model.build_layouts(document, self.length)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = self.model.loss(tokens[:, :-1], tokens[:, 1:], position, self.layouts)
+        total = out.total if out.auxiliary is None else out.total + out.auxiliary
+        (total / out.count).backward()
+        clip = self.config["trainer"]["gradient_clip"]
+        if clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return self._now() - started
+        return (out.total / out.count).detach()
 
-    def _now(self) -> float:
+    def peak_memory(self) -> int:
+        """Most bytes that tensors held during one more step; on a CPU, this process so far."""
+        from model.training.efficiency import peak_memory_bytes, reset_peak_memory
+
+        if self.device.type == "cuda":
+            reset_peak_memory(self.device)
+            self.seconds(1)
+        return peak_memory_bytes(self.device)
+
+    def profile(self, rows: int = 30) -> str:
+        """A table of the device's time by kernel over three steps, and the share of time in which it was busy."""
+        from torch.profiler import ProfilerActivity, profile
+
+        on_gpu = self.device.type == "cuda"
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+            elapsed = self.seconds(3)
+        events: dict[str, list[float]] = {}
+        for event in profiler.key_averages():
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            if spent:
+                events[event.key] = [spent / 3e3, event.count / 3]
+        busy = sum(milliseconds for milliseconds, _ in events.values())
+        lines = [f"{1e3 * elapsed / 3:.1f} ms a step, device busy {3 * busy / (1e3 * elapsed):.1%}"]
+        lines += ["", "| ms a step | share | calls | kernel |", "|---|---|---|---|"]
+        largest = sorted(events.items(), key=lambda event: -event[1][0])[:rows]
+        lines += [f"| {ms:.2f} | {ms / busy:.1%} | {calls:.0f} | {name[:90]} |" for name, (ms, calls) in largest]
+        return "\n".join(lines)
+
+    def _wait(self) -> None:
         import torch
 
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+
+
+def matrix_product_rate(device: "torch.device", dtype: "torch.dtype") -> float:
+    """FLOP/s of a large square matrix product on this device, the median of several."""
+    import torch
+
+    size, repeats = (8192, 20) if device.type == "cuda" else (1024, 5)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times: list[float] = []
+    for _ in range(repeats + 3):
+        started: Any = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(times[3:])

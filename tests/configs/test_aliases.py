@@ -39,9 +39,17 @@ def test_a_removed_key_is_dropped_and_the_saved_config_is_left_alone():
 
 def test_a_renamed_key_moves_within_its_group(monkeypatch):
     monkeypatch.setattr(aliases, "ALIASES", {"model.hidden": "mlp_width", "a.*.b": "c"})
+    monkeypatch.setattr(aliases, "ADDED", {})
     assert upgrade({"model": {"hidden": 8, "layers": 2}}) == {"model": {"mlp_width": 8, "layers": 2}}
     assert upgrade({"model": {"hidden": 8, "mlp_width": 9}}) == {"model": {"mlp_width": 9}}
     assert upgrade({"a": {"x": {"b": 1}, "y": None}, "model": None}) == {"a": {"x": {"c": 1}, "y": None}, "model": None}
+
+
+def test_an_added_key_has_the_value_of_earlier_versions_where_a_run_has_none(monkeypatch):
+    monkeypatch.setattr(aliases, "ADDED", {"model.z_loss": 0.0})
+    assert upgrade({"model": {"layers": 2}, "seed": 1}) == {"model": {"layers": 2, "z_loss": 0.0}, "seed": 1}
+    assert upgrade({"model": {"z_loss": 0.5}}) == {"model": {"z_loss": 0.5}}
+    assert upgrade({"seed": 1}) == {"seed": 1}
 
 
 def test_an_old_run_is_opened_resumed_and_reported(tmp_path):

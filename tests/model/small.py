@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = dict(
     sink_logits=False,
     norm_epsilon=1e-6,
     activation_checkpointing=False,
+    z_loss=0.0,
 )
 
 

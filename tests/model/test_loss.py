@@ -26,7 +26,7 @@ def chunks_of(size: int):
 @pytest.mark.parametrize("ignored", [(), (0, 5, 6, 7, 22), range(TOKENS)], ids=["none", "some", "all"])
 @pytest.mark.parametrize("size", [1, 2, 7, 22, 23, 24])
 def test_equals_pytorchs_cross_entropy_whatever_the_chunks(size, ignored, monkeypatch):
-    monkeypatch.setattr(loss, "_chunks", chunks_of(size))
+    monkeypatch.setattr(loss, "token_chunks", chunks_of(size))
     hidden, weight, targets = inputs(ignored=ignored)
     total, per_token = linear_cross_entropy(hidden, weight, targets)
     gradients = torch.autograd.grad(2.5 * total, (hidden, weight))
@@ -41,9 +41,19 @@ def test_equals_pytorchs_cross_entropy_whatever_the_chunks(size, ignored, monkey
     assert not gradients[0][targets == IGNORE].any()
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_gradcheck(z_loss):
     hidden, weight, targets = inputs(ignored=(3,))
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets)[0], (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, z_loss)[0], (hidden, weight))
+
+
+def test_z_loss_is_in_the_total_and_not_in_the_losses_of_tokens():
+    hidden, weight, targets = inputs(ignored=(3, 4))
+    total, per_token = linear_cross_entropy(hidden, weight, targets, z_loss=0.25)
+    plain, plain_per_token = linear_cross_entropy(hidden, weight, targets)
+    penalties = 0.25 * (hidden @ weight.T).logsumexp(-1).square()[targets != IGNORE]
+    torch.testing.assert_close(total, plain + penalties.sum(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(per_token, plain_per_token, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -97,17 +107,25 @@ def test_without_gradients_none_are_computed(monkeypatch):
     assert not total.requires_grad
 
 
-@pytest.mark.parametrize("vocabulary, device, size", [(1 << 18, "cpu", 4), (50304, "cuda", 1334), (1 << 30, "cpu", 1)])
+@pytest.mark.parametrize("vocabulary, device, size", [(1 << 18, "cpu", 4), (50304, "cuda", 3072), (1 << 30, "cpu", 1)])
 def test_chunks_hold_a_fixed_number_of_logits_and_cover_all_tokens(vocabulary, device, size):
-    chunks = loss._chunks(3000, vocabulary, device)
+    chunks = loss.token_chunks(3000, vocabulary, device)
     assert [i for part in chunks for i in range(3000)[part]] == list(range(3000))
     assert all(part.stop - part.start == size for part in chunks)
+
+
+def test_chunks_on_a_gpu_are_equal_full_and_within_the_limit():
+    chunks = loss.token_chunks(131072, 50304, "cuda")
+    sizes = {part.stop - part.start for part in chunks}
+    assert len(sizes) == 1 and all(size % loss.TILE == 0 for size in sizes)
+    assert max(sizes) * 50304 <= loss.LOGITS + loss.TILE * 50304
+    assert chunks[-1].start < 131072 <= chunks[-1].stop
 
 
 def test_logits_of_all_tokens_are_never_there_at_once(monkeypatch):
     shapes = []
     nll_loss = F.nll_loss
     monkeypatch.setattr(F, "nll_loss", lambda x, *a, **k: shapes.append(x.shape) or nll_loss(x, *a, **k))
-    monkeypatch.setattr(loss, "_chunks", chunks_of(5))
+    monkeypatch.setattr(loss, "token_chunks", chunks_of(5))
     linear_cross_entropy(*inputs())
     assert shapes == [(5, VOCABULARY)] * 4 + [(3, VOCABULARY)]

@@ -6,6 +6,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.shapes import compute_capability
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 
@@ -21,7 +23,7 @@ def unsupported(device: torch.device | str, dtype: torch.dtype, head_dim: int | 
         return f"head_dim {head_dim}: must be one of {', '.join(map(str, HEAD_DIMS))}"
     kind = torch.device(device).type
     if kind == "cuda":
-        capability = torch.cuda.get_device_capability(device)
+        capability = compute_capability(device)
         if capability < (8, 0):
             return f"compute capability {capability[0]}.{capability[1]}: must be 8.0 or later"
     elif not triton.knobs.runtime.interpret:

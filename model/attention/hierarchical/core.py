@@ -19,9 +19,6 @@ class HierarchicalAttention(AttentionCore):
     def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool = False) -> Hierarchy:
         return build_hierarchy(pattern, tokens, block, fixed=fixed)
 
-    def compile_around_attention(self) -> None:
-        self.pool.compile(dynamic=False)
-
     def forward(self, inputs: Inputs, view: Hierarchy) -> AttentionOutput:
         k_BTKD, v_BTKD = inputs.k_BKTD.transpose(1, 2), inputs.v_BKTD.transpose(1, 2)
         given = k_BTKD, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation

@@ -63,9 +63,6 @@ class NativeSparseAttention(RoutedAttention):
         summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
         return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
 
-    def compile_around_attention(self) -> None:
-        self.pool.compile(dynamic=False)
-
     def forward(self, inputs: Inputs, view: NativeSparseView) -> AttentionOutput:
         window, routed, routing = self.window_and_routed(inputs, view)
         parts = [window, routed]
@@ -78,11 +75,12 @@ class NativeSparseAttention(RoutedAttention):
         out, lse = self.combine(parts, inputs.x_BTW)
         # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
         received = lse if self.gates is None else routed[1]
-        losses = [self.finish(inputs, received, *routing)]
+        own, diagnostics = self.finish(inputs, received, *routing)
+        losses = [own]
         if view.summaries is None and self.training:
             losses.append(unused(self.pool))
         losses = [loss for loss in losses if loss is not None]
-        return AttentionOutput(out, lse, sum(losses) if losses else None)
+        return AttentionOutput(out, lse, sum(losses) if losses else None, diagnostics)
 
     def combine(self, parts: Sequence[Part], x_BTW: Tensor) -> Part:
         """The branches, window, chosen blocks and (where there are any) summaries, as one."""

@@ -87,6 +87,11 @@ class RoutedAttention(AttentionCore):
         super().__init__(pattern, config, backend)
         self.selectors = config.kv_heads if pattern.share == "group" else config.heads
         self.indexer = Indexer(pattern, config) if pattern.router == "indexer" else None
+        self.set_step(0)
+
+    def set_step(self, step: int) -> None:
+        # Not the step itself: a compiled layer would be compiled anew at every step.
+        self.warming_up = step < self.pattern.indexer_warmup
 
     @classmethod
     def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
@@ -104,7 +109,7 @@ class RoutedAttention(AttentionCore):
     def forward(self, inputs: Inputs, view: RoutedView) -> AttentionOutput:
         window, routed, routing = self.window_and_routed(inputs, view)
         out, lse = merge([window, routed])
-        return AttentionOutput(out, lse, self.finish(inputs, lse, *routing))
+        return AttentionOutput(out, lse, *self.finish(inputs, lse, *routing))
 
     def window_and_routed(self, inputs: Inputs, view: RoutedView) -> tuple[Part, Part, Routing]:
         """Attention to the window, attention to the chosen blocks, and how they were chosen."""
@@ -153,21 +158,22 @@ class RoutedAttention(AttentionCore):
 
     def finish(
         self, inputs: Inputs, lse: Tensor, selection: Selection, queries: Tensor, summaries: Tensor
-    ) -> Tensor | None:
-        """Records the router's diagnostics. Returns the indexer's weighted loss in training, or None without one."""
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The indexer's weighted loss in training (None without an indexer), and the router's diagnostics."""
+        diagnostics: dict[str, Tensor] = {}
         if self.collects_diagnostics:
             sampled = torch.linspace(0, selection.queries - 1, min(SAMPLED, selection.queries), device=lse.device)
             found = recall(inputs.q_BHTD, inputs.k_BKTD, selection, self.pattern.window, sampled.long())
-            self.diagnostics = {"recall": found.mean(), "union": union_of_neighbours(selection.chosen)}
+            diagnostics |= {"recall": found.mean(), "union": union_of_neighbours(selection.chosen)}
         if not self.training:
-            return None
-        self.diagnostics = block_use(selection, self.pattern.window)
+            return None, diagnostics
+        diagnostics |= block_use(selection, self.pattern.window)
         if self.indexer is None or not torch.is_grad_enabled():
-            return None
+            return None, diagnostics
         blocks, (q, k) = summaries.shape[2], (inputs.q_BHTD, inputs.k_BKTD)
         if blocks == 0:
-            return unused(self.indexer)
-        if self.step < self.pattern.indexer_warmup:
+            return unused(self.indexer), diagnostics
+        if self.warming_up:
             scale = q.shape[-1] ** -0.5
             target = dense_target(q, k, selection.document_start, self.selectors, blocks, self.pattern, scale)
             size = k.shape[2] * (q.shape[1] // self.selectors)
@@ -175,5 +181,5 @@ class RoutedAttention(AttentionCore):
             target = chosen_target(selection, block_mass(q, k, lse, selection, backend=self.backend), blocks)
             size = blocks
         loss = indexer_loss(queries, summaries, target, size)
-        self.diagnostics["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
-        return loss * self.pattern.indexer_loss
+        diagnostics["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
+        return loss * self.pattern.indexer_loss, diagnostics

@@ -45,7 +45,7 @@ class Naive:
             out = weights @ v_heads
         auxiliary = None
         if pattern.router == "indexer":
-            if attend.step < pattern.indexer_warmup:
+            if attend.warming_up:
                 weights, _ = softmax_of(scores, past.expand_as(scores))
                 takes_part = self.eligible(past)
             else:

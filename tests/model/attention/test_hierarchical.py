@@ -124,16 +124,6 @@ def test_pooling_keeps_no_float32_copy_of_the_tokens_for_the_backward_pass(docum
     assert all(t.numel() <= largest for t in kept if t.dtype != torch.bfloat16)
 
 
-@pytest.mark.slow
-def test_compiled_around_attention_it_gives_the_same_loss_and_gradients():
-    model = lively(Transformer(config(layers=1), plan(LEARNED)))
-    packings = [DOCUMENTS, packing([95, 0, 0], [20, 40, 35])]
-    expected = [observe(model, documents) for documents in packings]
-    model.compile_around_attention()
-    for documents, wanted in zip(packings, expected, strict=True):
-        assert_close(observe(model, documents), wanted, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("pattern", [LEARNED, MEAN], ids=["learned", "mean"])

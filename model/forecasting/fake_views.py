@@ -1,0 +1,30 @@
+"""The tensors in a view, which forecasts replace by fake ones."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from kernels.patterns import Pattern
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns every tensor in a view, at any depth."""
+    tensors: list[Tensor] = []
+    map_tensors(value, lambda tensor: tensors.append(tensor) or tensor)
+    return tensors
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Returns a copy of a view in which `function` has replaced every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map_tensors(each, function) for each in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, Pattern):
+        copy = object.__new__(type(value))
+        for field in dataclasses.fields(value):
+            object.__setattr__(copy, field.name, map_tensors(getattr(value, field.name), function))
+        return copy
+    return value
