@@ -95,11 +95,14 @@ CHANGES = {
 def test_nothing_depends_on_later_tokens_or_other_documents(name, i, backend):
     model, tokens = build(name, backend), random_tokens(0)
     before = observe(model, tokens, i)
-    for change, where in CHANGES.items():
-        assert (perturbed(tokens, where(i)) != tokens).equal(where(i))
-        after = observe(model, perturbed(tokens, where(i)), i)
-        difference = largest_difference(before, after)
-        assert difference <= 1e-12, f"{change} made a difference of {difference:.1e}"
+
+    def difference(change: str) -> float:
+        where = CHANGES[change](i)
+        assert (perturbed(tokens, where) != tokens).equal(where)
+        return largest_difference(before, observe(model, perturbed(tokens, where), i))
+
+    if difference("all_of_these") > 1e-12:  # the other changes are parts of this one: they tell where it comes from
+        pytest.fail(", ".join(f"{change} made a difference of {difference(change):.1e}" for change in CHANGES))
 
 
 @every_plan

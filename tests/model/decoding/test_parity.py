@@ -103,23 +103,23 @@ def cached_logits(model: Transformer, tokens: torch.Tensor, chunk: int) -> torch
     return torch.cat([model.logits(cache.extend(part)) for part in tokens.split(chunk, 1)], 1)
 
 
-@pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @every_plan
-def test_chunks_give_the_logits_of_one_pass(name, dtype):
-    model, tokens = build(name, dtype), random_tokens(2, LENGTH)
+def test_chunks_give_the_logits_of_one_pass(name):
+    model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
     for chunk in CHUNKS:
-        assert (cached_logits(model, tokens, chunk) - whole).abs().max() <= LIMITS[dtype], chunk
+        assert (cached_logits(model, tokens, chunk) - whole).abs().max() <= LIMITS[torch.float64], chunk
 
 
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
 @every_plan
-def test_chunks_of_changing_sizes_give_the_same(name):
-    model, tokens = build(name), random_tokens(1, LENGTH)
-    cache, found = Cache(model, 1), []
+def test_chunks_of_changing_sizes_give_the_same(name, dtype):
+    model, tokens = build(name, dtype), random_tokens(2, LENGTH)
+    cache, found = Cache(model, 2), []
     for part in tokens.split([20, 1, 1, 17, 3, 8, 9, 18, 1], 1):
         with torch.no_grad():
             found.append(model.logits(cache.extend(part)))
-    assert (torch.cat(found, 1) - full_logits(model, tokens)).abs().max() <= 1e-12
+    assert (torch.cat(found, 1) - full_logits(model, tokens)).abs().max() <= LIMITS[dtype]
 
 
 @pytest.mark.parametrize("one_mask", [0, 1 << 20])
@@ -138,7 +138,7 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
         assert (cached_logits(model, tokens, chunk) - whole).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("chunk", [7, BLOCK, 4 * BLOCK - 1])  # single tokens follow each of them
 @every_plan
 def test_ragged_batches_give_the_logits_of_each_text_alone(name, chunk):
     """Prompts of different lengths, padded at the right, then tokens one by one, of which some sequences get none, then
