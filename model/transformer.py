@@ -3,11 +3,13 @@
 Attribute names and shapes are those of the Qwen3 family, so that weights can be carried over both ways.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -17,10 +19,21 @@ from kernels.dispatch import load_backends
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
-from model.attention import Attention, AttentionCore, LayerCache, Rotation, View, build_view
+from model.attention import (
+    Attention,
+    AttentionCore,
+    LayerCache,
+    Rotation,
+    SequenceShard,
+    View,
+    build_shard,
+    build_view,
+    share_sequences,
+)
 from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
+from model.parallel.context import Context
 from model.rope import RotaryEmbedding
 
 
@@ -82,12 +95,12 @@ class Layer(nn.Module):
         eager, compiled = self.forward, torch.compile(self.forward, fullgraph=True, dynamic=False)
         self.forward = lambda *arguments: (compiled if self.training else eager)(*arguments)
 
-    def forward(self, x: Tensor, rotation: Rotation, view: View | LayerCache) -> LayerOutput:
+    def forward(self, x: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache) -> LayerOutput:
         if self.checkpointing and self.training:
             return checkpoint(self.compute, x, rotation, view, use_reentrant=False)
         return self.compute(x, rotation, view)
 
-    def compute(self, x: Tensor, rotation: Rotation, view: View | LayerCache) -> LayerOutput:
+    def compute(self, x: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache) -> LayerOutput:
         """As `forward`, without checkpointing."""
         attended, auxiliary, diagnostics = self.self_attn(self.input_layernorm(x), rotation, view)
         h = x + attended
@@ -123,8 +136,11 @@ class Transformer(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if residual else std)
 
-    def build_layouts(self, document: Tensor | None, length: int) -> list[View]:
+    def build_layouts(
+        self, document: Tensor | None, length: int, context: Context | None = None
+    ) -> list[View | SequenceShard]:
         """Each layer's view of a batch: document int `[batch, length]`, or None where every sequence is one document.
+        With `context`, whose ranks share the sequences, of this rank's tokens; `document` is that of all tokens.
 
         Layers with the same pattern share one view (a BlockLayout, where the pattern is a mask over the tokens);
         without documents views are cached. When training on a GPU, layouts are of fixed sizes, so that no step waits
@@ -132,22 +148,31 @@ class Transformer(nn.Module):
         """
         fixed = self.training and self.embed_tokens.weight.is_cuda
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        views = {
-            pattern: build_view(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)
-        }
+        build = build_view if context is None else functools.partial(build_shard, context=context)
+        views = {pattern: build(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)}
         return [views[pattern] for pattern in self.patterns]
 
+    def share_sequences(self, group: dist.ProcessGroup, length: int) -> Context:
+        """How the ranks of `group` share sequences of `length`; raises ValueError if the length does not divide."""
+        return share_sequences(self.patterns, self.plan.block, group, length)
+
+    def bytes_sent(self, shards: Sequence[SequenceShard], batch: int, key_bytes: int) -> list[tuple[int, int]]:
+        """Bytes that this rank sends to others in each layer, in the forward and the backward pass over `batch`
+        sequences; `key_bytes`: of one number of a key or value. Recomputation sends those of the forward pass again."""
+        sent = [shard.bytes_sent(core, key_bytes) for shard, core in zip(shards, self.attends, strict=True)]
+        return [(forward * batch, backward * batch) for forward, backward in sent]
+
     @staticmethod
-    def overflow(layouts: Sequence[View]) -> Tensor | None:
+    def overflow(layouts: Sequence[View | SequenceShard]) -> Tensor | None:
         """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
         return any_overflow(list(dict.fromkeys(layouts)))
 
-    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View | LayerCache]) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View | SequenceShard | LayerCache]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
         return self._run(tokens, position, layouts)[0]
 
     def _run(
-        self, tokens: Tensor, position: Tensor, layouts: Sequence[View | LayerCache]
+        self, tokens: Tensor, position: Tensor, layouts: Sequence[View | SequenceShard | LayerCache]
     ) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states, and the layers' own losses."""
         x = self.embed_tokens(tokens)
@@ -174,7 +199,9 @@ class Transformer(nn.Module):
         """hidden `[..., width]` -> `[..., vocabulary]`."""
         return self.lm_head(hidden)
 
-    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[View]) -> LossOutput:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[View | SequenceShard]
+    ) -> LossOutput:
         """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
         hidden, losses = self._run(tokens, position, layouts)
         penalty = self.config.z_loss if self.training else 0.0
@@ -202,7 +229,7 @@ class Transformer(nn.Module):
         found = {name: [layer[name] for layer in self._diagnostics if name in layer] for name in names}
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
-    def cost(self, layouts: Sequence[View], batch: int = 1) -> ModelCost:
+    def cost(self, layouts: Sequence[View | SequenceShard], batch: int = 1) -> ModelCost:
         """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""
         batch = max(batch, max(view.batch for view in layouts))
         once = {id(view): attend.cost(view, batch) for view, attend in zip(layouts, self.attends, strict=True)}

@@ -32,6 +32,10 @@ class Selection:
     """int32 `[batch, selectors, queries * slots]`: query * slots + slot by rising block, then query; slots without a
     block come last."""
 
+    query: Tensor | None = None
+    """int32 `[queries]`: each query's own index among the keys, where they are some of a longer sequence's tokens;
+    None: 0, 1, ... Diagnostics need it; `tensors` drops it."""
+
     @property
     def batch(self) -> int:
         return self.chosen.shape[0]
@@ -51,6 +55,12 @@ class Selection:
     @property
     def device(self) -> torch.device:
         return self.chosen.device
+
+    @property
+    def query_index(self) -> Tensor:
+        """int32 `[queries]`: each query's own index among the keys."""
+        every = torch.arange(self.queries, dtype=torch.int32, device=self.device)
+        return every if self.query is None else self.query
 
     def tensors(self) -> list[Tensor]:
         """The selection as a flat list of tensors, the form that `torch.library` operators accept."""

@@ -82,11 +82,14 @@ def select(
     block: int,
     first_block: bool = False,
     backend: str = "auto",
+    query: Tensor | None = None,
+    keys: int | None = None,
 ) -> Selection:
     """Chooses for each query the `top_k` eligible blocks of highest score `query · summary`.
 
-    queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, length // block, dim]` (`block_means`),
-    of any floating dtype; document_start int32 `[batch, length]` (`document_starts`). Scores are ranked in float32;
+    queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, keys // block, dim]` (`block_means`), of
+    any floating dtype; document_start int32 `[batch, length]` (`document_starts`). `query`: the queries' own indices
+    among the `keys`, int32 `[length]`, where they are some of a longer sequence's tokens. Scores are ranked in float32;
     ties go to the lower index, so a choice depends on its own scores alone, bit by bit. `first_block`: every query for
     which its document's first block is eligible attends to that block as well, in a slot besides the top_k. Not
     differentiable: a router computes its own loss. backend: "auto", "blocked" (any device) or "triton".
@@ -99,8 +102,13 @@ def select(
     if block not in BLOCK_SIZES:
         raise ValueError(f"block={block!r}: must be one of {', '.join(map(str, BLOCK_SIZES))}")
     batch, selectors, length, dim = queries.shape
-    if summaries.shape != (batch, selectors, length // block, dim):
-        wanted = (batch, selectors, length // block, dim)
+    keys = length if keys is None else keys
+    if query is None and keys != length:
+        raise ValueError(f"keys={keys}: must be the number of queries, {length}, without query, their indices")
+    if query is not None and query.shape != (length,):
+        raise ValueError(f"query {tuple(query.shape)}: must be [{length}]")
+    if summaries.shape != (batch, selectors, keys // block, dim):
+        wanted = (batch, selectors, keys // block, dim)
         raise ValueError(f"summaries {tuple(summaries.shape)}: must be {wanted} for queries {tuple(queries.shape)}")
     if document_start.shape != (batch, length):
         raise ValueError(f"document_start {tuple(document_start.shape)}: must be [{batch}, {length}]")
@@ -111,9 +119,10 @@ def select(
     refusal = lambda name: dispatch.triton_refusal("select", name, queries.device.type, queries.dtype)  # noqa: E731
     backend = dispatch.choose("select", backend, queries.is_cuda, refusal)
     tensors = torch.ops.farsight.select(
-        queries.detach(), summaries.detach(), document_start, slots, window, block, bool(first_block), backend
+        *(queries.detach(), summaries.detach(), document_start, query),
+        *(slots, window, block, bool(first_block), keys, backend),
     )
-    return Selection.from_tensors([tensors[0], document_start, *tensors[1:]], length, block)
+    return Selection(block, keys, tensors[0], document_start, *tensors[1:], query)
 
 
 @torch.library.custom_op("farsight::select", mutates_args=())
@@ -121,35 +130,44 @@ def _select(
     queries: Tensor,
     summaries: Tensor,
     document_start: Tensor,
+    query: Tensor | None,
     slots: int,
     window: int,
     block: int,
     first_block: bool,
+    keys: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(chosen, offsets, entries) of a Selection."""
     with torch.autocast(queries.device.type, enabled=False):  # a caller's autocast must not round the scores
         pick = dispatch.module("select", "triton").choose if backend == "triton" else choose_in_pieces
-        chosen = pick(queries, summaries, document_start, slots, window, block, first_block)
-    return chosen, *transpose(chosen, -(-queries.shape[2] // block))
+        chosen = pick(queries, summaries, document_start, slots, window, block, first_block, query)
+    return chosen, *transpose(chosen, -(-keys // block))
 
 
 @_select.register_fake
-def _(queries, summaries, document_start, slots, window, block, first_block, backend):
+def _(queries, summaries, document_start, query, slots, window, block, first_block, keys, backend):
     batch, selectors, length, _ = queries.shape
     new = lambda *shape: queries.new_empty(shape, dtype=torch.int32)  # noqa: E731
     return (
         new(batch, selectors, length, slots),
-        new(batch, selectors, -(-length // block) + 1),
+        new(batch, selectors, -(-keys // block) + 1),
         new(batch, selectors, length * slots),
     )
 
 
 def choose_in_pieces(
-    queries: Tensor, summaries: Tensor, document_start: Tensor, slots: int, window: int, block: int, first_block: bool
+    queries: Tensor,
+    summaries: Tensor,
+    document_start: Tensor,
+    slots: int,
+    window: int,
+    block: int,
+    first_block: bool,
+    query: Tensor | None = None,
 ) -> Tensor:
-    """`Selection.chosen` in plain PyTorch, of queries that begin at index 0."""
-    return choose(queries, summaries, *eligible_range(document_start, window, block), slots, first_block)
+    """`Selection.chosen` in plain PyTorch; `query` as in `select`."""
+    return choose(queries, summaries, *eligible_range(document_start, window, block, query), slots, first_block)
 
 
 def choose(

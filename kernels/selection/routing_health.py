@@ -18,7 +18,7 @@ def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
     age           mean distance in tokens from a chosen block's last token to the query
     """
     blocks = selection.offsets.shape[2] - 1
-    lowest, limit = eligible_range(selection.document_start, window, selection.block)
+    lowest, limit = eligible_range(selection.document_start, window, selection.block, selection.query)
     limit = torch.maximum(limit, lowest)  # an empty range
     ends = torch.zeros(selection.batch, blocks + 1, dtype=torch.int32, device=selection.device)
     one = torch.ones_like(lowest)
@@ -28,8 +28,7 @@ def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
     shares = used / used.sum(-1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(shares, shares).sum(-1)
     most = eligible.sum(-1).clamp(min=2).double().log()
-    query = torch.arange(selection.queries, device=selection.device)[:, None]
-    age = query - ((selection.chosen + 1) * selection.block - 1)
+    age = selection.query_index[:, None] - ((selection.chosen + 1) * selection.block - 1)
     there = selection.chosen >= 0
     return {
         "entropy": (entropy / most).mean().float(),
@@ -57,7 +56,7 @@ def recall(
 ) -> Tensor:
     """The share of dense causal attention that falls on the window and the chosen blocks, `[batch, heads, sampled]`.
 
-    q, k as attention() takes them; queries int64 `[sampled]`: which are looked at. float32 (float64 for float64
+    q, k as attention() takes them; queries int64 `[sampled]`: which of them are looked at. float32 (float64 for float64
     inputs); time and memory of order sampled x keys.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -68,8 +67,9 @@ def recall(
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         for piece in queries.split(max(1, SCORES_AT_ONCE // (batch * heads * len(key)))):
             first = selection.document_start[:, piece, None]
-            past = (key <= piece[:, None]) & (key >= first)  # [batch, sampled, keys]
-            start = torch.div(piece - (window - 1), selection.block, rounding_mode="floor") * selection.block
+            query = selection.query_index[piece]
+            past = (key <= query[:, None]) & (key >= first)  # [batch, sampled, keys]
+            start = torch.div(query - (window - 1), selection.block, rounding_mode="floor") * selection.block
             chosen = selection.chosen[:, :, piece]  # [batch, selectors, sampled, slots]
             blocks = selection.offsets.shape[2] - 1
             seen = torch.zeros(*chosen.shape[:3], blocks + 1, dtype=torch.bool, device=q.device)

@@ -85,13 +85,20 @@ class Hierarchy:
 
 
 def build_hierarchy(
-    pattern: Hierarchical | Sequence[Summaries], tokens: Axis, block: int = 128, *, fixed: bool = False
+    pattern: Hierarchical | Sequence[Summaries],
+    tokens: Axis,
+    block: int = 128,
+    *,
+    fixed: bool = False,
+    queries: Axis | None = None,
+    token_keys: Axis | None = None,
 ) -> Hierarchy:
-    """The hierarchy of `pattern`, or of any disjoint levels from fine to coarse; the queries are `tokens`.
+    """The hierarchy of `pattern`, or of any disjoint levels from fine to coarse, of all spans of `tokens`.
 
-    Without packed documents, the result is cached by its settings. With them, the number of keys depends on the length
-    alone; with `fixed`, so does every other size (see build_layout). Raises ValueError if every level's span exceeds
-    the sequence, or if `tokens` does not start at position 0.
+    queries, token_keys: ranges of `tokens` (Axis.take): the queries, and the keys of the level of tokens; None: all
+    tokens. Without packed documents and ranges, the result is cached by its settings. With documents, the number of
+    keys depends on the length alone; with `fixed`, so does every other size (see build_layout). Raises ValueError if
+    every level's span exceeds the sequence, or if `tokens` does not start at position 0.
     """
     pattern = pattern if isinstance(pattern, Hierarchical) else tuple(pattern)
     levels = _levels(pattern)
@@ -99,12 +106,13 @@ def build_hierarchy(
         raise ValueError(f"span={levels[0].span}: must be at most the sequence's length, {tokens.length}")
     if tokens.key not in (None, ("tokens", tokens.length, 0)):
         raise ValueError(f"tokens={tokens.key}: must start at position 0")
-    if tokens.key is None:
-        return _build(pattern, tokens, block, fixed)
+    if tokens.key is None or queries is not None:
+        return _build(pattern, tokens, queries or tokens, token_keys or tokens, block, fixed)
 
     def build() -> Hierarchy:
         with torch.inference_mode(False):  # a hierarchy that validation builds is reused in training
-            return _build(pattern, Axis.tokens(tokens.length, device=tokens.device), block, fixed=False)
+            whole = Axis.tokens(tokens.length, device=tokens.device)
+            return _build(pattern, whole, whole, whole, block, fixed=False)
 
     return _cache.get((pattern, tokens.length, block, tokens.device), build)
 
@@ -112,19 +120,26 @@ def build_hierarchy(
 _cache: RecentlyUsed[Hierarchy] = RecentlyUsed(size=32)
 
 
-def _build(pattern: Hierarchical | tuple[Summaries, ...], tokens: Axis, block: int, fixed: bool) -> Hierarchy:
+def _build(
+    pattern: Hierarchical | tuple[Summaries, ...],
+    tokens: Axis,
+    queries: Axis,
+    token_keys: Axis,
+    block: int,
+    fixed: bool,
+) -> Hierarchy:
     built, layouts = [], []
     for level in _levels(pattern):
         if level.span > tokens.length:
             continue
-        axis = tokens if level.span == 1 else Axis.summaries(tokens, level.span)
-        layouts.append(build_layout(level, tokens, axis, block, fixed=fixed))
+        axis = token_keys if level.span == 1 else Axis.summaries(tokens, level.span)
+        layouts.append(build_layout(level, queries, axis, block, fixed=fixed))
         intervals = torch.stack([axis.start, axis.end, axis.origin], 1)
         built.append(Level(level.span, axis, layouts[-1].pairs, intervals))
     layout = concatenate(layouts)
     if isinstance(pattern, Hierarchical):  # one pattern describes the keys of all levels
         keys = concatenate_axes([level.axis for level in built], block)
-        layout = dataclasses.replace(layout, source=Source((pattern,), tokens, keys))
+        layout = dataclasses.replace(layout, source=Source((pattern,), queries, keys))
     return Hierarchy(tuple(built), layout)
 
 

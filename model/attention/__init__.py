@@ -3,17 +3,19 @@
     layer.py         Attention: projections, norms, rotation and sinks, the same for every pattern
     base.py          AttentionCore, the base class: attention from projected queries, keys and values to outputs
     layer_cache.py   LayerCache, the base class: the keys and values of one layer during decoding
-    families.py      the registry: pattern -> core and cache
+    sequence_shard.py    SequenceShard, the base class: attention where several ranks share a sequence
+    families.py      the registry: pattern -> core, cache and shard
     reach.py         which past tokens can influence a token after some layers
-    masked/ hierarchical/ routed/ native_sparse/     core.py and cache.py of each family
+    masked/ hierarchical/ routed/ native_sparse/     core.py, cache.py and shard.py of each family
 
-To add a family: a pattern with `is_mask = False`, a folder with its core and its cache, and a line in families.py.
+To add a family: a pattern with `is_mask = False`, a folder with its core, cache and shard, and a line in families.py.
 """
 
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, Rotation, View
-from model.attention.families import Family, build_view, family_of
+from model.attention.families import Family, build_shard, build_view, family_of, shard_unit, share_sequences
 from model.attention.layer import Attention
 from model.attention.layer_cache import LayerCache
+from model.attention.sequence_shard import SequenceShard
 
 __all__ = [
     "Attention",
@@ -23,7 +25,11 @@ __all__ = [
     "Inputs",
     "LayerCache",
     "Rotation",
+    "SequenceShard",
     "View",
+    "build_shard",
     "build_view",
     "family_of",
+    "shard_unit",
+    "share_sequences",
 ]

@@ -13,6 +13,7 @@ from kernels.softmax import add_sinks
 from model.attention.base import AttentionOutput, Inputs, Rotation, View
 from model.attention.families import family_of
 from model.attention.layer_cache import LayerCache
+from model.attention.sequence_shard import SequenceShard
 from model.config import ModelConfig
 from model.norm import RMSNorm
 from model.rope import rotate
@@ -34,12 +35,12 @@ class Attention(nn.Module):
         self.attend = family_of(pattern).core(pattern, config, backend)
 
     def forward(
-        self, x_BTW: Tensor, rotation: Rotation, view: View | LayerCache
+        self, x_BTW: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """The output `[batch, length, width]`, and `auxiliary` and `diagnostics` of AttentionOutput."""
         inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
-        cached = isinstance(view, LayerCache)
-        attended = view.attend(inputs, self.attend) if cached else self.attend(inputs, view)
+        attends = isinstance(view, LayerCache | SequenceShard)
+        attended = view.attend(inputs, self.attend) if attends else self.attend(inputs, view)
         out_BHTD, lse_BHT, auxiliary, diagnostics = AttentionOutput(*attended)
         if self.sink_logits is not None:
             out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)

@@ -3,7 +3,7 @@
 An axis (the tokens of a sequence, or summaries of them) is held in ranges by the ranks of a group. Where every rank
 wants the whole axis, the exchange is an all-gather, whose backward pass is a reduce-scatter. Else each pair of ranks
 exchanges the entries that one holds and the other wants, in one batch of sends and receives: for a window these are
-neighbours, and the entries are a halo.
+neighbours, and the entries are a halo. An exchange is a `torch.library` operator: a layer compiles as one graph.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from model.parallel.ranges import Ranges, size
 
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name in PyTorch < 2.13
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # PyTorch before 2.13
+REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+
+_exchanges: dict[int, "Exchange"] = {}
+_handles: dict[tuple, int] = {}
 
 
 class Move(NamedTuple):
@@ -40,11 +43,19 @@ class Exchange:
         length = sum(map(size, held))
         sizes = {size(each) for each in held}
         self.is_gather = len(sizes) == 1 and all(each == (range(length),) for each in wanted)
+        # The operator takes a number for an exchange; equal ones share it, so that a new batch needs no new graph.
+        self.handle = _handles.setdefault((group.group_name, self.held, self.wanted), len(_handles))
+        _exchanges[self.handle] = self
 
     def __call__(self, tensors: Sequence[Tensor], dim: int) -> list[Tensor]:
         """Of each tensor, which holds the rank's own entries along `dim`, the entries that the rank wants, in the order
         of the axis. Differentiable: a tensor's gradient is the sum over all ranks that received an entry."""
-        return list(_Exchange.apply(self, dim, *tensors))
+        return torch.ops.farsight.exchange(list(tensors), dim, self.handle)
+
+    @property
+    def wanted_here(self) -> Ranges:
+        """What this rank has after the exchange."""
+        return self.wanted[self.rank]
 
     def sent(self) -> tuple[int, int]:
         """Entries that this rank sends to others in the forward pass, and entries whose gradients it sends back."""
@@ -69,7 +80,7 @@ class Exchange:
     def gather(self, x: Tensor, dim: int) -> Tensor:
         rows = x.movedim(dim, 0).contiguous()  # a copy only where several sequences share the batch
         found = rows.new_empty(len(self.held) * len(rows), *rows.shape[1:])
-        _all_gather(found, rows, group=self.group)
+        getattr(dist, GATHER)(found, rows, group=self.group)
         return self._ordered(found).movedim(0, dim)
 
     def scatter_sum(self, x: Tensor, dim: int) -> Tensor:
@@ -77,7 +88,7 @@ class Exchange:
         rows = x.movedim(dim, 0)
         by_rank = torch.cat([rows[each.start : each.stop] for ranges in self.held for each in ranges])
         found = rows.new_empty(size(self.held[self.rank]), *rows.shape[1:])
-        _reduce_scatter(found, by_rank, group=self.group)
+        getattr(dist, REDUCE_SCATTER)(found, by_rank, group=self.group)
         return found.movedim(0, dim)
 
     def _ordered(self, rows: Tensor) -> Tensor:
@@ -147,20 +158,47 @@ class Exchange:
         return received
 
 
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, exchange: Exchange, dim: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.exchange, ctx.dim = exchange, dim
-        if exchange.is_gather:
-            return tuple(exchange.gather(x, dim) for x in tensors)
-        return tuple(exchange.bring(tensors, dim))
+@torch.library.custom_op("farsight::exchange", mutates_args=())
+def _exchange(tensors: list[Tensor], dim: int, handle: int) -> list[Tensor]:
+    exchange = _exchanges[handle]
+    return [exchange.gather(x, dim) for x in tensors] if exchange.is_gather else exchange.bring(tensors, dim)
 
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        exchange, wanted = ctx.exchange, ctx.needs_input_grad[2:]
-        given = [grad for grad, want in zip(grads, wanted, strict=True) if want]
-        if exchange.is_gather:
-            back = iter([exchange.scatter_sum(grad, ctx.dim) for grad in given])
-        else:
-            back = iter(exchange.give_back(given, ctx.dim))
-        return None, None, *(next(back) if want else None for want in wanted)
+
+@_exchange.register_fake
+def _(tensors, dim, handle):
+    exchange = _exchanges[handle]
+    return [_empty(x, dim, size(exchange.wanted_here), exchange.is_gather) for x in tensors]
+
+
+@torch.library.custom_op("farsight::exchange_backward", mutates_args=())
+def _exchange_backward(grads: list[Tensor], dim: int, handle: int) -> list[Tensor]:
+    exchange = _exchanges[handle]
+    return [exchange.scatter_sum(x, dim) for x in grads] if exchange.is_gather else exchange.give_back(grads, dim)
+
+
+@_exchange_backward.register_fake
+def _(grads, dim, handle):
+    exchange = _exchanges[handle]
+    return [_empty(x, dim, size(exchange.held[exchange.rank]), exchange.is_gather) for x in grads]
+
+
+def _empty(x: Tensor, dim: int, count: int, rows_first: bool) -> Tensor:
+    """Shaped and strided as `gather` and `scatter_sum` (rows_first), or `bring` and `give_back` return it."""
+    rest = [*x.shape[:dim], *x.shape[dim + 1 :]]
+    if rows_first:
+        return x.new_empty(count, *rest).movedim(0, dim)
+    return x.new_empty(*x.shape[:dim], count, *x.shape[dim + 1 :])
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    tensors, ctx.dim, ctx.handle = inputs
+    ctx.wanted = [x.requires_grad for x in tensors]
+
+
+def _autograd(ctx, grads: list[Tensor]):
+    given = [grad for grad, want in zip(grads, ctx.wanted, strict=True) if want]
+    back = iter(torch.ops.farsight.exchange_backward(given, ctx.dim, ctx.handle))
+    return [next(back) if want else None for want in ctx.wanted], None, None
+
+
+_exchange.register_autograd(_autograd, setup_context=_setup_context)

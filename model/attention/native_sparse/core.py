@@ -63,13 +63,23 @@ class NativeSparseAttention(RoutedAttention):
         summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
         return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
 
-    def forward(self, inputs: Inputs, view: NativeSparseView) -> AttentionOutput:
-        window, routed, routing = self.window_and_routed(inputs, view)
+    def forward(
+        self,
+        inputs: Inputs,
+        view: NativeSparseView,
+        summaries: Tensor | None = None,
+        pooled: tuple[Tensor, Tensor] | None = None,
+    ) -> AttentionOutput:
+        """summaries: as RoutedAttention.forward takes them. pooled: keys and values `[batch, kv_heads, keys, head_dim]`
+        of all spans, for `view.summaries.layout`; None: they are computed from the inputs."""
+        window, routed, routing = self.window_and_routed(inputs, view, summaries)
         parts = [window, routed]
         if view.summaries is not None:
-            v_BTKD = inputs.v_BKTD.transpose(1, 2)
-            given = None, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
-            keys, values = self.pool.join(view.summaries, *given, self.backend)
+            if pooled is None:
+                v_BTKD = inputs.v_BKTD.transpose(1, 2)
+                given = None, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
+                pooled = self.pool.join(view.summaries, *given, self.backend)
+            keys, values = pooled
             arguments = (inputs.q_BHTD, keys, values, view.summaries.layout)
             parts.append(attention(*arguments, return_lse=True, backend=self.backend))
         out, lse = self.combine(parts, inputs.x_BTW)

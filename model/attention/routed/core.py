@@ -30,7 +30,11 @@ class RoutedView:
     pattern: Routed
     window: BlockLayout
     document_start: Tensor
-    """int32 `[batch, length]`: the sequence index of each token's document's first token."""
+    """int32 `[batch, queries]`: the sequence index of the first token of each query's document."""
+    query: Tensor | None = None
+    """int32 `[queries]`: the sequence indices of the queries, where they are some of the tokens; None: 0, 1, ..."""
+    keys: int | None = None
+    """Tokens of the sequence; None: as many as there are queries."""
 
     @property
     def batch(self) -> int:
@@ -75,7 +79,7 @@ class RoutedView:
 
     def _eligible(self) -> Tensor:
         """int64 `[batch, length]`: blocks that a query may choose from."""
-        lowest, limit = eligible_range(self.document_start, self.pattern.window, self.pattern.block)
+        lowest, limit = eligible_range(self.document_start, self.pattern.window, self.pattern.block, self.query)
         return (limit - lowest).clamp(min=0).long()
 
     def _chosen_pairs(self) -> int:
@@ -106,24 +110,34 @@ class RoutedAttention(AttentionCore):
         size = self.kv_heads * self.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
         return stored + router_bytes * size * cost.router_stored, read + router_bytes * size * cost.router_read
 
-    def forward(self, inputs: Inputs, view: RoutedView) -> AttentionOutput:
-        window, routed, routing = self.window_and_routed(inputs, view)
+    def forward(self, inputs: Inputs, view: RoutedView, summaries: Tensor | None = None) -> AttentionOutput:
+        """summaries: those of `block_summaries`, for all key blocks; None: they are computed from the inputs."""
+        window, routed, routing = self.window_and_routed(inputs, view, summaries)
         out, lse = merge([window, routed])
         return AttentionOutput(out, lse, *self.finish(inputs, lse, *routing))
 
-    def window_and_routed(self, inputs: Inputs, view: RoutedView) -> tuple[Part, Part, Routing]:
+    def window_and_routed(
+        self, inputs: Inputs, view: RoutedView, summaries: Tensor | None
+    ) -> tuple[Part, Part, Routing]:
         """Attention to the window, attention to the chosen blocks, and how they were chosen."""
         tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
-        routing = self.choose(inputs, view)
+        routing = self.choose(inputs, view, summaries)
         window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
         routed = attention(*tensors, routing[0], return_lse=True, backend=self.backend)
         return window, routed, routing
 
-    def choose(self, inputs: Inputs, view: RoutedView) -> Routing:
-        """The selection, and the router's queries and summaries that it was made by."""
+    def choose(self, inputs: Inputs, view: RoutedView, summaries: Tensor | None) -> Routing:
+        """The selection, and the router's queries and summaries that it was made by, `[batch, selectors, ...]`."""
         pattern = self.pattern
         document_start = view.document_start.expand(len(inputs.q_BHTD), -1)
-        queries, summaries = self.route(inputs, document_start)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.indexer is not None):
+            queries = self.router_queries(inputs)
+            if summaries is None:
+                summaries = self.block_summaries(inputs, document_start)
+            if summaries.shape[1] == 1:  # an indexer's keys serve all selectors
+                summaries = summaries.expand(-1, self.selectors, -1, -1)
+            else:
+                summaries = summaries.repeat_interleave(self.selectors // summaries.shape[1], 1)
         selection = select(
             queries,
             summaries,
@@ -133,16 +147,16 @@ class RoutedAttention(AttentionCore):
             block=pattern.block,
             first_block=pattern.first_block,
             backend="blocked" if self.backend in ("blocked", "reference") else "auto",
+            query=view.query,
+            keys=view.keys,
         )
         return selection, queries, summaries
 
-    def route(self, inputs: Inputs, document_start: Tensor) -> tuple[Tensor, Tensor]:
-        """The router's queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, blocks, dim]`."""
-        if self.indexer is not None:
-            return self.indexer(inputs.x_BTW, document_start)
-        with torch.no_grad():
-            summaries = block_means(self.router_keys(inputs), document_start, self.pattern.block)
-            return self.router_queries(inputs), summaries.repeat_interleave(self.selectors // summaries.shape[1], 1)
+    def block_summaries(self, inputs: Inputs, document_start: Tensor) -> Tensor:
+        """The router's key of each block, `[batch, kv_heads, or 1 for all, blocks, dim]`. document_start int32
+        `[batch, length]`: of the tokens of `inputs`, counted from the first of them."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.indexer is not None):
+            return block_means(self.router_keys(inputs), document_start, self.pattern.block)
 
     def router_queries(self, inputs: Inputs) -> Tensor:
         """By which the router scores blocks: `[batch, selectors, length, dim]`."""
@@ -175,7 +189,7 @@ class RoutedAttention(AttentionCore):
             return unused(self.indexer), diagnostics
         if self.warming_up:
             scale = q.shape[-1] ** -0.5
-            target = dense_target(q, k, selection.document_start, self.selectors, blocks, self.pattern, scale)
+            target = dense_target(q, k, selection, self.selectors, blocks, self.pattern, scale)
             size = k.shape[2] * (q.shape[1] // self.selectors)
         else:
             target = chosen_target(selection, block_mass(q, k, lse, selection, backend=self.backend), blocks)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kernels import Selection, block_means
+from kernels import Selection
 from kernels.patterns import Routed
 from kernels.selection.routing import eligible_range
 from model.config import ModelConfig
@@ -30,11 +30,6 @@ class Indexer(nn.Module):
         self.selectors = config.kv_heads if pattern.share == "group" else config.heads
         self.q_proj = nn.Linear(config.width, self.selectors * pattern.indexer_dim, bias=False)
         self.k_proj = nn.Linear(config.width, pattern.indexer_dim, bias=False)
-
-    def forward(self, x_BTW: Tensor, document_start: Tensor) -> tuple[Tensor, Tensor]:
-        """(queries `[batch, selectors, length, dim]`, summaries `[batch, selectors, blocks, dim]`)."""
-        summaries = block_means(self.keys(x_BTW), document_start, self.pattern.block)
-        return self.queries(x_BTW), summaries.expand(-1, self.selectors, -1, -1)
 
     def queries(self, x_BTW: Tensor) -> Tensor:
         """Of the tokens, scaled: `[batch, selectors, length, dim]`."""
@@ -65,16 +60,17 @@ def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:
 
 
 def dense_target(
-    q: Tensor, k: Tensor, document_start: Tensor, selectors: int, blocks: int, pattern: Routed, scale: float
+    q: Tensor, k: Tensor, selection: Selection, selectors: int, blocks: int, pattern: Routed, scale: float
 ) -> Target:
     """Every eligible block and its share of dense causal attention: T^2 work, a piece at a time."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k = q.detach(), k.detach().to(dtype)
-    lowest, limit = eligible_range(document_start, pattern.window, pattern.block)
+    document_start, query_index = selection.document_start, selection.query_index
+    lowest, limit = eligible_range(document_start, pattern.window, pattern.block, query_index)
     key, index = torch.arange(k.shape[2], device=k.device), torch.arange(blocks, device=k.device)
 
     def target(piece: slice) -> tuple[Tensor, Tensor]:
-        query = torch.arange(k.shape[2], device=k.device)[piece, None]
+        query = query_index[piece, None]
         past = (key <= query) & (key >= document_start[:, piece, None])
         scores = q[:, :, piece].to(dtype).unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT * scale
         weights = scores.masked_fill(~past[:, None, None], -torch.inf).softmax(-1)

@@ -173,7 +173,7 @@ def test_operator_passes_opcheck():
     documents = DOCUMENTS["packed"]
     queries, keys = router(documents)
     first = document_starts(documents)
-    arguments = (queries, block_means(keys, first, 16), first, 3, 20, 16, True, "blocked")
+    arguments = (queries, block_means(keys, first, 16), first, None, 3, 20, 16, True, 150, "blocked")
     torch.library.opcheck(torch.ops.farsight.select.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

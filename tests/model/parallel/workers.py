@@ -3,8 +3,10 @@
 import torch.distributed as dist
 from torch import Tensor
 
+from model.parallel.context import Context
 from model.parallel.exchange import Exchange
 from model.parallel.ranges import Ranges, take
+from tests.model.parallel.models import BATCH, LENGTH, model_of
 
 
 def exchange_entries(held: tuple[Ranges, ...], wanted: tuple[Ranges, ...], x: Tensor, weight: Tensor) -> dict:
@@ -21,3 +23,23 @@ def exchange_entries(held: tuple[Ranges, ...], wanted: tuple[Ranges, ...], x: Te
 
 def exchange_all(cases: dict[str, tuple], x: Tensor, weight: Tensor) -> dict:
     return {name: exchange_entries(*case, x, weight) for name, case in cases.items()}
+
+
+def losses_and_gradients(name: str, interleave: bool = False) -> dict[str, Tensor]:
+    """Per-token losses of this rank's tokens of `batch_of(...)`, and this rank's gradients of all parameters; without
+    ranks, those of all tokens."""
+    model, batch = model_of(name), BATCH
+    context = None
+    if dist.is_initialized():
+        context = Context.of(dist.group.WORLD, LENGTH, interleave)
+        batch = {key: x if key == "document" else take(x, context.own) for key, x in batch.items()}
+    layouts = model.build_layouts(batch["document"], LENGTH, context)
+    out = model.loss(batch["tokens"], batch["targets"], batch["position"], layouts)
+    loss = out.total if out.auxiliary is None else out.total + out.auxiliary
+    loss.backward()
+    gradients = {f"grad {name}": parameter.grad for name, parameter in model.named_parameters()}
+    return {"per_token": out.per_token, "count": out.count, "loss": loss.detach(), **gradients}
+
+
+def all_models(names: list[str], interleave: bool = False) -> dict[str, dict[str, Tensor]]:
+    return {name: losses_and_gradients(name, interleave) for name in names}

@@ -23,7 +23,14 @@ def unsupported(device: str, dtype: torch.dtype) -> str | None:
 
 
 def choose(
-    queries: Tensor, summaries: Tensor, document_start: Tensor, slots: int, window: int, block: int, first_block: bool
+    queries: Tensor,
+    summaries: Tensor,
+    document_start: Tensor,
+    slots: int,
+    window: int,
+    block: int,
+    first_block: bool,
+    query: Tensor | None = None,
 ) -> Tensor:
     """`Selection.chosen`, see kernels.selection.routing.select. Products in the queries' dtype, sums in float32."""
     batch, selectors, length, dim = queries.shape
@@ -33,6 +40,7 @@ def choose(
         queries,
         summaries,
         document_start.contiguous(),
+        document_start if query is None else query.contiguous(),
         chosen,
         *queries.stride()[:3],
         *summaries.stride()[:3],
@@ -43,6 +51,7 @@ def choose(
         SLOTS=slots,
         KEPT=max(triton.next_power_of_2(slots), 2),
         FIRST_BLOCK=first_block,
+        INDEXED=query is not None,
         BLOCK=block,
         DIM=dim,
         D=max(triton.next_power_of_2(dim), 16),
@@ -59,6 +68,7 @@ def _choose(
     queries,
     summaries,
     document_start,
+    query_index,
     chosen,
     query_batch,
     query_selector,
@@ -73,6 +83,7 @@ def _choose(
     SLOTS: tl.constexpr,
     KEPT: tl.constexpr,
     FIRST_BLOCK: tl.constexpr,
+    INDEXED: tl.constexpr,
     BLOCK: tl.constexpr,
     DIM: tl.constexpr,
     D: tl.constexpr,
@@ -102,7 +113,8 @@ def _choose(
     lowest = tl.where(live, first // BLOCK, blocks)
     # Floor, also of negative numbers, which a division rounds towards zero: moved up by whole blocks and back.
     up = (window + BLOCK - 1) // BLOCK
-    limit = tl.where(live, (query - window + 1 + up * BLOCK) // BLOCK - up, 0)
+    index_of_query = tl.load(query_index + query, mask=live, other=0) if INDEXED else query
+    limit = tl.where(live, (index_of_query - window + 1 + up * BLOCK) // BLOCK - up, 0)
     limit = tl.minimum(limit, blocks)
 
     place = tl.arange(0, KEPT)
