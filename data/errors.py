@@ -1,5 +1,5 @@
-"""What a user can get wrong with data, as one readable line."""
+"""The error of a setting or a file of the user that the data cannot be made from."""
 
 
 class CorpusError(ValueError):
-    """A setting or a file that cannot work: the message names the key, the value and what would be accepted."""
+    """A wrong setting or file. The message is one line, `key=value: must be ...`."""

@@ -89,8 +89,8 @@ class DataModule(LightningDataModule):
         tokens = self.corpus.splits["train"].total_tokens
         if tokens <= self.sequence_length:
             raise CorpusError(
-                f"data.sequence_length={self.sequence_length}: the training split has only {tokens:,} tokens;"
-                f" accepted are lengths below {tokens}"
+                f"data.sequence_length={self.sequence_length}: must be at most {tokens - 1}, since the training split"
+                f" has {tokens} tokens"
             )
 
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
@@ -134,8 +134,9 @@ class DataModule(LightningDataModule):
         """An endless stream of batches from the cursor on. Its length is that of the whole run (see data/stream.py)."""
         if self._resumed_stream not in (None, self._stream_number()):
             raise CorpusError(
-                f"the checkpoint's cursor ({self.cursor} samples) counts in another stream of data: corpus, tokenizer,"
-                " packing, sequence_length or seed differ; give the same ones, or start from its weights with init_from"
+                f"data.packing={self.packing}, data.sequence_length={self.sequence_length}, data.seed={self.seed}: must"
+                " be those of the checkpoint, as must the corpus and the tokenizer, because the checkpoint counts the"
+                f" samples that it consumed ({self.cursor}) in their order; or start from its weights with init_from"
             )
         dataset = self._sequences("train", seed=self.seed)
         rank, world_size = self._rank()

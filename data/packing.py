@@ -115,5 +115,5 @@ def assemble(pieces: Iterator[np.ndarray] | list[np.ndarray], length: int, pad: 
 def pack(packing: str, split: Split, sequence_length: int, bos: int, seed: int | None = None) -> Contiguous | Whole:
     """The map-style dataset of a split's sequences. Raises CorpusError for a packing that does not exist."""
     if packing not in PACKINGS:
-        raise CorpusError(f"data.packing={packing}: unknown; accepted are {', '.join(PACKINGS)}")
+        raise CorpusError(f"data.packing={packing}: must be {' or '.join(PACKINGS)}")
     return PACKINGS[packing](split, sequence_length, bos, seed)

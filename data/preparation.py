@@ -149,13 +149,13 @@ def _write(
     documents = source.load(path, arrow_cache)
     documents = {split: rows for split, rows in documents.items() if len(rows)}
     if not documents:
-        raise CorpusError(f"data.path={path}: an empty corpus, no document was found in it")
+        raise CorpusError(f"data.path={path}: must hold documents, and none was found")
     for split in SPLITS:
         if split not in documents:
             counts = ", ".join(f"{len(rows)} in {name}" for name, rows in documents.items())
             raise CorpusError(
-                f"data.path={path}: no document falls into the {split} split ({counts}); give more documents,"
-                " or put them into folders train/, validation/ and test/"
+                f"data.path={path}: must hold documents of every split, and the {split} split has none ({counts}); add"
+                " documents, or put them into folders train/, validation/ and test/"
             )
     tokenizer.fit(row["text"] for row in documents["train"])
     log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
@@ -164,7 +164,8 @@ def _write(
     dtype = "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"
     splits = {}
     for split, rows in documents.items():
-        splits[split] = asdict(_write_split(folder / split, split, rows, tokenizer, dtype, minimum_tokens, arrow_cache))
+        written = _write_split(folder / split, split, path, rows, tokenizer, dtype, minimum_tokens, arrow_cache)
+        splits[split] = asdict(written)
     shutil.rmtree(arrow_cache, ignore_errors=True)
 
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -184,6 +185,7 @@ def _write(
 def _write_split(
     folder: Path,
     split: str,
+    path: str | None,
     rows: "Dataset",
     tokenizer: tokenizers.Tokenizer,
     dtype: str,
@@ -210,10 +212,11 @@ def _write_split(
     )
     encoded = encoded.select(np.argsort(dealt))
     shortest = max(minimum_tokens, 2)  # bos and a token: an empty document would teach nothing
-    kept, lengths, digest = [], [], hashlib.sha256()
+    kept, lengths, longest, digest = [], [], 0, hashlib.sha256()
     with open(folder / "tokens.bin", "wb") as file:
         for index, row in enumerate(encoded.with_format("numpy", columns=["tokens"])):
             tokens = row["tokens"].astype(dtype, copy=False)
+            longest = max(longest, len(tokens))
             if len(tokens) >= shortest:
                 file.write(tokens.tobytes())
                 digest.update(tokens.tobytes())
@@ -223,7 +226,12 @@ def _write_split(
     if dropped:
         log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")
     if not kept:
-        raise CorpusError(f"data.minimum_tokens={minimum_tokens}: no document of the {split} split is that long")
+        raise CorpusError(
+            f"data.minimum_tokens={minimum_tokens}: must be at most {longest}, the length of the longest document of"
+            f" the {split} split"
+            if longest >= 2
+            else f"data.path={path}: must hold documents with text, and every one of the {split} split is empty"
+        )
     sizes = np.array(encoded["bytes"], dtype=np.int64)[kept]
     _save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     _save(folder / "bytes.npy", sizes)

@@ -78,7 +78,9 @@ class StandardLibrary(Source):
     def check(self, path: str | None) -> None:
         root = self._root(path)
         if not (root / "abc.py").is_file():
-            raise CorpusError(f"data.path={root}: no Python library there (no abc.py); null takes this Python's")
+            raise CorpusError(
+                f"data.path={root}: must be the library folder of a Python, with abc.py, or null for this Python's"
+            )
 
     def identity(self, path: str | None) -> dict:
         # The content itself, not dates: the same Python gives the same fingerprint on every machine.
@@ -172,7 +174,7 @@ class Files(Source):
 
     def check(self, path: str | None) -> None:
         if not path:
-            raise CorpusError("data.path is not set; give a folder, a file or a glob, for example data.path=books/")
+            raise CorpusError("data.path=null: must be a folder, a file or a glob, for example books/")
         self._find(path)
 
     def identity(self, path: str | None) -> dict:
@@ -228,8 +230,8 @@ class Files(Source):
             files = sorted(Path(name) for name in glob(path, recursive=True) if Path(name).suffix in endings)
         if not files:
             if not top.exists() and not any(mark in path for mark in "*?["):
-                raise CorpusError(f"data.path={path}: no such file or folder")
-            raise CorpusError(f"data.path={path}: no file matches; accepted are {' '.join(endings)}")
+                raise CorpusError(f"data.path={path}: must be a file or folder that exists, or a glob")
+            raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(endings)}")
 
         splits: dict[str, list[Path]] = {}
         if top.is_dir() and (top / "train").is_dir():
@@ -259,7 +261,7 @@ class Hub(Source):
 
     def check(self, path: str | None) -> None:
         if not path:
-            raise CorpusError("data.path is not set; give a dataset's name, for example data.path=emozilla/pg19")
+            raise CorpusError("data.path=null: must be a dataset's name, for example emozilla/pg19")
         if path == "pandas":  # a reader of `datasets` that unpickles whatever lies in the working directory
             raise CorpusError("data.path=pandas: must be a dataset's name, or a folder (./pandas)")
 
@@ -279,8 +281,11 @@ class Hub(Source):
             cache = str(arrow_cache) if Path(path).is_dir() else None
             loaded = load_dataset(path, self.config, split=self.split, revision=self.revision, cache_dir=cache)
         except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
-            asked = f"data.path={path} config={self.config} split={self.split} revision={self.revision}"
-            raise CorpusError(f"{asked}: {str(error).splitlines()[0]}") from error
+            asked = {"config": self.config, "split": self.split, "revision": self.revision}
+            given = "".join(f", data.source.{key}={value}" for key, value in asked.items() if value is not None)
+            raise CorpusError(
+                f"data.path={path}{given}: must be a dataset that exists: {str(error).splitlines()[0]}"
+            ) from error
         if isinstance(loaded, Dataset):
             return _split_by_name(_name_and_text(loaded, self.text_column, path))
         splits = {}
@@ -299,8 +304,8 @@ def _complete(splits: dict, path: str) -> dict:
     """Splits that the data brings itself: train and validation must be there; validation serves as test if need be."""
     for split in ("train", "validation"):
         if split not in splits:
-            found = ", ".join(splits)
-            raise CorpusError(f"data.path={path}: no {split} split among {found}; accepted are train, validation, test")
+            found = " and ".join(splits) or "neither"
+            raise CorpusError(f"data.path={path}: must hold a train and a validation split, and holds {found}")
     if "test" not in splits:
         log.info(f"{path} has no test split: validation serves as test")
         splits["test"] = splits["validation"]
@@ -317,7 +322,7 @@ def _name_and_text(rows: "Dataset", text_column: str, name: str) -> "Dataset":
     """The two columns that we keep; a row without a name of its own is called after its file and number."""
     if text_column not in rows.column_names:
         columns = ", ".join(rows.column_names)
-        raise CorpusError(f"data.source.text_column={text_column}: no such column in {name}; accepted are {columns}")
+        raise CorpusError(f"data.source.text_column={text_column}: must be a column of {name}: {columns}")
     rows = rows.select_columns(text_column)
     if text_column != "text":
         rows = rows.rename_column(text_column, "text")

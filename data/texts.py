@@ -41,7 +41,7 @@ class Texts:
             distinct = {id(rows): rows for rows in splits.values()}  # validation may serve as test
             texts = cls([row for row in concatenate_datasets(list(distinct.values())) if row["text"]], tokenizer)
         if not len(texts):
-            raise CorpusError(f"data.path={path}: no document with any text")
+            raise CorpusError(f"data.path={path}: must hold documents with text, and none was found")
         return texts
 
     def __len__(self) -> int:

@@ -105,11 +105,10 @@ class _ByteLevel(Tokenizer):
         cutting = json.dumps(model["pre_tokenizer"])
         lossless = '"ByteLevel"' in cutting and '"add_prefix_space": true' not in cutting
         if not lossless or model["normalizer"] is not None:
-            accepted = "byte-level tokenizers without a normalizer or a prefix space"
-            raise CorpusError(f"{origin}: not lossless; accepted are {accepted}")
+            raise CorpusError(f"{origin}: must be lossless: byte-level, without a normalizer or a prefix space")
         bos = [tokenizer.token_to_id(name) for name in KNOWN_BOS if tokenizer.token_to_id(name) is not None]
         if not bos:
-            raise CorpusError(f"{origin}: no token to open a document with; it needs one of {' '.join(KNOWN_BOS)}")
+            raise CorpusError(f"{origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
         tokenizer.encode_special_tokens = True  # text that spells <|bos|> is text
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -175,8 +174,8 @@ class BPE(_ByteLevel):
 
     def __init__(self, vocabulary: int):
         if vocabulary < SMALLEST_VOCABULARY:
-            accepted = f"at least {SMALLEST_VOCABULARY} (256 bytes and bos)"
-            raise CorpusError(f"data.tokenizer.vocabulary={vocabulary}: too small; accepted is {accepted}")
+            least = f"at least {SMALLEST_VOCABULARY} (256 bytes and bos)"
+            raise CorpusError(f"data.tokenizer.vocabulary={vocabulary}: must be {least}")
         self.wanted = vocabulary
 
     def identity(self) -> dict:
@@ -217,12 +216,14 @@ class Saved(_ByteLevel):
         file = _json_file(path)
         if not file.is_file():
             raise CorpusError(
-                f"data.tokenizer.path={path}: no such file; must be a tokenizer.json, or a folder that holds one"
+                f"data.tokenizer.path={path}: must be a tokenizer.json that exists, or a folder that holds one"
             )
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
-            raise CorpusError(f"data.tokenizer.path={path}: not a tokenizer.json ({error})") from error
+            raise CorpusError(
+                f"data.tokenizer.path={path}: must be a tokenizer.json of the `tokenizers` library: {error}"
+            ) from error
         self._adopt(tokenizer, f"data.tokenizer.path={path}")
 
     def identity(self) -> dict:

@@ -38,6 +38,7 @@ WORDS = (
 Count = Annotated[int, Field(ge=1)]
 Words = Annotated[int, Field(ge=1, le=len(WORDS))]
 """A number of different words."""
+Hops = Annotated[int, Field(ge=1, le=len(WORDS) - 1)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Material:
         pieces = [tokens[tokens != tokenizer.bos].astype(np.int64) for tokens in documents]
         haystack = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
         if not len(haystack):
-            raise CorpusError("haystack: the documents hold no token; accepted are documents with any text")
+            raise CorpusError("haystack=[]: must be documents with text")
         return Material(tokenizer, haystack)
 
 
@@ -79,6 +80,8 @@ def needles(
 ) -> Batch:
     """`keys` words with `values` numbers each, all hidden at random depths; at the end `queries` of the words are asked
     for, and their numbers, in the order of the text, are the answer."""
+    if queries > keys:
+        raise CorpusError(f"queries={queries}: must be at most keys={keys}")
     words, numbers = _words(generator, keys), [[_number(generator) for _ in range(values)] for _ in range(keys)]
     parts = []
     for word, own in zip(words, numbers, strict=True):
@@ -101,7 +104,7 @@ def associative_recall(material: Material, length: int, generator: np.random.Gen
     return _assemble(material, length, generator, parts)
 
 
-def variable_tracking(material: Material, length: int, generator: np.random.Generator, *, hops: Count) -> Batch:
+def variable_tracking(material: Material, length: int, generator: np.random.Generator, *, hops: Hops) -> Batch:
     """A variable with a value, and `hops` variables that get it from one another; the answer names them in order."""
     words, value = _words(generator, hops + 1), _number(generator)
     depths = np.sort(generator.uniform(0, 1, hops + 1))
@@ -122,9 +125,11 @@ def common_words(material: Material, length: int, generator: np.random.Generator
     head = "\nA list of words:"
     room = length + 1 - sum(len(material.tokenizer.encode(text)) for text in (head, question, answer)) - 1
     longest = max(len(material.tokenizer.encode(f" {word}")) for word in words)
-    count = max(room // longest, 0)
-    if count < 20 * common:
-        raise CorpusError(f"length={length}: a list of {count} words is too short for common={common}; give more")
+    count = room // longest
+    shortest = 20 * common
+    if count < shortest:
+        least = length - room + shortest * longest
+        raise CorpusError(f"length={length}: must be at least {least} tokens, for a list that shows common={common}")
     # Rounded shares instead of draws: the order of the answer is certain.
     times = np.maximum(np.floor(weights * count), 1).astype(int)
     listed = generator.permutation(np.repeat(np.arange(len(words)), times))
@@ -139,9 +144,11 @@ def copy(
     answer. What a token of the answer repeats lies `distance` tokens before it. Raises CorpusError where original and
     copy overlap or do not fit."""
     total = cue + size
+    if length < 2 * total:
+        raise CorpusError(f"length={length}: must be at least {2 * total}, for twice cue={cue} and size={size}")
     if not total <= distance <= length - total:
-        accepted = f"{total} to {length - total} for length={length}"
-        raise CorpusError(f"distance={distance}: accepted is {accepted}")
+        fitting = f"{total} to {length - total} for length={length}"
+        raise CorpusError(f"distance={distance}: must be {fitting}")
     real = np.flatnonzero(material.tokenizer.token_bytes)
     segment = generator.choice(real, total)
     haystack = _cut(material, length - 2 * total, generator)
@@ -164,7 +171,7 @@ def _assemble(material: Material, length: int, generator: np.random.Generator, p
     ]
     room = length - sum(len(tokens) for _, texts in pieces for tokens in texts)
     if room < 0:
-        raise CorpusError(f"length={length}: too short for this task; accepted are at least {length - room} tokens")
+        raise CorpusError(f"length={length}: must be at least {length - room} tokens for this task")
     haystack = _cut(material, room, generator)
     sequence, scored = [np.array([material.tokenizer.bos])], [np.zeros(1, dtype=bool)]
     used = 0
@@ -198,5 +205,5 @@ def _number(generator: np.random.Generator) -> str:
 
 def _words(generator: np.random.Generator, count: int) -> list[str]:
     if count > len(WORDS):
-        raise CorpusError(f"{count} different words: accepted are at most {len(WORDS)}")
+        raise CorpusError(f"words={count}: must be at most {len(WORDS)}")
     return [WORDS[index] for index in generator.permutation(len(WORDS))[:count]]

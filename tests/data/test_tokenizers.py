@@ -143,25 +143,28 @@ def test_indentation_is_few_tokens():
 
 
 def test_a_vocabulary_that_cannot_hold_all_bytes():
-    with pytest.raises(CorpusError, match=r"data.tokenizer.vocabulary=256: too small; accepted is at least 257"):
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer\.vocabulary=256: must be at least 257\b"):
         BPE(vocabulary=256)
 
 
 def test_saved_tokenizers_that_do_not_fit(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    with pytest.raises(CorpusError, match="no such file"):
+    def refused(name):
+        return pytest.raises(CorpusError, match=rf"^data\.tokenizer\.path={tmp_path / name}: must ")
+
+    with refused("none.json"):
         Saved(str(tmp_path / "none.json"))
     (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(CorpusError, match=r"not a tokenizer\.json"):
+    with refused("broken.json"):
         Saved(str(tmp_path / "broken.json"))
     words = Tokenizer(models.WordLevel({"a": 0, "<s>": 1}, unk_token="a"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "words.json"))
-    with pytest.raises(CorpusError, match="not lossless"):
+    with refused("words.json"):
         Saved(str(tmp_path / "words.json"))
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.model = models.BPE()
     words.save(str(tmp_path / "no_bos.json"))
-    with pytest.raises(CorpusError, match="no token to open a document"):
+    with refused("no_bos.json"):
         Saved(str(tmp_path / "no_bos.json"))

@@ -134,14 +134,28 @@ def test_a_copy_lies_at_its_distance(material, distance):
 def test_what_cannot_be_is_refused(material):
     generator = np.random.default_rng(0)
     for distance in (23, 877):
-        with pytest.raises(CorpusError, match=f"distance={distance}: accepted is 24 to 876 for length=900"):
+        with pytest.raises(CorpusError, match=f"^distance={distance}: must be 24 to 876 for length=900$"):
             text.copy(material, 900, generator, distance=distance, cue=8, size=16)
-    with pytest.raises(CorpusError, match=r"length=20: too short for this task; accepted are at least \d+ tokens"):
-        text.passkey(material, 20, generator, depth=0.5)
-    with pytest.raises(CorpusError, match="length=200: a list of"):
-        text.common_words(material, 200, generator, common=3)
-    with pytest.raises(CorpusError, match="hold no token"):
+    with pytest.raises(CorpusError, match=r"^length=47: must be at least 48\b"):
+        text.copy(material, 47, generator, distance=24, cue=8, size=16)
+    with pytest.raises(CorpusError, match=r"^queries=3: must be at most keys=2$"):
+        text.needles(material, 900, generator, keys=2, values=1, queries=3)
+    with pytest.raises(CorpusError, match=r"^haystack="):
         Material.of(material.tokenizer, [])
+
+
+def test_the_least_length_in_the_error_is_the_least_that_works(material):
+    with pytest.raises(CorpusError, match=r"^length=20: must be at least ") as error:
+        make(material, "passkey", length=20)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    assert make(material, "passkey", length=least)["tokens"].shape == (1, least)
+    with pytest.raises(CorpusError, match=f"^length={least - 1}: must be at least {least}\\b"):
+        make(material, "passkey", length=least - 1)
+
+
+def test_the_list_of_common_words_needs_room(material):
+    with pytest.raises(CorpusError, match=r"^length=200: must be at least \d+ .*common=3$"):
+        make(material, "common_words", length=200)
 
 
 def test_a_short_haystack_goes_round(material):
