@@ -76,7 +76,7 @@ class Model(Settings):
     tie_embeddings: bool
     sink_logits: bool
     norm_epsilon: Positive
-    activation_checkpointing: bool
+    activation_checkpointing: bool | Literal["selective"]
     z_loss: NotNegative
 
 

@@ -32,8 +32,9 @@ class ModelConfig:
     sink_logits: bool
     """A learned logit a head in every softmax that takes weight and gives no value (gpt-oss)."""
     norm_epsilon: float
-    activation_checkpointing: bool
-    """Keep each layer's input alone and recompute the rest in the backward pass."""
+    activation_checkpointing: bool | str
+    """Recompute each layer in the backward pass from its input alone (True), or from its input and the results of its
+    attention ("selective")."""
     z_loss: float
     """Weight, in training, of the penalty on the square of the log-sum-exp of a token's logits."""
 

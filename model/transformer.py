@@ -6,13 +6,20 @@ Attribute names and shapes are those of the Qwen3 family, so that weights can be
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    SelectiveCheckpointContext,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from kernels import Axis
 from kernels.dispatch import load_backends
@@ -35,6 +42,13 @@ from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
 from model.parallel.context import Context
 from model.rope import RotaryEmbedding
+
+KEPT = (
+    torch.ops.farsight.attention.default,
+    torch.ops.farsight.selected_attention.default,
+    torch.ops.farsight.select.default,
+)
+"""The operators whose results selective checkpointing keeps: they cost most for the bytes that they return."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,15 @@ class LayerOutput(NamedTuple):
     diagnostics: dict[str, Tensor]
 
 
+def _keeps(
+    context: SelectiveCheckpointContext, operator: OpOverload, *arguments: Any, **named: Any
+) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+keep_attention = partial(create_selective_checkpoint_contexts, _keeps)
+
+
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str) -> None:
         super().__init__()
@@ -97,7 +120,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache) -> LayerOutput:
         if self.checkpointing and self.training:
-            return checkpoint(self.compute, x, rotation, view, use_reentrant=False)
+            keeps = {"context_fn": keep_attention} if self.checkpointing == "selective" else {}
+            return checkpoint(self.compute, x, rotation, view, use_reentrant=False, **keeps)
         return self.compute(x, rotation, view)
 
     def compute(self, x: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache) -> LayerOutput:

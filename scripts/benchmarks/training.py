@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--documents", type=int, help="mean length of packed documents; without it one a sequence")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the training config, as for train.py")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each kind; the median counts")
-    parser.add_argument("--steps", type=int, default=1, help="steps a measurement")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="steps a measurement; on a GPU several, so that it never waits"
+    )
     parser.add_argument("--profile", action="store_true", help="print the time by kernel of one measurement of each")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/training.json"))
 

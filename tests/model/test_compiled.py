@@ -11,7 +11,7 @@ from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed,
 from model import Transformer
 from model.attention import build_view
 from tests.kernels.oracle import packing
-from tests.model.small import config, lively, plan, positions_of
+from tests.model.small import config, lively, plan
 
 ROUTER: dict[str, Any] = dict(
     window=5,
@@ -32,6 +32,7 @@ PATTERNS: dict[str, Pattern] = {
     "routed": Routed(**ROUTER),
     "native_sparse": NativeSparse(**ROUTER | {"indexer_warmup": 0}, summary_span=8, pooling="learned", combine="gates"),
 }
+TOKENS = torch.randint(64, (2, 96), generator=torch.Generator().manual_seed(0))
 PACKINGS = [packing([96], [60, 36]), packing([40, 56], [95, 1]), packing([10, 20, 66], [1, 1, 94])]
 
 
@@ -46,21 +47,26 @@ def graphs(monkeypatch) -> CompileCounterWithBackend:
     torch._dynamo.reset()
 
 
-def step(model: Transformer, document: torch.Tensor, number: int) -> dict[str, torch.Tensor]:
+def step(
+    model: Transformer, document: torch.Tensor, number: int, tokens: torch.Tensor = TOKENS
+) -> dict[str, torch.Tensor]:
     """The loss and gradients of one training step, under layouts of fixed sizes as on a GPU."""
     model.set_step(number)
     model.zero_grad()
-    tokens = torch.randint(64, document.shape, generator=torch.Generator().manual_seed(number))
-    axis = Axis.tokens(document.shape[1], document)
+    device = document.device
+    axis = Axis.tokens(document.shape[1], document, device=device)
     views = {p: build_view(p, axis, model.plan.block, fixed=True) for p in dict.fromkeys(model.patterns)}
-    out = model.loss(tokens, tokens.roll(-1, 1), positions_of(document), [views[p] for p in model.patterns])
+    position = torch.arange(document.shape[1], device=device).expand(document.shape)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        out = model.loss(tokens, tokens.roll(-1, 1), position, [views[p] for p in model.patterns])
     (out.total if out.auxiliary is None else out.total + out.auxiliary).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": out.total.detach(), **gradients}
 
 
 @pytest.mark.parametrize(
-    ("name", "checkpointing"), [*((name, False) for name in PATTERNS), ("window", True), ("native_sparse", True)]
+    ("name", "checkpointing"),
+    [*((name, False) for name in PATTERNS), ("window", True), ("native_sparse", True), ("routed", "selective")],
 )
 def test_all_layers_and_batches_share_one_graph_and_give_the_same_numbers(name, checkpointing, graphs):
     sizes = config(sink_logits=True, activation_checkpointing=checkpointing)
@@ -92,3 +98,27 @@ def test_evaluation_runs_without_the_compiler(graphs):
         tokens = torch.zeros(1, length, dtype=torch.int64)
         model(tokens, torch.arange(length)[None], model.build_layouts(None, length))
     assert graphs.frame_count == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("checkpointing", [False, "selective"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_compiled_step_on_a_gpu_waits_for_nothing_and_equals_the_plain_one(name, checkpointing):
+    """With the compiler, in bf16, in a mode in which waiting for the device is an error; documents change."""
+    sizes = config(width=64, head_dim=32, hidden=128, sink_logits=True, activation_checkpointing=checkpointing)
+    model = lively(Transformer(sizes, plan(PATTERNS[name]))).cuda().train()
+    documents, tokens = [document.cuda() for document in PACKINGS], TOKENS.cuda()
+    wanted = [step(model, document, 2, tokens) for document in documents]
+    torch._dynamo.reset()
+    model.compile_layers()
+    step(model, documents[0], 2, tokens)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        actual = [step(model, document, 2, tokens) for document in documents]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, plain in zip(actual, wanted, strict=True):
+        for key, value in ours.items():
+            error = (value - plain[key]).float().norm() / plain[key].float().norm().clamp(min=1e-6)
+            assert error < 0.05, f"{key}: {error}"

@@ -147,6 +147,10 @@ def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(p
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert len(choices) == 4, "two layers, computed twice"
     assert all(torch.equal(a, b) for a, b in zip(choices, [*first, first[1], first[0]], strict=True))
+    choices.clear()
+    actual = gradients(build(pattern, activation_checkpointing="selective"))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert len({chosen.data_ptr() for chosen in choices}) == 2, "two layers, computed once and kept"
 
 
 @pytest.mark.parametrize("pattern", [routed, native_sparse])
