@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from configs.errors import ConfigError
-from configs.trust import TARGET, construct, function_of
+from configs.trust import TARGET, construct, construct_with, function_of
 from configs.validation import check_arguments
 from kernels.patterns import Pattern
 from model import AttentionPlan, ModelConfig, Transformer
+from model.attention import training_class
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -24,10 +25,11 @@ OF_THE_SUITE = {"passkey": ("depth",), "copy": ("distance",)}
 """Arguments that the recall suite adds to the settings of a task."""
 
 
-def build_pattern(key: str, settings: Mapping[str, Any]) -> Pattern:
-    """The pattern of one entry of attention.patterns; `_target_` is the path of its class (configs/trust.py)."""
+def build_pattern(key: str, settings: Mapping[str, Any]) -> tuple[Pattern, object | None]:
+    """The pattern of one entry of attention.patterns, and the settings that train its family's own parameters.
+    `_target_` is the path of the pattern's class (configs/trust.py)."""
     try:
-        return construct(key, settings, Pattern)
+        return construct_with(key, settings, Pattern, training_class)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -40,7 +42,11 @@ def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
     built = {name: build_pattern(f"attention.patterns.{name}", entry) for name, entry in entries.items()}
     try:
         return AttentionPlan(
-            patterns=built, schedule=attention["schedule"], block=attention["block"], backend=attention["backend"]
+            patterns={name: pattern for name, (pattern, _) in built.items()},
+            schedule=attention["schedule"],
+            block=attention["block"],
+            backend=attention["backend"],
+            training={name: training for name, (_, training) in built.items() if training is not None},
         )
     except ValueError as error:
         raise ConfigError(f"attention.{error}") from None
@@ -110,7 +116,7 @@ def build_task(key: str, settings: Mapping[str, Any]) -> Callable:
     task = function_of(f"{key}.{TARGET}", settings.get(TARGET), ours)
     material_length_generator = list(inspect.signature(task).parameters)[:3]
     of_the_suite = OF_THE_SUITE.get(key.rpartition(".")[2], ())
-    check_arguments(key, task, arguments, given=(*material_length_generator, *of_the_suite))
+    check_arguments(key, arguments, task, given=(*material_length_generator, *of_the_suite))
     return functools.partial(task, **arguments)
 
 

@@ -20,6 +20,7 @@ from configs.errors import ConfigError
 from configs.validation import check_arguments
 
 Base = TypeVar("Base")
+Companion = TypeVar("Companion")
 
 TARGET = "_target_"
 
@@ -57,6 +58,18 @@ def construct(key: str, settings: object, base: type[Base], built: Mapping[str, 
         ConfigError: the class may not be named here, is not a `base`, or takes other arguments. Errors of the
             constructor itself pass through.
     """
+    return construct_with(key, settings, base, lambda chosen: None, built)[0]
+
+
+def construct_with(
+    key: str,
+    settings: object,
+    base: type[Base],
+    companion_of: Callable[[type[Base]], Callable[..., Companion] | None],
+    built: Mapping[str, object] | None = None,
+) -> tuple[Base, Companion | None]:
+    """As `construct`, and an instance of a second class, which `companion_of` returns for the first (or None).
+    Settings that are parameters of the second class are passed to it, all others to the first."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{key}={settings}: must be a group with {TARGET}, a subclass of {_path(base)}")
     target = settings.get(TARGET)
@@ -67,8 +80,13 @@ def construct(key: str, settings: object, base: type[Base], built: Mapping[str, 
     plain = {name: value for name, value in settings.items() if name != TARGET and name not in built}
     for nested in _targets(plain):
         raise ConfigError(f"{key}: {TARGET}={nested} among its values; accepted are plain values")
-    check_arguments(key, chosen, plain, given=built)
-    return chosen(**plain, **built)
+    companion = companion_of(chosen)
+    if companion is None:
+        check_arguments(key, plain, chosen, given=built)
+        return chosen(**plain, **built), None
+    check_arguments(key, plain, chosen, companion, given=built)
+    theirs = {name: plain.pop(name) for name in inspect.signature(companion).parameters if name in plain}
+    return chosen(**plain, **built), companion(**theirs)
 
 
 def function_of(key: str, target: object, ours: Mapping[str, Callable]) -> Callable:

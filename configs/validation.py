@@ -41,16 +41,17 @@ def validated(kind: Any, settings: Any, key: str = "") -> Any:
         raise ConfigError(_message(error.errors()[0], _schema(kind), settings, key)) from None
 
 
-def check_arguments(key: str, function: Callable, settings: Mapping[str, Any], given: Collection[str] = ()) -> None:
-    """Raises ConfigError unless `settings` are the keyword arguments of a function or class, by its annotations.
+def check_arguments(key: str, settings: Mapping[str, Any], *functions: Callable, given: Collection[str] = ()) -> None:
+    """Raises ConfigError unless `settings` are the keyword arguments of functions or classes, by their annotations.
 
     Args:
         key: where `settings` stand in the config.
         settings: plain values; `_target_` is left out of them.
+        functions: one, or several that share the settings.
         given: parameters that the caller passes besides.
     """
     arguments = {name: value for name, value in settings.items() if name != "_target_"}
-    validated(_arguments_of(function, frozenset(given)), arguments, key)
+    validated(_arguments_of(functions, frozenset(given)), arguments, key)
 
 
 @functools.cache
@@ -64,10 +65,10 @@ def _schema(kind: Any) -> Schema:
 
 
 @functools.cache
-def _arguments_of(function: Callable, given: frozenset[str]) -> type[BaseModel]:
+def _arguments_of(functions: tuple[Callable, ...], given: frozenset[str]) -> type[BaseModel]:
     """A model with a field for each parameter that is not given."""
     arguments, extra = {}, "forbid"
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in (item for each in functions for item in inspect.signature(each).parameters.items()):
         if parameter.kind is parameter.VAR_KEYWORD:
             extra = "allow"
         elif parameter.kind is not parameter.VAR_POSITIONAL and name not in given:

@@ -1,7 +1,7 @@
 """The shape of a model and the plan of its attention: what a checkpoint stores to rebuild it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kernels.patterns import Pattern
 
@@ -54,6 +54,7 @@ class AttentionPlan:
 
     `patterns` names the patterns; `schedule` lists names, repeated over the depth: `[local, local, full]` is two local
     layers to one full one. An entry that is itself a list gives one pattern a KV head, each a mask over the tokens.
+    `training`: by name of pattern, how its family's own parameters are trained (AttentionCore.training_class).
     Raises ValueError for an undefined name, or another family in a list.
     """
 
@@ -61,6 +62,7 @@ class AttentionPlan:
     schedule: Sequence[str | Sequence[str]]
     block: int
     backend: str
+    training: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.schedule:
@@ -76,9 +78,18 @@ class AttentionPlan:
                         f"must be patterns that are masks over the tokens, or the entry {name!r} alone"
                     )
 
+    def entry(self, layer: int) -> str | tuple[str, ...]:
+        """The name of the pattern of `layer`, or one name for each of its KV heads."""
+        entry = self.schedule[layer % len(self.schedule)]
+        return entry if isinstance(entry, str) else tuple(entry)
+
+    def training_settings(self, layer: int) -> object | None:
+        """How the own parameters of the attention of `layer` are trained; None for families without settings."""
+        return self.training.get(self.entry(layer))
+
     def pattern(self, layer: int, kv_heads: int) -> Pattern | tuple[Pattern, ...]:
         """The pattern of `layer`, or one for each of its `kv_heads`."""
-        entry = self.schedule[layer % len(self.schedule)]
+        entry = self.entry(layer)
         if isinstance(entry, str):
             return self.patterns[entry]
         if len(entry) != kv_heads:

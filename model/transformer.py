@@ -104,10 +104,12 @@ keep_attention = partial(create_selective_checkpoint_contexts, _keeps)
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str) -> None:
+    def __init__(
+        self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str, training_settings: object
+    ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
-        self.self_attn = Attention(config, pattern, backend)
+        self.self_attn = Attention(config, pattern, backend, training_settings)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = FeedForward(config)
         self.checkpointing = config.activation_checkpointing
@@ -139,7 +141,10 @@ class Transformer(nn.Module):
         self.config, self.plan = config, plan
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
         self.patterns = [plan.pattern(layer, config.kv_heads) for layer in range(config.layers)]
-        self.layers = nn.ModuleList(Layer(config, pattern, plan.backend) for pattern in self.patterns)
+        self.layers = nn.ModuleList(
+            Layer(config, pattern, plan.backend, plan.training_settings(layer))
+            for layer, pattern in enumerate(self.patterns)
+        )
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.rotary = RotaryEmbedding(config)

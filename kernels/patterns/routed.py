@@ -5,7 +5,6 @@ et al. 2024) by a small learned indexer, and NSA (Yuan et al. 2025) adds a compr
 layer runs (kernels/selection/routing.py), so `visible` marks every key that a router could choose.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -53,10 +52,6 @@ class Routed(Pattern):
     `router`: how blocks are scored, "mean_key" (query · mean of the block's keys, no parameters) or "indexer" (learned
     projections to `indexer_dim`). `share`: a "group" of query heads shares one choice, or each "head" has its own.
     `first_block`: the document's first block is always visible as well.
-
-    A KL loss of weight `indexer_loss` trains the indexer to predict the attention that each chosen block receives. In
-    the first `indexer_warmup` optimizer steps the target is dense attention to every past block, at the cost of dense
-    attention. `indexer_gradient`: the loss also trains the layers below.
     """
 
     window: int
@@ -66,9 +61,6 @@ class Routed(Pattern):
     share: str
     first_block: bool
     indexer_dim: int
-    indexer_loss: float
-    indexer_warmup: int
-    indexer_gradient: bool
 
     is_mask: ClassVar[bool] = False
 
@@ -82,13 +74,8 @@ class Routed(Pattern):
         require_int("top_k", self.top_k, 1)
         require(self.router in ROUTERS, "router", self.router, f"one of {', '.join(ROUTERS)}")
         require(self.share in SHARING, "share", self.share, f"one of {', '.join(SHARING)}")
-        for name in ("first_block", "indexer_gradient"):
-            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        require(isinstance(self.first_block, bool), "first_block", self.first_block, "true or false")
         require_int("indexer_dim", self.indexer_dim, 1)
-        is_number = isinstance(self.indexer_loss, int | float) and not isinstance(self.indexer_loss, bool)
-        in_range = is_number and 0 < self.indexer_loss < math.inf
-        require(in_range, "indexer_loss", self.indexer_loss, "a positive, finite number")
-        require_int("indexer_warmup", self.indexer_warmup, 0)
 
     @property
     def local(self) -> LocalWindow:

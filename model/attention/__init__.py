@@ -12,7 +12,15 @@ To add a family: a pattern with `is_mask = False`, a folder with its core, cache
 """
 
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, Rotation, View
-from model.attention.families import Family, build_shard, build_view, family_of, shard_unit, share_sequences
+from model.attention.families import (
+    Family,
+    build_shard,
+    build_view,
+    family_of,
+    shard_unit,
+    share_sequences,
+    training_class,
+)
 from model.attention.layer import Attention
 from model.attention.layer_cache import LayerCache
 from model.attention.sequence_shard import SequenceShard
@@ -32,4 +40,5 @@ __all__ = [
     "family_of",
     "shard_unit",
     "share_sequences",
+    "training_class",
 ]

@@ -4,7 +4,7 @@ Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,13 +74,22 @@ class AttentionOutput(NamedTuple):
 class AttentionCore(nn.Module):
     """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
 
+    training_class: ClassVar[type | None] = None
+    """The dataclass of `training_settings`, if the family has any. A config gives them beside the pattern's."""
     wants_unrotated_keys = False
     collects_diagnostics = False
     """Whether to compute the diagnostics that are too expensive for every training step."""
 
-    def __init__(self, pattern: Pattern | Sequence[Pattern], config: ModelConfig, backend: str) -> None:
+    def __init__(
+        self,
+        pattern: Pattern | Sequence[Pattern],
+        config: ModelConfig,
+        backend: str,
+        training_settings: Any = None,
+    ) -> None:
+        """`training_settings`: how the family's own parameters are trained, an instance of `training_class`."""
         super().__init__()
-        self.pattern, self.backend = pattern, backend
+        self.pattern, self.backend, self.training_settings = pattern, backend, training_settings
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.wants_lse = config.sink_logits
 

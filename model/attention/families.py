@@ -52,11 +52,21 @@ def family_of(pattern: Pattern | Sequence[Pattern]) -> Family:
     """The family of a layer's pattern, or of its patterns, one per KV head. Raises ValueError if there is none."""
     if not isinstance(pattern, Pattern) or pattern.is_mask:
         return MASKS
-    for pattern_class in type(pattern).__mro__:
-        if pattern_class in FAMILIES:
-            return FAMILIES[pattern_class]
+    family = _registered(type(pattern))
+    if family is not None:
+        return family
     known = ", ".join(each.__name__ for each in FAMILIES)
     raise ValueError(f"pattern={pattern!r}: must be a mask over the tokens (is_mask), or one of {known}")
+
+
+def training_class(pattern_class: type[Pattern]) -> type | None:
+    """The class of the settings that train the own parameters of a family; None: the family has no such settings."""
+    family = _registered(pattern_class)
+    return None if family is None else family.core.training_class
+
+
+def _registered(pattern_class: type[Pattern]) -> Family | None:
+    return next((FAMILIES[each] for each in pattern_class.__mro__ if each in FAMILIES), None)
 
 
 def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:

@@ -22,7 +22,13 @@ from model.rope import rotate
 class Attention(nn.Module):
     """Projects, lets the pattern's family attend (`attend`), adds the sinks to its softmax, and projects back."""
 
-    def __init__(self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        pattern: Pattern | Sequence[Pattern],
+        backend: str,
+        training_settings: object = None,
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.q_proj = nn.Linear(config.width, config.heads * config.head_dim, bias=False)
@@ -32,7 +38,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
-        self.attend = family_of(pattern).core(pattern, config, backend)
+        self.attend = family_of(pattern).core(pattern, config, backend, training_settings)
 
     def forward(
         self, x_BTW: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache

@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels.patterns import Pattern
-
 from .. import loss
 from ..attention import View
 from ..precision import AUTOCAST, DTYPES
@@ -40,8 +38,8 @@ LAYER, COPIES_OF = "activations of ", "copies of "  # prefixes of a pattern's na
 GRANULARITY = {"cpu": 64, "cuda": 512}
 """Bytes to which PyTorch's allocators round, by device type."""
 
-Kind = Pattern | tuple[Pattern, ...]
-"""The pattern of a layer, or one pattern per KV head. Layers of one kind have equal costs."""
+Kind = str | tuple[str, ...]
+"""The name of the pattern of a layer, or of one per KV head. Layers of one kind have equal costs."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,11 @@ def estimate_step(
     views: one per layer, for a batch of `batch` sequences of `length` tokens, with the tensor sizes of training
     config: a composed training config
     """
-    layers = [model.patterns.index(kind) for kind in dict.fromkeys(model.patterns)]
+    kinds = [model.plan.entry(layer) for layer in range(model.config.layers)]
+    layers = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     step = FakeStep(model, views, layers, batch, length, config, device)
     step.run()
-    return step.at_depth(Counter(model.patterns))
+    return step.at_depth(Counter(kinds))
 
 
 class FakeStep:
@@ -92,8 +91,8 @@ class FakeStep:
         self.config, self.device = config, device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.tracker = MemoryTracker(GRANULARITY[device.type], workspace_bytes)
-        self.kinds = [model.patterns[layer] for layer in layers]
-        self.names = _names(model)
+        self.kinds = [model.plan.entry(layer) for layer in layers]
+        self.names = {kind: kind if isinstance(kind, str) else "+".join(kind) for kind in self.kinds}
         shared = {id(views[layer]): views[layer] for layer in layers}
         schedule = [model.plan.schedule[layer % len(model.plan.schedule)] for layer in layers]
         with self._running(WEIGHTS), torch.device(device):
@@ -213,13 +212,6 @@ class FakeStep:
 
     def _rounded(self, size: int) -> int:
         return -(-size // self.tracker.granularity) * self.tracker.granularity
-
-
-def _names(model: Transformer) -> dict[Kind, str]:
-    """Returns the plan's name of each kind of layer; the joined names where each KV head has a pattern."""
-    schedule = model.plan.schedule
-    entries = {pattern: schedule[layer % len(schedule)] for layer, pattern in reversed([*enumerate(model.patterns)])}
-    return {pattern: entry if isinstance(entry, str) else "+".join(entry) for pattern, entry in entries.items()}
 
 
 @contextmanager

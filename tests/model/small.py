@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kernels.patterns import Dense, Pattern
+from kernels.patterns import Dense, Pattern, Routed
 from model import AttentionPlan, ModelConfig, Transformer
+from model.attention.routed.indexer import IndexerTraining
 
 SIZES: dict[str, Any] = dict(
     width=16,
@@ -34,16 +35,22 @@ def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(SIZES | changes))
 
 
+INDEXER = IndexerTraining(indexer_loss=0.7, indexer_warmup=0, indexer_gradient=False)
+
+
 def plan(
     patterns: Pattern | Mapping[str, Pattern] | None = None,
     schedule: Sequence | None = None,
     backend: str = "auto",
     block: int = 16,
+    indexer: IndexerTraining = INDEXER,
 ) -> AttentionPlan:
-    """One pattern in every layer, or a schedule of named ones; dense by default."""
+    """One pattern in every layer, or a schedule of named ones; dense by default. `indexer`: of all routed patterns."""
     patterns = Dense() if patterns is None else patterns
     patterns = {"only": patterns} if isinstance(patterns, Pattern) else patterns
-    return AttentionPlan(patterns=patterns, schedule=schedule or list(patterns), block=block, backend=backend)
+    training = {name: indexer for name, pattern in patterns.items() if isinstance(pattern, Routed)}
+    schedule = schedule or list(patterns)
+    return AttentionPlan(patterns=patterns, schedule=schedule, block=block, backend=backend, training=training)
 
 
 def lively(model: Transformer, seed: int = 0) -> Transformer:

@@ -1,5 +1,6 @@
 """Compiled layers: one graph for all of them, none more when documents change, and the same numbers."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from kernels import Axis
-from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed, Window
+from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
 from model.attention import build_view
 from tests.kernels.oracle import packing
-from tests.model.small import config, lively, plan
+from tests.model.small import INDEXER, config, lively, plan
 
 ROUTER: dict[str, Any] = dict(
     window=5,
@@ -21,16 +22,13 @@ ROUTER: dict[str, Any] = dict(
     share="group",
     first_block=False,
     indexer_dim=4,
-    indexer_loss=0.7,
-    indexer_warmup=2,
-    indexer_gradient=False,
 )
-PATTERNS: dict[str, Pattern] = {
-    "dense": Dense(),
-    "window": Window(7, sink_tokens=1),
-    "hierarchical": Hierarchical(8, (4, 16), (32,), "learned"),
-    "routed": Routed(**ROUTER),
-    "native_sparse": NativeSparse(**ROUTER | {"indexer_warmup": 0}, summary_span=8, pooling="learned", combine="gates"),
+PLANS = {
+    "dense": plan(Dense()),
+    "window": plan(Window(7, sink_tokens=1)),
+    "hierarchical": plan(Hierarchical(8, (4, 16), (32,), "learned")),
+    "routed": plan(Routed(**ROUTER), indexer=dataclasses.replace(INDEXER, indexer_warmup=2)),
+    "native_sparse": plan(NativeSparse(**ROUTER, summary_span=8, pooling="learned", combine="gates")),
 }
 TOKENS = torch.randint(64, (2, 96), generator=torch.Generator().manual_seed(0))
 PACKINGS = [packing([96], [60, 36]), packing([40, 56], [95, 1]), packing([10, 20, 66], [1, 1, 94])]
@@ -66,11 +64,11 @@ def step(
 
 @pytest.mark.parametrize(
     ("name", "checkpointing"),
-    [*((name, False) for name in PATTERNS), ("window", True), ("native_sparse", True), ("routed", "selective")],
+    [*((name, False) for name in PLANS), ("window", True), ("native_sparse", True), ("routed", "selective")],
 )
 def test_all_layers_and_batches_share_one_graph_and_give_the_same_numbers(name, checkpointing, graphs):
     sizes = config(sink_logits=True, activation_checkpointing=checkpointing)
-    model = lively(Transformer(sizes, plan(PATTERNS[name])).double()).train()
+    model = lively(Transformer(sizes, PLANS[name]).double()).train()
     wanted = [step(model, document, number) for number, document in enumerate(PACKINGS)]
     model.compile_layers()
     for number, document in enumerate(PACKINGS):
@@ -103,11 +101,11 @@ def test_evaluation_runs_without_the_compiler(graphs):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("checkpointing", [False, "selective"])
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", PLANS)
 def test_a_compiled_step_on_a_gpu_waits_for_nothing_and_equals_the_plain_one(name, checkpointing):
     """With the compiler, in bf16, in a mode in which waiting for the device is an error; documents change."""
     sizes = config(width=64, head_dim=32, hidden=128, sink_logits=True, activation_checkpointing=checkpointing)
-    model = lively(Transformer(sizes, plan(PATTERNS[name]))).cuda().train()
+    model = lively(Transformer(sizes, PLANS[name])).cuda().train()
     documents, tokens = [document.cuda() for document in PACKINGS], TOKENS.cuda()
     wanted = [step(model, document, 2, tokens) for document in documents]
     torch._dynamo.reset()

@@ -16,7 +16,7 @@ from tests.scripts.runs import make_run, write_books
 
 ROUTED = Routed(
     **dict(window=5, block=16, top_k=1, router="indexer", share="group", first_block=True),
-    **dict(indexer_dim=4, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+    indexer_dim=4,
 )
 TEXTS = ["one two, one two", "the river under the quiet stone, and the light of seven nights over it", "x"]
 

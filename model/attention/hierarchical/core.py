@@ -11,7 +11,9 @@ from model.config import ModelConfig
 class HierarchicalAttention(AttentionCore):
     wants_unrotated_keys = True
 
-    def __init__(self, pattern: Hierarchical, config: ModelConfig, backend: str) -> None:
+    def __init__(
+        self, pattern: Hierarchical, config: ModelConfig, backend: str, training_settings: None = None
+    ) -> None:
         super().__init__(pattern, config, backend)
         self.pool = SummaryPool(pattern.spans, pattern.pooling, config)
 

@@ -15,6 +15,7 @@ from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import AttentionOutput, Inputs, unused
 from model.attention.hierarchical.pooling import SummaryPool
 from model.attention.routed.core import Part, RoutedAttention, RoutedView
+from model.attention.routed.indexer import IndexerTraining
 from model.config import ModelConfig
 
 
@@ -51,8 +52,10 @@ class NativeSparseView(RoutedView):
 class NativeSparseAttention(RoutedAttention):
     wants_unrotated_keys = True
 
-    def __init__(self, pattern: NativeSparse, config: ModelConfig, backend: str) -> None:
-        super().__init__(pattern, config, backend)
+    def __init__(
+        self, pattern: NativeSparse, config: ModelConfig, backend: str, training_settings: IndexerTraining | None = None
+    ) -> None:
+        super().__init__(pattern, config, backend, training_settings)
         self.pool = SummaryPool([pattern.summary_span], pattern.pooling, config)
         self.gates = nn.Linear(config.width, 3 * config.heads, bias=False) if pattern.combine == "gates" else None
 

@@ -11,7 +11,7 @@ from kernels.patterns import Routed
 from kernels.selection.routing import eligible_range
 from kernels.selection.routing_health import block_use, recall, union_of_neighbours
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
-from model.attention.routed.indexer import Indexer, chosen_target, dense_target, indexer_loss
+from model.attention.routed.indexer import Indexer, IndexerTraining, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
 
 SAMPLED = 64
@@ -87,15 +87,23 @@ class RoutedView:
 
 
 class RoutedAttention(AttentionCore):
-    def __init__(self, pattern: Routed, config: ModelConfig, backend: str) -> None:
-        super().__init__(pattern, config, backend)
+    training_class = IndexerTraining
+
+    def __init__(
+        self, pattern: Routed, config: ModelConfig, backend: str, training_settings: IndexerTraining | None = None
+    ) -> None:
+        super().__init__(pattern, config, backend, training_settings)
         self.selectors = config.kv_heads if pattern.share == "group" else config.heads
-        self.indexer = Indexer(pattern, config) if pattern.router == "indexer" else None
+        self.indexer = None
+        if pattern.router == "indexer":
+            if training_settings is None:
+                raise ValueError(f"router={pattern.router!r}: must come with IndexerTraining (AttentionPlan.training)")
+            self.indexer = Indexer(pattern, config, training_settings)
         self.set_step(0)
 
     def set_step(self, step: int) -> None:
         # Not the step itself: a compiled layer would be compiled anew at every step.
-        self.warming_up = step < self.pattern.indexer_warmup
+        self.warming_up = self.indexer is not None and step < self.training_settings.indexer_warmup
 
     @classmethod
     def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
@@ -196,4 +204,4 @@ class RoutedAttention(AttentionCore):
             size = blocks
         loss = indexer_loss(queries, summaries, target, size)
         diagnostics["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
-        return loss * self.pattern.indexer_loss, diagnostics
+        return loss * self.training_settings.indexer_loss, diagnostics

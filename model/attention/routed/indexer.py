@@ -6,13 +6,16 @@ and averaged over the query heads of the selector (DSA's and SeerAttention's tar
 the warm-up, over all past blocks of dense attention. The target is never differentiated.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kernels import Selection
 from kernels.patterns import Routed
+from kernels.patterns.base import require, require_int
 from kernels.selection.routing import eligible_range
 from model.config import ModelConfig
 
@@ -23,10 +26,32 @@ Target = Callable[[slice], tuple[Tensor, Tensor]]
 blocks]`."""
 
 
+@dataclass(frozen=True)
+class IndexerTraining:
+    """How an indexer is trained. A config gives these settings beside those of the routed pattern.
+
+    A KL loss of weight `indexer_loss` trains the indexer to predict the attention that each chosen block receives. In
+    the first `indexer_warmup` optimizer steps the target is dense attention to every past block, at the cost of dense
+    attention. `indexer_gradient`: the loss also trains the layers below.
+    """
+
+    indexer_loss: float
+    indexer_warmup: int
+    indexer_gradient: bool
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.indexer_loss, int | float) and not isinstance(self.indexer_loss, bool)
+        in_range = is_number and 0 < self.indexer_loss < math.inf
+        require(in_range, "indexer_loss", self.indexer_loss, "a positive, finite number")
+        require_int("indexer_warmup", self.indexer_warmup, 0)
+        gradient = self.indexer_gradient
+        require(isinstance(gradient, bool), "indexer_gradient", gradient, "true or false")
+
+
 class Indexer(nn.Module):
-    def __init__(self, pattern: Routed, config: ModelConfig) -> None:
+    def __init__(self, pattern: Routed, config: ModelConfig, training: IndexerTraining) -> None:
         super().__init__()
-        self.pattern = pattern
+        self.pattern, self.train_input = pattern, training.indexer_gradient
         self.selectors = config.kv_heads if pattern.share == "group" else config.heads
         self.q_proj = nn.Linear(config.width, self.selectors * pattern.indexer_dim, bias=False)
         self.k_proj = nn.Linear(config.width, pattern.indexer_dim, bias=False)
@@ -42,7 +67,7 @@ class Indexer(nn.Module):
         return self.k_proj(self._input(x_BTW))[:, None]
 
     def _input(self, x_BTW: Tensor) -> Tensor:
-        return x_BTW if self.pattern.indexer_gradient else x_BTW.detach()
+        return x_BTW if self.train_input else x_BTW.detach()
 
 
 def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:

@@ -99,7 +99,7 @@ def test_what_a_cache_holds_and_a_token_reads(pattern, stored, read):
 
 ROUTED = dict(
     **dict(window=40, block=16, top_k=3, router="mean_key", share="group", first_block=True),
-    **dict(indexer_dim=8, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+    indexer_dim=8,
 )
 
 

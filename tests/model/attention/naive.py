@@ -59,7 +59,7 @@ class Naive:
             summaries = naive_summaries(k, self.documents, pattern.block)
             queries = q.unflatten(1, (attend.selectors, -1)).mean(2)
             return queries, summaries.repeat_interleave(attend.selectors // k.shape[1], 1)
-        x = x if pattern.indexer_gradient else x.detach()
+        x = x if attend.training_settings.indexer_gradient else x.detach()
         queries = attend.indexer.q_proj(x).unflatten(-1, (attend.selectors, -1)).transpose(1, 2)
         summaries = naive_summaries(attend.indexer.k_proj(x)[:, None], self.documents, pattern.block)
         return queries * pattern.indexer_dim**-0.5, summaries.expand(-1, attend.selectors, -1, -1)
@@ -102,4 +102,4 @@ class Naive:
             part = takes_part[b, s, t]
             wanted = received[b, s, t, part] / received[b, s, t, part].sum()
             total = total + (wanted * (wanted.log() - logits[b, s, t, part].log_softmax(-1))).sum()
-        return total / self.attend.selectors * pattern.indexer_loss
+        return total / self.attend.selectors * self.attend.training_settings.indexer_loss

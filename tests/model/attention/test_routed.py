@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed, Window
-from model import Transformer
+from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
+from model import AttentionPlan, Transformer
 from model.attention.routed.indexer import SCORES_AT_ONCE
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import window_start
 from tests.model.attention.naive import Naive
-from tests.model.small import config, lively, plan, positions_of
+from tests.model.small import INDEXER, config, lively, plan, positions_of
 from tests.model.test_causality import CHANGES, FIRST, LAST, POSITIONS, QUERIES, observe, perturbed, random_tokens
 from tests.model.test_causality import DOCUMENTS as THREE
 
@@ -23,9 +23,6 @@ SETTINGS = dict(
     share="group",
     first_block=False,
     indexer_dim=4,
-    indexer_loss=0.7,
-    indexer_warmup=0,
-    indexer_gradient=False,
 )
 BRANCHES = dict(summary_span=8, pooling="learned", combine="lse")
 
@@ -38,23 +35,25 @@ def native_sparse(**changes) -> NativeSparse:
     return NativeSparse(**SETTINGS | BRANCHES | changes)
 
 
-PATTERNS: dict[str, Pattern] = {
-    "mean_key": routed(),
-    "mean_key_by_head": routed(share="head", first_block=True),
-    "indexer": routed(router="indexer", top_k=2),
-    "indexer_by_head": routed(router="indexer", share="head", top_k=2),
-    "indexer_with_gradient": routed(router="indexer", top_k=2, indexer_gradient=True),
-    "indexer_in_warm_up": routed(router="indexer", top_k=2, indexer_warmup=3),
-    "native_sparse": native_sparse(),
-    "native_sparse_gated": native_sparse(combine="gates", router="indexer", top_k=2, pooling="mean", first_block=True),
+INDEXED = routed(router="indexer", top_k=2)
+GATED = native_sparse(combine="gates", router="indexer", top_k=2, pooling="mean", first_block=True)
+PLANS: dict[str, AttentionPlan] = {
+    "mean_key": plan(routed()),
+    "mean_key_by_head": plan(routed(share="head", first_block=True)),
+    "indexer": plan(INDEXED),
+    "indexer_by_head": plan(routed(router="indexer", share="head", top_k=2)),
+    "indexer_with_gradient": plan(INDEXED, indexer=dataclasses.replace(INDEXER, indexer_gradient=True)),
+    "indexer_in_warm_up": plan(INDEXED, indexer=dataclasses.replace(INDEXER, indexer_warmup=3)),
+    "native_sparse": plan(native_sparse()),
+    "native_sparse_gated": plan(GATED),
 }
-every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+every_plan = pytest.mark.parametrize("attention", PLANS.values(), ids=PLANS)
 DOCUMENTS = packing([37, 6, 52], [80, 15, 0])
 LENGTH = DOCUMENTS.shape[1]
 
 
-def build(pattern: Pattern, naive: bool = False, **sizes) -> Transformer:
-    model = lively(Transformer(config(sink_logits=True, **sizes), plan(pattern)).double())
+def build(attention: AttentionPlan, naive: bool = False, **sizes) -> Transformer:
+    model = lively(Transformer(config(sink_logits=True, **sizes), attention).double())
     for name, parameter in model.named_parameters():
         if "pool.query" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
@@ -75,27 +74,27 @@ def gradients(model: Transformer, documents: torch.Tensor = DOCUMENTS) -> dict[s
     return {"loss": out.per_token, "auxiliary": auxiliary.detach()} | found
 
 
-@every_pattern
+@every_plan
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (4, 1), (16, 1)])
-def test_outputs_and_all_gradients_are_those_of_dense_masks(pattern, heads, kv_heads):
+def test_outputs_and_all_gradients_are_those_of_dense_masks(attention, heads, kv_heads):
     sizes = {"heads": heads, "kv_heads": kv_heads}
-    actual, expected = gradients(build(pattern, **sizes)), gradients(build(pattern, naive=True, **sizes))
+    actual, expected = gradients(build(attention, **sizes)), gradients(build(attention, naive=True, **sizes))
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-11, msg=lambda m, n=name: n + m)
-    if pattern.router == "indexer":
+    if attention.patterns["only"].router == "indexer":
         assert actual["auxiliary"] > 0
         assert all(actual[name].any() for name in actual if "indexer" in name)
 
 
-def build_deep(pattern: Pattern, **changes) -> Transformer:
-    return lively(Transformer(config(layers=3, **changes), plan(pattern)).double())
+def build_deep(attention: AttentionPlan, **changes) -> Transformer:
+    return lively(Transformer(config(layers=3, **changes), attention).double())
 
 
-@every_pattern
+@every_plan
 @pytest.mark.parametrize("i", QUERIES)
-def test_nothing_depends_on_later_tokens_or_other_documents(pattern, i, choices):
+def test_nothing_depends_on_later_tokens_or_other_documents(attention, i, choices):
     """Neither hidden states nor gradients, nor any layer's choice up to `i`, bit by bit."""
-    model, tokens = build_deep(pattern), random_tokens(0)
+    model, tokens = build_deep(attention), random_tokens(0)
     before = observe(model, tokens, i)
     chosen_before = [c[:, :, FIRST : i + 1].clone() for c in choices]
     assert len(chosen_before) == 6
@@ -125,10 +124,10 @@ def choices(monkeypatch):
     return found
 
 
-@every_pattern
-def test_control_a_chosen_token_does_make_a_difference(pattern, choices):
+@every_plan
+def test_control_a_chosen_token_does_make_a_difference(attention, choices):
     """A token in a block that the last query of the document chose, beyond the reach of the windows."""
-    model, tokens = build_deep(pattern), random_tokens(0)
+    model, tokens = build_deep(attention), random_tokens(0)
     before = observe(model, tokens, LAST)
     block = int(choices[0][0, 0, LAST].max())
     assert (block + 1) * 16 <= LAST - 5
@@ -137,9 +136,9 @@ def test_control_a_chosen_token_does_make_a_difference(pattern, choices):
     assert float((before["hidden"][:, -1] - after["hidden"][:, -1]).abs().max()) > 1e-5
 
 
-@every_pattern
-def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(pattern, choices):
-    plain, again = build(pattern), build(pattern, activation_checkpointing=True)
+@every_plan
+def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(attention, choices):
+    plain, again = build(attention), build(attention, activation_checkpointing=True)
     expected = gradients(plain)
     first = [c.clone() for c in choices]
     choices.clear()
@@ -148,7 +147,7 @@ def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(p
     assert len(choices) == 4, "two layers, computed twice"
     assert all(torch.equal(a, b) for a, b in zip(choices, [*first, first[1], first[0]], strict=True))
     choices.clear()
-    actual = gradients(build(pattern, activation_checkpointing="selective"))
+    actual = gradients(build(attention, activation_checkpointing="selective"))
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert len({chosen.data_ptr() for chosen in choices}) == 2, "two layers, computed once and kept"
 
@@ -156,15 +155,15 @@ def test_activation_checkpointing_repeats_the_choice_and_all_gradients_bitwise(p
 @pytest.mark.parametrize("pattern", [routed, native_sparse])
 def test_a_larger_top_k_than_blocks_chooses_them_all_and_takes_no_more_room(pattern, choices):
     """10^9 slots a query would be 1.5 TB."""
-    expected, actual = gradients(build(pattern(top_k=LENGTH // 16))), gradients(build(pattern(top_k=10**9)))
+    expected, actual = gradients(build(plan(pattern(top_k=LENGTH // 16)))), gradients(build(plan(pattern(top_k=10**9))))
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert all(each.shape[3] == LENGTH // 16 for each in choices)
 
 
-@every_pattern
-def test_packed_documents_with_whole_blocks_give_the_logits_of_each_alone(pattern):
+@every_plan
+def test_packed_documents_with_whole_blocks_give_the_logits_of_each_alone(attention):
     documents = packing([48, 32, 15])
-    model, tokens = build(pattern), random_tokens(0)
+    model, tokens = build(attention), random_tokens(0)
     with torch.no_grad():
         views = model.build_layouts(documents, 95)
         packed = model.logits(model(tokens, positions_of(documents), views))
@@ -175,19 +174,19 @@ def test_packed_documents_with_whole_blocks_give_the_logits_of_each_alone(patter
 
 
 def test_the_indexer_leaves_the_main_branch_alone_unless_asked():
-    def main_gradients(pattern):
-        model = build(pattern)
+    def main_gradients(attention):
+        model = build(attention)
         tokens = random_tokens(0)
         out = model.loss(tokens, tokens, POSITIONS, model.build_layouts(THREE, LENGTH))
         out.auxiliary.backward()
         return {n: p.grad for n, p in model.named_parameters() if "indexer" not in n and p.grad is not None}
 
-    assert not any(grad.any() for grad in main_gradients(PATTERNS["indexer"]).values())
-    assert any(grad.any() for grad in main_gradients(PATTERNS["indexer_with_gradient"]).values())
+    assert not any(grad.any() for grad in main_gradients(PLANS["indexer"]).values())
+    assert any(grad.any() for grad in main_gradients(PLANS["indexer_with_gradient"]).values())
 
 
 def test_the_loss_of_the_indexer_is_no_part_of_evaluation():
-    model, tokens = build(PATTERNS["indexer"]), random_tokens(0)
+    model, tokens = build(PLANS["indexer"]), random_tokens(0)
     views = model.build_layouts(THREE, LENGTH)
     training = model.loss(tokens, tokens, POSITIONS, views)
     with torch.no_grad():
@@ -198,28 +197,28 @@ def test_the_loss_of_the_indexer_is_no_part_of_evaluation():
 
 @pytest.mark.parametrize("name", ["indexer", "indexer_in_warm_up"])
 def test_the_indexers_loss_in_pieces_is_the_same(name, monkeypatch):
-    expected = gradients(build(PATTERNS[name]))
+    expected = gradients(build(PLANS[name]))
     monkeypatch.setitem(SCORES_AT_ONCE, "cpu", 1)
-    actual = gradients(build(PATTERNS[name]))
+    actual = gradients(build(PLANS[name]))
     for each in expected:
         torch.testing.assert_close(actual[each], expected[each], rtol=0, atol=1e-12)
 
 
 def test_the_warm_up_ends():
     """One document of six blocks: the target over all of them is far from the target over the two chosen ones."""
-    model, tokens, position = build(PATTERNS["indexer_in_warm_up"]), random_tokens(0), torch.arange(LENGTH)[None]
+    model, tokens, position = build(PLANS["indexer_in_warm_up"]), random_tokens(0), torch.arange(LENGTH)[None]
     views = model.build_layouts(None, LENGTH)
     losses = []
     for step in (0, 2, 3):
         model.set_step(step)
         losses.append(model.loss(tokens, tokens, position, views).auxiliary.item())
-    after = build(PATTERNS["indexer"]).loss(tokens, tokens, position, views).auxiliary.item()
+    after = build(PLANS["indexer"]).loss(tokens, tokens, position, views).auxiliary.item()
     assert losses == pytest.approx([losses[0], losses[0], after], rel=1e-12)
     assert abs(losses[0] - after) > 1
 
 
 def test_health_of_the_router_is_noted():
-    model, tokens = build(PATTERNS["indexer"]), random_tokens(0)
+    model, tokens = build(PLANS["indexer"]), random_tokens(0)
     views = model.build_layouts(THREE, LENGTH)
     model.loss(tokens, tokens, POSITIONS, views)
     noted = model.diagnostics()
@@ -237,7 +236,7 @@ def test_recall_is_the_dense_mass_that_is_covered():
     tokens = random_tokens(0)
     views = {}
     for top_k in (1, 20):
-        model = build(routed(top_k=top_k)).eval()
+        model = build(plan(routed(top_k=top_k))).eval()
         model.collect_diagnostics(True)
         with torch.no_grad():
             model.loss(tokens, tokens, POSITIONS, model.build_layouts(THREE, LENGTH))
@@ -277,26 +276,39 @@ def test_settings_that_cannot_be_are_named():
         (dict(router="oracle"), "router='oracle': must be one of mean_key, indexer"),
         (dict(share="all"), "share='all': must be one of group, head"),
         (dict(first_block=1), "first_block=1: must be true or false"),
-        (dict(indexer_loss=0), "indexer_loss=0: must be a positive, finite number"),
-        (dict(indexer_warmup=-1), "indexer_warmup=-1: must be an integer >= 0"),
     ):
         with pytest.raises(ValueError, match=message):
             routed(**change)
     with pytest.raises(ValueError, match="combine='sum': must be one of lse, gates"):
-        dataclasses.replace(PATTERNS["native_sparse"], combine="sum")
+        native_sparse(combine="sum")
+    for change, message in (
+        (dict(indexer_loss=0), "indexer_loss=0: must be a positive, finite number"),
+        (dict(indexer_warmup=-1), "indexer_warmup=-1: must be an integer >= 0"),
+        (dict(indexer_gradient=1), "indexer_gradient=1: must be true or false"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(INDEXER, **change)
+
+
+def test_an_indexer_must_be_told_how_it_is_trained():
+    untrained = dataclasses.replace(PLANS["indexer"], training={})
+    with pytest.raises(ValueError, match="router='indexer': must come with IndexerTraining"):
+        Transformer(config(), untrained)
+    Transformer(config(), dataclasses.replace(PLANS["mean_key"], training={}))
 
 
 @pytest.mark.parametrize(
-    "pattern",
-    [*PATTERNS.values(), Hierarchical(window=5, spans=(16, 32), reaches=(20,), pooling="learned")],
-    ids=[*PATTERNS, "hierarchical"],
+    "attention",
+    [*PLANS.values(), plan(Hierarchical(window=5, spans=(16, 32), reaches=(20,), pooling="learned"))],
+    ids=[*PLANS, "hierarchical"],
 )
 @pytest.mark.parametrize("length", [5, 15, 40])
-def test_every_parameter_has_a_gradient_in_sequences_of_any_length(pattern, length):
+def test_every_parameter_has_a_gradient_in_sequences_of_any_length(attention, length):
     """Also where no block or span is whole: data-parallel training stops at a parameter without one."""
+    pattern = attention.patterns["only"]
     if isinstance(pattern, NativeSparse):
-        pattern = dataclasses.replace(pattern, summary_span=16)
-    model = lively(Transformer(config(sink_logits=True), plan(pattern))).train()
+        attention = dataclasses.replace(attention, patterns={"only": dataclasses.replace(pattern, summary_span=16)})
+    model = lively(Transformer(config(sink_logits=True), attention)).train()
     tokens, position = torch.arange(length + 1)[None] * 7 % 64, torch.arange(length)[None]
     out = model.loss(tokens[:, :-1], tokens[:, 1:], position, model.build_layouts(None, length))
     (out.total if out.auxiliary is None else out.total + out.auxiliary).backward()

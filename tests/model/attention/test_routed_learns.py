@@ -11,6 +11,7 @@ from data.recall import associative_recall
 from kernels.patterns import NativeSparse, Routed
 from kernels.patterns.routed import LocalWindow
 from model import Transformer
+from model.attention.routed.indexer import IndexerTraining
 from model.training.optimizer import build_optimizer
 from tests.model.attention.test_routed import BRANCHES, SETTINGS
 from tests.model.small import config, plan
@@ -18,8 +19,9 @@ from tests.model.small import config, plan
 WINDOW, BLOCK, VOCABULARY, LENGTH, DISTANCE = 16, 16, 64, 120, 66
 SHORT_STEPS, STEPS, WARM_UP = 200, 500, 350
 CHANCE = 1 / 20  # as many values in the vocabulary
-ROUTED = SETTINGS | dict(window=WINDOW, block=BLOCK, top_k=2, indexer_dim=16, indexer_loss=1.0)
-INDEXER = dict(router="indexer", indexer_warmup=WARM_UP)
+ROUTED = SETTINGS | dict(window=WINDOW, block=BLOCK, top_k=2, indexer_dim=16)
+INDEXER = dict(router="indexer")
+TRAINING = IndexerTraining(indexer_loss=1.0, indexer_warmup=WARM_UP, indexer_gradient=False)
 
 PATTERNS = {
     "mean_key": (Routed(**ROUTED), 1),
@@ -35,7 +37,7 @@ GATED = NativeSparse(**ROUTED | BRANCHES | INDEXER | dict(pooling="mean", combin
 def build(pattern, seed: int) -> Transformer:
     torch.manual_seed(seed)
     sizes = dict(width=64, heads=2, kv_heads=2, head_dim=32, hidden=64, vocabulary=VOCABULARY)
-    model = Transformer(config(**sizes), plan(pattern))
+    model = Transformer(config(**sizes), plan(pattern, indexer=TRAINING))
     with torch.no_grad():
         # Tokens that share a direction: what heads need to look at a place and not at a content (the key next to a
         # value). It would come by itself, in many more steps.

@@ -21,7 +21,7 @@ BLOCK = 16
 LENGTH = 78
 ROUTED = dict(
     **dict(window=5, block=BLOCK, top_k=1, router="mean_key", share="group", first_block=False),
-    **dict(indexer_dim=4, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+    indexer_dim=4,
 )
 BRANCHES = dict(summary_span=6, pooling="learned", combine="lse")
 

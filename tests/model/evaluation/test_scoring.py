@@ -87,7 +87,7 @@ def test_progress_adds_up_to_the_tokens_scored():
 
 ROUTED = dict(
     **dict(window=5, block=16, top_k=2, router="indexer", share="group", first_block=True),
-    **dict(indexer_dim=4, indexer_loss=1.0, indexer_warmup=0, indexer_gradient=False),
+    indexer_dim=4,
 )
 
 

@@ -94,6 +94,18 @@ def test_a_deeper_model_is_what_its_layers_add(composed, optimizer, checkpointin
     assert few.total == pytest.approx(max(most.values()), rel=0.01)
 
 
+def test_layers_that_differ_in_training_settings_alone_are_counted_apart(composed):
+    """The warm-up of an indexer takes dense attention's memory, and the layers' patterns are equal."""
+    config, data = composed("attention=routed", "attention.patterns.routed.router=indexer")
+    patterns = config["attention"]["patterns"]
+    patterns["warming_up"] = patterns["routed"] | {"indexer_warmup": 9}
+    config["attention"]["schedule"] = ["routed", "warming_up"]
+    model = build_model(config, data.vocabulary)
+    assert model.patterns[0] == model.patterns[1]
+    parts = estimate_step(model, model.build_layouts(data.sample(1)["document"], LENGTH), 1, LENGTH, config, CPU).parts
+    assert {LAYER + "routed", LAYER + "warming_up"} <= parts.keys()
+
+
 def test_weights_gradients_and_state_are_counted(composed):
     config, model, _, views = model_and_views(composed, "window", "optimizer=muon")
     fake_step = FakeStep(model, views, range(2), BATCH, LENGTH, config, CPU)

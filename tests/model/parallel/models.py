@@ -15,6 +15,7 @@ from kernels.patterns import (
     Window,
 )
 from model import Transformer
+from model.attention.routed.indexer import IndexerTraining
 from tests.kernels.oracle import packing
 from tests.model.small import config, lively, plan, positions_of
 
@@ -34,16 +35,14 @@ MASKS: dict[str, Pattern | tuple[str, ...]] = {
     "block_sparse_by_sequence": BlockSparse(37, 1, 1, 1, align="sequence"),
 }
 
-ROUTED = dict(window=20, block=16, top_k=2, indexer_dim=8, indexer_loss=0.5, indexer_warmup=0, indexer_gradient=True)
+ROUTED = dict(window=20, block=16, top_k=2, indexer_dim=8)
 GATES = dict(router="mean_key", share="group", first_block=False, summary_span=8, pooling="mean", combine="gates")
 
 ROUTERS: dict[str, Pattern] = {
     "routed": Routed(**ROUTED, router="mean_key", share="group", first_block=True),
     "routed_by_head": Routed(**ROUTED, router="mean_key", share="head", first_block=False),
     "routed_indexer": Routed(**ROUTED, router="indexer", share="group", first_block=False),
-    "routed_indexer_in_warmup": Routed(
-        **ROUTED | {"indexer_warmup": 1}, router="indexer", share="head", first_block=True
-    ),
+    "routed_indexer_in_warmup": Routed(**ROUTED, router="indexer", share="head", first_block=True),
 }
 
 CONTIGUOUS: dict[str, Pattern] = {
@@ -71,7 +70,8 @@ SCHEDULES: dict[str, dict] = {
 def model_of(name: str) -> Transformer:
     settings = {"patterns": PATTERNS[name]} if name in PATTERNS else SCHEDULES[name]
     shape = config(sink_logits=True, max_length=LENGTH, activation_checkpointing=name == "window")
-    model = Transformer(shape, plan(**settings)).double().train()
+    indexer = IndexerTraining(indexer_loss=0.5, indexer_warmup=int("in_warmup" in name), indexer_gradient=True)
+    model = Transformer(shape, plan(**settings, indexer=indexer)).double().train()
     return lively(model, seed=1)
 
 
