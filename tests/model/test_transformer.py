@@ -112,6 +112,7 @@ def test_loss_at_step_zero_is_that_of_a_uniform_guess(sinks):
     assert abs(loss.total.item() / 192 - math.log(4096)) < 0.3
 
 
+@pytest.mark.slow  # 150 steps
 def test_one_batch_is_overfitted_in_seconds():
     torch.manual_seed(0)
     patterns = {"local": Window(8, 1), "full": Dense()}
