@@ -25,10 +25,9 @@ TRAINING = IndexerTraining(indexer_loss=1.0, indexer_warmup=WARM_UP, indexer_gra
 
 PATTERNS = {
     "mean_key": (Routed(**ROUTED), 1),
-    "indexer": (Routed(**ROUTED | INDEXER), 2),
     "native_sparse": (NativeSparse(**ROUTED | BRANCHES | dict(pooling="mean")), 1),
 }
-"""Pattern, and a seed that shows it early; others take longer."""
+"""Pattern, and a seed that shows it early; others take longer. GATED below proves that an indexer learns to choose."""
 
 GATED = NativeSparse(**ROUTED | BRANCHES | INDEXER | dict(pooling="mean", combine="gates"))
 """By an indexer: under gates, `mean_key` finds the block by a lucky seed alone (see NativeSparse)."""
