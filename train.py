@@ -52,13 +52,13 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
-    from configs.build import build_data, build_loggers, build_model
+    from configs.build import build_loggers, build_model
     from configs.checks import check
     from configs.evaluation import evaluate_trained
     from configs.forecasting import forecast_before_training
     from configs.tokenizer import as_resumed, tokenizer_of
     from data.tokenizers import load as load_tokenizer
-    from model.training.checkpoints import load_weights, read_checkpoint
+    from model.training.checkpoints import CheckpointFile, load_weights
     from model.training.fit import fit
     from model.training.module import LanguageModel
     from model.training.run_folder import (
@@ -81,24 +81,25 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     if path is None and not config["resume"]:
         path = slurm_run_path(config)
     goes_on = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
-    composed = config
+    composed, resumed = config, None
     if goes_on:
         start = find_checkpoint(config["resume"] or path, prefer="last")
+        resumed = CheckpointFile(start)
         finished = RunFolder(folder_of(start)).finished_as(config, start)
         if finished:
             log.info("nothing left to do: %s has finished at step %s", folder_of(start), finished["step"])
             return finished
         composed = as_resumed(config, folder_of(start))
-    check(composed)
+    checked = check(composed)
     seed_everything(config["seed"], verbose=False)
-    data = build_data(composed["data"])
+    data = checked.data
     data.setup()
-    if goes_on:
-        data.check_unchanged(read_checkpoint(start).get("DataModule", {}), str(folder_of(start)))
-    forecast, warning = forecast_before_training(composed, data)
-    model = build_model(config, data.vocabulary)
+    if resumed:
+        data.check_unchanged(resumed.read().get("DataModule", {}), str(folder_of(resumed.path)))
+    forecast, warning = forecast_before_training(composed, data, checked.plan)
+    model = build_model(config, data.vocabulary, checked.plan)
     if config["init_from"] and not goes_on:
-        load_weights(model, find_checkpoint(config["init_from"]))
+        load_weights(model, CheckpointFile(find_checkpoint(config["init_from"])))
         before = tokenizer_of(config["init_from"])
         if before.is_file() and load_tokenizer(before).identity() != data.tokenizer.identity():
             log.warning("init_from=%s: its weights were trained with another tokenizer", config["init_from"])
@@ -121,8 +122,6 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
                 folder = RunFolder.create(folder.path, config)
             stack.enter_context(folder.logging_to_file())
             log.info("run folder: %s", folder.path)
-            if config["resume"]:
-                folder.replace_config(config)
             if not (goes_on and (folder.path / "tokenizer.json").is_file()):
                 with replacing(folder.path / "tokenizer.json") as file:
                     data.tokenizer.save(Path(file.name))
@@ -134,8 +133,11 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
+        if checkpoint and not (resumed and resumed.path.absolute() == checkpoint.absolute()):
+            resumed = CheckpointFile(checkpoint)  # saved by a process that held the folder until now
+        resume = resumed if checkpoint else None
         with telling_other_ranks(folder):
-            result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint, forecast=forecast)
+            result = fit(module, data, folder, **trainer, loggers=loggers, resume=resume, forecast=forecast)
         if result.state != "finished" or not first_rank:
             return result.summary
         row = evaluate_trained(model, data, folder.path, config, progress_bar)

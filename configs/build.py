@@ -68,9 +68,10 @@ def build_model_config(model: Mapping[str, Any], tokenizer_vocabulary: int) -> M
         raise ConfigError(f"model.{error}") from None
 
 
-def build_model(config: Mapping[str, Any], tokenizer_vocabulary: int) -> Transformer:
-    """The model of a composed config, freshly initialized."""
-    return Transformer(build_model_config(config["model"], tokenizer_vocabulary), build_plan(config["attention"]))
+def build_model(config: Mapping[str, Any], tokenizer_vocabulary: int, plan: AttentionPlan | None = None) -> Transformer:
+    """Returns the model of a composed config, freshly initialized. `plan`: that of its `attention`, if it is built."""
+    plan = plan or build_plan(config["attention"])
+    return Transformer(build_model_config(config["model"], tokenizer_vocabulary), plan)
 
 
 def build_protocol(protocol: Mapping[str, Any], sequence_length: int) -> "Protocol":

@@ -7,6 +7,7 @@ accepted.
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from configs import schema
 from configs.build import build_data, build_model_config, build_plan, build_protocol, build_task
 from configs.errors import ConfigError, refused
 from configs.validation import validated
+from data import DataModule
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
+from model import AttentionPlan
 from model.attention import family_of
 
 # The commands
@@ -29,17 +32,34 @@ def check_types(config: Mapping[str, Any]) -> schema.Train:
     return validated(schema.Preflight if "output" in config else schema.Train, config)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError (or data.CorpusError) for the first setting of a composed training config that is refused."""
+@dataclass(frozen=True)
+class Checked:
+    """The objects of a training config that its checks have built: a run uses these and builds no others.
+
+    data: not set up yet.
+    """
+
+    plan: AttentionPlan
+    data: DataModule
+
+
+def check(config: Mapping[str, Any]) -> Checked:
+    """Returns the built objects of a composed training config.
+
+    Raises:
+        ConfigError, data.CorpusError: the first setting that is refused.
+    """
     settings = check_types(config)
     check_model(settings.model)
-    check_attention(config)
-    check_data(config)
+    plan = build_plan(config["attention"])
+    check_attention(config, plan)
+    data = check_data(config)
     check_trainer(settings.trainer)
-    check_backend(config)
+    check_backend(config, plan)
     check_optimizer(settings.optimizer)
     check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
     check_runs(config)
+    return Checked(plan, data)
 
 
 def check_evaluate(config: Mapping[str, Any]) -> None:
@@ -70,9 +90,9 @@ def check_model(model: schema.Model) -> None:
         raise refused("model.rope_factor", model.rope_factor, "1 with model.rope_scaling=none, which applies no factor")
 
 
-def check_attention(config: Mapping[str, Any]) -> None:
+def check_attention(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     """Whether every layer of the model can attend with the pattern that the schedule gives it."""
-    model, plan = config["model"], build_plan(config["attention"])
+    model = config["model"]
     for layer in range(model["layers"]):
         try:
             family_of(plan.pattern(layer, model["kv_heads"]))
@@ -80,12 +100,13 @@ def check_attention(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"attention.{error}") from None
 
 
-def check_data(config: Mapping[str, Any]) -> None:
-    """The length of the sequences, and everything that the source can check without reading documents."""
+def check_data(config: Mapping[str, Any]) -> DataModule:
+    """The length of the sequences, and everything that the source can check without reading documents. Returns the data
+    module."""
     length, limit = config["data"]["sequence_length"], config["model"]["max_length"]
     if length > limit:
         raise refused("data.sequence_length", length, f"at most model.max_length={limit}")
-    build_data(config["data"])
+    return build_data(config["data"])
 
 
 def check_trainer(trainer: schema.Trainer) -> None:
@@ -145,7 +166,7 @@ def check_devices(trainer: schema.Trainer) -> None:
         raise ConfigError(f"{settings}: Lightning refuses them: {str(error).splitlines()[0]}") from None
 
 
-def check_backend(config: Mapping[str, Any]) -> None:
+def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     """Whether the attention backend that is named outright can run on the device that is asked for."""
     import torch
 
@@ -156,7 +177,7 @@ def check_backend(config: Mapping[str, Any]) -> None:
     if backend in ("flex", "flex_flash"):
         if block != 128:
             raise refused("attention.block", block, f"128 with attention.backend={backend}")
-        for name, pattern in build_plan(config["attention"]).patterns.items():
+        for name, pattern in plan.patterns.items():
             if not pattern.is_mask:
                 raise ConfigError(
                     f"attention.backend={backend} serves masks alone, and attention.patterns.{name} makes or chooses "

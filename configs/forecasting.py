@@ -8,6 +8,7 @@ import torch
 from configs.build import ConfigError, build_model
 from data import DataModule
 from kernels.attention import WHOLE
+from model import AttentionPlan
 from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
 from model.precision import device_of
 from model.training.endings import MEMORY_ADVICE, size
@@ -15,10 +16,17 @@ from model.training.endings import MEMORY_ADVICE, size
 NO_FORECAST = "attention.backend={} runs under PyTorch's autograd as a whole: its memory cannot be forecast"
 
 
-def draw_sample(config: Mapping[str, Any], data: DataModule, sequences: int | None = None) -> Sample:
-    """Returns a sample of `data`, which is set up, with the config's model on the meta device."""
+def draw_sample(
+    config: Mapping[str, Any], data: DataModule, plan: AttentionPlan | None = None, sequences: int | None = None
+) -> Sample:
+    """Returns a sample of `data`, which is set up, with the config's model on the meta device.
+
+    Args:
+        plan: that of the config's `attention`, if it is built.
+        sequences: number of sequences; by default as many as the device counts quickly.
+    """
     with torch.device("meta"):
-        model = build_model(config, data.vocabulary)
+        model = build_model(config, data.vocabulary, plan)
     device = device_of(config["trainer"]["accelerator"])
     sequences = sequences or sequences_to_sample(device, data.sequence_length)
     return Sample(model, data.sample(sequences)["document"].to(device), config)
@@ -29,12 +37,14 @@ def flops_per_step(config: Mapping[str, Any], data: DataModule) -> float:
     return draw_sample(config, data).flops_per_step
 
 
-def forecast_run(config: Mapping[str, Any], data: DataModule) -> Forecast:
+def forecast_run(config: Mapping[str, Any], data: DataModule, plan: AttentionPlan | None = None) -> Forecast:
     """Returns the forecast of a run. On a CPU, call it before the model is built (model.forecasting.forecast)."""
-    return forecast(draw_sample(config, data))
+    return forecast(draw_sample(config, data, plan))
 
 
-def forecast_before_training(config: Mapping[str, Any], data: DataModule) -> tuple[dict[str, Any] | None, str | None]:
+def forecast_before_training(
+    config: Mapping[str, Any], data: DataModule, plan: AttentionPlan | None = None
+) -> tuple[dict[str, Any] | None, str | None]:
     """Returns (the forecast for summary.json, a warning where it exceeds the device); None for each that does not
     apply.
 
@@ -45,7 +55,7 @@ def forecast_before_training(config: Mapping[str, Any], data: DataModule) -> tup
     backend = config["attention"]["backend"]
     if backend in WHOLE:
         return None, f"no forecast: {NO_FORECAST.format(backend)}"
-    result = forecast_run(config, data)
+    result = forecast_run(config, data, plan)
     return result.summary(), check_memory(result, config["preflight"])
 
 

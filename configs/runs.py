@@ -18,7 +18,7 @@ from data.tokenizers import Tokenizer
 from data.tokenizers import load as load_tokenizer
 from model import Transformer
 from model.precision import DTYPES, device_of
-from model.training.checkpoints import load_weights, read_checkpoint
+from model.training.checkpoints import CheckpointFile, load_weights
 from model.training.run_folder import find_checkpoint, folder_of
 
 log = logging.getLogger(__name__)
@@ -29,18 +29,22 @@ class Run:
     """A trained run. Tokenizer, data and model are built when they are first used: a run whose training corpus is gone
     still has the other two.
 
-    checkpoint: the file of the weights.
+    file: the checkpoint of the weights.
     folder: the run's folder (`folder_of`).
     config: the training config, under the current names of its keys.
     data_state: the data module's state in the checkpoint.
     """
 
-    checkpoint: Path
+    file: CheckpointFile
     folder: Path
     config: dict[str, Any]
     data_state: Mapping[str, Any]
     accelerator: str
     precision: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.file.path
 
     @property
     def label(self) -> str:
@@ -80,7 +84,7 @@ class Run:
     def model(self) -> Transformer:
         """The model with the weights of `checkpoint`, on the run's device and in its precision."""
         model = build_model(self.config, self.tokenizer.vocabulary)
-        load_weights(model, self.checkpoint)
+        load_weights(model, self.file)
         return model.to(device_of(self.accelerator), DTYPES.get(self.precision, torch.float32)).eval()
 
 
@@ -94,10 +98,10 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model of its config.
     """
-    file = find_checkpoint(checkpoint, prefer="last")
-    saved = read_checkpoint(file, "hyper_parameters")
+    file = CheckpointFile(find_checkpoint(checkpoint, prefer="last"))
+    saved = file.read("hyper_parameters")
     config = upgrade(saved["hyper_parameters"])
-    run = Run(file, folder_of(file), config, saved.get("DataModule", {}), accelerator, precision)
+    run = Run(file, folder_of(file.path), config, saved.get("DataModule", {}), accelerator, precision)
     run.model  # noqa: B018  (raises the error about weights that do not fit)
     return run
 

@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
 
 def preflight(config: dict[str, Any]) -> None:
     """Prints the forecast, warns where it exceeds the device, and writes the file `output`."""
-    from configs.build import ConfigError, build_data
+    from configs.build import ConfigError
     from configs.checks import check, check_types
     from configs.forecasting import NO_FORECAST, check_memory, forecast_run
     from configs.tokenizer import as_resumed
@@ -48,13 +48,12 @@ def preflight(config: dict[str, Any]) -> None:
     output = config.pop("output")
     if config["resume"]:
         config = as_resumed(config, folder_of(find_checkpoint(config["resume"], prefer="last")))
-    check(config)
+    checked = check(config)
     backend = config["attention"]["backend"]
     if backend in WHOLE:
         raise ConfigError(f"{NO_FORECAST.format(backend)}; accepted are auto, blocked, triton and flash")
-    data = build_data(config["data"])
-    data.setup()
-    result = forecast_run(config, data)
+    checked.data.setup()
+    result = forecast_run(config, checked.data, checked.plan)
     print_forecast(result)
     if output:
         write_json(Path(output), result.to_dict())

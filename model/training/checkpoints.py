@@ -12,6 +12,7 @@ A file is written beside its place, flushed to the disk and renamed: a crash lea
 the system's temporary folder and moves the file from there, which across file systems is a plain copy.)
 """
 
+import copy
 import errno
 import logging
 import re
@@ -41,8 +42,42 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
+class CheckpointFile:
+    """A checkpoint that is read once, memory-mapped. It is read again only if another file has taken its place."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._content: dict[str, Any] | None = None
+        self._read_file: tuple[int, ...] = ()
+
+    def read(self, *needed: str) -> dict[str, Any]:
+        """Returns `read_checkpoint` of the file. Tensors are read from the disk when they are used."""
+        present = self._identity()
+        if self._content is None or self._read_file != present:
+            self._content, self._read_file = read_checkpoint(self.path, *needed), present
+        return self._content
+
+    def close(self) -> None:
+        """Forgets the content, so that a file that is replaced does not keep its place on the disk."""
+        self._content = None
+
+    def _identity(self) -> tuple[int, ...]:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return ()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Reads and writes whole files: all or nothing, and nothing but tensors and plain values."""
+    """Reads and writes whole files: all or nothing, and nothing but tensors and plain values.
+
+    resume: the file that training continues from; its content is not read from the disk again.
+    """
+
+    def __init__(self, resume: CheckpointFile | None = None) -> None:
+        super().__init__()
+        self.resume = resume
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
@@ -52,7 +87,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict:
-        return read_checkpoint(path, map_location=map_location)
+        own = self.resume is not None and self.resume.path.absolute() == Path(path).absolute()
+        file = self.resume if own else CheckpointFile(path)
+        content = file.read()
+        file.close()
+        # On a CPU the optimizer keeps the tensors of its state; without a copy they would keep the replaced file, too.
+        return {**content, **{key: copy.deepcopy(content[key]) for key in ("optimizer_states",) if key in content}}
 
 
 def _tensor_bytes(value: Any) -> int:
@@ -73,12 +113,12 @@ NEEDED = (
 """Keys of a checkpoint without which a run cannot go on exactly."""
 
 
-def check_resumable(path: Path, data: LightningDataModule, callbacks: Sequence[Callback]) -> None:
-    """Raises CheckpointError unless a run can go on from `path`: the file is whole, and holds the state of the trainer,
-    the place in the data, and the state of `callbacks`."""
-    checkpoint = read_checkpoint(path)
-    with zipfile.ZipFile(path) as file:  # PyTorch compares no checksums
-        damaged = file.testzip()
+def check_resumable(file: CheckpointFile, data: LightningDataModule, callbacks: Sequence[Callback]) -> None:
+    """Raises CheckpointError unless a run can continue from `file`: it is undamaged, and holds the state of the
+    trainer, the position in the data, and the state of `callbacks`."""
+    path, checkpoint = file.path, file.read()
+    with zipfile.ZipFile(path) as archive:  # PyTorch compares no checksums
+        damaged = archive.testzip()
     if damaged:
         raise _unreadable(path, f"it is damaged: the checksum of {damaged} differs")
     missing = [key for key in NEEDED if checkpoint.get(key) in (None, [], {})]
@@ -107,16 +147,21 @@ def go_back_to(best: Path, last: Path) -> None:
         shutil.copyfileobj(source, file)
 
 
-def read_checkpoint(path: str | Path, *needed: str, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a .ckpt file. Only tensors and plain values are unpickled (weights_only=True).
+def read_checkpoint(path: str | Path, *needed: str) -> dict[str, Any]:
+    """Returns the content of a .ckpt file: `state_dict` (the Transformer's as `model.*`), `hyper_parameters` (the whole
+    resolved config, plain dicts), `global_step`, and Lightning's other keys.
 
-    needed: keys of mappings that it must hold besides `state_dict`.
+    Tensors are memory-mapped: what is never used, as the optimizer's state in an evaluation, is never read. Only
+    tensors and plain values are unpickled (weights_only=True).
 
-    Keys: `state_dict` (the Transformer's as `model.*`), `hyper_parameters` (the whole resolved config, plain dicts),
-    `global_step`, and Lightning's other ones.
+    Args:
+        needed: keys of mappings that it must hold besides `state_dict`.
+
+    Raises:
+        CheckpointError: there is no such file, it cannot be read, or a key is missing.
     """
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except Exception as error:  # torch has a different exception for each way in which a file can be broken
@@ -161,15 +206,15 @@ def _alternative(path: Path) -> str:
     return f"; the run's other checkpoint can be read: {path.parent.parent / other.stem}, of step {step}"
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Loads a Transformer's weights, and nothing else, from a checkpoint (`init_from`). The pattern may differ: what
-    belongs to a pattern alone (`*.self_attn.attend.*`: pools of summaries, ...) is left out where the model has none,
-    and keeps its initial value where the checkpoint has none; the log names it.
+def load_weights(model: nn.Module, file: CheckpointFile) -> None:
+    """Loads a Transformer's weights, and nothing else, from a checkpoint (`init_from`). The pattern may differ: weights
+    that belong to a pattern alone (`*.self_attn.attend.*`: pools of summaries, ...) are left out where the model has
+    none, and keep their initial value where the checkpoint has none; the log names them.
 
     Raises:
         CheckpointError: names every other parameter that is missing or unknown, and all of another shape.
     """
-    state = read_checkpoint(path)["state_dict"]
+    path, state = file.path, file.read()["state_dict"]
     weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     own = model.state_dict()
     for key in sorted(key for key in weights.keys() ^ own.keys() if PATTERNS_OWN in key):
@@ -181,6 +226,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             log.info("%s of %s is left out: this pattern has none", key, path)
     check_keys(model, weights, str(path))
     model.load_state_dict(weights)
+    file.close()
     log.info("weights from %s", path)
 
 

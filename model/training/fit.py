@@ -13,7 +13,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from model.training.checkpoints import AtomicCheckpointIO, Checkpoints, check_resumable, go_back_to
+from model.training.checkpoints import (
+    AtomicCheckpointIO,
+    CheckpointFile,
+    Checkpoints,
+    check_resumable,
+    go_back_to,
+)
 from model.training.efficiency import Efficiency, FetchTimer
 from model.training.endings import (
     OUT_OF_MEMORY,
@@ -68,7 +74,7 @@ def fit(
     max_skipped_steps: int,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
-    resume: Path | None = None,
+    resume: CheckpointFile | None = None,
     forecast: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM, SIGUSR1 or Ctrl-C; either way the run can
@@ -89,11 +95,12 @@ def fit(
             optimizer as they are and goes on (and waits for the device at every step, to look).
         max_skipped_steps: so many in the whole run; one more ends it.
         loggers, callbacks: further ones (wandb, ...).
-        resume: a checkpoint to continue from, exactly; its metrics.csv rows and best score go on in `folder`.
+        resume: a checkpoint to continue from, exactly; its metrics.csv rows and best score go on in `folder`, whose
+            config.yaml becomes the module's config.
         forecast: the run's forecast, which summary.json and an out-of-memory error show.
 
     Raises:
-        CheckpointError: `resume` does not fit the model.
+        CheckpointError: `resume` does not fit the model, or a run cannot continue from it; `folder` is then as before.
         DivergedError: the loss became NaN or infinite; summary.json then says `failed`.
         RunOutOfMemoryError: memory did not suffice; summary.json then says `out of memory`.
         StorageError: a file cannot be written; summary.json then says `failed`, and last.ckpt is the last whole one.
@@ -139,7 +146,7 @@ def fit(
             checkpoints,
         ],
         logger=[metrics, *loggers],
-        plugins=[AtomicCheckpointIO(), *cluster_environment()],
+        plugins=[AtomicCheckpointIO(resume), *cluster_environment()],
         profiler=fetch_timer,
         use_distributed_sampler=False,  # the DataModule gives each rank its share of one seeded stream
         enable_progress_bar=False,
@@ -150,15 +157,18 @@ def fit(
     rank_zero = trainer.is_global_zero
     if resume:
         check_resumable(resume, datamodule, [efficiency, recorder, checkpoints])
-        if rank_zero and checkpoints.best.exists() and resume.samefile(checkpoints.best):
-            go_back_to(checkpoints.best, checkpoints.last)
+        if rank_zero:
+            folder.replace_config(dict(module.hparams))
+            if checkpoints.best.exists() and resume.path.samefile(checkpoints.best):
+                go_back_to(checkpoints.best, checkpoints.last)
     if rank_zero:
         entry = {"forecast": dict(forecast)} if forecast else {}
         folder.start_summary(state="running", **_facts(module, trainer), **entry)
     state, short = "failed", None
     try:
         with interrupt:
-            trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True if resume else None)
+            path = resume.path if resume else None
+            trainer.fit(module, datamodule=datamodule, ckpt_path=path, weights_only=True if path else None)
         state = "finished"
         if validate_every and not module.validation_metrics:  # resumed after its last step: only the number is missing
             trainer.validate(module, datamodule=datamodule, verbose=False)

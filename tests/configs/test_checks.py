@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.build import ConfigError
+from configs.build import ConfigError, build_plan
 from configs.checks import check, check_backend
 from data import CorpusError
 from tests.commands import compose
@@ -182,4 +182,5 @@ def test_the_default_config_passes():
 def test_what_a_backend_cannot_train_is_refused_where_there_is_a_gpu(overrides, message, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(ConfigError, match=message):
-        check_backend(compose("trainer=gpu", *overrides))
+        config = compose("trainer=gpu", *overrides)
+        check_backend(config, build_plan(config["attention"]))

@@ -6,9 +6,14 @@ import sys
 import types
 
 import pytest
+import torch
 
 from configs.build import build_loggers
+from configs.runs import open_run
+from data import DataModule
+from kernels.patterns import Window
 from model.training import run_folder as run_folders
+from model.training.checkpoints import CheckpointError
 from model.training.run_folder import RunFolder, RunFolderError
 from tests.commands import resolved
 from tests.scripts.runs import SMALL, write_books
@@ -108,3 +113,44 @@ def test_a_resumed_run_keeps_its_wandb_run(tmp_path, monkeypatch):
     build_loggers(logger, {}, other)
     ids = [settings["id"] for settings in made]
     assert ids[0] == ids[1] != ids[2] and all(settings["resume"] == "allow" for settings in made)
+
+
+def counting(monkeypatch, owner, name):
+    """The list that gets the arguments of each call of `owner.name` from here on."""
+    calls, call = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments, **named: calls.append(arguments) or call(*arguments, **named))
+    return calls
+
+
+def test_new_and_resumed_runs_are_set_up_once(settings, tmp_path, monkeypatch):
+    data, patterns = counting(monkeypatch, DataModule, "__init__"), counting(monkeypatch, Window, "__post_init__")
+    reads = counting(monkeypatch, torch, "load")
+    train(resolved(*settings))
+    assert (len(data), len(patterns), len(reads)) == (1, 1, 0)
+    folder = only_run(tmp_path)
+    assert train(resolved(f"resume={folder.path}", "trainer.max_steps=3"))["step"] == 3
+    assert (len(data), len(patterns), len(reads)) == (2, 2, 1), "once in each run"
+
+
+def test_a_config_is_replaced_only_if_its_run_can_continue(settings, tmp_path):
+    train(resolved(*settings))
+    folder = only_run(tmp_path)
+    last = folder.checkpoints / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save({**content, "optimizer_states": []}, last)
+    files = folder.config_file, folder.summary_file, folder.metrics_file
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(CheckpointError, match="it has no optimizer_states"):
+        train(resolved(f"resume={folder.path}", "trainer.max_steps=3"))
+    assert [file.read_bytes() for file in files] == before
+    torch.save(content, last)
+    assert train(resolved(f"resume={folder.path}", "trainer.max_steps=3"))["step"] == 3
+    assert folder.read_config()["trainer"]["max_steps"] == 3
+
+
+def test_a_trained_run_is_opened_with_one_read_of_its_weights(settings, tmp_path, monkeypatch):
+    train(resolved(*settings))
+    folder = only_run(tmp_path)
+    reads = counting(monkeypatch, torch, "load")
+    assert open_run(folder.path, "cpu", "32-true").model.config.layers == 2
+    assert len(reads) == 1

@@ -12,7 +12,7 @@ from model import Transformer
 from model.attention.hierarchical.core import HierarchicalAttention
 from model.attention.hierarchical.pooling import SummaryPool
 from model.rope import RotaryEmbedding, rotate
-from model.training.checkpoints import CheckpointError, load_weights
+from model.training.checkpoints import CheckpointError, CheckpointFile, load_weights
 from tests.kernels.oracle import packing
 from tests.model.small import config, lively, plan, positions_of
 
@@ -170,11 +170,11 @@ def test_weights_go_to_another_pattern_and_the_log_says_what_does_not(tmp_path, 
     checkpoint(hierarchical, tmp_path / "hierarchical.ckpt")
     checkpoint(window, tmp_path / "window.ckpt")
     with caplog.at_level(logging.INFO):
-        load_weights(target := Transformer(config(), plan(Window(9))), tmp_path / "hierarchical.ckpt")
+        load_weights(target := Transformer(config(), plan(Window(9))), CheckpointFile(tmp_path / "hierarchical.ckpt"))
     assert caplog.text.count("is left out: this pattern has none") == 2
     assert torch.equal(target.layers[1].mlp.up_proj.weight, hierarchical.layers[1].mlp.up_proj.weight)
     with caplog.at_level(logging.INFO):
-        load_weights(target := Transformer(config(), plan(LEARNED)), tmp_path / "window.ckpt")
+        load_weights(target := Transformer(config(), plan(LEARNED)), CheckpointFile(tmp_path / "window.ckpt"))
     assert caplog.text.count("it starts anew") == 2
     assert torch.equal(target.embed_tokens.weight, window.embed_tokens.weight)
     assert not target.layers[0].self_attn.attend.pool.query.any()
@@ -184,7 +184,7 @@ def test_pools_of_another_shape_are_refused(tmp_path):
     checkpoint(Transformer(config(), plan(LEARNED)), tmp_path / "two.ckpt")
     one = Hierarchical(window=6, spans=(4,), reaches=(), pooling="learned")
     with pytest.raises(CheckpointError, match=r"attend\.pool\.query is \[2, 2, 8\] in the checkpoint and \[1, 2, 8\]"):
-        load_weights(Transformer(config(), plan(one)), tmp_path / "two.ckpt")
+        load_weights(Transformer(config(), plan(one)), CheckpointFile(tmp_path / "two.ckpt"))
 
 
 # Cost

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from model.training.checkpoints import CheckpointFile
 from model.training.fit import FitResult, fit
 from model.training.module import LanguageModel
 from model.training.run_folder import RunFolder
@@ -188,11 +189,12 @@ def train(
 ) -> FitResult:
     """One session in the folder `path`. resume: from its last checkpoint, or from a file."""
     folder = run_folder(path)
+    checkpoint = folder.checkpoints / "last.ckpt" if resume is True else resume or None
     return fit(
         new_module(optimizer, seed=seed),
         data or TinyData(workers=workers),
         folder,
-        resume=folder.checkpoints / "last.ckpt" if resume is True else resume or None,
+        resume=CheckpointFile(checkpoint) if checkpoint else None,
         **(TRAINER | changes),
     )
 

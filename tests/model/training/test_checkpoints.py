@@ -9,7 +9,14 @@ import torch
 from stand_ins import TRAINER, BestAt, TinyData, TinyModel, new_module, run_folder, train
 
 from configs.runs import open_run
-from model.training.checkpoints import OPTIONAL, AtomicCheckpointIO, CheckpointError, load_weights, read_checkpoint
+from model.training.checkpoints import (
+    OPTIONAL,
+    AtomicCheckpointIO,
+    CheckpointError,
+    CheckpointFile,
+    load_weights,
+    read_checkpoint,
+)
 from model.training.fit import fit
 
 REPOSITORY = Path(__file__).parents[3]
@@ -120,13 +127,13 @@ def test_a_broken_checkpoint_names_the_other_one_and_changes_nothing(tmp_path, h
     files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     broken_file = getattr(result, broken)
     with pytest.raises(CheckpointError, match=f"{broken}.ckpt is not a readable checkpoint: it is {how}") as error:
-        fit(new_module(), TinyData(), run_folder(tmp_path), resume=broken_file, **TRAINER)
+        fit(new_module(), TinyData(), run_folder(tmp_path), resume=CheckpointFile(broken_file), **TRAINER)
     assert f"{tmp_path / whole}, of step {4 if whole == 'best' else 8}" in str(error.value)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == files
 
     damage(tmp_path / f"checkpoints/{whole}.ckpt", "truncated")
     with pytest.raises(CheckpointError) as error:
-        fit(new_module(), TinyData(), run_folder(tmp_path), resume=broken_file, **TRAINER)
+        fit(new_module(), TinyData(), run_folder(tmp_path), resume=CheckpointFile(broken_file), **TRAINER)
     assert whole not in str(error.value).replace(str(tmp_path), "")
 
 
@@ -144,21 +151,21 @@ def test_whatever_is_missing_in_a_checkpoint_is_one_line(tmp_path):
         value = holder.pop(key)
         torch.save(whole, path)
         with pytest.raises(CheckpointError, match=key) as error:
-            fit(new_module(), TinyData(), run_folder(tmp_path), resume=path, **TRAINER)
+            fit(new_module(), TinyData(), run_folder(tmp_path), resume=CheckpointFile(path), **TRAINER)
         assert "\n" not in str(error.value)
         named += 1
         holder[key] = value
     assert named > 12
     torch.save(whole | {"optimizer_states": []}, path)
     with pytest.raises(CheckpointError, match=r"it has no optimizer_states; to start a new run .* give init_from="):
-        fit(new_module(), TinyData(), run_folder(tmp_path), resume=path, **TRAINER)
+        fit(new_module(), TinyData(), run_folder(tmp_path), resume=CheckpointFile(path), **TRAINER)
     assert run_folder(tmp_path).read_summary()["state"] == "trained"
 
 
 def test_init_from_loads_weights_alone(tmp_path):
     result = train(tmp_path, max_steps=2)
     model = TinyModel()
-    load_weights(model, result.best)
+    load_weights(model, CheckpointFile(result.best))
     saved = read_checkpoint(result.best)["state_dict"]
     for name, parameter in model.state_dict().items():
         assert torch.equal(parameter, saved[f"model.{name}"])
@@ -171,7 +178,7 @@ def test_init_from_names_every_key_that_differs(tmp_path):
     model.extra = torch.nn.Linear(2, 2, bias=False)
     model.lm_head = torch.nn.Linear(8, 13, bias=False)
     with pytest.raises(CheckpointError) as error:
-        load_weights(model, result.best)
+        load_weights(model, CheckpointFile(result.best))
     message = str(error.value)
     assert "the model has no norm.weight" in message
     assert "the checkpoint has no extra.weight" in message
@@ -183,4 +190,26 @@ def test_resuming_with_another_model_names_the_keys(tmp_path):
     model = TinyModel()
     model.hidden = torch.nn.Linear(8, 8, bias=False)
     with pytest.raises(CheckpointError, match=r"the model has no model\.hidden\.bias"):
-        fit(new_module(model=model), TinyData(), run_folder(tmp_path), resume=result.last, **TRAINER)
+        fit(new_module(model=model), TinyData(), run_folder(tmp_path), resume=CheckpointFile(result.last), **TRAINER)
+
+
+def test_a_checkpoint_file_is_read_again_only_after_it_was_replaced(tmp_path):
+    path = tmp_path / "last.ckpt"
+    io, file = AtomicCheckpointIO(), CheckpointFile(path)
+    io.save_checkpoint({"state_dict": {"weight": torch.full((3,), 1.0)}}, path)
+    first = file.read()
+    assert file.read() is first
+    io.save_checkpoint({"state_dict": {"weight": torch.full((3,), 2.0)}}, path)
+    assert file.read()["state_dict"]["weight"].tolist() == [2, 2, 2]
+    assert first["state_dict"]["weight"].tolist() == [1, 1, 1], "the replaced file stays readable"
+
+
+def test_the_optimizers_state_is_handed_over_outside_of_the_file(tmp_path):
+    """The next save replaces the file, while the optimizer of a CPU keeps the very tensors that it was given."""
+    path = tmp_path / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"state_dict": {}, "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}]}, path)
+    loaded = io.load_checkpoint(path)
+    with open(path, "r+b") as file:  # in place, which a memory map would show
+        file.write(b"\0" * path.stat().st_size)
+    assert loaded["optimizer_states"][0]["state"][0]["exp_avg"].tolist() == [1, 1, 1]

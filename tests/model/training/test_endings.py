@@ -10,6 +10,7 @@ import pytest
 import torch
 from stand_ins import TRAINER, TinyData, TinyModel, new_module, run_folder
 
+from model.training.checkpoints import CheckpointFile
 from model.training.endings import DivergedError, RunOutOfMemoryError, is_out_of_memory
 from model.training.fit import fit
 from model.training.metrics import read_rows
@@ -64,7 +65,7 @@ class StopAt(lightning.Callback):
 
 def session(path, model, resume=False, data=None, forecast=None, **changes):
     folder = run_folder(path)
-    checkpoint = folder.checkpoints / "last.ckpt" if resume else None
+    checkpoint = CheckpointFile(folder.checkpoints / "last.ckpt") if resume else None
     module = new_module(model=model)
     return fit(module, data or NamedData(), folder, resume=checkpoint, forecast=forecast, **(TRAINER | changes)), module
 
