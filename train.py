@@ -71,6 +71,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     )  # fmt: skip
     from model.training.slurm import check_tasks, slurm_run_path
     from model.training.storage import replacing
+    from model.training.strategies import SHARDED
     from scripts.console import print_report, progress_bar
     from scripts.reporting.pictures import draw_loss_by_position, draw_patterns
 
@@ -140,6 +141,9 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             result = fit(module, data, folder, **trainer, loggers=loggers, resume=resume, forecast=forecast)
         if result.state != "finished" or not first_rank:
             return result.summary
+        if config["trainer"]["strategy"] == SHARDED:  # this process holds a share of the weights, and is alone now
+            model = build_model(config, data.vocabulary)
+            load_weights(model, result.last)
         row = evaluate_trained(model, data, folder.path, config, progress_bar)
         summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS})
     draw_patterns(

@@ -144,7 +144,10 @@ def check_devices(trainer: schema.Trainer) -> None:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from model.training.fit import quieten_lightning
+    from model.training.strategies import SHARDED, SUPERSEDED, build_strategy
 
+    if trainer.strategy in SUPERSEDED:
+        raise refused("trainer.strategy", trainer.strategy, f"{SHARDED}, which trainer=fsdp sets, or ddp, or auto")
     devices = list(trainer.devices) if isinstance(trainer.devices, tuple) else trainer.devices
     if torch.cuda.is_available() and trainer.accelerator != "cpu":
         present = torch.cuda.device_count()
@@ -157,10 +160,11 @@ def check_devices(trainer: schema.Trainer) -> None:
     elif isinstance(devices, int) and devices > (os.cpu_count() or 1):
         raise refused("trainer.devices", devices, f"at most {os.cpu_count()}: this machine has so many CPU cores")
     given = {"accelerator": trainer.accelerator, "devices": devices, "strategy": trainer.strategy}
+    strategy = build_strategy(trainer.strategy)
     without = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     quieten_lightning()
     try:
-        Trainer(**given, precision=trainer.precision, **dict.fromkeys(without, False))
+        Trainer(**given | {"strategy": strategy}, precision=trainer.precision, **dict.fromkeys(without, False))
     except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         settings = " ".join(f"trainer.{key}={value}" for key, value in given.items())
         raise ConfigError(f"{settings}: Lightning refuses them: {str(error).splitlines()[0]}") from None

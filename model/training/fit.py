@@ -35,6 +35,7 @@ from model.training.progress import Progress
 from model.training.run_folder import RunFolder, config_hash, resume_command
 from model.training.slurm import cluster_environment
 from model.training.storage import StorageError
+from model.training.strategies import build_strategy
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def fit(
         validate_every: optimizer steps between validations (the last step always has one); None for none at all.
         save_every: optimizer steps between saves of last.ckpt besides those after validations; None for none.
         log_every: optimizer steps between rows of metrics.csv.
-        precision, accelerator, devices, strategy: as Lightning's Trainer takes them.
+        precision, accelerator, devices, strategy: as Lightning's Trainer takes them; `ddp` and `fsdp2` are those of
+            strategies.py.
         on_nan: what a loss or gradient that is not finite does: "stop", or "skip_step", which leaves weights and
             optimizer as they are and goes on (and waits for the device at every step, to look).
         max_skipped_steps: so many in the whole run; one more ends it.
@@ -134,7 +136,7 @@ def fit(
         precision=precision,
         accelerator=accelerator,
         devices=devices,
-        strategy=strategy,
+        strategy=build_strategy(strategy),
         # The order matters: a step is measured, then logged, then shown, and saved last, with all of that behind it.
         callbacks=[
             interrupt,

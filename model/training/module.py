@@ -28,6 +28,7 @@ from model.loss import IGNORE
 from model.training.checkpoints import check_keys
 from model.training.endings import ON_NAN, DivergedError, diverged_message
 from model.training.optimizer import build_optimizer, build_schedule
+from model.training.strategies import FullyShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,10 @@ class LanguageModel(lightning.LightningModule):
         self.skipped_steps = 0  # over all sessions
         self.checkpoint: Path | None = None  # where the last one is saved
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FullyShardedStrategy):
+            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings = dict(self.optimizer_settings)
@@ -132,6 +137,7 @@ class LanguageModel(lightning.LightningModule):
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # an FSDP2 shard
             local.mul_(scale.to(local.dtype))
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # over all ranks
         if self.on_nan == "skip_step" and self._is_broken(norm):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -141,7 +147,7 @@ class LanguageModel(lightning.LightningModule):
         if gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        self.gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.gradient_norm = norm
         self._watch(self.gradient_norm)
         self.learning_rate = optimizer.param_groups[0]["lr"]  # of this step; the schedule moves on before logging
         self.stepped = True
@@ -187,7 +193,6 @@ class LanguageModel(lightning.LightningModule):
 
     def _is_broken(self, norm: Tensor) -> bool:
         """Whether this step's loss or gradient is not finite, on any rank; waits for the device."""
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         sound = torch.stack([self.sums[0].isfinite(), norm.isfinite()]).all()
         return bool(self._over_ranks((~sound).double()))
 

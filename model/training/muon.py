@@ -6,19 +6,29 @@ One optimizer step, for each shape of matrix:
 
 `torch.optim.Muon` makes the same update matrix by matrix, in about 40 small kernels each. Here a kernel works on all
 matrices of one shape, which a model of equal layers has many of.
+
+Of sharded parameters (FSDP2) each rank holds some rows of every matrix. A rank receives all rows of its share of the
+matrices, orthogonalizes these, and returns to each rank its rows of the results (`orthogonalize_shards`).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+STACK_DTYPE = torch.bfloat16
+"""Of the orthogonalization."""
+
 STACK_BYTES = 256 << 20
-"""Largest size of a stack in bf16; more matrices of one shape are updated in several stacks. An update holds up to six
-times as much: the iteration's new stack beside the old one, and the results in float32 for the weights."""
+"""Largest size of a rank's stack in bf16; more matrices of one shape are updated in several stacks. An update holds up
+to six times as much: the new stack of an iteration beside the old one, and the results in float32."""
 
 
 def orthogonalize(stack: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float) -> Tensor:
@@ -65,30 +75,72 @@ class Muon(torch.optim.Muon):
                 if parameter.grad is not None:
                     alike.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
             for parameters in alike.values():
-                count = max(1, STACK_BYTES // (2 * parameters[0].numel()))
-                for first in range(0, len(parameters), count):
-                    self._update(parameters[first : first + count], group)
+                ranks = parameters[0].device_mesh.size() if isinstance(parameters[0], DTensor) else 1
+                count = ranks * max(1, STACK_BYTES // (2 * parameters[0].numel()))
+                for start in range(0, len(parameters), count):
+                    self._update(parameters[start : start + count], group)
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One update of parameters of one shape, dtype and device."""
-        shape, momentum = parameters[0].shape, group["momentum"]
-        gradients = [p.grad for p in parameters]
+        first, momentum = parameters[0], group["momentum"]
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        weights = [_own_rows(p) for p in parameters]
+        gradients = [_own_rows(p.grad) for p in parameters]
+        buffers = [_own_rows(self.state[p]["momentum_buffer"]) for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
-        stack = parameters[0].new_empty((len(parameters), *shape), dtype=torch.bfloat16)
+        stack = weights[0].new_empty((len(weights), *weights[0].shape), dtype=STACK_DTYPE)
         torch._foreach_copy_(stack.unbind(), updates)
         del updates
-        stack = self.orthogonalize(stack, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        function = functools.partial(
+            self.orthogonalize, coefficients=group["ns_coefficients"], steps=group["ns_steps"], epsilon=group["eps"]
+        )
+        if isinstance(first, DTensor):
+            stack = orthogonalize_shards(stack, len(first), first.device_mesh, function)
+        else:
+            stack = function(stack)
         # In the layout and dtype of the parameters, for which one kernel adds them all.
-        updates = stack.to(parameters[0].dtype).contiguous().unbind()
+        updates = stack.to(first.dtype).contiguous().unbind()
         del stack
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * _rate_factor(group["adjust_lr_fn"], *shape))
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, updates, alpha=-group["lr"] * _rate_factor(group["adjust_lr_fn"], *first.shape))
+
+
+def _own_rows(tensor: Tensor) -> Tensor:
+    """The rows that this rank holds, which share the tensor's memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def orthogonalize_shards(
+    stack: Tensor, rows: int, mesh: DeviceMesh, orthogonalize: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Orthogonalizes matrices whose rows lie on the ranks of a mesh of one dimension, in torch.chunk's shares.
+
+    Each rank orthogonalizes an equal share of whole matrices. Two exchanges send each rank, there and back,
+    (ranks - 1) / ranks of the stack's bytes.
+
+    Args:
+        stack: [count, rows that this rank holds, columns]
+        rows: of a whole matrix
+        orthogonalize: maps [count, rows, columns] to the same
+
+    Returns:
+        A tensor like `stack`: this rank's rows of the results.
+    """
+    ranks = mesh.size()
+    (count, own, columns), share, most = stack.shape, -(-len(stack) // ranks), -(-rows // ranks)
+    sent = stack.new_zeros(ranks, share, most, columns)  # [rank that orthogonalizes, its matrix, row, column]
+    sent.flatten(0, 1)[:count, :own] = stack
+    received = torch.empty_like(sent)  # [rank that holds the rows, own matrix, row, column]
+    dist.all_to_all_single(received, sent, group=mesh.get_group())
+    whole = received.transpose(0, 1).flatten(1, 2)  # chunks have equally many rows, but for the last of them
+    whole[:, :rows] = orthogonalize(whole[:, :rows])
+    sent.copy_(whole.unflatten(1, (ranks, most)).transpose(0, 1))
+    dist.all_to_all_single(received, sent, group=mesh.get_group())
+    return received.flatten(0, 1)[:count, :own]
 
 
 def _rate_factor(adjust_lr_fn: str | None, rows: int, columns: int) -> float:

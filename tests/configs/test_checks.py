@@ -73,7 +73,9 @@ WRONG = [
     (["evaluation.protocol.stride=9999"], ["protocol.stride=9999", "4096"]),
     # Settings that were a traceback, a line without a key, or accepted, before configs/schema.py
     (["trainer.strategy=foo"], ["trainer.strategy=foo", "Lightning"]),
-    (["trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "GPU"]),
+    (["trainer.strategy=fsdp"], ["trainer.strategy=fsdp", "trainer=fsdp"]),
+    (["trainer.strategy=model_parallel"], ["trainer.strategy=model_parallel", "trainer=fsdp"]),
+    (["trainer.strategy=fsdp2", "trainer.precision=64-true"], ["trainer.strategy=fsdp2", "64-true", "32-true"]),
     (["trainer.devices=0"], ["trainer.devices=0", "an integer >= 1"]),
     (["trainer.devices=-1"], ["trainer.devices=-1", "processes on a CPU"]),
     (["trainer.devices=[0]"], ["trainer.devices=[0]", "processes on a CPU"]),

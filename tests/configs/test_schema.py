@@ -136,7 +136,7 @@ CASES += [("evaluate", "recall=standard"), *((command, "") for command in CHECKS
 NEEDED = {
     "data=files": ["data.path=kernels"],
     "data=hub": ["data.path=kernels"],
-    "trainer=gpu": ["trainer.accelerator=cpu"],
+    **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},
     "evaluate": ["checkpoint=x"],
     "generate": ["checkpoint=x"],
 }

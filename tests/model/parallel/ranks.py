@@ -18,7 +18,7 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> l
     """
     with tempfile.TemporaryDirectory() as folder:
         # Ranks are forked from a server that has imported what they need: each would take seconds for that.
-        torch.multiprocessing.set_forkserver_preload(["tests.model.parallel.workers"])
+        torch.multiprocessing.set_forkserver_preload([function.__module__])
         arguments = (function, ranks, folder, arguments)
         torch.multiprocessing.start_processes(_run, arguments, ranks, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]

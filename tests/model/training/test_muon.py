@@ -69,7 +69,7 @@ def test_a_stack_has_a_largest_size(monkeypatch):
     sizes = []
     monkeypatch.setattr(muon, "STACK_BYTES", 2 * 2 * 16 * 48)
     optimizer = Muon(apart, **SETTINGS)
-    optimizer.orthogonalize = lambda stack, *settings: sizes.append(stack.shape) or orthogonalize(stack, *settings)
+    optimizer.orthogonalize = lambda stack, **settings: sizes.append(stack.shape) or orthogonalize(stack, **settings)
     update(optimizer, range(1))
     assert sorted(sizes) == [(1, 1, 5), (1, 16, 48), (1, 48, 16), (2, 16, 48), (2, 24, 24)]
     update(optimizer, range(1, 4))

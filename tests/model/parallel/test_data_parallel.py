@@ -1,0 +1,75 @@
+"""DDP and FSDP2 on several ranks, against one process that trains on the same sequences."""
+
+import pytest
+import torch
+
+from model.training.checkpoints import read_checkpoint
+from tests.model.parallel import training
+from tests.model.parallel.ranks import run_on_ranks
+
+SETTINGS: dict[str, dict] = {
+    **{family: dict(family=family) for family in training.PATTERNS},
+    "float32": dict(dtype=torch.float32),
+    "adamw": dict(optimizer="adamw", sizes=dict(tie_embeddings=False, sink_logits=True)),
+    "accumulate": dict(accumulate=2, sizes=dict(activation_checkpointing=True)),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Of each setting, what one process measures."""
+    return {name: training.train(tmp_path_factory.mktemp(name) / "run", **case) for name, case in SETTINGS.items()}
+
+
+CASES = [(ranks, strategy, name) for ranks in (2, 4) for strategy in ("ddp", "fsdp2") for name in SETTINGS]
+CASES = [case for case in CASES if case[0] == 2 or case[2] in ("window_dense", "native_sparse", "accumulate")]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Of each case, what the first rank measures."""
+    found = {}
+    for ranks in (2, 4):
+        settings = {f"{s}_{name}": SETTINGS[name] | dict(strategy=s) for r, s, name in CASES if r == ranks}
+        root = str(tmp_path_factory.mktemp("runs"))
+        results = run_on_ranks(training.train_on_ranks, ranks, settings, root)[0]
+        found |= {(ranks, *case.split("_", 1)): rows for case, rows in results.items()}
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "strategy", "name"), CASES)
+def test_losses_and_gradient_norms_are_those_of_one_process(alone, together, ranks, strategy, name):
+    expected = torch.tensor(alone[name], dtype=torch.float64)
+    assert len(expected) >= 4 and expected.isfinite().sum() >= 7
+    found = torch.tensor(together[ranks, strategy, name], dtype=torch.float64)
+    tolerance = 1e-6 if name == "float32" else 1e-9
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """A run folder, and what its runs measure: 2 sharded ranks, then one process, then 2 sharded ranks."""
+    root, settings = tmp_path_factory.mktemp("resumed"), dict(sizes=dict(tie_embeddings=False), validate_every=None)
+    sharded = settings | dict(strategy="fsdp2")
+    run_on_ranks(training.train_on_ranks, 2, {"run": sharded | dict(max_steps=2)}, str(root))
+    training.train(root / "run", resume=True, max_steps=4, **settings)
+    cases = {"run": sharded | dict(resume=True, max_steps=6)}
+    rows = run_on_ranks(training.train_on_ranks, 2, cases, str(root))[0]["run"]
+    straight = training.train(root / "straight", max_steps=6, **settings)
+    return root, rows, straight
+
+
+def test_a_sharded_run_resumes_on_another_number_of_ranks(resumed):
+    _, rows, straight = resumed
+    assert len(rows) == 6
+    torch.testing.assert_close(torch.tensor(rows), torch.tensor(straight), rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_a_checkpoint_of_a_sharded_run_is_that_of_one_process(resumed):
+    root, _, _ = resumed
+    ours, theirs = (read_checkpoint(root / name / "checkpoints/last.ckpt") for name in ("run", "straight"))
+    assert ours.keys() == theirs.keys()
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=1e-9)
+    (own,), (other,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert own["param_groups"] == other["param_groups"]
+    torch.testing.assert_close(own["state"], other["state"], rtol=0, atol=1e-9)

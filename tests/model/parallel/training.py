@@ -1,0 +1,160 @@
+"""Small training runs that every rank of a process group takes part in, or one process alone."""
+
+import contextlib
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.stream import Stream
+from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
+from model import Transformer
+from model.training import muon
+from model.training.fit import fit
+from model.training.module import LanguageModel
+from model.training.run_folder import RunFolder
+from tests.model.small import config, plan
+
+LENGTH, BATCH, VOCABULARY = 64, 4, 64
+ROUTED: dict[str, Any] = dict(window=16, block=16, top_k=1, router="indexer", share="group", first_block=False)
+ROUTED |= dict(indexer_dim=8)
+PATTERNS = {
+    "window_dense": {"local": Window(16), "full": Dense()},
+    "hierarchical": {"only": Hierarchical(window=16, spans=[4, 16], reaches=[32], pooling="learned")},
+    "routed": {"only": Routed(**ROUTED)},
+    "native_sparse": {
+        "only": NativeSparse(**ROUTED | dict(first_block=True), summary_span=8, pooling="learned", combine="gates")
+    },
+}
+OPTIMIZER: dict[str, Any] = dict(learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], epsilon=1e-8)
+OPTIMIZER |= dict(schedule=dict(name="constant", warmup_fraction=0.0))
+OPTIMIZERS = {
+    "adamw": OPTIMIZER | dict(name="adamw"),
+    "muon": OPTIMIZER | dict(name="muon", momentum=0.9),
+}
+TRAINER: dict[str, Any] = dict(
+    max_steps=3,
+    max_seconds=None,
+    accumulate=1,
+    gradient_clip=0.5,
+    validate_every=3,
+    save_every=None,
+    log_every=1,
+    precision="32-true",
+    accelerator="cpu",
+    on_nan="stop",
+    max_skipped_steps=0,
+)
+
+
+class Sequences(Dataset):
+    """Sequences of two documents, whose end, padding and so number of scored tokens differ."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        tokens = torch.randint(1, VOCABULARY, (LENGTH,), generator=torch.Generator().manual_seed(index))
+        end, padding = 10 + 7 * (index % 6), 6 * (index % 8)
+        document = (torch.arange(LENGTH) > end).int()
+        targets = (tokens * 5 + 2) % VOCABULARY
+        targets[end] = -100
+        targets[LENGTH - padding :] = -100
+        position = torch.arange(LENGTH, dtype=torch.int32) - (end + 1) * document
+        return dict(tokens=tokens, targets=targets, document=document, position=position)
+
+
+class Data(lightning.LightningDataModule):
+    """Each step trains on the same BATCH sequences, on however many ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cursor = 0
+
+    @property
+    def batch_size(self) -> int:
+        return BATCH // self.trainer.world_size
+
+    def advance(self, samples: int) -> None:
+        self.cursor += samples * self.trainer.world_size
+
+    def train_dataloader(self) -> DataLoader:
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        stream = Stream(Sequences(), 0, 1000, lambda: self.cursor, rank, ranks)
+        return DataLoader(Sequences(), self.batch_size, sampler=stream)
+
+    def val_dataloader(self) -> DataLoader:
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        return DataLoader(Sequences(), self.batch_size, sampler=range(rank, 8, ranks))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cursor = state["cursor"]
+
+
+def train(
+    path: Path,
+    strategy: str = "auto",
+    family: str = "window_dense",
+    optimizer: str = "muon",
+    sizes: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    compile: bool = False,
+    dtype: torch.dtype = torch.float64,
+    **changes: Any,
+) -> list[list[float]]:
+    """Trains on all ranks of the default process group, or in this process alone, in the run folder `path`.
+
+    dtype: of the weights and of all computation, where `precision` is 32-true. Muon orthogonalizes in it, too: it
+        amplifies rounding in those directions of a gradient that are zero but for rounding.
+
+    Returns:
+        The loss and the norm of the gradient of every step of the run, and the validation loss where there is one.
+    """
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    torch.manual_seed(0)
+    with computing_in(dtype):
+        model = Transformer(config(vocabulary=VOCABULARY, **(sizes or {})), plan(PATTERNS[family]))
+    if compile:
+        model.compile_layers()
+    module = LanguageModel(model, OPTIMIZERS[optimizer], torch.ones(VOCABULARY), {"name": "tiny", "seed": 0})
+    folder = RunFolder(path)
+    if not resume and (ranks == 1 or dist.get_rank() == 0):
+        folder = RunFolder.create(path, {"name": "tiny"})
+    settings = TRAINER | dict(devices=ranks, strategy=strategy) | changes
+    with computing_in(dtype):
+        fit(module, Data(), folder, resume=folder.checkpoints / "last.ckpt" if resume else None, **settings)
+    with open(folder.metrics_file) as file:
+        rows = list(csv.DictReader(file))
+    columns = "train/loss", "train/gradient_norm", "validation/loss"
+    return [[float(row.get(column) or "nan") for column in columns] for row in rows]
+
+
+@contextlib.contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors have this dtype, and Muon orthogonalizes in it."""
+    before = torch.get_default_dtype(), muon.STACK_DTYPE
+    torch.set_default_dtype(dtype)
+    muon.STACK_DTYPE = dtype
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before[0])
+        muon.STACK_DTYPE = before[1]
+
+
+def train_on_ranks(cases: Mapping[str, Mapping[str, Any]], root: str) -> dict[str, list[list[float]]]:
+    """Name -> what `train` returns; for run_on_ranks. The ranks are found as torchrun's are."""
+    rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks, GROUP_RANK="0")
+    os.environ |= dict(TORCHELASTIC_RUN_ID="tests", MASTER_ADDR="localhost", MASTER_PORT="0")
+    return {name: train(Path(root) / name, **case) for name, case in cases.items()}
