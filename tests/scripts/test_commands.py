@@ -145,24 +145,6 @@ def test_a_sweep_goes_on_after_a_job_that_cannot_run(outputs):
     assert lengths == [128, 256]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["train.py", "sede=3"], ["sede", "seed"]),
-        (["train.py", "attention=windw"], ["attention=windw", "window"]),
-        (["train.py", "data=files"], ["data.path"]),
-        (["scripts/evaluate.py"], ["checkpoint"]),
-        (["scripts/evaluate.py", "checkpoint=nowhere"], ["nowhere", "run folder"]),
-    ],
-    ids=lambda value: " ".join(value),
-)
-def test_a_wrong_command_line_ends_in_one_line(arguments, named):
-    result = run(*arguments, check=False)
-    lines = result.stderr.strip().splitlines()
-    assert result.returncode == 2 and len(lines) == 1, result.stderr
-    assert all(word in lines[0] for word in named)
-
-
 def test_help_is_quick_and_lists_the_groups():
     started = time.perf_counter()
     result = run("train.py", "--help")

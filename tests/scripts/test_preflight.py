@@ -88,13 +88,6 @@ def test_a_backend_that_cannot_be_rehearsed_is_named_and_stops_no_run(composed):
     config, data = composed("attention.backend=reference")
     expected, line = forecast_before_training(config, data)
     assert expected is None and "attention.backend=reference" in line
-    result = run("scripts/preflight.py", "attention.backend=reference", check=False)
-    assert result.returncode == 2 and "attention.backend=reference" in result.stderr
-
-
-def test_preflight_is_checked():
-    result = run("train.py", "preflight=maybe", check=False)
-    assert result.returncode == 2 and "preflight=maybe: must be warn, refuse or off" in result.stderr
 
 
 def test_layers_that_are_alike_are_one_row(composed):  # noqa: F811

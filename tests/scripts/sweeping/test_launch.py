@@ -17,7 +17,6 @@ from configs.build import ConfigError
 from scripts.sweeping import read_manifest
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.manifest import changing_job, lock
-from tests.commands import run
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
 from train import is_sweep
 
@@ -290,9 +289,3 @@ def test_a_report_is_written_after_every_job(tmp_path, small, quick, monkeypatch
 def test_what_is_a_sweep():
     assert is_sweep(["-m", "sweep=patterns"]) and is_sweep(["sweep=x", "--multirun"])
     assert not is_sweep(["-m", "attention=dense,window"]) and not is_sweep(["sweep=patterns"])
-
-
-def test_a_wrong_command_line_ends_in_one_line():
-    result = run("train.py", "-m", "sweep=widths", check=False)
-    (line,) = result.stderr.strip().splitlines()
-    assert result.returncode == 2 and "sweep=widths: no such choice; accepted are lengths, " in line
