@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
 
         place = os.environ.get(RUN_FOLDER)
         if place and rank_zero_only.rank == 0:
-            sys.exit(run_as_job(settings))
+            sys.exit(run_as_job(settings, train))
         summary = train(settings, Path(place) if place else None)
         if summary["state"] == "interrupted":
             raise KeyboardInterrupt  # the run is saved; what follows under -m must not start
@@ -159,7 +159,7 @@ def command() -> None:
     if is_sweep(sys.argv[1:]):
         from scripts.sweeping.launch import launch
 
-        sys.exit(launch(sys.argv[1:]))
+        sys.exit(launch(sys.argv[1:], train))
     main()
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,18 @@ _stopped: list[bool] = []
 """Whether somebody stopped a job of this process, one of joblib's workers."""
 
 
+Train = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""Trains a resolved config in a run folder and returns the run's summary: train.train, which imports this package."""
+
+
 @dataclass(frozen=True)
 class Worker:
-    """What a launcher runs: picklable, and called with one job's composed config."""
+    """Runs one job. A launcher calls it with the job's composed config, often in another process.
 
+    It is pickled for that process, by cloudpickle in joblib and submitit: `train` may be a function of `__main__`.
+    """
+
+    train: Train
     folder: Path
     numbers: dict[str, str]  # by config hash: "3/7"
     isolate: bool = False
@@ -65,7 +74,6 @@ class Worker:
         from lightning.pytorch.utilities import rank_zero_only
 
         from scripts.console import resolve
-        from train import train
 
         start_logging()
         settings = resolve(config)
@@ -74,15 +82,15 @@ class Worker:
         if job is None:
             raise RuntimeError(f"{self.folder} knows no job of config {hash}: is this another version of the code?")
         if rank_zero_only.rank != 0:  # a cluster's further task of the same job
-            train(settings, self.folder / hash)
+            self.train(settings, self.folder / hash)
             return False
         say = f"job {self.numbers.get(hash, '?')} {job.name}:"
         if self.isolate or _wants_ranks(settings["trainer"]):
             return _run_apart(self.folder, job, say)
-        return run_job(self.folder, hash, settings, say) == INTERRUPTED
+        return run_job(self.train, self.folder, hash, settings, say) == INTERRUPTED
 
 
-def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
+def run_job(train: Train, folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
     """Runs the job in this process and writes down how it ended. Returns its state; a job that another process is at,
     or has done meanwhile, is left to it.
 
@@ -100,7 +108,7 @@ def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
                 return DONE
             job.start()
         began = time.perf_counter()
-        state, reason, trace, summary = _attempt(folder / hash, settings, say)
+        state, reason, trace, summary = _attempt(train, folder / hash, settings, say)
         seconds = time.perf_counter() - began
         with changing(folder) as manifest:
             manifest.job(hash).end(state, seconds, reason, trace)
@@ -113,10 +121,10 @@ def run_job(folder: Path, hash: str, settings: dict[str, Any], say: str) -> str:
     return state
 
 
-def _attempt(path: Path, settings: dict[str, Any], say: str) -> tuple[str, str | None, str | None, dict[str, Any]]:
+def _attempt(
+    train: Train, path: Path, settings: dict[str, Any], say: str
+) -> tuple[str, str | None, str | None, dict[str, Any]]:
     """State, reason, traceback and summary of the run in `path`."""
-    from train import train
-
     try:
         last = path / "checkpoints" / "last.ckpt"
         log.info("%s %s", say, "goes on from its last checkpoint" if last.exists() else "starts")
@@ -213,11 +221,11 @@ PARENT = "FARSIGHT_SWEEP"
 """Environment variable: the process that waits for the job."""
 
 
-def run_as_job(settings: dict[str, Any]) -> int:
+def run_as_job(settings: dict[str, Any], train: Train) -> int:
     """In the process that `_run_apart` has started: the exit status."""
     path = Path(os.environ[RUN_FOLDER])
     with bound_to(int(os.environ[PARENT])):
-        state = run_job(path.parent, path.name, settings, os.environ.get(SAY, path.name))
+        state = run_job(train, path.parent, path.name, settings, os.environ.get(SAY, path.name))
     return {DONE: 0, INTERRUPTED: 130}.get(state, 1)
 
 

@@ -26,7 +26,7 @@ from scripts.console import one_line, user_errors
 from scripts.sweeping import manifest as records
 from scripts.sweeping.budget import SETS, Budget, Footing
 from scripts.sweeping.composer import Composer, as_lines, as_overrides
-from scripts.sweeping.jobs import Worker, reason_of, report
+from scripts.sweeping.jobs import Train, Worker, reason_of, report
 from scripts.sweeping.manifest import (
     DONE,
     FAILED,
@@ -55,14 +55,14 @@ UNTOLD = ("seed", "outputs", "name")
 """Settings in which jobs may differ without a label that says so."""
 
 
-def launch(arguments: Sequence[str]) -> int:
+def launch(arguments: Sequence[str], train: Train) -> int:
     """Runs what is missing of a sweep. Returns the exit status: 0 all jobs are done, 1 not all; raises SystemExit(2)
     for a sweep that cannot be, after one line, and KeyboardInterrupt where somebody stopped it.
 
-    arguments: of the command line, `-m` among them.
+    arguments: of the command line, `-m` among them. train: trains a job; picklable by cloudpickle.
     """
     with user_errors(), Composer(arguments) as composer:
-        sweep = Sweep(composer)
+        sweep = Sweep(composer, train)
         with told_of(sweep.folder):
             if sweep.settings.search is None:
                 return sweep.run()
@@ -101,8 +101,8 @@ class Draft:
 class Sweep:
     """The sweep of a command line. Its methods are the parts of run(), and of search.py."""
 
-    def __init__(self, composer: Composer):
-        self.composer = composer
+    def __init__(self, composer: Composer, train: Train):
+        self.composer, self.train = composer, train
         master = composer.master
         settings = OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True)
         self.settings = Settings.of(settings, given=[each.key_or_group for each in (*composer.sweep, *composer.own)])
@@ -214,7 +214,7 @@ class Sweep:
     def launch(self, jobs: Sequence[Job]) -> None:
         """Hands jobs to the launcher, and waits for them. Where the launcher itself fails (a worker of joblib's was
         killed, which ends the others), the jobs that it had begun are interrupted, and the others launched again."""
-        worker = Worker(self.folder, self.numbers, self.settings.isolate)
+        worker = Worker(self.train, self.folder, self.numbers, self.settings.isolate)
         while jobs:
             launcher = self.composer.launcher(self.folder, worker)
             try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from model.training.run_folder import RunFolder, config_hash
 from scripts.sweeping import read_manifest
 from scripts.sweeping.composer import Composer
@@ -44,7 +45,7 @@ def quick(monkeypatch) -> dict[str, Callable]:
     """Jobs that train nothing. What is put under a label in the dictionary is called first, and may raise."""
     happens: dict[str, Callable] = {}
 
-    def train(config: dict, path: Path) -> dict:
+    def train_nothing(config: dict, path: Path) -> dict:
         job = read_manifest(path.parent).job(config_hash(config))
         assert job.state == "running" and job.folder == path.name
         if job.label in happens:
@@ -52,7 +53,7 @@ def quick(monkeypatch) -> dict[str, Callable]:
         folder, _ = RunFolder.create_or_continue(path, config)
         return folder.write_summary(state="finished", step=6, bits_per_byte=float(config["seed"]), device="stand-in")
 
-    monkeypatch.setattr("train.train", train)
+    monkeypatch.setattr(train, "train", train_nothing)
     return happens
 
 
@@ -63,7 +64,7 @@ def jobs_of(*arguments: str) -> list[Draft]:
 
 
 def run_sweep(outputs: Path, *arguments: str) -> int:
-    return launch(["-m", *arguments, f"outputs={outputs}"])
+    return launch(["-m", *arguments, f"outputs={outputs}"], train.train)
 
 
 def states(folder: Path) -> dict[str, str]:

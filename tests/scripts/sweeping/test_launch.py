@@ -3,7 +3,6 @@
 import errno
 import importlib.metadata
 import json
-import sys
 import types
 from pathlib import Path
 
@@ -268,7 +267,7 @@ def test_a_report_that_fails_costs_a_line(tmp_path, small, quick, monkeypatch, c
     def write_report(folders):
         raise ValueError("no figure\nat all")
 
-    monkeypatch.setitem(sys.modules, "scripts.reporting", types.SimpleNamespace(write_report=write_report))
+    monkeypatch.setattr("scripts.reporting.write.write_report", write_report)
     assert run_sweep(tmp_path, *PAIR, *small) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("no report")]
     assert lines == [f"no report of {tmp_path / 'patterns'}: ValueError: no figure"] * 3
@@ -280,7 +279,7 @@ def test_a_report_is_written_after_every_job(tmp_path, small, quick, monkeypatch
     def write_report(folders: list[Path]) -> None:
         seen.append(([str(folder) for folder in folders], list(states(folders[0]).values())))
 
-    monkeypatch.setitem(sys.modules, "scripts.reporting", types.SimpleNamespace(write_report=write_report))
+    monkeypatch.setattr("scripts.reporting.write.write_report", write_report)
     assert run_sweep(tmp_path, *PAIR, *small) == 0
     place = [str(tmp_path / "patterns")]
     assert seen == [(place, ["done", "waiting"]), (place, ["done", "done"]), (place, ["done", "done"])]

@@ -20,6 +20,7 @@ from scripts.sweeping.composer import Composer
 from scripts.sweeping.manifest import changing_job, is_running
 from tests.commands import ROOT
 from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for
+from train import train
 
 TWO = ("sweep=patterns", "sweep.baseline=null", "attention=window,strided")
 LONG = ("trainer.max_steps=3000", "trainer.validate_every=3000", "trainer.save_every=3000")
@@ -71,7 +72,7 @@ def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_pa
     ran, bound = [], []
     monkeypatch.setattr(jobs_module.Worker, "_run", lambda self, config: ran.append(config) or config == "stopped")
     monkeypatch.setattr(jobs_module, "_stopped", [])
-    worker = jobs_module.Worker(tmp_path, {})
+    worker = jobs_module.Worker(train, tmp_path, {})
     with pytest.raises(KeyboardInterrupt):
         worker("stopped")  # in the sweep's own process
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(pid=7))
