@@ -5,7 +5,7 @@ Try, and see configs/ or --help for more:
     python train.py                                          the default: a small model, windows, the standard library
     python train.py attention=strided data.sequence_length=8192      another pattern, longer sequences
     python train.py -m attention=dense,window,strided        one run after another
-    python train.py -m sweep=patterns seed=1,2               a sweep: resumable, on an equal footing, with a report
+    python train.py -m sweep=patterns seed=1,2               a sweep: equal budgets, resumable, with a report
     python train.py resume=outputs/window/2026-01-31_12-00-00_000000      go on where a run stopped
 """
 
@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
         from lightning.pytorch.utilities import rank_zero_only
 
         from model.training.run_folder import RUN_FOLDER
-        from scripts.sweeping.jobs import run_as_job
+        from scripts.sweeping.worker import run_as_job
 
         place = os.environ.get(RUN_FOLDER)
         if place and rank_zero_only.rank == 0:

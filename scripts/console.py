@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from model.training.run_folder import RunFolder
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own switch: the user sets it to see whole tracebacks."""

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from scripts.reporting import words
+from scripts.reporting import findings
 from scripts.reporting.aggregate import Row, make_rows
 from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
 from scripts.reporting.figures import Draw, cost_panels, draw_curves, draw_position_differences, draw_positions
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
+from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
 from scripts.reporting.style import Style, make_styles
 from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns
-from scripts.sweeping.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
 
 CURVES = (
     ("train/bits_per_byte", "training", "bits per byte, smoothed", True),
@@ -32,7 +32,7 @@ class Content:
     columns: tuple[Column, ...]
     title: str
     progress: str
-    footing: tuple[str, ...]
+    budgets: tuple[str, ...]
     subject: tuple[str, ...]
     readings: tuple[str, ...]
     cautions: tuple[str, ...]
@@ -66,7 +66,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
     sweeps = tuple(read_sweeps(folders))
     rows = tuple(make_rows(sweeps))
     styles = tuple(make_styles(rows))
-    figures = {"pareto": tuple((words.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
+    figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
     curves = []
     for name, kind, label, smooth in CURVES:
         found = [curve_of(row, name, smooth) for row in rows]
@@ -90,12 +90,12 @@ def gather(folders: Sequence[str | Path]) -> Content:
         rows=rows,
         styles=styles,
         columns=tuple(make_columns(rows)),
-        title=words.title_of(sweeps),
-        progress=words.progress(sweeps),
-        footing=tuple(words.footing(sweeps)),
+        title=findings.title_of(sweeps),
+        progress=findings.progress(sweeps),
+        budgets=tuple(findings.budgets(sweeps)),
         subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
-        readings=tuple(words.readings(rows)),
-        cautions=tuple(words.cautions(sweeps, rows)),
+        readings=tuple(findings.readings(rows)),
+        cautions=tuple(findings.cautions(sweeps, rows)),
         figures=figures,
         routing=tuple((row, found) for row in rows if (found := routing_of(row))),
     )

@@ -16,7 +16,18 @@ import yaml
 from configs.aliases import upgrade
 from model.training.metrics import read_rows
 from model.training.run_folder import RunFolder, RunFolderError
-from scripts.sweeping.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, WAITING, was_killed
+from scripts.reporting.manifest import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MANIFEST_FILE,
+    OUT_OF_MEMORY,
+    RUNNING,
+    WAITING,
+    JobEntry,
+    read_manifest,
+    was_killed,
+)
 
 STATES = (DONE, RUNNING, WAITING, INTERRUPTED, OUT_OF_MEMORY, FAILED)
 """Of a job, in the order in which they are told."""
@@ -24,11 +35,8 @@ STATES = (DONE, RUNNING, WAITING, INTERRUPTED, OUT_OF_MEMORY, FAILED)
 RUN_STATES = {"finished": DONE, "trained": INTERRUPTED}
 """Where the state of a run in its summary.json is called otherwise for a job."""
 
-KILLED = {
-    "state": INTERRUPTED,
-    "exit_reason": "its process was killed; it goes on when the sweep is launched again",
-}
-"""What is said of a job instead of "running" where nobody is at it."""
+KILLED = "its process was killed; launch the sweep again to resume it"
+"""The exit reason of a job whose manifest entry is still "running"."""
 
 LENGTHS_OF_RUNS = ("trainer.max_steps", "trainer.max_seconds")
 
@@ -100,7 +108,7 @@ def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
     """
     sweeps, runs = [], []
     for folder in dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders):
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST_FILE).is_file():
             sweeps.append(_read_sweep(folder))
             continue
         found = (
@@ -115,47 +123,49 @@ def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
 
 
 def _read_sweep(folder: Path) -> Sweep:
-    file = folder / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        killed = [entry["hash"] for entry in manifest["jobs"] if _was_killed(folder, entry)]
-        if killed:  # unless they have ended between the one look and the other
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        name, entries = str(manifest.get("sweep") or folder.name), manifest["jobs"]
-        entries = [entry | KILLED if entry["hash"] in killed and entry["state"] == RUNNING else entry
-                   for entry in entries]  # fmt: skip
-        jobs = tuple(_read_job(name, folder, entry, bool(manifest.get("match"))) for entry in entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{file}: cannot be read as a sweep's manifest ({_one_line(error)})") from None
-    told = {key: manifest.get(key) for key in ("match", "budget", "command", "device")}
-    return Sweep(name, folder, jobs, versions=manifest.get("versions") or {}, **told)
+    manifest = read_manifest(folder)
+    killed = {entry.hash for entry in manifest.jobs if was_killed(folder, entry)}
+    if killed:  # a job may have ended after the manifest was read and before its lock was tested
+        manifest = read_manifest(folder)
+    for entry in manifest.jobs:
+        if entry.state not in STATES:
+            raise RunFolderError(
+                f"{folder / MANIFEST_FILE}: state={entry.state} of job {entry.hash}: must be one of {', '.join(STATES)}"
+            )
+        if entry.hash in killed and entry.state == RUNNING:
+            entry.state, entry.exit_reason = INTERRUPTED, KILLED
+    return Sweep(
+        name=manifest.sweep,
+        folder=folder,
+        jobs=tuple(_read_job(manifest.sweep, folder, entry, bool(manifest.match)) for entry in manifest.jobs),
+        match=manifest.match,
+        budget=manifest.budget,
+        command=manifest.command,
+        versions=manifest.versions,
+        device=manifest.device,
+    )
 
 
-def _was_killed(folder: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether the manifest says that the job runs, and nobody is at it."""
-    return entry["state"] == RUNNING and was_killed(folder, entry["hash"], entry.get("host"))
-
-
-def _read_job(sweep: str, folder: Path, entry: Mapping[str, Any], matched: bool) -> Job:
-    path = folder / (entry.get("folder") or entry["hash"])
-    state, overrides = entry["state"], tuple(entry.get("overrides") or ())
-    if state not in STATES:
-        raise ValueError(f"state {state!r}: must be one of {', '.join(STATES)}")
-    own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # equal footing sets these as each job needs
-    other = sorted(text for text in overrides if not text.lstrip("+~").startswith(own))
-    told = {key: entry.get(key) for key in ("seed", "exit_reason", "traceback", "started", "ended")}
+def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool) -> Job:
+    path = folder / entry.folder
+    own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # a match gives each job its own length
+    other = sorted(text for text in entry.overrides if not text.lstrip("+~").startswith(own))
     return Job(
         sweep=sweep,
         folder=path,
-        hash=str(entry["hash"]),
-        label=str(entry.get("label") or entry["hash"]),
-        state=state,
-        baseline=bool(entry.get("baseline")),
+        hash=entry.hash,
+        label=entry.label,
+        state=entry.state,
+        seed=entry.seed,
+        baseline=entry.baseline,
         context=" ".join(other),
-        overrides=overrides,
-        command=entry.get("command") or "",
-        **told,
-        **_read_run(path, state),
+        overrides=tuple(entry.overrides),
+        command=entry.command,
+        exit_reason=entry.exit_reason,
+        traceback=entry.traceback,
+        started=entry.started,
+        ended=entry.ended,
+        **_read_run(path, entry.state),
     )
 
 

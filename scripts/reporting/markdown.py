@@ -7,7 +7,7 @@ from scripts.reporting.markdown_table import escape, table
 def write_markdown(content: Content) -> str:
     parts = [
         f"# {escape(content.title)}",
-        escape(f"{content.progress}; {'; '.join(content.footing)}."),
+        escape(f"{content.progress}; {'; '.join(content.budgets)}."),
         _list(list(content.subject)),
         "## In short",
         _list([*content.readings, *content.cautions]),

@@ -54,7 +54,7 @@ def write_page(content: Content, pictures: Mapping[str, bytes]) -> str:
     light, dark = (css_variables(colors | {"tint": TINT[name]}) for name, colors in (("light", LIGHT), ("dark", DARK)))
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     labels = [row.label for row in content.rows]
-    progress = "; ".join((content.progress, *content.footing))
+    progress = "; ".join((content.progress, *content.budgets))
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     environment.filters["double"] = lambda width: f"{2 * width:g}"
     return environment.get_template("report.html.jinja").render(

@@ -1,11 +1,11 @@
-"""Equal footing: what every job of a sweep is given the same of, and the overrides that give it.
+"""Gives every job of a sweep the same budget, as overrides of its trainer.
 
-    tokens   the same training tokens: as many steps as they take
-    time     the same seconds of training, as measured: without compilation, validation and evaluation
+    tokens   the same training tokens
+    time     the same seconds of training, without compilation, validation and evaluation
     flops    the same training FLOPs, counted on the layouts of the run's own sequences
 
-A budget of null is what the first job (full attention, where it is there) would use by its trainer.max_steps: its
-tokens, its FLOPs. How long that takes nobody knows before it ran, so equal time needs seconds.
+A budget of null is the tokens or FLOPs that the first job (full attention, if the sweep has it) needs for its
+trainer.max_steps. Run time is unknown in advance, so sweep.match=time needs seconds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,18 +21,18 @@ from model.forecasting import devices_of
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES, Settings
 
-SETS = {
+MATCHED_KEYS = {
     "tokens": ("trainer.max_steps",),
     "flops": ("trainer.max_steps",),
     "time": ("trainer.max_steps", "trainer.max_seconds"),
 }
-"""What a match sets, so that nobody else may vary it."""
+"""The settings that each match determines, and that a sweep may therefore not vary."""
 
 Budget = dict[str, float] | None
 
 
-class Footing:
-    """Decides the budget at the first job that it sees, and gives every job its share."""
+class ComputeMatch:
+    """Takes the budget from the settings or from the first job, and gives it to every job."""
 
     def __init__(self, settings: Settings):
         self.match = settings.match
@@ -43,17 +43,17 @@ class Footing:
         self._data: dict[str, Any] = {}
 
     def check(self, jobs: Sequence[Overrides]) -> None:
-        """Raises ConfigError where the jobs differ in what the match sets."""
-        for key in SETS.get(self.match, ()):
+        """Raises ConfigError if the jobs differ in a setting that the match determines."""
+        for key in MATCHED_KEYS.get(self.match, ()):
             values = dict.fromkeys(job.get(key) for job in jobs)
             if len(values) > 1:
                 raise ConfigError(
-                    f"{key}={','.join(map(str, values))}: sweep.match={self.match} sets it; accepted with "
-                    "sweep.match=null"
+                    f"{key}={','.join(map(str, values))}: must be one value with sweep.match={self.match}, which "
+                    "determines it; accepted with sweep.match=null"
                 )
 
     def overrides(self, job: Overrides, config: Mapping[str, Any]) -> Overrides:
-        """The job's overrides with its budget, of its composed config without one."""
+        """Returns the job's overrides with its budget. `config` is the job's composed config without it."""
         if self.match is None:
             return job
         if self.match == "time":
@@ -63,12 +63,12 @@ class Footing:
         key, steps = MATCHES[self.match], config["trainer"]["max_steps"]
         if self.budget is None:
             if steps is None:
-                raise ConfigError(f"sweep.{key}=null: trainer.max_steps=null gives none; give it, or trainer.max_steps")
+                raise ConfigError(f"sweep.{key}=null: must be set where trainer.max_steps=null")
             self.budget = {key: per_step * steps}
         fitting = round(self.budget[key] / per_step)
         if fitting < 1:
             raise ConfigError(
-                f"sweep.{key}={self.budget[key]:.12g}: less than one step of a job, {per_step:.12g} with "
+                f"sweep.{key}={self.budget[key]:.12g}: must be at least one step of every job, {per_step:.12g} with "
                 f"attention={config['attention']['name']}"
             )
         return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
@@ -76,7 +76,9 @@ class Footing:
     def _same_time(self, job: Overrides, trainer: Mapping[str, Any]) -> Overrides:
         if self.budget is None:
             if trainer["max_seconds"] is None:
-                raise ConfigError("sweep.seconds=null: sweep.match=time needs the seconds of training of each job")
+                raise ConfigError(
+                    "sweep.seconds=null: must be the seconds of training of each job with sweep.match=time"
+                )
             self.budget = {"seconds": trainer["max_seconds"]}
         return job | {"trainer.max_steps": "null", "trainer.max_seconds": str(self.budget["seconds"])}
 
@@ -89,16 +91,15 @@ class Footing:
         if key not in self._data:
             self._data[key] = build_data(config["data"])
             self._data[key].setup()
-        data = self._data[key]
-        return flops_per_step(config, data)
+        return flops_per_step(config, self._data[key])
 
 
 def _check_step(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the tokens of a step cannot be counted: no job then has a footing."""
+    """Raises ConfigError where the tokens of a step cannot be counted, because no budget can be computed then."""
     validated(schema.Data, config["data"], "data")
     trainer = validated(schema.Trainer, config["trainer"], "trainer")
     validated(schema.Count, config["model"]["max_length"], "model.max_length")
-    if config["init_from"]:  # whose tokenizer may be gone once the jobs have begun; the size of a step is without it
+    if config["init_from"]:  # its tokenizer may be gone, and the tokens of a step don't depend on it
         config = {**config, "data": {**config["data"], "tokenizer": {"_target_": "data.tokenizers.Bytes"}}}
     check_data(config)
     check_devices(trainer)

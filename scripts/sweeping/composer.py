@@ -1,6 +1,6 @@
-"""From a sweep's command line to composed configs and a launcher: everything that is Hydra's.
+"""Composes configs from a sweep's command line, and creates its launcher, with Hydra.
 
-The command line has three parts: the sweep's (`sweep=`, `sweep.`), Hydra's (`hydra/launcher=`), and that of the jobs.
+The command line has overrides of the sweep (`sweep=`, `sweep.`), of Hydra (`hydra/launcher=`), and of the jobs.
 """
 
 import copy
@@ -19,32 +19,31 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
 from configs.build import ConfigError
-from scripts.sweeping.jobs import ROOT, Worker
+from scripts.console import CONFIGS, ROOT
 from scripts.sweeping.points import Overrides
+from scripts.sweeping.worker import Worker
 
 FLAGS = ("-m", "--multirun")
 
-OF_THE_EXTRA = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
-"""Launchers that Hydra knows once `farsight[sweep]` is installed."""
+EXTRA_LAUNCHERS = tuple(f"hydra/launcher/{name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
+"""Launchers that `farsight[sweep]` installs."""
 
 
 class Composer:
-    """Composes configs for a command line, and makes its launcher. A context: Hydra's state is global."""
+    """Composes configs for a command line, and creates its launcher. A context manager: Hydra's state is global."""
 
     def __init__(self, arguments: Sequence[str]):
         self.arguments = [argument for argument in arguments if argument not in FLAGS]
         for argument in self.arguments:
             if argument.startswith("-"):
-                raise ConfigError(f"{argument}: with sweep= accepted are -m and overrides alone")
+                raise ConfigError(f"{argument}: must be -m or an override, with sweep=")
         self.command = f"python train.py -m {shlex.join(self.arguments)}"
 
     def __enter__(self) -> "Composer":
         from hydra import initialize_config_dir
         from hydra.core.global_hydra import GlobalHydra
 
-        self._initialized = initialize_config_dir(
-            version_base="1.3", config_dir=str(ROOT / "configs"), job_name="train"
-        )
+        self._initialized = initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS), job_name="train")
         self._initialized.__enter__()
         self.loader = GlobalHydra.instance().config_loader()
         self._composed: dict[tuple[str, ...], DictConfig] = {}
@@ -61,12 +60,14 @@ class Composer:
             root = re.split(r"[./@]", override.key_or_group)[0]
             {"hydra": self.hydra, "sweep": self.sweep}.get(root, self.own).append(override)
             if root in ("hydra", "sweep") and override.is_sweep_override():
-                raise ConfigError(f"{override.input_line}: accepted is one value")
+                raise ConfigError(f"{override.input_line}: must be one value")
             if override.key_or_group == "resume" and override.value() is not None:
-                raise ConfigError(f"{override.input_line}: a sweep goes on by itself when it is launched again")
+                raise ConfigError(
+                    f"{override.input_line}: must be null; a sweep that is launched again resumes its jobs"
+                )
             if override.is_delete() and self.loader.get_group_options(override.key_or_group):
                 key = override.key_or_group
-                raise ConfigError(f"{override.input_line}: a run needs it; accepted is {key}=...")
+                raise ConfigError(f"{override.input_line}: must not be deleted; accepted is {key}=...")
 
     def __exit__(self, *details: Any) -> None:
         self._initialized.__exit__(*details)
@@ -76,22 +77,23 @@ class Composer:
 
     @functools.cached_property
     def master(self) -> DictConfig:
-        """The sweep's own config: its settings, its place, and what Hydra's launcher is told."""
+        """The config of the sweep itself: its settings, its outputs folder, and Hydra's launcher."""
         place = [override for override in self.own if override.key_or_group == "outputs"]
         lines = [override.input_line for override in (*self.hydra, *self.sweep, *place)]
         try:
             return self._load(lines, RunMode.MULTIRUN)
         except MissingConfigException as error:
             name = str(error.missing_cfg_file)
-            if name not in OF_THE_EXTRA:
+            if name not in EXTRA_LAUNCHERS:
                 raise
             accepted = ", ".join(self.loader.get_group_options("hydra/launcher"))
             group, _, choice = name.rpartition("/")
-            extra = "pip install 'farsight[sweep]' for it"
-            raise ConfigError(f"{group}={choice}: is not installed: {extra}; accepted here: {accepted}") from None
+            raise ConfigError(
+                f"{group}={choice}: must be one of {accepted}; {choice} needs pip install 'farsight[sweep]'"
+            ) from None
 
     def job(self, overrides: Overrides) -> DictConfig:
-        """The config that `python train.py <overrides>` composes, interpolations unresolved. Not to be changed."""
+        """Returns the config that `python train.py <overrides>` composes, unresolved. Callers must not change it."""
         lines = tuple(as_lines(overrides))
         if lines not in self._composed:
             config = self._load(lines, RunMode.RUN)
@@ -101,7 +103,7 @@ class Composer:
         return self._composed[lines]
 
     def _load(self, lines: Sequence[str], mode: RunMode) -> DictConfig:
-        for override in self.parse(lines):  # of these Hydra says neither which, nor what would do
+        for override in self.parse(lines):  # Hydra's own error has neither the override nor the choices
             if override.is_delete() or isinstance(override.value(), str | QuotedString | list):
                 continue
             choices = self.loader.get_group_options(override.key_or_group)
@@ -111,12 +113,12 @@ class Composer:
         return self.loader.load_configuration("train", overrides=list(lines), run_mode=mode)
 
     def launcher(self, folder: Path, worker: Worker) -> Any:
-        """Hydra's launcher of this command line (hydra/launcher=...), at work in `folder`."""
+        """Creates Hydra's launcher of this command line (hydra/launcher=...), which works in `folder`."""
         from hydra._internal.callbacks import Callbacks
         from hydra.core.plugins import Plugins
         from hydra.types import HydraContext
 
-        # Processes elsewhere find our packages, whatever they are started as.
+        # Processes that the launcher starts import our packages from here.
         paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         config = copy.deepcopy(self.master)
@@ -128,12 +130,12 @@ class Composer:
 
 
 def as_lines(overrides: Overrides) -> list[str]:
-    """{"a": "1"} -> ["a=1"]; a deletion has no value."""
+    """Returns {"a": "1"} as ["a=1"]. A deletion has no value."""
     return [key if key.startswith("~") and not value else f"{key}={value}" for key, value in overrides.items()]
 
 
 def as_overrides(lines: Sequence[str]) -> Overrides:
-    """And back."""
+    """Returns ["a=1"] as {"a": "1"}."""
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 

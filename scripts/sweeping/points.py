@@ -1,11 +1,11 @@
-"""From what varies to the overrides of every job.
+"""Expands the varied settings of a sweep to the overrides of every job.
 
-A dimension is one setting and its values, or several settings that change together; the jobs are the product of all
-dimensions. What the command line sets comes on top: a list of values replaces the dimension of that setting, narrows
-one of several settings, or is a dimension of its own (`seed=1,2,3`); a single value is set in every job.
+A dimension is one setting and its values, or several settings that change together. The jobs are the product of all
+dimensions. A list of values on the command line replaces the dimension of its setting, or narrows a dimension of
+several settings, or adds a dimension (`seed=1,2,3`). A single value is set in every job.
 
-Settings within a group that varies need not fit every choice: `attention.patterns.local.width` is the window's, and
-dense attention has no such key. There it is left out, and of jobs that have become equal one stays.
+A setting of a group that varies may not exist for every choice: window attention has
+`attention.patterns.local.width`, dense attention has not. Such jobs omit it, and equal jobs are merged.
 """
 
 import itertools
@@ -18,22 +18,22 @@ from hydra.core.override_parser.types import Override
 from configs.errors import ConfigError, as_override
 
 Overrides = dict[str, str]
-"""Key and value of overrides, as on the command line."""
+"""{key: value} of overrides, as on the command line."""
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """Settings, and the values that they take together."""
+    """Settings, and the points: tuples of the values that they take together."""
 
     keys: tuple[str, ...]
     points: tuple[tuple[str, ...], ...]
 
 
 def dimensions_of(vary: Mapping[str, Any]) -> list[Dimension]:
-    """Of `sweep.vary`: `key: [value, ...]`, or `key, key: [[value, value], ...]`."""
+    """Returns the dimensions of `sweep.vary`: `key: [value, ...]`, or `key, key: [[value, value], ...]`."""
     dimensions = []
     for names, values in vary.items():
-        if values is None:  # taken out on the command line
+        if values is None:  # the command line removes it
             continue
         keys = tuple(key.strip() for key in names.split(","))
         where = f"sweep.vary.{names}={values}"
@@ -49,7 +49,7 @@ def dimensions_of(vary: Mapping[str, Any]) -> list[Dimension]:
 def with_command_line(
     dimensions: list[Dimension], command_line: Iterable[Override]
 ) -> tuple[list[Dimension], Overrides]:
-    """The dimensions, and what is set in every job."""
+    """Returns the dimensions with the command line's values, and the overrides that every job has."""
     fixed: Overrides = {}
     dimensions = list(dimensions)
     for override in command_line:
@@ -67,14 +67,14 @@ def with_command_line(
 
 
 def values_of(override: Override) -> list[str]:
-    """Its values, as on the command line. Raises ConfigError for intervals: they are for a search."""
+    """Returns an override's values, as on the command line. Raises ConfigError for intervals, which need a search."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: a grid takes values; intervals are for sweep=search")
+        raise ConfigError(f"{override.input_line}: must be values; intervals are for sweep=search")
     values = list(override.sweep_string_iterator())
     if not values:
-        raise ConfigError(f"{override.input_line}: gives no value")
+        raise ConfigError(f"{override.input_line}: must have at least one value")
     return values
 
 
@@ -84,14 +84,16 @@ def _narrowed(dimension: Dimension, key: str, values: Sequence[str]) -> Dimensio
     for value in values:
         if value not in known:
             raise ConfigError(
-                f"{key}={value}: {', '.join(dimension.keys)} change together; accepted are {', '.join(known)}"
+                f"{key}={value}: must be one of {', '.join(known)}, because {', '.join(dimension.keys)} change together"
             )
     return Dimension(dimension.keys, tuple(point for point in dimension.points if point[place] in values))
 
 
 def with_baseline(before: list[Dimension], dimensions: list[Dimension], baseline: str | None) -> list[Dimension]:
-    """Puts full attention first where attention varies, also where the command line has left it out. `before`: the
-    dimensions without the command line."""
+    """Puts full attention first where attention varies, even if the command line omits it.
+
+    before: the dimensions without the command line's values.
+    """
     if baseline is None:
         return dimensions
     result = []
@@ -107,7 +109,7 @@ def with_baseline(before: list[Dimension], dimensions: list[Dimension], baseline
 
 
 def product(dimensions: list[Dimension], fixed: Overrides) -> list[Overrides]:
-    """The overrides of every job: what varies, then what is set."""
+    """Returns the overrides of every job: the varied settings, then the fixed ones."""
     jobs = []
     for points in itertools.product(*(dimension.points for dimension in dimensions)):
         varied = {
@@ -120,12 +122,13 @@ def product(dimensions: list[Dimension], fixed: Overrides) -> list[Overrides]:
 
 
 def fitting(jobs: list[Overrides], has_key: Callable[[Overrides, str], bool]) -> list[Overrides]:
-    """Leaves out what a choice has no key for (see the top), and then jobs that are there twice.
+    """Omits settings that a job's choice does not have (see the module's docstring), and then duplicate jobs.
 
-    has_key: whether the config that these overrides compose has this key.
+    Args:
+        has_key: whether the config that these overrides compose has this key.
 
     Raises:
-        ConfigError: a setting that no choice has.
+        ConfigError: no choice has the setting.
     """
     varies = {key for key in jobs[0] if "." not in key and len({job[key] for job in jobs}) > 1}
     unused = {key for key in jobs[0] if _group(key) in varies}
@@ -144,23 +147,23 @@ def fitting(jobs: list[Overrides], has_key: Callable[[Overrides, str], bool]) ->
 
 
 def _group(key: str) -> str | None:
-    """The group whose choice decides whether there is such a key; None for `+key`, which is added in any case."""
+    """Returns the group whose choice decides whether the key exists; None for `+key`, which adds it."""
     return key.split(".")[0].lstrip("~") if "." in key and not key.startswith("+") else None
 
 
-def labels(jobs: Sequence[Overrides], apart: Iterable[str] = ("seed",)) -> list[str]:
-    """For every job what it is: its attention, where that is set, and as few other settings as tell it from others.
+def labels(jobs: Sequence[Overrides], without: Iterable[str] = ("seed",)) -> list[str]:
+    """Returns a label for every job: its attention, and as few other settings as distinguish it from other jobs.
 
-    apart: keys that no label tells.
+    without: keys that no label contains.
     """
-    keys = list(dict.fromkeys(key for job in jobs for key in job if key not in ("attention", *apart)))
-    found = [job.get("attention", "") for job in jobs]
+    keys = list(dict.fromkeys(key for job in jobs for key in job if key not in ("attention", *without)))
+    result = [job.get("attention", "") for job in jobs]
     for key in keys:
         values: dict[str, set[str | None]] = {}
-        for job, label in zip(jobs, found, strict=True):
+        for job, label in zip(jobs, result, strict=True):
             values.setdefault(label, set()).add(job.get(key))
         for index, job in enumerate(jobs):
-            if len(values[found[index]]) > 1 and key in job:
+            if len(values[result[index]]) > 1 and key in job:
                 name = "" if "." not in key else key.rpartition(".")[2] + "="
-                found[index] += f" {name}{job[key]}"
-    return [label.strip() for label in found]
+                result[index] += f" {name}{job[key]}"
+    return [label.strip() for label in result]

@@ -1,13 +1,14 @@
-"""sweep=search: Optuna proposes what to try, by what the jobs before have found.
+"""sweep=search: Optuna proposes settings from the results of earlier jobs.
 
-Jobs are those of any sweep: full attention first, one manifest, one footing, resumable. Optuna itself keeps nothing.
-What it proposes depends on its seed and on what it is told, so a search that is launched again proposes the same from
-the beginning: jobs that are done are told and not run, and where they end it goes on.
+As in every sweep, full attention is the first job, all jobs have equal budgets, and the manifest makes them resumable.
+Optuna stores nothing. Its proposals depend on its seed and on the results alone, so a search that is launched again
+proposes the same settings from the beginning: finished jobs are reported to Optuna without running again.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -16,17 +17,17 @@ from configs.errors import ConfigError, as_override
 from configs.schema import Search
 from configs.validation import validated
 from model.training.run_folder import RunFolder
-from scripts.sweeping import manifest as records
-from scripts.sweeping.launch import Sweep
-from scripts.sweeping.manifest import DONE, Job
+from scripts.reporting.manifest import DONE, JobEntry, read_manifest
+from scripts.sweeping.plan import Plan
 from scripts.sweeping.points import Overrides
+from scripts.sweeping.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number from `low` to `high`, both included; whole where both are."""
+    """Numbers from `low` to `high`, both included; integers if both bounds are."""
 
     low: float
     high: float
@@ -34,44 +35,45 @@ class Interval:
 
 
 Space = dict[str, list[str] | Interval]
-"""What each setting may be: one of some values, or a number in an interval."""
+"""{setting: its values, or an interval of numbers}."""
 
 
 def search(sweep: Sweep) -> int:
-    """Runs what is missing of a search. Returns the exit status."""
+    """Runs the trials of a search that are not done. Returns the exit status."""
     try:
         import optuna
     except ImportError:
-        raise ConfigError("sweep=search needs Optuna: pip install 'farsight[sweep]'") from None
+        raise ConfigError("sweep=search: needs Optuna: pip install 'farsight[sweep]'") from None
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings = validated(Search, sweep.settings.search, "sweep.search")
-    space, fixed = space_of(sweep.settings.vary, sweep.composer.own, sweep.composer.parse)
+    plan = sweep.plan
+    settings = validated(Search, plan.settings.search, "sweep.search")
+    space, fixed = space_of(plan.settings.vary, plan.composer.own, plan.composer.parse)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True))
     hashes: list[str] = []
 
-    def run(jobs: list[Overrides]) -> list[Job]:
-        """In the manifest from here on, run where they are missing, and as they ended."""
-        drafts = [sweep.draft(job) for job in jobs]
+    def run(jobs: list[Overrides]) -> list[JobEntry]:
+        """Enters jobs into the manifest, runs those that are not done, and returns their entries."""
+        drafts = [plan.draft(job) for job in jobs]
         hashes.extend(draft.hash for draft in drafts if draft.hash not in hashes)
-        total = max(len(hashes), settings.trials + bool(sweep.settings.baseline))
+        total = max(len(hashes), settings.trials + bool(plan.settings.baseline))
         sweep.numbers |= {hash: f"{number}/{total}" for number, hash in enumerate(hashes, 1)}
-        missing = sweep.enter(drafts)
-        if missing:
-            sweep.launch(missing)
-        manifest = records.read_manifest(sweep.folder)
+        unfinished = sweep.enter(drafts)
+        if unfinished:
+            sweep.launch(unfinished)
+        manifest = read_manifest(plan.folder)
         return [manifest.job(draft.hash) for draft in drafts]
 
     try:
-        if sweep.settings.baseline:
-            run([fitting_baseline(sweep, space, fixed)])
+        if plan.settings.baseline:
+            run([baseline_overrides(plan, fixed)])
         while (left := settings.trials - len(study.trials)) > 0:
             trials = [study.ask() for _ in range(min(left, settings.at_once))]
             jobs = run(
                 [{key: suggest(trial, key, values) for key, values in space.items()} | fixed for trial in trials]
             )
             for trial, job in zip(trials, jobs, strict=True):
-                value = quality(sweep, job, settings.minimize)
+                value = quality(plan.folder, job, settings.minimize)
                 study.tell(trial, value, None if value is not None else optuna.trial.TrialState.FAIL)
     finally:
         status = sweep.conclude(hashes)
@@ -80,28 +82,37 @@ def search(sweep: Sweep) -> int:
     return status
 
 
-def quality(sweep: Sweep, job: Job, key: str) -> float | None:
-    """What the search minimizes; None of a job that is not done. Raises ConfigError where the summary has none."""
+def quality(folder: Path, job: JobEntry, key: str) -> float | None:
+    """Returns the number of summary.json that the search minimizes; None if the job is not done.
+
+    Raises:
+        ConfigError: summary.json has no such number.
+    """
     if job.state != DONE:
         return None
-    summary = RunFolder(sweep.folder / job.folder).read_summary()
+    summary = RunFolder(folder / job.folder).read_summary()
     if not isinstance(summary.get(key), int | float):
         numbers = ", ".join(name for name, value in summary.items() if isinstance(value, int | float))
-        raise ConfigError(f"sweep.search.minimize={key}: must be a number of summary.json: {numbers}")
+        raise ConfigError(f"sweep.search.minimize={key}: must be a number of summary.json, one of {numbers}")
     return float(summary[key])
 
 
-def fitting_baseline(sweep: Sweep, space: Space, fixed: Overrides) -> Overrides:
-    """Full attention, with what is set in every job, as far as it has such keys."""
-    job = fixed | {"attention": sweep.settings.baseline}
+def baseline_overrides(plan: Plan, fixed: Overrides) -> Overrides:
+    """Returns the overrides of full attention: those of every job, without keys that full attention lacks."""
+    job = fixed | {"attention": plan.settings.baseline}
     doubtful = [key for key in job if key.startswith("attention.")]
     certain = {key: value for key, value in job.items() if key not in doubtful}
-    return certain | {key: job[key] for key in doubtful if sweep.has_key(certain, key)}
+    return certain | {key: job[key] for key in doubtful if plan.has_key(certain, key)}
 
 
 def space_of(vary: Mapping[str, Any], command_line: Sequence[Override], parse: Any) -> tuple[Space, Overrides]:
-    """What is searched, and what is set in every job. Values of `vary` are lists, or intervals as Hydra writes them:
-    interval(0.1, 1), or tag(log, interval(0.001, 0.1))."""
+    """Returns the search space, and the overrides that every job has.
+
+    Args:
+        vary: {setting: a list of values, or an interval in Hydra's grammar: interval(0.1, 1), or
+            tag(log, interval(0.001, 0.1))}.
+        parse: parses lines of overrides.
+    """
     space: Space = {}
     for key, values in vary.items():
         if isinstance(values, list) and values:
@@ -118,16 +129,16 @@ def space_of(vary: Mapping[str, Any], command_line: Sequence[Override], parse: A
             space.pop(key, None)
             fixed[key] = override.get_value_element_as_str()
         elif key == "seed":
-            raise ConfigError(f"{override.input_line}: a search takes one seed")
+            raise ConfigError(f"{override.input_line}: must be one seed in a search")
         else:
             space[key] = choices(override)
     if not space:
-        raise ConfigError("sweep.vary={}: a search needs something that varies")
+        raise ConfigError("sweep.vary={}: must have at least one setting in a search")
     return space, fixed
 
 
 def choices(override: Override) -> list[str] | Interval:
-    """Of `key=1,2`, `key=range(1,5)` or `key=interval(1,5)`."""
+    """Returns the values of `key=1,2`, `key=range(1,5)` or `key=interval(1,5)`."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if override.is_discrete_sweep():
@@ -138,7 +149,7 @@ def choices(override: Override) -> list[str] | Interval:
 
 
 def suggest(trial: Any, key: str, values: list[str] | Interval) -> str:
-    """Optuna's next value of a setting, as on the command line."""
+    """Returns Optuna's next value of a setting, as on the command line."""
     if isinstance(values, list):
         return trial.suggest_categorical(key, values)
     if isinstance(values.low, int) and isinstance(values.high, int):

@@ -9,15 +9,15 @@ from configs.errors import ConfigError
 from configs.validation import validated
 
 MATCHES = {"tokens": "tokens", "time": "seconds", "flops": "flops"}
-"""What sweep.match can be, and the key of its budget."""
+"""{value of sweep.match: the key of its budget}."""
 
-OF_A_RUN = {"tokens": "trainer.max_steps", "seconds": "trainer.max_seconds", "flops": "trainer.max_steps"}
-"""The setting of a run from which a budget of null is taken."""
+BUDGET_SOURCES = {"tokens": "trainer.max_steps", "seconds": "trainer.max_seconds", "flops": "trainer.max_steps"}
+"""{key of a budget: the setting of the first job that gives a budget of null}."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The `sweep` group (configs/sweep/base.yaml says what each key is)."""
+    """The `sweep` group (configs/sweep/base.yaml describes the keys)."""
 
     name: str
     vary: Mapping[str, Any]
@@ -32,10 +32,15 @@ class Settings:
 
     @staticmethod
     def of(sweep: Mapping[str, Any], given: Collection[str] = ()) -> "Settings":
-        """Of a composed `sweep` group. Raises ConfigError, one line.
+        """Checks a composed `sweep` group.
 
-        given: the keys that the command line sets. A YAML's budget gives way to another match, and to what it would be
-        taken from (OF_A_RUN); a budget on the command line that is not of the match is a mistake.
+        Drops a YAML's budget if the command line sets another match, or the setting that gives a budget of null.
+
+        Args:
+            given: the keys that the command line sets.
+
+        Raises:
+            ConfigError: a wrong value, or a budget on the command line that belongs to another match.
         """
         validated(schema.Sweep, sweep, "sweep")
         settings = Settings(**sweep)
@@ -46,8 +51,8 @@ class Settings:
             if settings.match != match:
                 if f"sweep.{key}" in given:
                     where = f"sweep.{key}={budget}"
-                    raise ConfigError(f"{where}: is the budget of sweep.match={match}, not {settings.match}")
+                    raise ConfigError(f"{where}: must be null with sweep.match={settings.match}; it is for {match}")
                 settings = replace(settings, **{key: None})
-            elif OF_A_RUN[key] in given and f"sweep.{key}" not in given:
+            elif BUDGET_SOURCES[key] in given and f"sweep.{key}" not in given:
                 settings = replace(settings, **{key: None})
         return settings

@@ -13,7 +13,7 @@ from configs.validation import validated
 from kernels import Axis
 from model.attention import build_view
 from scripts.sweeping.composer import Composer
-from scripts.sweeping.launch import Sweep
+from scripts.sweeping.plan import Plan
 from tests.commands import ROOT, compose
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -36,7 +36,7 @@ def test_the_commands_at_the_heads_of_the_yamls_compose():
         command = re.search(r"Try: python train\.py ?(.*)", file.read_text())
         if command and "sweep=" in command.group(1):
             with Composer(command.group(1).split("  ")[0].split()) as composer:
-                assert Sweep(composer).settings.name, file
+                assert Plan(composer).settings.name, file
         elif command:
             overrides = re.findall(r"'[^']*'|[^\s']+", command.group(1).split("  ")[0])
             overrides = [override.strip("'") for override in overrides if override != "-m"]

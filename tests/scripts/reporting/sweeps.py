@@ -48,18 +48,24 @@ def make_sweep(
     """
     jobs = [make_job(folder, label, seed, (states or {}).get((label, seed), "done"), pictures=pictures)
             for label in labels for seed in seeds]  # fmt: skip
-    told = {
+    command = f"python train.py -m sweep={folder.name} seed={','.join(map(str, seeds))}"
+    write_manifest(folder, jobs, **{"command": command} | manifest)
+    return folder
+
+
+def write_manifest(folder: Path, jobs: Sequence[Mapping[str, Any]], **entries: Any) -> None:
+    """Writes manifest.json of these jobs; `entries` replace the others."""
+    content = {
         "sweep": folder.name,
         "match": "tokens",
         "budget": {"tokens": 1720320},
-        "command": f"python train.py -m sweep={folder.name} seed={','.join(map(str, seeds))}",
+        "command": f"python train.py -m sweep={folder.name}",
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "lightning": "2.6.6", "farsight": "0.1.0"},
         "device": "cpu",
         "jobs": jobs,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text(json.dumps(told | manifest, indent=1))
-    return folder
+    (folder / "manifest.json").write_text(json.dumps(content | entries, indent=1))
 
 
 def make_job(folder: Path, label: str, seed: int, state: str = "done", pictures: bool = False) -> dict[str, Any]:

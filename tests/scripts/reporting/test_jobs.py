@@ -12,8 +12,8 @@ from scripts.reporting import jobs
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.curves import curve_of, positions_of, routing_of
 from scripts.reporting.jobs import STATES, read_sweeps
-from scripts.sweeping.manifest import lock
-from tests.scripts.reporting.sweeps import REAL, make_config, make_job, make_sweep
+from scripts.sweeping.locks import lock
+from tests.scripts.reporting.sweeps import REAL, make_config, make_job, make_sweep, write_manifest
 
 SUMMARY = json.loads((REAL / "summary.json").read_text())
 
@@ -64,7 +64,7 @@ def test_a_job_that_was_killed_is_interrupted_and_one_that_runs_is_not(running):
         assert read_one(running).state == "running"
     before = (running / "manifest.json").read_bytes()
     killed = read_one(running)
-    assert (killed.state, killed.exit_reason) == ("interrupted", jobs.KILLED["exit_reason"])
+    assert (killed.state, killed.exit_reason) == ("interrupted", jobs.KILLED)
     assert (running / "manifest.json").read_bytes() == before, "a report writes into no manifest"
     assert read_one(running, "dense").state == "done"
 
@@ -92,11 +92,11 @@ def test_a_job_that_ends_while_one_looks_is_done(running, monkeypatch):
 
 
 @pytest.mark.parametrize(("match", "equal"), [("flops", True), (None, False)])
-def test_steps_that_equal_footing_gave_do_not_set_a_job_apart(tmp_path, match, equal):
+def test_steps_that_a_match_sets_are_not_part_of_a_jobs_context(tmp_path, match, equal):
     entries = [make_job(tmp_path, label, 1) for label in ("dense", "window")]
     for entry, steps in zip(entries, (100, 300), strict=True):
         entry["overrides"] += [f"trainer.max_steps={steps}", "data.sequence_length=64"]
-    (tmp_path / "manifest.json").write_text(json.dumps({"jobs": entries, "match": match}))
+    write_manifest(tmp_path, entries, match=match)
     dense, window = read_sweeps([tmp_path])[0].jobs
     assert (dense.context == window.context) == equal and "data.sequence_length=64" in dense.context
 
@@ -220,7 +220,7 @@ def test_curves_go_by_tokens_and_by_measured_time(tmp_path):
     (run / "metrics.csv").write_text(
         "step,train/loss,step_seconds,validation/loss\n10,4,,\n20,3,0.5,\n20,,,9\n30,2,0.25,\n"
     )
-    (tmp_path / "manifest.json").write_text(json.dumps({"jobs": [entry]}))
+    write_manifest(tmp_path, [entry])
     (row,) = make_rows(read_sweeps([tmp_path]))
     curve = curve_of(row, "train/loss")
     assert curve.tokens == (1000, 2000, 3000) and curve.values == (4, 3, 2)
@@ -232,7 +232,7 @@ def test_seeds_are_averaged_at_the_steps_that_all_logged(tmp_path):
     entries = [make_job(tmp_path, "window", seed) for seed in (1, 2)]
     for entry, text in zip(entries, ("10,4\n20,3\n30,2\n", "10,6\n20,5\n"), strict=True):
         (tmp_path / entry["folder"] / "metrics.csv").write_text("step,train/loss\n" + text)
-    (tmp_path / "manifest.json").write_text(json.dumps({"jobs": entries}))
+    write_manifest(tmp_path, entries)
     (row,) = make_rows(read_sweeps([tmp_path]))
     assert curve_of(row, "train/loss").values == (5, 4)
 

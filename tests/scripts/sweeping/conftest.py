@@ -12,9 +12,10 @@ import pytest
 
 import train
 from model.training.run_folder import RunFolder, config_hash
-from scripts.sweeping import read_manifest
+from scripts.reporting.manifest import read_manifest
 from scripts.sweeping.composer import Composer
-from scripts.sweeping.launch import Draft, Sweep, launch
+from scripts.sweeping.launch import launch
+from scripts.sweeping.plan import Draft, Plan
 from tests.commands import ROOT
 from tests.scripts.runs import SMALL, write_books
 
@@ -33,7 +34,7 @@ def small(tmp_path_factory) -> list[str]:
 def reports(monkeypatch) -> list[list[str]]:
     """The states of all jobs at each time that a report was written."""
     written: list[list[str]] = []
-    for place in ("jobs", "launch"):
+    for place in ("worker", "sweep"):
         monkeypatch.setattr(
             f"scripts.sweeping.{place}.report", lambda f: written.append([j.state for j in read_manifest(f).jobs])
         )
@@ -60,7 +61,7 @@ def quick(monkeypatch) -> dict[str, Callable]:
 def jobs_of(*arguments: str) -> list[Draft]:
     """What a sweep's command line would run."""
     with Composer(["-m", *arguments]) as composer:
-        return Sweep(composer).drafts()
+        return Plan(composer).drafts()
 
 
 def run_sweep(outputs: Path, *arguments: str) -> int:

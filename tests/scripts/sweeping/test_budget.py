@@ -1,11 +1,11 @@
-"""Equal footing: what each job of a sweep is given."""
+"""Equal budgets: the steps, seconds and FLOPs that each job of a sweep gets."""
 
 import pytest
 
 from configs.build import ConfigError, build_data
 from configs.forecasting import flops_per_step
 from scripts.sweeping.composer import Composer
-from scripts.sweeping.launch import Sweep
+from scripts.sweeping.plan import Plan
 from tests.scripts.sweeping.conftest import jobs_of
 
 
@@ -15,9 +15,9 @@ def steps(*arguments: str) -> dict[str, int]:
 
 def budget(*arguments: str) -> dict | None:
     with Composer(["-m", *arguments]) as composer:
-        sweep = Sweep(composer)
-        sweep.drafts()
-        return sweep.footing.budget
+        plan = Plan(composer)
+        plan.drafts()
+        return plan.compute.budget
 
 
 def test_equal_tokens_are_those_of_the_first_job():
@@ -59,5 +59,5 @@ def test_equal_flops_are_more_steps_where_a_step_is_cheaper(small):
 
 
 def test_a_budget_of_null_needs_steps():
-    with pytest.raises(ConfigError, match=r"sweep\.tokens=null: trainer\.max_steps=null gives none"):
+    with pytest.raises(ConfigError, match=r"sweep\.tokens=null: must be .*trainer\.max_steps=null"):
         jobs_of("sweep=patterns", "trainer.max_steps=null", "trainer.max_seconds=3")

@@ -5,8 +5,7 @@ import signal
 import pytest
 import torch
 
-from scripts.sweeping import read_manifest
-from scripts.sweeping.manifest import FILE
+from scripts.reporting.manifest import MANIFEST_FILE, read_manifest
 from tests.scripts.sweeping.conftest import at, run_sweep, start, states, table, wait_for
 
 JOBS = ("sweep=patterns", "attention=window", "attention.patterns.local.width=16", "trainer.max_steps=80",
@@ -35,7 +34,7 @@ def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, 
     assert 8 <= torch.load(folder / first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] < 80
 
     with start(tmp_path / "disturbed", *jobs) as process:
-        at(process, "job 1/2 dense seed=1: goes on from its last checkpoint")
+        at(process, "job 1/2 dense seed=1: resumes from its last checkpoint")
         at(process, "job 2/2 window seed=1: starts")
         at(process, "step 5/80")
         process.send_signal(signal.SIGINT)
@@ -48,7 +47,7 @@ def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, 
     done = read_manifest(folder).jobs[0]
     assert run_sweep(tmp_path / "disturbed", *jobs) == 0
     assert read_manifest(folder).jobs[0] == done, "what is done is left alone"
-    assert "job 2/2 window seed=1: goes on from its last checkpoint" in capsys.readouterr().err
+    assert "job 2/2 window seed=1: resumes from its last checkpoint" in capsys.readouterr().err
     undisturbed = tmp_path / "undisturbed" / "patterns"
     assert table(folder) == table(undisturbed)
     for one, other in zip(read_manifest(folder).jobs, read_manifest(undisturbed).jobs, strict=True):
@@ -68,8 +67,8 @@ def test_a_killed_job_without_a_checkpoint_starts_anew(tmp_path, small, reports)
     assert run_sweep(tmp_path / "undisturbed", *jobs) == 0
     assert run_sweep(tmp_path / "disturbed", *jobs) == 0
     folder = tmp_path / "disturbed" / "patterns"
-    manifest = (folder / FILE).read_text().replace('"done"', '"running"')  # as SIGKILL leaves it
-    (folder / FILE).write_text(manifest)
+    manifest = (folder / MANIFEST_FILE).read_text().replace('"done"', '"running"')  # as SIGKILL leaves it
+    (folder / MANIFEST_FILE).write_text(manifest)
     job = read_manifest(folder).jobs[0]
     for file in (folder / job.folder / "checkpoints").iterdir():
         file.unlink()
@@ -86,11 +85,12 @@ def test_a_killed_job_that_began_from_anothers_weights_goes_on_from_its_own(tmp_
     assert run_sweep(tmp_path, *jobs) == 0
     folder = tmp_path / "heirs"
     before = table(folder)
-    (folder / FILE).write_text((folder / FILE).read_text().replace('"done"', '"running"'))  # as SIGKILL leaves it
+    manifest = (folder / MANIFEST_FILE).read_text().replace('"done"', '"running"')  # as SIGKILL leaves it
+    (folder / MANIFEST_FILE).write_text(manifest)
     begun.unlink()
     capsys.readouterr()
     assert run_sweep(tmp_path, *jobs) == 0
-    assert "goes on from its last checkpoint" in capsys.readouterr().err
+    assert "resumes from its last checkpoint" in capsys.readouterr().err
     assert table(folder) == before
 
 

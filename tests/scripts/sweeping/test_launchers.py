@@ -6,9 +6,10 @@ import types
 
 import pytest
 
-from scripts.sweeping import jobs as jobs_module
-from scripts.sweeping import read_manifest
-from scripts.sweeping.manifest import changing_job
+from scripts.console import ROOT
+from scripts.reporting.manifest import read_manifest
+from scripts.sweeping import own_process
+from scripts.sweeping.locks import changing_job
 from scripts.sweeping.search import Interval, choices, space_of
 from tests.scripts.sweeping.conftest import run_sweep, states
 
@@ -62,21 +63,21 @@ def test_a_job_of_its_own_is_the_jobs_command_alone(tmp_path, small, reports, mo
         def wait(self):
             return -9
 
-    monkeypatch.setattr(jobs_module, "subprocess", types.SimpleNamespace(Popen=Process))
+    monkeypatch.setattr(own_process, "subprocess", types.SimpleNamespace(Popen=Process))
     assert run_sweep(tmp_path, *ONE, *small, "sweep.isolate=true") == 1
     (job,) = read_manifest(tmp_path / "patterns").jobs
     ((command, environment),) = started
-    assert command == [sys.executable, str(jobs_module.ROOT / "train.py"), *job.overrides]
+    assert command == [sys.executable, str(ROOT / "train.py"), *job.overrides]
     assert environment["FARSIGHT_RUN_FOLDER"] == str(tmp_path / "patterns" / job.hash)
     assert job.state == "failed"
-    assert job.exit_reason == "its process ended with SIGKILL, as when the system has no memory left"
+    assert job.exit_reason == "its process ended with SIGKILL, perhaps because the system ran out of memory"
 
 
 @pytest.mark.parametrize("ntasks", ["1", "4"])
 def test_on_a_cluster_the_ranks_are_there_already(monkeypatch, ntasks):
     monkeypatch.setenv("SLURM_NTASKS", ntasks)
-    assert jobs_module._wants_ranks({"devices": 4}) == (ntasks == "1")
-    assert not jobs_module._wants_ranks({"devices": 1})
+    assert own_process.starts_ranks({"devices": 4}) == (ntasks == "1")
+    assert not own_process.starts_ranks({"devices": 1})
 
 
 # The search
@@ -96,7 +97,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, small, quick, reports, caps
     assert run_sweep(tmp_path, *arguments, "sweep.search.trials=5") == 0
     again = read_manifest(folder)
     assert [job.hash for job in again.jobs[:4]] == [job.hash for job in first.jobs] and len(again.jobs) == 6
-    assert capsys.readouterr().err.count("done already") == 4
+    assert capsys.readouterr().err.count("already done") == 4
 
 
 def test_a_search_is_told_what_failed(tmp_path, small, quick, reports):
@@ -118,7 +119,7 @@ def test_a_search_over_seeds_is_refused(tmp_path, small, capsys):
     pytest.importorskip("optuna")
     with pytest.raises(SystemExit):
         run_sweep(tmp_path, "sweep=search", *small, "seed=1,2")
-    assert "seed=1,2: a search takes one seed" in capsys.readouterr().err
+    assert "seed=1,2: must be one seed in a search" in capsys.readouterr().err
 
 
 def test_what_a_search_searches():

@@ -1,5 +1,6 @@
 """manifest.json: its form, and that nothing is lost when several processes change it."""
 
+import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from model.training.run_folder import RunFolderError
-from scripts.sweeping import Job, Manifest, read_manifest
-from scripts.sweeping.manifest import changing, changing_job, is_running, lock, was_killed
+from scripts.reporting.manifest import JobEntry, Manifest, read_manifest, was_killed
+from scripts.sweeping.locks import changing, changing_job, is_running, lock
 
 JOB = {
     "hash": "0123456789ab", "label": "window width=256", "overrides": ["attention=window", "seed=1"], "seed": 1,
@@ -24,7 +25,7 @@ MANIFEST = {
 
 
 def manifest(*jobs: str) -> Manifest:
-    made = [Job(**(JOB | {"hash": name, "state": "waiting", "seconds": None})) for name in jobs]
+    made = [JobEntry(**(JOB | {"hash": name, "state": "waiting", "seconds": None})) for name in jobs]
     return Manifest(**(MANIFEST | {"jobs": made}))
 
 
@@ -95,19 +96,20 @@ def _hold(folder: Path, held, release) -> None:
 def test_a_job_runs_as_long_as_its_process_lives(tmp_path):
     job = manifest("a").job("a")
     job.start()
-    assert not was_killed(tmp_path, "a", job.host), "a copy without locks: who knows"
+    assert not was_killed(tmp_path, job), "a copy without locks"
     assert not list(tmp_path.iterdir()), "it only looks"
     assert not is_running(tmp_path, job)
     fork = multiprocessing.get_context("fork")
     held, release = fork.Event(), fork.Event()
     process = fork.Process(target=_hold, args=(tmp_path, held, release))
     process.start()
-    assert held.wait(60) and is_running(tmp_path, job) and not was_killed(tmp_path, "a", job.host)
+    assert held.wait(60) and is_running(tmp_path, job) and not was_killed(tmp_path, job)
     process.kill()
     process.join()
-    assert not is_running(tmp_path, job) and was_killed(tmp_path, "a", job.host)
-    assert not was_killed(tmp_path, "a", "another machine") and not was_killed(tmp_path, "a", None)
+    assert not is_running(tmp_path, job) and was_killed(tmp_path, job)
+    for changes in ({"host": "another machine"}, {"host": None}, {"state": "waiting"}):
+        assert not was_killed(tmp_path, dataclasses.replace(job, **changes)), changes
     with lock(tmp_path, "a"):
-        assert not was_killed(tmp_path, "a", job.host), "seen by the process that holds it, too"
+        assert not was_killed(tmp_path, job), "seen by the process that holds it, too"
     job.end("done", 1.0)
     assert job.host is None, "a manifest that is passed on names no machine"

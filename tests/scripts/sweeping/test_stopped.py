@@ -14,10 +14,11 @@ import pytest
 import torch
 from hydra.core.utils import JobStatus
 
-from scripts.sweeping import jobs as jobs_module
-from scripts.sweeping import read_manifest
+from scripts.reporting.manifest import read_manifest
+from scripts.sweeping import own_process
+from scripts.sweeping import worker as worker_module
 from scripts.sweeping.composer import Composer
-from scripts.sweeping.manifest import changing_job, is_running
+from scripts.sweeping.locks import changing_job, is_running
 from tests.commands import ROOT
 from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for
 from train import train
@@ -70,13 +71,13 @@ def test_ctrl_c_lets_joblibs_workers_save_before_it_stops_the_sweep(tmp_path, sm
 
 def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_path, monkeypatch):
     ran, bound = [], []
-    monkeypatch.setattr(jobs_module.Worker, "_run", lambda self, config: ran.append(config) or config == "stopped")
-    monkeypatch.setattr(jobs_module, "_stopped", [])
-    worker = jobs_module.Worker(train, tmp_path, {})
+    monkeypatch.setattr(worker_module.Worker, "_run", lambda self, config: ran.append(config) or config == "stopped")
+    monkeypatch.setattr(worker_module, "_stopped", [])
+    worker = worker_module.Worker(train, tmp_path, {})
     with pytest.raises(KeyboardInterrupt):
         worker("stopped")  # in the sweep's own process
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(pid=7))
-    monkeypatch.setattr(jobs_module, "bound_to", lambda pid: bound.append(pid) or contextlib.nullcontext())
+    monkeypatch.setattr(worker_module, "ending_with_parent", lambda pid: bound.append(pid) or contextlib.nullcontext())
     for config in ("done", "stopped", "next"):
         worker(config)
     assert ran == ["stopped", "done", "stopped"] and bound == [7, 7, 7]
@@ -102,7 +103,7 @@ def test_joblibs_workers_save_and_end_when_the_sweep_is_killed(tmp_path, small, 
 
 ORPHAN = """
 import runpy, sys, time
-with runpy.run_path("scripts/sweeping/orphans.py")["bound_to"](int(sys.argv[1])):
+with runpy.run_path("scripts/sweeping/parent_watchdog.py")["ending_with_parent"](int(sys.argv[1])):
     print("bound", flush=True)
     time.sleep(60)
 """
@@ -141,7 +142,7 @@ raise SystemExit(len(found))
     with subprocess.Popen([sys.executable, "-c", counts], stdout=subprocess.PIPE, process_group=0) as process:
         process.stdout.readline()
         threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
-        assert jobs_module._wait(process) == (1, True)
+        assert own_process.wait(process) == (1, True)
 
 
 def test_a_stop_while_the_last_job_ends_begins_no_other(tmp_path, small, reports, monkeypatch):
@@ -159,7 +160,7 @@ def test_a_stop_while_the_last_job_ends_begins_no_other(tmp_path, small, reports
             os.kill(os.getpid(), signal.SIGINT)
             return 0
 
-    monkeypatch.setattr(jobs_module, "subprocess", types.SimpleNamespace(Popen=Process))
+    monkeypatch.setattr(own_process, "subprocess", types.SimpleNamespace(Popen=Process))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(tmp_path, *TWO, *small, "sweep.isolate=true")

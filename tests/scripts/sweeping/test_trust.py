@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.sweeping import read_manifest
+from scripts.reporting.manifest import read_manifest
 from tests.configs.attacks import MODULE, PATTERN, Traps
 from tests.scripts.sweeping.conftest import run_sweep
 

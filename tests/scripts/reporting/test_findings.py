@@ -7,9 +7,9 @@ import pytest
 
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
+from scripts.reporting.findings import budgets, cautions, progress, readings
 from scripts.reporting.jobs import Sweep, read_sweeps
 from scripts.reporting.subject import subject
-from scripts.reporting.words import cautions, footing, progress, readings
 from tests.scripts.reporting.sweeps import make_config, make_sweep
 from tests.scripts.reporting.test_aggregate import job
 
@@ -88,8 +88,8 @@ def test_the_head_says_what_was_equal_and_how_far_it_is():
     jobs = (job("dense", 1, 1.0), job("window", 1, 1.0, state="out of memory"), job("fixed", 1, 1.0, state="waiting"))
     sweep = Sweep("s", Path("s"), jobs, match="time", budget={"seconds": 120})
     assert progress([sweep]) == "1 of 3 jobs done, 1 waiting, 1 out of memory"
-    assert footing([sweep]) == ["every job had the same training time (120 s)"]
-    assert footing([Sweep("", Path("s"), jobs)]) == ["nothing was held equal by a sweep"]
+    assert budgets([sweep]) == ["every job had the same training time (120 s)"]
+    assert budgets([Sweep("", Path("s"), jobs)]) == ["the jobs have no common budget"]
 
 
 def test_a_pattern_that_leaves_nothing_out_is_no_sparse_one():

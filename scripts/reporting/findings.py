@@ -33,14 +33,14 @@ def progress(sweeps: Sequence[Sweep]) -> str:
     return ", ".join([f"{states['done']} of {total} {jobs} done", *rest])
 
 
-def footing(sweeps: Sequence[Sweep]) -> list[str]:
-    """What the sweeps held equal, by their own word."""
+def budgets(sweeps: Sequence[Sweep]) -> list[str]:
+    """Returns, for each sweep, the budget that all its jobs had."""
     return [
         (f"{sweep.name}: " if len(sweeps) > 1 and sweep.name else "")
         + (
             f"every job had {MATCHED.get(str(sweep.match), str(sweep.match))}{_budget(sweep)}"
             if sweep.match
-            else "nothing was held equal by a sweep"
+            else "the jobs have no common budget"
         )
         for sweep in sweeps
     ]

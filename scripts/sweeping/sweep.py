@@ -1,0 +1,213 @@
+"""Enters a sweep's jobs into the manifest, hands those that are not done to a launcher, and writes the report."""
+
+import contextlib
+import importlib.metadata
+import logging
+import platform
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.utils import JobStatus
+
+from configs.build import ConfigError
+from model.training.storage import make_folder
+from scripts.console import one_line
+from scripts.reporting.manifest import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    OUT_OF_MEMORY,
+    RUNNING,
+    WAITING,
+    JobEntry,
+    Manifest,
+    read_manifest,
+)
+from scripts.sweeping.budget import MATCHED_KEYS, Budget
+from scripts.sweeping.composer import as_lines, as_overrides
+from scripts.sweeping.locks import changing, is_running
+from scripts.sweeping.plan import Draft, Plan
+from scripts.sweeping.points import labels
+from scripts.sweeping.worker import Train, Worker, reason_of, report
+
+log = logging.getLogger(__name__)
+
+NOT_IN_LABELS = ("seed", "outputs", "name")
+"""Settings that no label contains, although jobs may differ in them."""
+
+
+class Sweep:
+    """A planned sweep and its manifest. run() runs a grid; search.py calls the same methods for a search."""
+
+    def __init__(self, plan: Plan, train: Train):
+        self.plan, self.train = plan, train
+        self.folder, self.settings = plan.folder, plan.settings
+        self.numbers: dict[str, str] = {}  # {config hash: "3/7"}, for log lines
+
+    def run(self) -> int:
+        """Runs the jobs of a grid that are not done. Returns the exit status."""
+        drafts = self.plan.drafts()
+        self.numbers = {draft.hash: f"{number}/{len(drafts)}" for number, draft in enumerate(drafts, 1)}
+        unfinished = self.enter(drafts)
+        try:
+            if unfinished:
+                self.launch(unfinished)
+        finally:  # a sweep that the user stops has a report, too
+            self._end_killed(unfinished, "its process was killed")
+            status = self.conclude([draft.hash for draft in drafts])
+        return status
+
+    def enter(self, drafts: Sequence[Draft]) -> list[JobEntry]:
+        """Adds new jobs to the manifest. Returns the jobs that are to run."""
+        make_folder(self.folder)
+        match, budget, command = self.settings.match, self.plan.compute.budget, self.plan.composer.command
+        with changing(self.folder, Manifest(self.settings.name, match, budget, command, versions())) as manifest:
+            if manifest.jobs and (manifest.match, manifest.budget) != (match, budget):
+                raise ConfigError(  # one report compares all jobs of a folder
+                    f"sweep.name={self.settings.name}: {self.folder} holds jobs with "
+                    f"{describe_budget(manifest.match, manifest.budget)}, and this sweep has "
+                    f"{describe_budget(match, budget)}: set another sweep.name, or that budget"
+                )
+            manifest.match, manifest.budget = match, budget
+            manifest.command, manifest.versions = command, versions()
+            manifest.jobs += [self._entry(draft) for draft in drafts if manifest.job(draft.hash) is None]
+            overrides = [as_overrides(job.overrides) for job in manifest.jobs]
+            without = (*NOT_IN_LABELS, *MATCHED_KEYS.get(match, ()))
+            for job, label in zip(manifest.jobs, labels(overrides, without), strict=True):
+                job.label = label or job.label
+                if job.state == RUNNING and not is_running(self.folder, job):
+                    job.end(INTERRUPTED, 0.0, "killed")
+            jobs = [manifest.job(draft.hash) for draft in drafts]
+            for job, draft in zip(jobs, drafts, strict=True):
+                # Run this command line's overrides: those of a manifest from elsewhere could name any code.
+                job.overrides, job.command, job.folder = self._overrides(draft)
+        return [job for job in jobs if self._is_to_run(job)]
+
+    def _entry(self, draft: Draft) -> JobEntry:
+        overrides, command, folder = self._overrides(draft)
+        return JobEntry(
+            hash=draft.hash,
+            label=draft.config["name"],
+            overrides=overrides,
+            seed=draft.config["seed"],
+            baseline=draft.config["attention"]["name"] == self.settings.baseline,
+            folder=folder,
+            command=command,
+        )
+
+    @staticmethod
+    def _overrides(draft: Draft) -> tuple[list[str], str, str]:
+        """Returns a job's overrides, the command that runs it alone, and its folder relative to the sweep's."""
+        lines = as_lines(draft.overrides)
+        return lines, f"python train.py {shlex.join(lines)}".strip(), draft.hash
+
+    def _is_to_run(self, job: JobEntry) -> bool:
+        """Whether the job is to run; logs the reason if not."""
+        if job.state == DONE:
+            log.info("job %s %s: already done", self.numbers[job.hash], job.name)
+            return False
+        if job.state in (FAILED, OUT_OF_MEMORY) and not self.settings.retry_failed:
+            reason = f"{job.state}, and sweep.retry_failed=false"
+            log.info("job %s %s: %s", self.numbers[job.hash], job.name, reason)
+            return False
+        return True
+
+    def launch(self, jobs: Sequence[JobEntry]) -> None:
+        """Hands jobs to the launcher and waits for them.
+
+        When the launcher itself fails (joblib ends all workers when one is killed), the jobs that had started are
+        interrupted, and the others are launched again.
+        """
+        worker = Worker(self.train, self.folder, self.numbers, self.settings.isolate)
+        while jobs:
+            launcher = self.plan.composer.launcher(self.folder, worker)
+            try:
+                with letting_workers_save(launcher):
+                    returns = launcher.launch([job.overrides for job in jobs], 0)
+            except Exception as error:
+                log.warning("the launcher failed: %s: %s", type(error).__name__, one_line(error))
+                left = self._end_killed(jobs, f"its process ended: {type(error).__name__}")
+                if len(left) == len(jobs):
+                    raise
+                jobs = left
+                continue
+            for job, result in zip(jobs, returns, strict=True):
+                if result.status is JobStatus.FAILED:  # an error outside of worker.run_job
+                    self._end_unstarted(job, reason_of(result._return_value))
+            return
+
+    def _end_killed(self, jobs: Sequence[JobEntry], reason: str) -> list[JobEntry]:
+        """Ends running jobs that have no process any more. Returns the jobs that never started."""
+        with changing(self.folder) as manifest:
+            entries = [manifest.job(job.hash) for job in jobs]
+            for job in entries:
+                if job.state == RUNNING and not is_running(self.folder, job):
+                    job.end(INTERRUPTED, 0.0, reason)
+            return [job for job in entries if job.state == WAITING]
+
+    def _end_unstarted(self, job: JobEntry, reason: str) -> None:
+        """Writes to the manifest why a job could not start."""
+        with changing(self.folder) as manifest:
+            entry = manifest.job(job.hash)
+            if entry.state in (WAITING, RUNNING, INTERRUPTED) and not is_running(self.folder, entry):
+                entry.end(FAILED, 0.0, reason)
+                log.info("job %s %s: failed: %s", self.numbers[job.hash], job.name, reason)
+
+    def conclude(self, hashes: Sequence[str]) -> int:
+        """Writes the report and logs the state of the sweep. Returns the exit status."""
+        report(self.folder)
+        manifest = read_manifest(self.folder)
+        jobs = [manifest.job(hash) for hash in hashes]
+        done = sum(job.state == DONE for job in jobs)
+        log.info("%d of %d jobs done: %s", done, len(jobs), self.folder)
+        for job in jobs:
+            if job.state != DONE:
+                log.info("  %s: %s%s", job.name, job.state, f": {job.exit_reason}" if job.exit_reason else "")
+        return 0 if done == len(jobs) else 1
+
+
+@contextlib.contextmanager
+def letting_workers_save(launcher: Any) -> Iterator[None]:
+    """While joblib's workers run, delays a first Ctrl-C until they have saved and ended; a second one counts at once.
+
+    The terminal sends Ctrl-C to the workers as well. An exception here would make joblib kill them.
+    """
+    if "joblib" not in type(launcher).__module__:
+        yield
+        return
+    interrupts: list[int] = []
+
+    def delay(number: int, _: object) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(number)
+
+    before = signal.signal(signal.SIGINT, delay)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if interrupts:
+            raise KeyboardInterrupt
+
+
+def describe_budget(match: str | None, budget: Budget) -> str:
+    """Returns a match and its budget as overrides."""
+    if match is None or budget is None:
+        return "sweep.match=null"
+    ((key, value),) = budget.items()
+    return f"sweep.match={match} sweep.{key}={value:.12g}"
+
+
+def versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the packages that results depend on."""
+
+    def of(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {"python": platform.python_version(), **{name: of(name) for name in ("torch", "lightning", "farsight")}}
