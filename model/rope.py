@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from kernels.dispatch import has_triton
 from model.config import ModelConfig
 
-FEW = 8
-"""Tokens up to which starting kernels takes longer than running them."""
+ONE_KERNEL_TOKENS = 8
+"""Longest input that one kernel rotates: there, launching kernels takes longer than running them."""
 
 
 class RotaryEmbedding(nn.Module):
@@ -42,10 +42,12 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (i, i + head_dim / 2) of x `[batch, length, heads, head_dim]`, computing in float32. For a few
-    tokens on a GPU that is one kernel, not differentiable, in place of nine."""
+    """Rotates the pairs (i, i + head_dim / 2) of x `[batch, length, heads, head_dim]`, computing in float32.
+
+    On a GPU without gradients, up to ONE_KERNEL_TOKENS tokens take one kernel instead of nine.
+    """
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype == torch.float64
-    if x.is_cuda and x.shape[1] <= FEW and not plain and has_triton():
+    if x.is_cuda and x.shape[1] <= ONE_KERNEL_TOKENS and not plain and has_triton():
         from kernels.backends.triton.rotate import rotate as in_one_kernel
 
         return in_one_kernel(x, cos, sin)

@@ -28,7 +28,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 _full_error = bool(os.environ.get(FULL_ERROR))
 
-OURS = ("farsight", "configs", "data", "kernels", "model", "scripts")
+OUR_LOGGERS = ("farsight", "configs", "data", "kernels", "model", "scripts")
 """Loggers whose messages reach the screen from level INFO on; libraries speak from WARNING on."""
 
 
@@ -36,7 +36,7 @@ def start_logging() -> None:
     """Our messages, bare, to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OURS)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OUR_LOGGERS)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
@@ -132,10 +132,12 @@ def is_for_users(error: BaseException) -> bool:
     """Whether the error's own line is enough: a wrong setting, or a file system that refuses a file."""
     from model.training.storage import REFUSALS, StorageError
 
-    return isinstance(error, (StorageError, *mendable())) or (isinstance(error, OSError) and error.errno in REFUSALS)
+    return isinstance(error, (StorageError, *user_error_types())) or (
+        isinstance(error, OSError) and error.errno in REFUSALS
+    )
 
 
-def mendable() -> tuple[type[Exception], ...]:
+def user_error_types() -> tuple[type[Exception], ...]:
     """The errors that carry a line for the user. Imported late: most runs end without one."""
     from configs.build import ConfigError
     from data import CorpusError

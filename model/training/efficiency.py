@@ -43,10 +43,10 @@ PEAK_FLOPS = {
 }
 
 COSTS = ("density_pairs", "density_tiles", "attention_flops_per_token", "flops_per_token")
-"""What is averaged over the logged steps of all sessions: it is the same however often a run was stopped."""
+"""Numbers that are averaged over the logged steps of all sessions, so that interruptions don't change them."""
 
-SHARES = ("data_wait_share", "mfu_exact", "mfu_dense_equivalent")
-"""What is averaged over the measured time of a session."""
+SESSION_RATIOS = ("data_wait_share", "mfu_exact", "mfu_dense_equivalent")
+"""Numbers that are averaged over the measured seconds of a session."""
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -230,7 +230,7 @@ class Efficiency(Callback):
         not be measured (a run of fewer steps than are skipped, a device of unknown peak) is None."""
         seconds = sum(window["seconds"] for window in self.windows)
 
-        def share(key: str) -> float | None:
+        def time_average(key: str) -> float | None:
             if not self.windows or key not in self.windows[-1]:
                 return None
             return sum(window[key] * window["seconds"] for window in self.windows) / seconds
@@ -239,7 +239,7 @@ class Efficiency(Callback):
             "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            **{key: share(key) for key in SHARES},
+            **{key: time_average(key) for key in SESSION_RATIOS},
             **{key: total / self.logged if self.logged else None for key, total in self.costs.items()},
             "train_tokens": self.train_tokens,
             "train_seconds": self._train_seconds(),

@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from model.training.muon import MuonWithAdamW
 
-SHARES = 1_000_000
-"""Steps that a run has for a schedule that follows time: fine enough for any share."""
+TIMED_SCHEDULE_STEPS = 1_000_000
+"""Steps into which a schedule divides a run that ends by time."""
 
 
 def build_optimizer(
@@ -103,7 +103,10 @@ def build_schedule(
     share of the run that it says is done."""
     factor = SCHEDULES[name]
     if progress is not None:
-        return LambdaLR(optimizer, lambda _: factor(round(min(1.0, progress()) * SHARES), SHARES, **settings))
+        return LambdaLR(
+            optimizer,
+            lambda _: factor(round(min(1.0, progress()) * TIMED_SCHEDULE_STEPS), TIMED_SCHEDULE_STEPS, **settings),
+        )
     return LambdaLR(optimizer, lambda step: factor(step, max_steps, **settings))
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from scripts.reporting.aggregate import Row, difference
 from scripts.reporting.jobs import Job, finite
 
-SMOOTHED = 6
-"""Training loss is the mean of the last sixth of a run's logged steps: batches differ far more than patterns do."""
+SMOOTHED_FRACTION = 1 / 6
+"""Each smoothed value is the mean over this fraction of a run's logged steps: batches differ more than patterns."""
 
 ROUTING = "train/routing_"
 """What a router's health is logged under."""
@@ -50,7 +50,7 @@ def _points(job: Job, name: str, smooth: bool) -> dict[int, tuple[float, float, 
     pace = times[0] if times else 0.0  # of the first steps, which are not measured
     points: dict[int, tuple[float, float, float]] = {}
     seconds, before, recent = 0.0, 0.0, []
-    keep = max(1, sum(name in row for row in job.metrics) // SMOOTHED) if smooth else 1
+    keep = max(1, int(sum(name in row for row in job.metrics) * SMOOTHED_FRACTION)) if smooth else 1
     for row in job.metrics:
         pace = row.get("step_seconds", pace)
         seconds += max(0.0, row["step"] - before) * pace

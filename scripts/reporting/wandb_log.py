@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scripts.reporting.content import Content
 
-SENT = ("pareto.csv", "report.md", "report.html")
+PAGE_FILES = ("pareto.csv", "report.md", "report.html")
 
 
 def log_to_wandb(content: Content, folder: Path, mode: str | None = None) -> Path | None:
@@ -46,7 +46,7 @@ def log_to_wandb(content: Content, folder: Path, mode: str | None = None) -> Pat
         artifact = wandb.Artifact(
             f"report-{run.id}", type="report", metadata={"sweeps": [s.name for s in content.sweeps]}
         )
-        for file in [folder / name for name in SENT] + [
+        for file in [folder / name for name in PAGE_FILES] + [
             f.with_suffix(end) for f in figures for end in (".png", ".svg")
         ]:
             if file.is_file():

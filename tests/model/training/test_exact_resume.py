@@ -263,7 +263,9 @@ def test_an_extended_run_follows_the_new_schedule_under_max_seconds(tmp_path):
     train(tmp_path / "run", max_steps=32, max_seconds=1000.0, resume=True, seed=1)
     row = next(row for row in logged(tmp_path / "run") if row["step"] == "9")
     shares = {k: v for k, v in stand_ins.OPTIMIZER["schedule"].items() if k != "name"}
-    expected = 0.01 * optimizers.cosine(optimizers.SHARES * 8 // 32, optimizers.SHARES, **shares)
+    expected = 0.01 * optimizers.cosine(
+        optimizers.TIMED_SCHEDULE_STEPS * 8 // 32, optimizers.TIMED_SCHEDULE_STEPS, **shares
+    )
     assert float(row["train/learning_rate"]) == pytest.approx(expected, rel=1e-4)
 
 

@@ -9,7 +9,7 @@ from stand_ins import OPTIMIZER, train
 
 from model.training.efficiency import SKIPPED_STEPS
 from model.training.metrics import read_rows
-from model.training.optimizer import SHARES, build_schedule, cosine
+from model.training.optimizer import TIMED_SCHEDULE_STEPS, build_schedule, cosine
 
 LINEAR = OPTIMIZER | {
     "schedule": dict(name="warmup_stable_decay", warmup_fraction=0.0, decay_fraction=1.0, final_fraction=0.0)
@@ -80,7 +80,12 @@ def test_a_schedule_of_shares_is_that_of_steps():
     for share in (0.1, 0.37, 0.5, 0.99, 1.0, 1.3):
         optimizer.step()
         schedule.step()
-        expected = cosine(min(SHARES, round(share * SHARES)), SHARES, warmup_fraction=0.2, final_fraction=0.1)
+        expected = cosine(
+            min(TIMED_SCHEDULE_STEPS, round(share * TIMED_SCHEDULE_STEPS)),
+            TIMED_SCHEDULE_STEPS,
+            warmup_fraction=0.2,
+            final_fraction=0.1,
+        )
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
