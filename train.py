@@ -1,12 +1,12 @@
-"""Trains a language model on long documents with sparse attention, and says what it cost and what it bought.
+"""Trains a language model on long documents with sparse attention, and reports its cost and its quality.
 
-Try, and see configs/ or --help for more:
+Examples; configs/ and --help list all settings:
 
     python train.py                                          the default: a small model, windows, the standard library
     python train.py attention=strided data.sequence_length=8192      another pattern, longer sequences
     python train.py -m attention=dense,window,strided        one run after another
     python train.py -m sweep=patterns seed=1,2               a sweep: equal budgets, resumable, with a report
-    python train.py resume=outputs/window/2026-01-31_12-00-00_000000      go on where a run stopped
+    python train.py resume=outputs/window/2026-01-31_12-00-00_000000      resume a run
 """
 
 import contextlib
@@ -39,14 +39,14 @@ def main(config: DictConfig) -> None:
             sys.exit(run_as_job(settings, train))
         summary = train(settings, Path(place) if place else None)
         if summary["state"] == "interrupted":
-            raise KeyboardInterrupt  # the run is saved; what follows under -m must not start
+            raise KeyboardInterrupt  # the run is saved; with -m no other may start
 
 
 def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
-    """Resolved config -> run folder -> checked, built, trained, evaluated. Returns the run's summary.
+    """Checks a resolved config, builds the run, trains and evaluates it. Returns the run's summary.
 
-    path: where the run lives, a new folder or one in which this very config has been at work, and then goes on from its
-        last checkpoint. None is the folder of `resume`, or one under `outputs`: a new one, or a requeued SLURM job's.
+    path: the run folder. If a run of the same config has started in it, that run resumes from its last checkpoint.
+        None: the folder of `resume`, or of a requeued SLURM job, or a new one under `outputs`.
     """
     from lightning import seed_everything
     from lightning.pytorch.utilities import rank_zero_only
@@ -77,18 +77,18 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
 
     first_rank = rank_zero_only.rank == 0
     if not first_rank:
-        logging.getLogger().setLevel(logging.WARNING)  # the first one says it
+        logging.getLogger().setLevel(logging.WARNING)  # the first rank logs it
     check_tasks(config["trainer"]["devices"])
     if path is None and not config["resume"]:
         path = slurm_run_path(config)
-    goes_on = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
+    resumes = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)
     composed, resumed = config, None
-    if goes_on:
+    if resumes:
         start = find_checkpoint(config["resume"] or path, prefer="last")
         resumed = CheckpointFile(start)
         finished = RunFolder(folder_of(start)).finished_as(config, start)
         if finished:
-            log.info("nothing left to do: %s has finished at step %s", folder_of(start), finished["step"])
+            log.info("nothing to do: %s has finished at step %s", folder_of(start), finished["step"])
             return finished
         composed = as_resumed(config, folder_of(start))
     checked = check(composed)
@@ -99,7 +99,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         data.check_unchanged(resumed.read().get("DataModule", {}), str(folder_of(resumed.path)))
     forecast, warning = forecast_before_training(composed, data, checked.plan)
     model = build_model(config, data.vocabulary, checked.plan)
-    if config["init_from"] and not goes_on:
+    if config["init_from"] and not resumes:
         load_weights(model, CheckpointFile(find_checkpoint(config["init_from"])))
         before = tokenizer_of(config["init_from"])
         if before.is_file() and load_tokenizer(before).identity() != data.tokenizer.identity():
@@ -108,7 +108,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         model.compile_layers()
 
     with contextlib.ExitStack() as stack:
-        # Only now, when nothing in the config can be wrong any more, does the run leave a trace.
+        # The config is valid, so that the run folder can be created.
         if config["resume"]:
             folder, checkpoint = RunFolder.open(folder_of(start)), start
         elif not first_rank:
@@ -123,7 +123,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
                 folder = RunFolder.create(folder.path, config)
             stack.enter_context(folder.logging_to_file())
             log.info("run folder: %s", folder.path)
-            if not (goes_on and (folder.path / "tokenizer.json").is_file()):
+            if not (resumes and (folder.path / "tokenizer.json").is_file()):
                 with replacing(folder.path / "tokenizer.json") as file:
                     data.tokenizer.save(Path(file.name))
         if warning:
@@ -155,7 +155,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
 
 
 def command() -> None:
-    """`-m` with `sweep=` is a sweep of ours; everything else is Hydra's."""
+    """Starts a sweep for `-m` with `sweep=`, and Hydra otherwise."""
     if is_sweep(sys.argv[1:]):
         from scripts.sweeping.launch import launch
 

@@ -235,9 +235,7 @@ def check_runs(config: Mapping[str, Any]) -> None:
     from model.training.run_folder import RunFolder, folder_of, new_run_path
 
     if config["resume"] and config["init_from"]:
-        raise ConfigError(
-            f"init_from={config['init_from']}: a run that resumes has weights already; give resume or init_from"
-        )
+        raise ConfigError(f"init_from={config['init_from']}: must be null with resume, which has weights already")
     if config["resume"]:
         RunFolder.open(folder_of(checkpoint_of("resume", config["resume"], prefer="last")))
     if config["init_from"]:

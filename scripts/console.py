@@ -1,4 +1,4 @@
-"""What every command shares: how it speaks, and how it fails."""
+"""Logging, one-line errors, resolved configs, progress bars and result tables for all commands."""
 
 import logging
 import os
@@ -24,16 +24,16 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-"""Hydra's own switch: the user sets it to see whole tracebacks."""
+"""Environment variable of Hydra that makes errors appear with their tracebacks."""
 
 _full_error = bool(os.environ.get(FULL_ERROR))
 
 OUR_LOGGERS = ("farsight", "configs", "data", "kernels", "model", "scripts")
-"""Loggers whose messages reach the screen from level INFO on; libraries speak from WARNING on."""
+"""Loggers whose messages appear from level INFO; those of libraries appear from WARNING."""
 
 
 def start_logging() -> None:
-    """Our messages, bare, to standard error."""
+    """Sends log messages to standard error, without prefixes."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OUR_LOGGERS)
@@ -41,7 +41,7 @@ def start_logging() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a Hydra command. What Hydra itself refuses (an unknown key, an unknown choice) becomes one line, too."""
+    """Runs a Hydra command. Hydra's own errors (an unknown key or choice) become one line, too."""
     from hydra.errors import ConfigCompositionException, MissingConfigException
 
     if _full_error:
@@ -60,11 +60,11 @@ def run(main: Callable[[], None]) -> None:
             raise
         sys.exit(_fail(_explain_choice(sys.argv[1:]) or str(error)))
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell says it
-    except HydraException as error:  # a job of a sweep failed, and has said why
+        sys.exit(130)  # a shell's exit status after SIGINT
+    except HydraException as error:  # a job of a multirun failed
         sys.exit(_fail(str(error).splitlines()[0]))
     finally:
-        os.environ.pop(FULL_ERROR, None)  # for this call alone: processes that start later print single lines
+        os.environ.pop(FULL_ERROR, None)  # only for this call, so that processes started later print single lines
 
 
 def _explain(error: Exception) -> str:
@@ -73,16 +73,16 @@ def _explain(error: Exception) -> str:
         accepted = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
         parent = cause.full_key.rpartition(".")[0]
         return f"{cause.full_key}: no such key; " + (
-            f"accepted are {accepted}" if accepted else f"{parent} has none here"
+            f"accepted are {accepted}" if accepted else f"{parent} has no keys here"
         )
     if isinstance(error, OverrideParseException):
-        form = "accepted are key=value, key=a,b under -m, and 'key=[a,b]', with quotes around what the shell would read"
+        form = "accepted are key=value, key=a,b with -m, and 'key=[a,b]', quoted where the shell needs it"
         return f"{error.override}: cannot be read as an override; {form}"
     return str(error).splitlines()[0]
 
 
 def _explain_choice(arguments: Sequence[str]) -> str | None:
-    """Which of the overrides gives a config group what is no name (Hydra reads nan, null and 3 as values)."""
+    """Returns the error for an override of a config group that is no name: Hydra parses nan, null and 3 as values."""
     for argument in arguments:
         group, _, choice = argument.partition("=")
         options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if file.stem != "base")
@@ -98,10 +98,9 @@ def _fail(message: str) -> int:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Errors that a user can mend become one line on standard error and exit status 2; HYDRA_FULL_ERROR=1 shows all of
-    it.
+    """Turns errors that a user can correct into one line on standard error and exit status 2.
 
-    Under `-m` the line is printed and the job fails, and the sweep goes on with the next one.
+    With `-m` the job fails after the line, and the next job starts. HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
     start_logging()
     try:
@@ -112,13 +111,13 @@ def user_errors() -> Iterator[None]:
         line = one_line(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             job = " ".join(HydraConfig.get().overrides.task)
-            _fail(f"{line}  (job {job}; the sweep goes on)")
+            _fail(f"{line}  (job {job}; the other jobs continue)")
             raise HydraException(line) from None
         sys.exit(_fail(line))
 
 
 def one_line(error: BaseException) -> str:
-    """What it says, in a line."""
+    """Returns the error's message in one line."""
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: must be set"
     from model.training.storage import StorageError
@@ -129,7 +128,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_for_users(error: BaseException) -> bool:
-    """Whether the error's own line is enough: a wrong setting, or a file system that refuses a file."""
+    """Whether a user can correct the error: a wrong setting, or a file that the file system refuses."""
     from model.training.storage import REFUSALS, StorageError
 
     return isinstance(error, (StorageError, *user_error_types())) or (
@@ -138,7 +137,7 @@ def is_for_users(error: BaseException) -> bool:
 
 
 def user_error_types() -> tuple[type[Exception], ...]:
-    """The errors that carry a line for the user. Imported late: most runs end without one."""
+    """Returns the errors with a message for users. Imports them late, because most runs end without one."""
     from configs.build import ConfigError
     from data import CorpusError
     from model.training.checkpoints import CheckpointError
@@ -152,16 +151,15 @@ def user_error_types() -> tuple[type[Exception], ...]:
 
 
 MOVABLE = ("data.path", "data.cache", "data.workers")
-"""Settings of the data that a resumed run may change: where the same documents lie, and how they are read."""
+"""Data settings that a resumed run may change: the location of the same documents, and the number of workers."""
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """The composed config as plain dicts, every interpolation resolved.
+    """Returns the composed config as plain dicts, with all interpolations resolved.
 
-    Under `resume`, the config is the run's own, except for what the command line sets: a run that goes on is the same
-    run, and classes of others that it names are called only if `trust` names them (configs/trust.py). Other groups
-    (another pattern, other data) are a ConfigError: that is what `init_from` is for. The same corpus may lie elsewhere
-    (`MOVABLE`); train.py checks its fingerprint.
+    With `resume`, this is the run's own config with the command line's overrides. Third-party classes in it are called
+    only if `trust` names them (configs/trust.py). Overrides of its attention, model or data are a ConfigError; use
+    `init_from` for those. The corpus may have moved (`MOVABLE`); train.py checks its fingerprint.
     """
     from configs.aliases import upgrade
     from configs.build import ConfigError
@@ -184,14 +182,14 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         kept = ("attention", "model", "data", "optimizer", "experiment", "seed")
         if re.split("[./@]", key)[0] in kept and key not in MOVABLE:
             raise ConfigError(
-                f"{key}={value}: a resumed run keeps its own; to start anew from its weights, give init_from"
+                f"{key}={value}: must not be set with resume; to start a new run from its weights, set init_from"
             )
         if key == "init_from" and plain["init_from"]:
-            raise ConfigError(f"{key}={value}: a run that resumes has weights already; give resume or init_from")
+            raise ConfigError(f"{key}={value}: must be null with resume, which has weights already")
         if key == "trainer.accumulate" and OmegaConf.select(config, key) != saved.trainer.accumulate:
             raise ConfigError(
-                f"{key}={value}: must be {saved.trainer.accumulate}, as when the run began: its checkpoint counts "
-                "micro-batches, and validations would fall on other steps; to change it, start anew with init_from"
+                f"{key}={value}: must be {saved.trainer.accumulate} as at the run's start, because its checkpoint "
+                "counts micro-batches; to change it, start a new run with init_from"
             )
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
     resumed = OmegaConf.to_container(saved, resolve=True)
@@ -200,8 +198,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:
-    """A run's own config, with the keys that there were none of when the run began: how it is judged in the end, and
-    how it may end, may have grown; what it trains on has not."""
+    """Returns a run's config with the keys that later versions added to evaluation, preflight and the run's end."""
     endings = {key: composed["trainer"][key] for key in ("max_seconds", "on_nan", "max_skipped_steps")}
     later = {"evaluation": composed["evaluation"], "preflight": composed["preflight"], "trainer": endings}
     return OmegaConf.merge(later, saved)
@@ -209,7 +206,7 @@ def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> Di
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error that goes when it is done; call what it gives with how much more was done."""
+    """Shows a progress bar on standard error, and yields a function that advances it. The bar disappears at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -222,7 +219,7 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 def print_report(
     console: "Console", row: dict[str, Any], summary: dict[str, Any] | None = None, folder: "RunFolder | None" = None
 ) -> None:
-    """The table that an evaluation ends with, and, with its summary and folder, a run."""
+    """Prints the table of an evaluation; with `summary` and `folder`, that of a run."""
     from rich.table import Table
 
     documents = f"{row['documents_from']}: {row['documents']} documents, {row['bytes']:,} bytes"
@@ -237,7 +234,7 @@ def print_report(
 
 
 def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of everything that the table says; what was not measured is left out."""
+    """Returns (name, value) of the table's rows, without those that were not measured."""
     baselines = row.get("baselines", {})
     cells = [
         ("loss", row["loss"], "{:.4f} nats/token"),

@@ -1,12 +1,12 @@
-"""The report of sweeps and runs: quality against cost as a page, a Markdown file, a table and figures.
+"""Writes the report of sweeps and runs: quality against cost as a page, a Markdown file, a table and figures.
 
     python scripts/report.py outputs/patterns                              a sweep, also while it runs
     python scripts/report.py outputs/patterns outputs/window_width         several, in one report
     python scripts/report.py outputs/window/2026-01-31_12-00-00_000000 outputs/dense --output comparison
     python scripts/report.py outputs/patterns --wandb                      also as wandb artifacts
 
-It writes report.html (one file, opens offline), report.md, pareto.csv, and every figure as PNG and SVG: into
-SWEEP_DIR/report, or where --output says.
+It writes report.html (one file for offline use), report.md, pareto.csv, and every figure as PNG and SVG into
+SWEEP_DIR/report, or into --output.
 """
 
 import sys
@@ -25,11 +25,13 @@ def main() -> None:
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="SWEEP_DIR", help="a sweep, a run, or a folder of runs"
     )
-    parser.add_argument("--output", type=Path, help="folder to write to; SWEEP_DIR/report if left out")
+    parser.add_argument("--output", type=Path, help="folder to write to (default: SWEEP_DIR/report)")
     parser.add_argument(
-        "--wandb", action=argparse.BooleanOptionalAction, help="log it there; if left out, where the jobs log there"
+        "--wandb",
+        action=argparse.BooleanOptionalAction,
+        help="log the report to wandb (default: if the jobs use the wandb logger)",
     )
-    parser.add_argument("--trust", action="append", help="a pattern of others that a run names, and whose code may run")
+    parser.add_argument("--trust", action="append", help="a third-party pattern of a run, whose code may run")
     arguments = parser.parse_args()
     with user_errors():
         from configs.trust import trust

@@ -1,11 +1,14 @@
-"""The report of sweeps and runs: what each pattern cost and what it bought, for those who were not there.
+"""The report of sweeps and runs: quality and cost of each attention pattern.
 
-jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics; whatever is missing is said, not guessed
-aggregate.py   jobs -> rows: seeds together, each pattern against its dense baseline, Pareto fronts
+manifest.py    manifest.json of a sweep, which scripts/sweeping writes
+jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics, and problems with them
+aggregate.py   jobs -> rows: means over seeds, differences to the dense baseline, Pareto fronts
 table.py       rows -> pareto.csv and the table of both pages
-words.py       rows -> what was found, in plain sentences (subject.py: what was trained and judged at all)
-figures.py     rows -> figures (style.py: their colours, labels.py: names beside points, curves.py: what runs logged)
-markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, the folder, and the same for wandb
-pictures.py           masks of patterns, loss by position, and recall by depth, of a single run or a comparison
-markdown_table.py     Markdown tables, for all of the above
+findings.py    rows -> findings in sentences (subject.py: the model, the data and the evaluation)
+figures.py     rows -> figures (style.py: colours, labels.py: names beside points, curves.py: logged metrics)
+content.py     everything that the pages show, gathered once
+markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, all files of a report, wandb artifacts
+pictures.py           images of a run or a comparison: pattern masks, loss by position, recall by depth
+comparison_tables.py  files of a comparison of runs on the same documents
+markdown_table.py     Markdown tables
 """

@@ -1,8 +1,8 @@
-"""From jobs to rows: seeds together, each pattern against its dense baseline, and which of them are on a Pareto front.
+"""Aggregates jobs to rows: means over seeds, differences to the dense baseline, and Pareto fronts.
 
-Intervals are Student's, 95 %, over seeds: half-width t(0.975, n - 1) s / sqrt(n). A difference of two rows is taken
-seed by seed where both have the same seeds (at least two), else by Welch's interval for unequal variances with its
-degrees of freedom rounded down; where a row has one seed there is no interval, and none is made up.
+Intervals are Student's, 95 %, over seeds, with half-width t(0.975, n - 1) s / sqrt(n). The difference of two rows is
+paired by seed if both have the same seeds (at least two). Otherwise its interval is Welch's for unequal variances,
+with the degrees of freedom rounded down. A row of one seed has no interval.
 """
 
 import math
@@ -16,7 +16,7 @@ from scripts.reporting.jobs import Job, Sweep
 
 QUALITY = "bits_per_byte"
 COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
-"""What quality is set against: a panel and a Pareto front each."""
+"""The costs: each has a panel of quality against it, and a Pareto front."""
 
 MEASURED = (
     QUALITY,
@@ -24,7 +24,7 @@ MEASURED = (
     *("tokens_per_second", "density_pairs", "density_tiles", "flops_per_token", "train_tokens", "train_seconds"),
     *("parameters", "mfu_exact"),
 )
-"""Numbers of a job that are aggregated over seeds."""
+"""Numbers of a job that rows aggregate over seeds."""
 
 CONFIDENCE = 0.95
 
@@ -35,7 +35,7 @@ Seeded = tuple[int | None, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `count` seeds; `low` and `high` bound it with CONFIDENCE, None where there is one seed."""
+    """A mean over `count` seeds; `low` and `high` are its CONFIDENCE bounds, None for one seed."""
 
     mean: float
     low: float | None
@@ -55,23 +55,23 @@ class Row:
     label: str
     baseline: bool
     jobs: tuple[Job, ...]
-    values: Mapping[str, Estimate]  # of MEASURED, what there is, over the jobs that count
-    fronts: frozenset[str] = frozenset()  # those of COSTS on whose Pareto front it is
+    values: Mapping[str, Estimate]  # keys of MEASURED, over the counted jobs
+    fronts: frozenset[str] = frozenset()  # the costs on whose Pareto front the row is
     against: "Row | None" = field(default=None, repr=False)  # its dense baseline
-    difference: Estimate | None = None  # of bits per byte to that: negative is better
-    ratios: Mapping[str, float] = field(default_factory=dict)  # of costs to that baseline's
+    difference: Estimate | None = None  # of bits per byte to `against`: negative is better
+    ratios: Mapping[str, float] = field(default_factory=dict)  # {cost: ratio to that of `against`}
 
     @property
     def counted(self) -> tuple[Job, ...]:
         return tuple(job for job in self.jobs if job.counted)
 
     def seeded(self, name: str) -> list[Seeded]:
-        """A number of its jobs that count, by seed."""
+        """Returns (seed, number) of the counted jobs."""
         return [(job.seed, number) for job in self.counted if (number := job.number(name)) is not None]
 
     @property
     def example(self) -> Job:
-        """The job whose picture and config stand for all."""
+        """The job whose picture and config represent the row."""
         return next(iter(self.counted), self.jobs[0])
 
     @property
@@ -80,7 +80,7 @@ class Row:
 
 
 def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
-    """A row for every label of every sweep, in the order of their jobs; also for those without a finished job."""
+    """Returns a row for every label of every sweep, in the order of their jobs, also without finished jobs."""
     grouped: dict[tuple[str, str, str], list[Job]] = {}
     for sweep in sweeps:
         for job in sweep.jobs:
@@ -100,11 +100,11 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
                 values={key: estimate(numbers) for key, numbers in found.items() if numbers},
             )
         )
-    return _hold_against_baselines(_mark_fronts(rows))
+    return _compare_with_baselines(_mark_fronts(rows))
 
 
 def estimate(numbers: Sequence[float]) -> Estimate:
-    """Mean and interval of at least one number."""
+    """Returns mean and interval of at least one number."""
     mean, count = statistics.fmean(numbers), len(numbers)
     if count < 2:
         return Estimate(mean, None, None, count)
@@ -113,7 +113,7 @@ def estimate(numbers: Sequence[float]) -> Estimate:
 
 
 def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | None:
-    """`ours` less `theirs`, in the mean over seeds; None where one of them has no number."""
+    """Returns the mean over seeds of `ours` minus `theirs`; None if one of them is empty."""
     if not ours or not theirs:
         return None
     seeds, other_seeds = (sorted(str(seed) for seed, _ in numbers) for numbers in (ours, theirs))
@@ -132,8 +132,8 @@ def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | N
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats: as low in both numbers, and lower in one. Equal points all stay."""
-    front, best_before, best = [], math.inf, math.inf  # lowest y of all smaller x, and so far
+    """Returns the indices of the points that no other dominates (lower in one number, not higher in the other)."""
+    front, best_before, best = [], math.inf, math.inf  # lowest y of all smaller x, and of all points so far
     order = sorted(range(len(points)), key=lambda index: points[index])
     for place, index in enumerate(order):
         x, y = points[index]
@@ -160,7 +160,7 @@ def _mark_fronts(rows: list[Row]) -> list[Row]:
     return [replace(row, fronts=frozenset(found)) for row, found in zip(rows, fronts, strict=True)]
 
 
-def _hold_against_baselines(rows: list[Row]) -> list[Row]:
+def _compare_with_baselines(rows: list[Row]) -> list[Row]:
     result = []
     for row in rows:
         against = None if row.baseline else _baseline_of(row, rows)
@@ -181,7 +181,7 @@ def _hold_against_baselines(rows: list[Row]) -> list[Row]:
 
 
 def _baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The dense row of its sweep with the same settings besides; or else the only one of its sequence length."""
+    """Returns the dense row of the same sweep and settings, or else the only one of the same sequence length."""
     dense = [other for other in rows if other.baseline and _same_sweep(other, row)]
     same = [other for other in dense if other.jobs[0].context == row.jobs[0].context]
     alike = [other for other in dense if other.sequence_length == row.sequence_length]

@@ -76,7 +76,7 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     if result["differences"]:
         parts += [
             "## Paired difference",
-            "Negative: better than the run that it is held against.",
+            "Negative: better than the other run.",
             table(
                 ("run", "against", "loss (nats/token)", "bits per byte", "better documents"),
                 [

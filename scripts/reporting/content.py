@@ -1,4 +1,4 @@
-"""Everything that report.md, report.html and wandb say, gathered once."""
+"""Gathers everything that report.md, report.html and wandb show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ CURVES = (
     ("train/bits_per_byte", "training", "bits per byte, smoothed", True),
     ("validation/bits_per_byte", "validation", "bits per byte", False),
 )
-"""(column of metrics.csv, of what, its axis, whether it is smoothed)."""
+"""(column of metrics.csv, title of the figure, label of its axis, whether it is smoothed)."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What is said; how it looks is for the pages."""
+    """The content of a report, without its form."""
 
     sweeps: tuple[Sweep, ...]
     rows: tuple[Row, ...]
@@ -36,7 +36,7 @@ class Content:
     subject: tuple[str, ...]
     readings: tuple[str, ...]
     cautions: tuple[str, ...]
-    figures: dict[str, tuple[tuple[str, Draw], ...]]  # {file's name: ((what it shows, how it is drawn), ...)}
+    figures: dict[str, tuple[tuple[str, Draw], ...]]  # {name of the file: ((title of a panel, its drawing), ...)}
     routing: tuple[tuple[Row, dict[str, float]], ...]
 
     @property
@@ -45,16 +45,17 @@ class Content:
 
     @property
     def ended(self) -> list[Job]:
-        """Jobs that count for nothing, and why: failed, out of memory, interrupted; or done and not judged."""
+        """Jobs that ended without results: failed, out of memory, interrupted, or done and not evaluated."""
         bad = (FAILED, OUT_OF_MEMORY, INTERRUPTED)
         return [job for job in self.jobs if job.state in bad or (job.state == "done" and not job.counted)]
 
     @property
     def ended_title(self) -> str:
-        """What is over these jobs: one that was interrupted has not failed, it goes on."""
+        """The heading of `ended`. Interrupted jobs have not failed, because they can be resumed."""
         interrupted = [job.state == "interrupted" for job in self.ended]
-        told = "was interrupted" if all(interrupted) else "failed or was interrupted" if any(interrupted) else "failed"
-        return f"What {told}, and why"
+        if all(interrupted):
+            return "Interrupted jobs"
+        return "Failed and interrupted jobs" if any(interrupted) else "Failed jobs"
 
     @property
     def pending(self) -> list[Job]:
@@ -62,7 +63,7 @@ class Content:
 
 
 def gather(folders: Sequence[str | Path]) -> Content:
-    """Reads the folders. Raises RunFolderError where one of them is neither a sweep nor a run."""
+    """Reads the folders. Raises RunFolderError if one of them is neither a sweep nor a run."""
     sweeps = tuple(read_sweeps(folders))
     rows = tuple(make_rows(sweeps))
     styles = tuple(make_styles(rows))
@@ -83,7 +84,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         less = [position_differences_of(row) for row in rows]
         if any(less):
             drawn = partial(draw_position_differences, differences=less, styles=styles)
-            panels.append(("less dense's, at the same positions", drawn))
+            panels.append(("difference to dense at the same positions", drawn))
         figures["loss_by_position"] = tuple(panels)
     return Content(
         sweeps=sweeps,
@@ -102,7 +103,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
 
 
 def surroundings(content: Content) -> list[tuple[str, str]]:
-    """(name, value) of device and versions, as the jobs say and, before any has begun, as their sweep does."""
+    """Returns (name, value) of device and versions, from the jobs' summaries or, before any, from their sweeps."""
     told: dict[str, list[str]] = {}
     sources = [job.summary for job in content.jobs if job.summary] or [
         {"device": sweep.device, "versions": sweep.versions} for sweep in content.sweeps
@@ -110,7 +111,7 @@ def surroundings(content: Content) -> list[tuple[str, str]]:
     sources += [{"versions": sweep.versions} for sweep in content.sweeps]
     for source in sources:
         versions = source.get("versions")
-        named = {"device": source.get("device"), "devices a job": source.get("devices")}
+        named = {"device": source.get("device"), "devices per job": source.get("devices")}
         named |= versions if isinstance(versions, dict) else {}
         for name, value in named.items():
             if value is not None and str(value) not in told.setdefault(name, []):
@@ -119,15 +120,15 @@ def surroundings(content: Content) -> list[tuple[str, str]]:
 
 
 def reason(job: Job) -> str:
-    """Why a job does not count, in one line."""
+    """Returns in one line why a job has no results."""
     parts = [job.exit_reason or "", *job.problems]
     if job.state == "done" and not job.counted:
-        parts.append("so it was not judged on held-out text")
-    return "; ".join(part for part in parts if part) or "no reason was written down"
+        parts.append("therefore not evaluated on held-out text")
+    return "; ".join(part for part in parts if part) or "unknown reason"
 
 
 def standing(job: Job) -> str:
-    """How far a job has come that is not done: "step 120, training bits per byte 2.31"."""
+    """Returns the progress of an unfinished job: "step 120, training bits per byte 2.31"."""
     steps = [row["step"] for row in job.metrics]
     if not steps:
         return "nothing logged yet" if job.state == "running" else ""

@@ -1,4 +1,4 @@
-"""What metrics.csv and evaluation.json say along a run or along a document, with the seeds of a row together."""
+"""Logged metrics along a run and losses along a document, as means over a row's seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,27 @@ SMOOTHED_FRACTION = 1 / 6
 """Each smoothed value is the mean over this fraction of a run's logged steps: batches differ more than patterns."""
 
 ROUTING = "train/routing_"
-"""What a router's health is logged under."""
+"""Prefix of the metrics of routers."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A logged number of a row, in the mean over its seeds, at the steps that all of them logged."""
+    """The mean of a logged metric over a row's seeds, at the steps that all seeds logged."""
 
     tokens: tuple[float, ...]
-    seconds: tuple[float, ...]  # of training: without evaluation, checkpoints and the first steps' compilation
+    seconds: tuple[float, ...]  # of training, without evaluation, checkpoints and compilation
     values: tuple[float, ...]
-    finished: bool  # False: of jobs that are not done
+    finished: bool  # False for unfinished jobs
 
     def along(self, name: str) -> tuple[float, ...]:
         return {"tokens": self.tokens, "seconds": self.seconds}[name]
 
 
 def curve_of(row: Row, name: str, smooth: bool = False) -> Curve | None:
-    """The curve of `name`, a column of metrics.csv, of a row's done jobs (or of the others where none is done); None
-    where fewer than two steps of it were logged."""
+    """Returns the curve of `name`, a column of metrics.csv; None if no job logged it at two steps.
+
+    Uses the row's finished jobs, or all jobs if none is finished.
+    """
     jobs = row.counted or row.jobs
     seeds = [found for job in jobs if len(found := _points(job, name, smooth)) > 1]
     if not seeds:
@@ -42,12 +44,12 @@ def curve_of(row: Row, name: str, smooth: bool = False) -> Curve | None:
 
 
 def _points(job: Job, name: str, smooth: bool) -> dict[int, tuple[float, float, float]]:
-    """{step: (tokens, seconds, value)} of one job."""
+    """Returns {step: (tokens, seconds, value)} of one job."""
     per_step = tokens_per_step(job)
     if per_step is None:
         return {}
     times = [row["step_seconds"] for row in job.metrics if row.get("step_seconds", 0) > 0]
-    pace = times[0] if times else 0.0  # of the first steps, which are not measured
+    pace = times[0] if times else 0.0  # assumed for the first steps, which are not measured
     points: dict[int, tuple[float, float, float]] = {}
     seconds, before, recent = 0.0, 0.0, []
     keep = max(1, int(sum(name in row for row in job.metrics) * SMOOTHED_FRACTION)) if smooth else 1
@@ -62,7 +64,7 @@ def _points(job: Job, name: str, smooth: bool) -> dict[int, tuple[float, float, 
 
 
 def tokens_per_step(job: Job) -> float | None:
-    """As its summary counted them, or as its config says."""
+    """Returns a job's tokens per step from its summary, or from its config; None if both lack them."""
     tokens, steps = finite(job.summary.get("train_tokens")), finite(job.summary.get("step"))
     if tokens and steps:
         return tokens / steps
@@ -75,8 +77,10 @@ def tokens_per_step(job: Job) -> float | None:
 
 
 def positions_of(row: Row) -> list[dict[str, float]]:
-    """Loss by position, the mean over seeds of each bucket and of its bounds (which are over documents); only buckets
-    that all seeds have."""
+    """Returns the loss by position: the mean over seeds of each bucket's loss and bounds, which are over documents.
+
+    Includes only the buckets of all seeds.
+    """
     evaluations = [_buckets(job.evaluation) for job in row.counted]
     if not evaluations:
         return []
@@ -89,8 +93,10 @@ def positions_of(row: Row) -> list[dict[str, float]]:
 
 
 def position_differences_of(row: Row) -> list[dict[str, float]]:
-    """Loss by position less that of the row's baseline, with bounds over seeds (none where there is one seed: then
-    they are the difference itself). Only buckets that all seeds of both have."""
+    """Returns the loss by position minus that of the row's baseline, with bounds over seeds.
+
+    With one seed the bounds equal the difference. Includes only the buckets of all seeds of both rows.
+    """
     if row.against is None:
         return []
     ours, theirs = ({job.seed: _buckets(job.evaluation) for job in each.counted} for each in (row, row.against))
@@ -114,7 +120,7 @@ def _buckets(evaluation: Mapping[str, object] | None) -> dict[tuple[float, float
 
 
 def routing_of(row: Row) -> dict[str, float]:
-    """{name: the last logged value, in the mean over seeds} of what routers logged of themselves."""
+    """Returns {name: mean over seeds of the last logged value} of the routers' metrics."""
     jobs = row.counted or row.jobs
     names = dict.fromkeys(key for job in jobs for logged in job.metrics for key in logged if key.startswith(ROUTING))
     last = {name: [_last(job.metrics, name) for job in jobs] for name in names}

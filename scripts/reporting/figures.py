@@ -1,7 +1,7 @@
-"""The figures: quality against each cost, loss while training, and loss by position.
+"""Draws the figures: quality against each cost, training loss, and loss by position.
 
-Each is drawn on axes that are given, so that a panel can stand alone (in the page, as SVG that follows its colours)
-or beside others (as PNG and SVG files). The same inputs give the same bytes.
+Each function draws one panel on given axes. The page shows single panels as SVG in its own colours; PNG and SVG files
+show several. The same inputs give the same bytes.
 """
 
 import io
@@ -27,17 +27,17 @@ from scripts.reporting.style import LIGHT, Style, follow_css
 from scripts.reporting.table import unit_of
 
 Draw = Callable[[Axes], "Callable[[], None] | None"]
-"""Draws one panel; what it returns is called once the figure's layout stands, as the places of labels depend on it."""
+"""Draws a panel. May return a function that places labels, called after the figure's layout is final."""
 
 COST_AXES = {
     "step_seconds": ("seconds", "step time"),
-    "attention_flops_per_token": ("flops", "attention FLOPs a token"),
+    "attention_flops_per_token": ("flops", "attention FLOPs per token"),
     "peak_memory_bytes": ("bytes", "peak memory"),
 }
 MOST_NAMES = 16
-"""Points that are labelled by name; of more than these, by their number in the table."""
+"""Largest number of points that are labelled by name; more are labelled by their number in the table."""
 
-PANEL = (4.7, 3.7)  # inches: on a phone a point of text is then about a pixel
+PANEL = (4.7, 3.7)  # inches; a point of text is about a pixel on a phone
 SETTINGS = {
     "font.size": 9.5,
     "axes.edgecolor": LIGHT["front"],
@@ -57,13 +57,13 @@ SETTINGS = {
     "ytick.labelcolor": LIGHT["soft"],
     "text.color": LIGHT["ink"],
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: it can be read out, and takes the page's font
+    "svg.fonttype": "none",  # keeps text for screen readers, in the page's font
     "axes.unicode_minus": True,
 }
 
 
 def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: str) -> Callable[[], None] | None:
-    """Bits per byte against `cost`: the seeds' intervals, the dense baseline's cross-hairs, the Pareto front."""
+    """Draws bits per byte against `cost`, with intervals over seeds, lines through dense, and the Pareto front."""
     kind, title = COST_AXES[cost]
     shown = [
         (row, style, number)
@@ -74,7 +74,7 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
     axes.set_xlabel(f"{title} ({unit})")
     axes.set_ylabel("held-out bits per byte")
     if not shown:
-        _say(axes, "no finished job yet")
+        _write_notice(axes, "no finished job yet")
         return None
     points = [(row.values[cost].mean / size, row.values[QUALITY].mean) for row, _, _ in shown]
     xs = [x for x, _ in points]
@@ -100,13 +100,13 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Style], along: str, label: str) -> None:
-    """Lines of `curves` (None: that row has none) along their "tokens" or "seconds"."""
+    """Draws `curves` (None for rows without one) along "tokens" or "seconds"."""
     drawn = [(curve, style) for curve, style in zip(curves, styles, strict=True) if curve is not None]
     kind, title = {"tokens": ("tokens", "tokens trained on"), "seconds": ("time", "training time")}[along]
     axes.set_ylabel(label)
     if not drawn:
         axes.set_xlabel(title)
-        return _say(axes, "nothing logged yet")
+        return _write_notice(axes, "nothing logged yet")
     largest = max(curve.along(along)[-1] for curve, _ in drawn)
     if kind == "tokens":
         size, unit = unit_of(kind, largest)
@@ -119,7 +119,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Sty
         axes.plot([x / size for x in curve.along(along)], curve.values, color=style.color, linewidth=1.5,
                   linestyle=style.linestyle, alpha=1 if curve.finished else 0.6,
                   marker=style.marker if few else "", markersize=4.5)  # fmt: skip
-    # The first steps, from knowing nothing, would leave no room for where runs differ.
+    # The first steps' high losses would hide the differences between runs.
     early = max(curve.values[min(len(curve.values) - 1, len(curve.values) // 8)] for curve, _ in drawn)
     lowest = min(min(curve.values) for curve, _ in drawn)
     if early > lowest:
@@ -127,7 +127,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Sty
 
 
 def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
-    """Loss by position of every row that has one, with bands: over documents, or, of differences, over seeds."""
+    """Draws every row's loss by position, with its band."""
     for buckets, style in zip(positions, styles, strict=True):
         if buckets:
             plot_loss_by_position(axes, buckets, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.4,
@@ -135,24 +135,24 @@ def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]
     for band in axes.collections:
         band.set_alpha(0.4 / (2 + len(axes.collections)))
     if not any(positions):
-        _say(axes, "no evaluation yet")
+        _write_notice(axes, "no evaluation yet")
 
 
 def draw_position_differences(
     axes: Axes, differences: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]
 ) -> None:
-    """The same less dense's: where in a document a pattern loses or gains."""
+    """Draws the difference to dense by position in the document."""
     draw_positions(axes, differences, styles)
     axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
     losses = [0.0, *(bucket["loss"] for buckets in differences for bucket in buckets)]
     span = max(losses) - min(losses)
-    if span:  # the widest intervals, of two seeds, go out of the picture rather than flatten every line
+    if span:  # wide intervals, as of two seeds, are cut off; they would flatten every line
         axes.set_ylim(min(losses) - span, max(losses) + span)
-    axes.set_ylabel("loss less dense's (nats/token)")
+    axes.set_ylabel("loss minus dense's (nats/token)")
 
 
 def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> str:
-    """One panel as an <svg> element in the page's colours; `name` keeps its ids apart from other panels'."""
+    """Returns a panel as an <svg> element in the page's colours. `name` makes its ids unique in the page."""
     with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained", facecolor="none")
         FigureCanvasAgg(figure)
@@ -161,17 +161,17 @@ def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> s
     svg = text[text.index("<svg ") :]
     head, _, body = svg.partition(">")
     box = next(part for part in head.split('" ') if part.startswith("viewBox="))
-    body = body[body.index("<defs>") :]  # without the metadata, which is not about the figure
+    body = body[body.index("<defs>") :]  # without metadata
     return follow_css(f'<svg {box}" xmlns="http://www.w3.org/2000/svg" aria-hidden="true" focusable="false">{body}')
 
 
 def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, bytes]:
-    """{"name.png": ..., "name.svg": ...}: the panels side by side, with a legend below."""
+    """Returns {"name.png": ..., "name.svg": ...} of the panels side by side, with a legend below."""
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     lines = -(-len(panels) // columns)
     width = PANEL[0] * columns
     names = [literal(name) for name in legend_names(rows)]
-    beside = max(1, int(width / (0.7 + 0.085 * max(map(len, names), default=0))))  # legend's columns, by their inches
+    beside = max(1, int(width / (0.7 + 0.085 * max(map(len, names), default=0))))  # columns of the legend that fit
     size = width, PANEL[1] * lines + 0.24 * -(-len(names) // beside)
     with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
         figure = Figure(figsize=size, layout="constrained", facecolor=LIGHT["paper"])
@@ -189,21 +189,21 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
 
 
 def legend_names(rows: Sequence[Row]) -> list[str]:
-    """The rows' labels; with their numbers where points have no room for names."""
+    """Returns the rows' labels, with their numbers if points are labelled by number."""
     if len(rows) <= MOST_NAMES:
         return [row.label for row in rows]
     return [f"{number} {row.label}" for number, row in enumerate(rows, 1)]
 
 
 def cost_panels(rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, Draw]:
-    """A panel for each of COSTS."""
+    """Returns a panel for each of COSTS."""
     return {cost: partial(draw_cost, rows=rows, styles=styles, cost=cost) for cost in COSTS}
 
 
 def _compose(figure: Figure, panels: Sequence[tuple[Draw, Axes]]) -> None:
     later = [draw(axes) for draw, axes in panels]
     figure.canvas.draw()
-    figure.set_layout_engine("none")  # it stays as it is now laid out
+    figure.set_layout_engine("none")  # keeps the current layout
     for finish in later:
         if finish is not None:
             finish()
@@ -216,8 +216,10 @@ def _svg(figure: Figure) -> str:
 
 
 def _frame(axes: Axes, points: Sequence[Point]) -> None:
-    """Room around the points and their bars for labels. Intervals of quality are shown whole; those of a cost, which
-    with two seeds reach far, below nothing even, run out of the picture where they would squeeze the points."""
+    """Leaves room for labels around the points and their bars.
+
+    Shows intervals of quality in full, and cuts off long intervals of a cost, which may be negative with two seeds.
+    """
     axes.margins(x=0.18, y=0.16)
     axes.autoscale_view()
     xs = [x for x, _ in points]
@@ -232,8 +234,7 @@ def _frame(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]:
-    """The stairs of the best quality within a cost: from the first point up, and from the last one to the right.
-    Returns their steps."""
+    """Draws the best quality within a cost, as steps. Returns the steps."""
     limits = axes.get_xlim(), axes.get_ylim()
     corners = [(front[0][0], limits[1][1])]
     for x, y in front:
@@ -248,14 +249,14 @@ def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:
-    """Few, and written out: 20, 50, 100 and not 2 x 10^1."""
+    """Sets few ticks without exponents: 20, 50, 100."""
     ticks = [base * 10.0**power for power in range(-9, 16) for base in (1, 2, 5)]
     axes.set_xticks([tick for tick in ticks if low / 1.5 <= tick <= high * 1.5])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _say(axes: Axes, text: str) -> None:
+def _write_notice(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=LIGHT["soft"])
     axes.set_xticks([])
     axes.set_yticks([])

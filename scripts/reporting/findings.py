@@ -1,4 +1,4 @@
-"""What was found, in plain sentences: every number is computed, and none is said more surely than it is known."""
+"""The findings of a report as sentences, with the uncertainty of every number."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from scripts.reporting.jobs import STATES, Job, Sweep, finite
 from scripts.reporting.table import signed, significant, unit_of
 
 MOST_ROWS = 8
-"""Patterns that are told one by one; of more than these, those on the front of step time."""
+"""Largest number of patterns with a sentence each; of more, only those on the front of step time have one."""
 
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
 BIGRAM = "bigram_bits_per_byte"
@@ -25,7 +25,7 @@ def title_of(sweeps: Sequence[Sweep]) -> str:
 
 
 def progress(sweeps: Sequence[Sweep]) -> str:
-    """How many jobs are where: "7 of 9 jobs done, 1 running, 1 failed"."""
+    """Returns the number of jobs in each state: "7 of 9 jobs done, 1 running, 1 failed"."""
     states = Counter(job.state for sweep in sweeps for job in sweep.jobs)
     total = sum(states.values())
     rest = [f"{states[state]} {state}" for state in STATES[1:] if states[state]]
@@ -47,15 +47,15 @@ def budgets(sweeps: Sequence[Sweep]) -> list[str]:
 
 
 def readings(rows: Sequence[Row]) -> list[str]:
-    """The findings, most important first."""
+    """Returns the findings, most important first."""
     judged = [row for row in rows if QUALITY in row.values]
     if not judged:
-        return ["No job has finished and been judged yet, so there is nothing to compare."]
+        return ["No job has been evaluated yet, so there is nothing to compare."]
     found = []
     held = [row for row in judged if row.difference is not None]
     if len(held) > MOST_ROWS:
         shown = [row for row in held if "step_seconds" in row.fronts] or held[:MOST_ROWS]
-        found.append(f"{len(held)} patterns were held against dense; here are those on the front of step time.")
+        found.append(f"{len(held)} patterns were compared with dense. Those on the Pareto front of step time:")
     else:
         shown = held
     found += [_against_dense(row) for row in shown]
@@ -63,10 +63,10 @@ def readings(rows: Sequence[Row]) -> list[str]:
         baselines = [row for row in rows if row.baseline]
         if not baselines:
             found.append(
-                "There is no dense baseline among these jobs: the patterns are compared with one another alone."
+                "There is no dense baseline among these jobs, so the patterns are compared only with one another."
             )
         elif not any(row in judged for row in baselines):
-            found.append("Dense has not finished: there is nothing to hold the patterns against yet.")
+            found.append("Dense has not finished, so the patterns cannot be compared with it yet.")
         elif len(judged) > len([row for row in judged if row.baseline]):
             found.append("No dense baseline has the same settings as these patterns.")
     if len(judged) > 1:
@@ -83,20 +83,20 @@ def readings(rows: Sequence[Row]) -> list[str]:
 
 
 def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
-    """What a reader should not overlook before believing a difference."""
+    """Returns the limits of these comparisons."""
     judged = [row for row in rows if QUALITY in row.values]
     jobs = [job for row in judged for job in row.counted]
     found = []
     single = [row for row in judged if row.values[QUALITY].count == 1]
     if single and len(judged) > 1:
         which = "Every pattern" if len(single) == len(judged) else ", ".join(row.label for row in single)
-        found.append(f"{which} ran with one seed: no interval, and small differences may be chance.")
+        found.append(f"{which} ran with one seed: there are no intervals, and small differences may be chance.")
     bounds = [row.values[QUALITY] for row in judged if row.values[QUALITY].low is not None]
     if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
-        found.append("Fronts are drawn through means; where intervals overlap, a place on a front is not certain.")
+        found.append("Pareto fronts use means: where intervals overlap, a pattern may be on a front by chance.")
     if len(judged) > 1 and any(sweep.match is None for sweep in sweeps):
         found += [
-            f"Not equal: {name} from {low} to {high}."
+            f"Unequal budgets: {name} from {low} to {high}."
             for key, name, kind in (
                 ("train_tokens", "tokens trained on", "tokens"),
                 ("train_seconds", "training time", None),
@@ -111,37 +111,37 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
         for job in jobs
     }
     if len(texts) > 1:
-        found.append("The jobs were not judged on the same held-out text: their bits per byte do not compare.")
+        found.append("The jobs were evaluated on different held-out text: do not compare their bits per byte.")
     protocols = {str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs}
     if len(protocols) > 1:
-        found.append("The jobs were judged under different protocols (window, stride): see each evaluation.json.")
+        found.append("The jobs were evaluated with different protocols (window, stride): see each evaluation.json.")
     devices = {str(job.summary.get("device")) for job in jobs}
     if len(devices) > 1:
         found.append(
-            f"The jobs ran on different devices ({', '.join(sorted(devices))}): times and memory do not compare."
+            f"The jobs ran on different devices ({', '.join(sorted(devices))}): do not compare times and memory."
         )
     if any(job.summary.get("device") == "cpu" or job.setting("trainer", "accelerator") == "cpu" for job in jobs):
         found.append(
-            "On a CPU, peak memory is that of the whole process and what earlier jobs left in it: compare it with care."
+            "On a CPU, peak memory includes the whole process and memory of earlier jobs: compare it with care."
         )
     return found
 
 
 def _like_dense(judged: Sequence[Row]) -> list[str]:
-    """Patterns that leave nothing out at this length: their costs differ by kernel and by chance alone."""
+    """Returns a caution for patterns that compute all pairs at this length."""
     density = {row.label: row.values["density_pairs"].mean for row in judged if "density_pairs" in row.values}
     same = [row.label for row in judged if not row.baseline and density.get(row.label, 0.0) > 0.9999]
-    visits = "visits" if len(same) == 1 else "visit"
-    return [f"{_and(same)} {visits} every pair, as dense does: no sparsity is measured at this length."] if same else []
+    computes = "computes" if len(same) == 1 else "compute"
+    return [f"{_and(same)} {computes} all pairs at this length, as dense does: there is no sparsity."] if same else []
 
 
 def _untrained(jobs: Sequence[Job]) -> list[str]:
-    """Runs so short that counting pairs of tokens does better."""
+    """Returns a caution for runs that are too short to be better than a bigram model."""
     counted = [finite((job.evaluation.get("baselines") or {}).get(BIGRAM)) for job in jobs]
     if not counted or None in counted or any(job.evaluation[QUALITY] < counted[0] for job in jobs):
         return []
     bigram = f"a bigram model of the same tokens ({counted[0]:.4f} bits per byte)"
-    return [f"No pattern does better than {bigram}: runs this short do not tell patterns apart."]
+    return [f"No pattern is better than {bigram}: these runs are too short to compare patterns."]
 
 
 def _against_dense(row: Row) -> str:
@@ -152,15 +152,16 @@ def _against_dense(row: Row) -> str:
         costs.append(f"{row.ratios['attention_flops_per_token']:.2f} of its attention FLOPs")
     found = row.difference
     size = f"{abs(found.mean):.4f} bits per byte"
-    change = f"loses {size}" if found.mean > 0 else f"gains {size}" if found.mean < 0 else "neither gains nor loses"
+    better = "worse" if found.mean > 0 else "better"
+    change = f"is {better} by {size}" if found.mean else "has the same bits per byte"
     if found.low is None:
-        surety = "one seed, no interval"
+        certainty = "one seed, no interval"
     else:
-        surety = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.count} seeds"
+        certainty = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.count} seeds"
         if found.low <= 0 <= found.high:
             change = f"{change}, which may be chance"
     took = f"takes {' and '.join(costs)} and " if costs else ""
-    return f"{row.label} {took}{change} ({surety})."
+    return f"{row.label} {took}{change} ({certainty})."
 
 
 def _and(names: Sequence[str]) -> str:
@@ -171,17 +172,17 @@ def _budget(sweep: Sweep) -> str:
     budget = sweep.budget or {}
     for key, kind, unit in (("tokens", "tokens", " tokens"), ("seconds", None, " s"), ("flops", "flops", "")):
         if isinstance(budget.get(key), int | float):
-            return f" ({_told(budget[key], kind)}{unit})"
+            return f" ({_in_unit(budget[key], kind)}{unit})"
     return ""
 
 
 def _range(rows: Sequence[Row], key: str, kind: str | None) -> tuple[str, str]:
     numbers = [row.values[key].mean for row in rows if key in row.values] or [0.0]
     unit = " s" if kind is None else ""
-    return _told(min(numbers), kind) + unit, _told(max(numbers), kind) + unit
+    return _in_unit(min(numbers), kind) + unit, _in_unit(max(numbers), kind) + unit
 
 
-def _told(value: float, kind: str | None) -> str:
+def _in_unit(value: float, kind: str | None) -> str:
     if kind is None:
         return significant(value)
     size, unit = unit_of(kind, value)

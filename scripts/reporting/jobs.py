@@ -1,7 +1,7 @@
-"""From folders to jobs: everything that the report knows of a run, and what it could not read.
+"""Reads the jobs of sweeps and runs from their folders, with the problems of files that cannot be read.
 
-A sweep's folder has a manifest.json and one run folder a job; run folders without a manifest do as well, and so does a
-folder of them. Files may be missing, cut off, or not yet written: a report is also made while jobs run.
+Accepts a sweep's folder (a manifest.json and one run folder for each job), a run folder, and a folder of run folders.
+Files may be missing, cut off, or not written yet, because reports are also written while jobs run.
 """
 
 import json
@@ -30,10 +30,10 @@ from scripts.reporting.manifest import (
 )
 
 STATES = (DONE, RUNNING, WAITING, INTERRUPTED, OUT_OF_MEMORY, FAILED)
-"""Of a job, in the order in which they are told."""
+"""States of a job, in the order of the report."""
 
 RUN_STATES = {"finished": DONE, "trained": INTERRUPTED}
-"""Where the state of a run in its summary.json is called otherwise for a job."""
+"""{state of a run in summary.json: state of its job, where they differ}."""
 
 KILLED = "its process was killed; launch the sweep again to resume it"
 """The exit reason of a job whose manifest entry is still "running"."""
@@ -48,11 +48,11 @@ class Job:
     sweep: str  # the name of its sweep; "" for a run without one
     folder: Path
     hash: str
-    label: str  # what differs between the jobs, the seed aside
+    label: str  # the settings that differ between jobs, without the seed
     state: str  # one of STATES
     seed: int | None = None
-    baseline: bool = False  # dense: what the others are held against
-    context: str = ""  # equal for jobs that differ in attention and seed alone
+    baseline: bool = False  # whether other jobs are compared with it: dense attention
+    context: str = ""  # equal for jobs that differ only in attention and seed
     overrides: tuple[str, ...] = ()
     command: str = ""  # reproduces this job alone
     exit_reason: str | None = None
@@ -61,30 +61,30 @@ class Job:
     ended: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json that the summary speaks of
-    metrics: Sequence[Mapping[str, float]] = ()  # rows of metrics.csv: what was logged, finite numbers alone
-    problems: tuple[str, ...] = ()  # what could not be read, and why it is not counted
+    evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json with the summary's results
+    metrics: Sequence[Mapping[str, float]] = ()  # rows of metrics.csv, only finite numbers
+    problems: tuple[str, ...] = ()  # files that cannot be read, and why the job is not counted
 
     @property
     def counted(self) -> bool:
-        """Whether it is done and judged: only such jobs are in the table's numbers."""
+        """Whether the job is done and evaluated. Only such jobs contribute to the table's numbers."""
         return self.state == "done" and self.evaluation is not None
 
     def number(self, name: str) -> float | None:
-        """A finite number of its held-out evaluation, or else of its summary; None where there is none."""
+        """Returns a finite number of the held-out evaluation (bits_per_byte) or of the summary; None if missing."""
         source = self.evaluation if name == "bits_per_byte" else self.summary
         return finite((source or {}).get(name))
 
     def setting(self, group: str, key: str) -> Any:
-        """One setting of its config; None where there is none."""
+        """Returns a setting of the job's config; None if missing."""
         return _group(self.config, group).get(key)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Jobs that were launched together (or, without a manifest, are shown together)."""
+    """Jobs that were launched together, or runs without a manifest that are shown together."""
 
-    name: str  # "" where there is no manifest
+    name: str  # "" without a manifest
     folder: Path
     jobs: tuple[Job, ...]
     match: str | None = None  # tokens | time | flops
@@ -101,10 +101,10 @@ def finite(value: Any) -> float | None:
 
 
 def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
-    """Every sweep among `folders`, in their order, and last all runs that have no manifest, as one.
+    """Reads every sweep among `folders`, in order, and then all runs without a manifest as one sweep.
 
     Raises:
-        RunFolderError: a folder is neither, or its manifest.json cannot be read.
+        RunFolderError: a folder is neither a sweep nor a run, or its manifest.json cannot be read.
     """
     sweeps, runs = [], []
     for folder in dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders):
@@ -116,7 +116,7 @@ def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
         )
         if not found:
             raise RunFolderError(
-                f"{folder}: holds no manifest.json and no config.yaml; accepted are sweeps, runs, and folders of runs"
+                f"{folder}: must be a sweep, a run, or a folder of runs; it has no manifest.json and no config.yaml"
             )
         runs += [run for run in found if run not in runs]
     return [*sweeps, *([Sweep("", runs[0].parent, tuple(_read_runs(runs)))] if runs else [])]
@@ -170,7 +170,7 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool) -> Job:
 
 
 def _read_runs(folders: Sequence[Path]) -> Iterable[Job]:
-    """Runs without a manifest: what one would say of them is read off their configs."""
+    """Reads runs without a manifest; their labels come from their configs."""
     read = [_read_run(folder, "done") for folder in folders]
     labels = _labels([run["config"] for run in read])
     for folder, label, run in zip(folders, labels, read, strict=True):
@@ -186,7 +186,7 @@ def _read_runs(folders: Sequence[Path]) -> Iterable[Job]:
             seed=config.get("seed"),
             baseline=_group(config, "attention").get("name") == "dense",
             context=json.dumps(_settings(config, without=("attention", "seed")), sort_keys=True, default=str),
-            # A run's config is whole, so that it composes itself; Hydra's own folder and log are switched off.
+            # The config is complete. The last overrides keep Hydra from creating a folder and a log.
             command=f"python train.py --config-path {folder} --config-name config "
             "hydra.run.dir=. hydra.output_subdir=null hydra/job_logging=none",
             exit_reason=f"summary.json says {state!r}" if state not in ("done", "running", "waiting") else None,
@@ -195,7 +195,7 @@ def _read_runs(folders: Sequence[Path]) -> Iterable[Job]:
 
 
 def _read_run(folder: Path, state: str) -> dict[str, Any]:
-    """The files of a run folder, as arguments of Job."""
+    """Reads the files of a run folder, as arguments of Job."""
     problems: list[str] = []
     files = RunFolder(folder)
 
@@ -227,10 +227,10 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
 
 
 def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the rows of evaluation.json (evaluate.py may have added some) the one that the run itself ended with."""
+    """Returns the row of evaluation.json that the run wrote at its end. evaluate.py may have added others."""
     rows = [dict(row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
     if not rows:
-        raise ValueError("it holds no row")
+        raise ValueError("it has no rows")
     split = _group(config, "evaluation").get("split")
     own = [row for row in rows if row.get("bits_per_byte") == summary.get("bits_per_byte")]
     last = [
@@ -249,7 +249,7 @@ def _read_metrics(file: Path) -> list[dict[str, float]]:
         for key, cell in row.items():
             try:
                 number = finite(float(cell))
-            except (TypeError, ValueError):  # not logged in this row, or the end of a line that is being written
+            except (TypeError, ValueError):  # not logged in this row, or the line is being written
                 continue
             if number is not None and key is not None:
                 numbers[key] = number
@@ -259,7 +259,7 @@ def _read_metrics(file: Path) -> list[dict[str, float]]:
 
 
 def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The attention's name of each run, and behind it every other setting in which runs of that name differ."""
+    """Returns the attention's name of each run, followed by the settings in which runs of that name differ."""
     names = [str(_group(config, "attention").get("name") or config.get("name") or "run") for config in configs]
     flat = [dict(_flatten(_settings(config, without=("seed",)))) for config in configs]
     labels = []
@@ -271,10 +271,10 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _settings(config: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
-    """What makes one run another: not where it is written, nor what it was resumed from."""
+    """Returns the settings that affect results: without names, folders, `resume` and the logger."""
     left_out = {"name", "outputs", "resume", "logger", *without}
     settings = {key: value for key, value in config.items() if key not in left_out}
-    if "seed" in without and isinstance(settings.get("data"), Mapping):  # data.seed follows the run's
+    if "seed" in without and isinstance(settings.get("data"), Mapping):  # data.seed equals the run's seed
         settings["data"] = {key: value for key, value in settings["data"].items() if key != "seed"}
     return settings
 

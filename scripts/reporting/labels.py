@@ -1,4 +1,4 @@
-"""Names beside points, moved apart by adjustText."""
+"""Places names beside points with adjustText."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ Point = tuple[float, float]
 
 
 def place_labels(axes: Axes, points: Sequence[Point], names: Sequence[str]) -> None:
-    """Writes `names` beside `points`, apart from one another. A line ties a name to a point that is far away."""
+    """Writes `names` beside `points` without overlaps. A line connects a name with a distant point."""
     texts = [axes.text(x, y, literal(name), fontsize=8.5, zorder=5) for (x, y), name in zip(points, names, strict=True)]
     xs, ys = zip(*points, strict=True)
     adjust_text(

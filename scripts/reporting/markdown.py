@@ -1,4 +1,4 @@
-"""report.md: the same report as plain text, for a terminal, a pull request, or a note."""
+"""Writes report.md, for a terminal, a pull request, or a note."""
 
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.markdown_table import escape, table
@@ -9,13 +9,13 @@ def write_markdown(content: Content) -> str:
         f"# {escape(content.title)}",
         escape(f"{content.progress}; {'; '.join(content.budgets)}."),
         _list(list(content.subject)),
-        "## In short",
+        "## Findings",
         _list([*content.readings, *content.cautions]),
         "## Quality against cost",
         "![Held-out bits per byte against step time, attention FLOPs and peak memory](pareto.png)",
         _table(content),
     ]
-    titles = {"loss_curves": "Loss while training", "loss_by_position": "Loss by position"}
+    titles = {"loss_curves": "Training loss", "loss_by_position": "Loss by position"}
     for name, title in titles.items():
         if name in content.figures:
             parts += [f"## {title}", f"![{title}]({name}.png)"]
@@ -34,7 +34,7 @@ def write_markdown(content: Content) -> str:
                 parts.append("\n".join(f"      {line}" for line in job.traceback.rstrip().splitlines()))
     if content.pending:
         lines = [(escape(job.label), str(job.seed), job.state, escape(standing(job))) for job in content.pending]
-        parts += ["## Still to come", table(("pattern", "seed", "state", "so far"), lines)]
+        parts += ["## Unfinished jobs", table(("pattern", "seed", "state", "progress"), lines)]
     commands = [f"{sweep.command}" for sweep in content.sweeps if sweep.command]
     commands += [job.command for job in content.jobs if job.command]
     if commands:

@@ -1,11 +1,11 @@
-"""Markdown tables, and numbers with their bounds in them."""
+"""Markdown tables, and cells of numbers with their bounds."""
 
 import re
 from collections.abc import Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub table. Cells are single lines of Markdown; a `|` in them must be escaped (`escape`)."""
+    """Returns a GitHub table. Cells are single lines of Markdown, with `|` escaped (`escape`)."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -15,6 +15,6 @@ def bounded(value: float, low: float, high: float, sign: str = "") -> str:
 
 
 def escape(text: str) -> str:
-    """Text from a file as literal text in one line of Markdown: no markup, no HTML, no cell's end."""
+    """Escapes Markdown, HTML and table separators in a text, and joins its lines."""
     literal = re.sub(r"[\\`*\[\]|~]|^#|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", " ".join(text.split()))
     return literal.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""report.html: one file that opens offline, in light and dark, on a phone too.
+"""Writes report.html: one file for offline use, with light and dark colours, also for phones.
 
 The template escapes every value. A content security policy allows the page its own script, styles and embedded
 pictures, and no request at all.
@@ -22,23 +22,23 @@ TINT = {"light": "#f4f6f8", "dark": "#1f262e"}
 SECTIONS = {
     "pareto": (
         "Quality against cost",
-        "Lower is better, further left is cheaper. The grey steps are the Pareto front. Dotted lines cross at dense. "
+        "Lower is better, left is cheaper. The grey steps are the Pareto front. The dotted lines cross at dense. "
         "Bars are 95 % intervals over seeds; long bars of a cost are cut off.",
     ),
     "loss_curves": (
-        "Loss while training",
-        "The first steps are cut off at the top. Training time excludes evaluation and compilation. Faint lines: jobs "
-        "that are not done.",
+        "Training loss",
+        "The first steps are cut off at the top. Training time excludes evaluation and compilation. Faint lines are "
+        "unfinished jobs.",
     ),
     "loss_by_position": (
         "Loss by position",
-        "Held-out loss by position in the document. Bands are 95 % intervals over documents, averaged over seeds; for "
-        "the difference to dense they are over seeds.",
+        "Held-out loss by position in the document. Bands are 95 % intervals over documents, averaged over seeds. "
+        "Bands of the difference to dense are 95 % intervals over seeds.",
     ),
 }
 
 ROUTING_HINTS = {
-    "entropy": "how evenly blocks are used, 1 is even",
+    "entropy": "how evenly the router selects blocks; 1 is uniform",
     "never_chosen": "fraction of eligible blocks that no query selected",
     "age": "mean distance to a selected block, in tokens",
     "union": "different blocks that 8 consecutive queries select, per selection",
@@ -81,7 +81,7 @@ def write_page(content: Content, pictures: Mapping[str, bytes]) -> str:
 
 
 def _section(content: Content, name: str) -> dict[str, Any] | None:
-    """Title, hint and figures of a section; None where there is nothing to show."""
+    """Returns title, hint and figures of a section; None if it has no figure."""
     if name not in content.figures or (name == "pareto" and not any(row.values for row in content.rows)):
         return None
     title, hint = SECTIONS[name]
@@ -93,6 +93,6 @@ def _section(content: Content, name: str) -> dict[str, Any] | None:
 
 
 def _split_label(line: str, labels: Sequence[str]) -> tuple[str, str]:
-    """Splits a sentence into the row's label that it begins with, which is shown in bold, and the rest."""
+    """Splits a sentence into the label of a row at its start, which the page shows in bold, and the rest."""
     label = max((label for label in labels if line.startswith(f"{label} ")), key=len, default="")
     return label, line[len(label) :]

@@ -1,4 +1,4 @@
-"""The pictures of a run: which pairs each pattern sees, and how the loss falls with position in the document."""
+"""Draws the images of a run: the masks of its patterns, loss by position, and recall by depth."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,19 @@ from model.training.storage import make_folder, write_atomically
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
 COLUMNS = 5
 LONGEST = 8192
-"""Tokens of the longest document that is drawn: its pairs are held one by one, and a picture shows no more anyway."""
+"""Longest document that is drawn, in tokens. Its mask is dense, and an image has fewer pixels anyway."""
 
 
 def draw_patterns(
     patterns: Mapping[str, Pattern], length: int, file: Path, block: int = 128, zoom: int | None = None
 ) -> None:
-    """A PNG with one panel a pattern: its mask over one document of `length` tokens (at most LONGEST).
+    """Writes a PNG with the mask of each pattern over one document of `length` tokens (at most LONGEST).
 
-    Panels show at most 512 x 512 cells; where a cell stands for several pairs, its shade is the share of visible ones.
-    Tokens that are seen in a summary are lighter, the lighter the more of them it stands for. `zoom`: a second panel a
-    pattern, of the last so many tokens alone.
+    Panels have at most 512 x 512 cells; the shade of a cell is the fraction of its pairs that are visible. Tokens that
+    are visible through a summary are lighter, in proportion to the tokens of the summary.
+
+    Args:
+        zoom: adds a second panel for each pattern, with so many last tokens.
     """
     length = min(length, LONGEST)
     parts = [None] if zoom is None or zoom >= length else [None, zoom]
@@ -47,8 +49,8 @@ def draw_patterns(
             panel.axis("on")
             panel.imshow(_shades(view, 512, last), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
             panel.set_title(name, fontsize=10)
-            said = f"{density:.0%} of dense, {length:,} tokens" if last is None else f"the last {last:,} tokens"
-            panel.set_xlabel(said, fontsize=8)
+            caption = f"{density:.0%} of dense, {length:,} tokens" if last is None else f"the last {last:,} tokens"
+            panel.set_xlabel(caption, fontsize=8)
             panel.set_xticks([])
             panel.set_yticks([])
     panels[0][0].set_ylabel("queries", fontsize=8)
@@ -56,7 +58,7 @@ def draw_patterns(
 
 
 def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[str], file: Path) -> None:
-    """A PNG of loss against position in the document, one line a row of evaluation.json, with its confidence band."""
+    """Writes a PNG of loss against position in the document, a line for each row of evaluation.json."""
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for row, label in zip(rows, labels, strict=True):
         plot_loss_by_position(axes, row["by_position"], label=label)
@@ -66,7 +68,7 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
 
 
 def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]], **line: Any) -> None:
-    """One line, with its confidence band, of the `by_position` of a row of evaluation.json; `line` as plot takes it."""
+    """Draws `by_position` of a row of evaluation.json with its confidence band. `line`: keywords of plot."""
     middle = [(b["start"] + b["stop"]) / 2 for b in buckets]
     (drawn,) = axes.plot(middle, [b["loss"] for b in buckets], **{"marker": "o", "markersize": 4} | line)
     low, high = ([b[bound] for b in buckets] for bound in ("low", "high"))
@@ -78,7 +80,7 @@ def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]]
 
 
 def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """A PNG of exact match by depth and length, from rows of recall.json that have a depth."""
+    """Writes a PNG of exact match by depth and length, from rows of recall.json with a depth."""
     lengths, depths = (sorted({row[key] for row in rows}) for key in ("length", "depth"))
     share = np.full((len(depths), len(lengths)), np.nan)
     for row in rows:

@@ -1,9 +1,9 @@
-"""How a pattern looks: one colour and one mark for each, the same in every figure and in the page.
+"""Colours, markers and dashes of patterns, the same in every figure and in the page.
 
-Figures are drawn in the light colours. In the page their SVG's colours become CSS variables, which the dark scheme
-sets otherwise; that is why every role has a colour of its own. The eight hues stay apart under the common colour
-blindnesses (found by a search for the largest least distance; the tests hold it); marks and, from the ninth pattern on,
-dashes tell patterns apart without any colour.
+Figures use the light colours. The page replaces each colour of their SVG by a CSS variable, which has another value in
+the dark scheme; so every role needs a unique colour. The eight hues are distinguishable with the common kinds of
+colour blindness: they maximize the smallest distance, which tests check. Markers and, from the ninth pattern, dashes
+distinguish patterns without colour.
 """
 
 from collections.abc import Sequence
@@ -54,13 +54,13 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("X", "M9.6 1.6l2.4 2.4l2.4-2.4l2 2l-2.4 2.4l2.4 2.4l-2 2l-2.4-2.4l-2.4 2.4l-2-2l2.4-2.4l-2.4-2.4z"),
     ("h", "M12 1.4l4 2.3v4.6l-4 2.3l-4-2.3v-4.6z"),
 )
-"""(matplotlib's marker, the same as an SVG path in a box of 24 x 12) of each hue."""
+"""(matplotlib's marker, its SVG path in a box of 24 x 12) of each hue."""
 BASELINE_MARK = ("D", "M12 1.2l4.8 4.8l-4.8 4.8l-4.8-4.8z")
 
 
 @dataclass(frozen=True)
 class Style:
-    """A row's look."""
+    """The colour, marker and line of a row."""
 
     role: str  # of LIGHT and DARK
     marker: str  # matplotlib's
@@ -77,7 +77,7 @@ class Style:
 
 
 def make_styles(rows: Sequence[Row]) -> list[Style]:
-    """A style a row: baselines in the colour of text, the others through the hues in turn."""
+    """Returns a style for each row: baselines in the colour of text, the others in turn in the hues."""
     styles, patterns, baselines = [], 0, 0
     for row in rows:
         if row.baseline:
@@ -91,12 +91,12 @@ def make_styles(rows: Sequence[Row]) -> list[Style]:
 
 
 def css_variables(colors: dict[str, str]) -> str:
-    """`--ink:#1b2430;...`"""
+    """Returns `--ink:#1b2430;...`."""
     return "".join(f"--{role}:{color};" for role, color in colors.items())
 
 
 def follow_css(svg: str) -> str:
-    """An SVG drawn in LIGHT's colours, now in the page's variables."""
+    """Replaces the colours of LIGHT in an SVG by the page's variables."""
     for role, color in LIGHT.items():
         svg = svg.replace(color, f"var(--{role})")
     return svg

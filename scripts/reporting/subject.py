@@ -1,4 +1,4 @@
-"""What was trained, on what, how it was judged and when: in words, for a reader who has the report alone."""
+"""Describes the model, the training data, the evaluation and the dates of a report's jobs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ from scripts.reporting.jobs import Job
 
 
 def subject(jobs: Sequence[Job]) -> list[str]:
-    """Sentences, of what the jobs' configs and evaluations say; where jobs differ each value is told once."""
+    """Returns lines from the jobs' configs and evaluations. Where jobs differ, every value appears once."""
     jobs = [job for job in jobs if job.config]
-    judged = [job.evaluation for job in jobs if job.counted]
+    evaluated = [job.evaluation for job in jobs if job.counted]
     of_model = [
         _each(jobs, lambda job: job.setting("model", "name")),
         _each(jobs, lambda job: job.setting("model", "layers"), "{:,} layers"),
@@ -21,31 +21,31 @@ def subject(jobs: Sequence[Job]) -> list[str]:
         _each(jobs, _text),
         _each(jobs, lambda job: job.setting("data", "sequence_length"), "sequences of {:,} tokens"),
     ]
-    of_judging = [
-        _each(judged, lambda row: row.get("documents_from")),
-        _each(judged, lambda row: row.get("documents"), "{:,} documents"),
-        _each(judged, lambda row: row.get("bytes"), "{:,} bytes"),
-        _each(judged, lambda row: (row.get("protocol") or {}).get("name"), "protocol {}"),
+    of_evaluation = [
+        _each(evaluated, lambda row: row.get("documents_from")),
+        _each(evaluated, lambda row: row.get("documents"), "{:,} documents"),
+        _each(evaluated, lambda row: row.get("bytes"), "{:,} bytes"),
+        _each(evaluated, lambda row: (row.get("protocol") or {}).get("name"), "protocol {}"),
     ]
     days = sorted({str(time)[:10] for job in jobs for time in (job.started, job.ended) if time})
     parts = (
         ("Model", of_model),
         ("Trained on", of_text),
-        ("Judged on", of_judging),
+        ("Evaluated on", of_evaluation),
         ("Ran", [days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"] if days else []),
     )
     return [f"{name}: {', '.join(filter(None, told))}" for name, told in parts if any(told)]
 
 
 def _text(job: Job) -> str | None:
-    """The source of the documents, and the name of the file or folder that they came from."""
+    """Returns the class of the documents' source, and the name of their file or folder."""
     source, path = job.setting("data", "source"), job.setting("data", "path")
     name = str(source.get("_target_", "")).rpartition(".")[2] if isinstance(source, Mapping) else ""
     return " ".join(filter(None, (name, Path(path).name if isinstance(path, str) else ""))) or None
 
 
 def _each(things: Iterable[Any], value_of: Callable[[Any], Any], form: str = "{}") -> str:
-    """Each value once, in this form: "sequences of 1,024 / 2,048 tokens"."""
+    """Returns every value once, in this form: "sequences of 1,024 / 2,048 tokens"."""
     found = dict.fromkeys(value for thing in things if isinstance(value := value_of(thing), str | int))
     before, between, after = form.partition("{:,}" if "{:,}" in form else "{}")
     return before + " / ".join(between.format(value) for value in found) + after if found else ""

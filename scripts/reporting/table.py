@@ -1,6 +1,6 @@
-"""The table behind the figures: pareto.csv in full precision and plain units, and its readable form for the pages.
+"""The table of rows: pareto.csv in full precision and base units, and a readable table for the pages.
 
-A column of the readable form has one unit, chosen by its largest number, so that its cells can be compared at a glance.
+A column of the readable table has one unit, chosen for its largest number.
 """
 
 import csv
@@ -14,7 +14,7 @@ from scripts.reporting.jobs import STATES
 
 MINUS = "\N{MINUS SIGN}"
 SHORT = {"step_seconds": "time", "attention_flops_per_token": "FLOPs", "peak_memory_bytes": "memory"}
-"""A cost in one word, where there is room for no more."""
+"""{cost: its name in one word}."""
 
 CSV_COLUMNS = (
     *("sweep", "label", "baseline", "seeds", "jobs"),
@@ -25,7 +25,7 @@ CSV_COLUMNS = (
     *(f"front_{cost}" for cost in COSTS),
     "commands",
 )
-"""Of pareto.csv: a row a pattern; `_low` and `_high` are 95 % bounds over seeds, empty where there is one seed."""
+"""Columns of pareto.csv. `_low` and `_high` are 95 % bounds over seeds, empty for one seed."""
 
 UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "seconds": ((1.0, "s"), (1e-3, "ms")),
@@ -33,12 +33,12 @@ UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),
     "tokens": ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1, "")),
 }
-"""What a kind of number is told in, largest first: the first whose size the column's largest number reaches."""
+"""{kind of number: (size, unit), largest first}. A column has the first unit that its largest number reaches."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is read, and what it is sorted by (None: nothing there, last in either direction)."""
+    """A cell: its text, and the value by which it is sorted (None: empty, last in both directions)."""
 
     text: str
     order: float | str | None
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the readable table."""
+    """A column of the readable table."""
 
     title: str
     hint: str
@@ -55,36 +55,54 @@ class Column:
 
 
 def make_columns(rows: Sequence[Row]) -> list[Column]:
-    """The readable table of `rows`; columns without any number are left out."""
+    """Returns the readable table of `rows`, without empty columns."""
     several_seeds = any(len(row.counted) > 1 for row in rows)
     quality = "held out; lower is better" + ("; ± 95 % over seeds" if several_seeds else "")
     found = [
-        Column("pattern", "what a query sees", tuple(Cell(row.label, row.label) for row in rows), numeric=False),
+        Column(
+            "pattern",
+            "attention pattern and settings",
+            tuple(Cell(row.label, row.label) for row in rows),
+            numeric=False,
+        ),
         _estimates(rows, QUALITY, "bits/byte", quality, _fixed(4)),
-        Column("vs dense", "bits per byte more or fewer than dense; ± 95 %", tuple(map(_difference, rows))),
+        Column("vs dense", "difference of bits per byte to dense; ± 95 %", tuple(map(_difference, rows))),
         _in_units(rows, "step_seconds", "step time", "median of an optimizer step", "seconds"),
-        _ratios(rows, "step_seconds", "time/dense", "step time over dense's"),
-        _in_units(rows, COSTS[1], "attention a token", "attention FLOPs a token, training, from the layouts", "flops"),
-        _ratios(rows, COSTS[1], "FLOPs/dense", "attention FLOPs over dense's"),
-        _in_units(rows, "peak_memory_bytes", "memory", "most that was held while training", "bytes"),
-        Column("front", "no other is better in quality and in this cost", tuple(_fronts(row) for row in rows), False),
-        Column("jobs", "what became of them", tuple(_state(row) for row in rows), numeric=False),
-        _estimates(rows, "tokens_per_second", "tokens/s", "while training", lambda value: f"{value:,.0f}"),
-        _estimates(rows, "density_pairs", "pairs seen", "of dense causal attention's", lambda value: f"{value:.1%}"),
-        _estimates(rows, "density_tiles", "tiles computed", "of dense's", lambda value: f"{value:.1%}"),
+        _ratios(rows, "step_seconds", "time/dense", "step time divided by dense's"),
+        _in_units(
+            rows, COSTS[1], "attention per token", "attention FLOPs per training token, counted on the layouts", "flops"
+        ),
+        _ratios(rows, COSTS[1], "FLOPs/dense", "attention FLOPs divided by dense's"),
+        _in_units(rows, "peak_memory_bytes", "memory", "peak memory of training", "bytes"),
+        Column(
+            "front",
+            "Pareto fronts: no other pattern is better in both quality and this cost",
+            tuple(_fronts(row) for row in rows),
+            False,
+        ),
+        Column("jobs", "states of the jobs", tuple(_state(row) for row in rows), numeric=False),
+        _estimates(rows, "tokens_per_second", "tokens/s", "in training", lambda value: f"{value:,.0f}"),
+        _estimates(
+            rows, "density_pairs", "visible pairs", "fraction of dense causal attention", lambda value: f"{value:.1%}"
+        ),
+        _estimates(
+            rows, "density_tiles", "computed tiles", "fraction of dense causal attention", lambda value: f"{value:.1%}"
+        ),
         _in_units(rows, "train_tokens", "trained on", "tokens", "tokens"),
-        _estimates(rows, "train_seconds", "train time (s)", "with its evaluations", lambda value: f"{value:,.0f}"),
+        _estimates(
+            rows, "train_seconds", "train time (s)", "with evaluations during training", lambda value: f"{value:,.0f}"
+        ),
     ]
     return [column for column in found if any(cell.order is not None for cell in column.cells)]
 
 
 def unit_of(kind: str, largest: float) -> tuple[float, str]:
-    """(size, name) of the unit for numbers up to `largest`."""
+    """Returns (size, name) of the unit for numbers up to `largest`."""
     return next((unit for unit in UNITS[kind] if abs(largest) >= unit[0]), UNITS[kind][-1])
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """`value` to so many digits, never with an exponent: 0.0123, 1.23, 123, 12,300."""
+    """Returns `value` with so many significant digits and no exponent: 0.0123, 1.23, 123, 12,300."""
     if not value:
         return "0"
     rounded = float(f"{value:.{digits}g}")
@@ -93,13 +111,13 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float, places: int = 4) -> str:
-    """With its sign; a true minus is as wide as a plus. What rounds to nothing has none."""
+    """Returns `value` with its sign, with a minus as wide as a plus. Zero after rounding has no sign."""
     text = f"{value:+.{places}f}"
     return text.lstrip("+-") if not float(text) else text.replace("-", MINUS)
 
 
 def write_csv(rows: Sequence[Row]) -> str:
-    """pareto.csv."""
+    """Returns the content of pareto.csv."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -125,8 +143,8 @@ def write_csv(rows: Sequence[Row]) -> str:
 
 
 def _state(row: Row) -> Cell:
-    """One word where all seeds agree; a done job that could not be judged is no done one."""
-    states = Counter(job.state if job.counted or job.state != "done" else "not judged" for job in row.jobs)
+    """Counts the states of a row's jobs. Done jobs without an evaluation count as "not evaluated"."""
+    states = Counter(job.state if job.counted or job.state != "done" else "not evaluated" for job in row.jobs)
     total = len(row.jobs)
     parts = [f"{count} {state}" if len(states) > 1 or total > 1 else state for state, count in states.items()]
     return Cell(", ".join(sorted(parts, key=lambda part: "done" not in part)), ", ".join(sorted(states)))

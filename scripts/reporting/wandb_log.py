@@ -1,4 +1,4 @@
-"""The report's table and figures as wandb artifacts: offline unless the jobs' own logger said otherwise."""
+"""Logs a report's table and figures to wandb, offline unless the jobs' own logger is online."""
 
 import csv
 import hashlib
@@ -10,16 +10,16 @@ PAGE_FILES = ("pareto.csv", "report.md", "report.html")
 
 
 def log_to_wandb(content: Content, folder: Path, mode: str | None = None) -> Path | None:
-    """Logs what `folder` (of write_report) holds: the table, the figures, and an artifact with all files.
+    """Logs the table and figures in `folder` (of write_report), and an artifact with all files.
 
-    The wandb run is grouped by the sweep's name and has an id that its folder gives it: writing the report again
-    continues it.
+    The wandb run's group is the sweep's name. Its id depends on `folder`, so that writing the report again continues
+    the same wandb run.
 
     Args:
-        mode: offline | online | disabled; None: as the jobs' logger group says, and offline where they have none.
+        mode: offline | online | disabled; None: that of the jobs' logger, or offline.
 
     Returns:
-        The folder of the wandb run, to `wandb sync` later; None where the mode is disabled.
+        The folder of the wandb run, for `wandb sync`; None if the mode is disabled.
     """
     import wandb
 

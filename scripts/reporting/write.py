@@ -1,4 +1,4 @@
-"""write_report(): from folders to report/, at any time: before the first job has finished, half-way, and in the end."""
+"""Writes a report's folder. Works at any time, also before the first job has finished."""
 
 import logging
 import os
@@ -17,20 +17,20 @@ log = logging.getLogger("farsight")
 
 
 def write_report(folders: Sequence[str | Path], output: Path | None = None, wandb: bool | None = None) -> Path:
-    """Writes pareto.csv, report.md, report.html and the figures (PNG, SVG); each file at once, the pages last.
+    """Writes pareto.csv, report.md, report.html and the figures (PNG, SVG); each atomically, the pages last.
 
     Args:
-        folders: sweeps (a manifest.json), runs (a config.yaml), or folders of runs; several are joined in one report.
-        output: the folder to write to; None: `report` in the first folder if that is a sweep or a folder of runs, and
+        folders: sweeps (a manifest.json), runs (a config.yaml), or folders of runs, in one report.
+        output: the folder to write to. None: `report` in the first folder if that is a sweep or a folder of runs, or
             beside it if it is a run.
-        wandb: whether table and figures also become wandb artifacts; None: where the jobs chose the wandb logger, and
-            once no job is running or waiting any more.
+        wandb: whether to log table and figures as wandb artifacts. None: if the jobs use the wandb logger and none is
+            running or waiting.
 
     Returns:
         The path of report.html.
 
     Raises:
-        RunFolderError: a folder is neither a sweep nor a run; nothing was written.
+        RunFolderError: a folder is neither a sweep nor a run. Nothing is written then.
     """
     content = gather(folders)
     output = Path(output) if output is not None else _home(Path(folders[0]), content)
@@ -50,7 +50,7 @@ def write_report(folders: Sequence[str | Path], output: Path | None = None, wand
 
 
 def _home(first: Path, content: Content) -> Path:
-    """report/ of a sweep; of runs without one a folder beside them, since a run's own report/ holds its pictures."""
+    """Returns report/ of a sweep, or beside a run, whose own report/ has its pictures."""
     if (first / "manifest.json").is_file():
         return first / "report"
     return (first.parent if (first / "config.yaml").is_file() else first) / "report"
@@ -61,7 +61,7 @@ def _chose_wandb(content: Content) -> bool:
 
 
 def _pictures(content: Content, output: Path) -> dict[str, bytes]:
-    """{label: a PNG of the row's patterns}: as one of its runs drew it, or else drawn from a config."""
+    """Returns {label: a PNG of the row's patterns}, from one of its runs or drawn from a config."""
     found = {}
     for row in content.rows:
         jobs = sorted(row.jobs, key=lambda job: not job.counted)
@@ -74,7 +74,7 @@ def _pictures(content: Content, output: Path) -> dict[str, bytes]:
 
 
 def _draw_pattern(job: Job, output: Path) -> Path | None:
-    """Draws what a run did not live to draw; None where its config says too little."""
+    """Draws the patterns of a run that ended before it drew them; None if its config is incomplete."""
     file = output / "patterns" / f"{job.hash}.png"
     length = job.setting("data", "sequence_length")
     if file.is_file() or not job.config.get("attention") or not isinstance(length, int) or length < 1:

@@ -46,7 +46,7 @@ def test_a_run_that_began_from_anothers_weights_resumes_without_them(tmp_path):
     short = ("trainer.max_steps=2", "trainer.validate_every=2", "evaluation=chunked", "evaluation.baselines=false")
     begun = train(resolved(*settings, *short, f"outputs={tmp_path}", "name=heir", f"init_from={start}"))
     (folder,) = (tmp_path / "heir").iterdir()
-    with pytest.raises(ConfigError, match=f"init_from={start}: a run that resumes has weights already; give resume or"):
+    with pytest.raises(ConfigError, match=f"init_from={start}: must be null with resume"):
         resolved(f"resume={folder}", f"init_from={start}")
     shutil.rmtree(start)  # what it began from is history
     again = train(resolved(f"resume={folder}"))

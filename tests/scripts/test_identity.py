@@ -251,7 +251,7 @@ def test_a_run_goes_on_with_no_other_corpus(trained, moved):
 
 @pytest.mark.parametrize("setting", ["data=stdlib", "data.sequence_length=32", "data.tokenizer.vocabulary=280"])
 def test_what_a_resumed_run_trains_on_is_its_own(run, setting):
-    with pytest.raises(ConfigError, match=f"{setting}: a resumed run keeps its own"):
+    with pytest.raises(ConfigError, match=f"{setting}: must not be set with resume"):
         resolved(f"resume={run}", setting)
 
 

@@ -64,7 +64,7 @@ def test_a_run_with_nothing_left_to_do_trains_and_evaluates_nothing(settings, tm
     before = {file: file.stat().st_mtime_ns for file in folder.path.rglob("*") if file.is_file()}
     with caplog.at_level("INFO"):
         assert train(resolved(f"resume={folder.path}")) == first
-    assert "nothing left to do" in caplog.text
+    assert "nothing to do" in caplog.text
     assert before == {file: file.stat().st_mtime_ns for file in folder.path.rglob("*") if file.is_file()}
     again = train(resolved(f"resume={folder.path}", "evaluation.protocol.window=32"))
     rows = json.loads((folder.path / "evaluation.json").read_text())["rows"]

@@ -1,4 +1,4 @@
-// Sorts a table by the column whose heading is pressed: up, then down. Empty cells stay last; equal ones keep their order.
+// Sorts a table by the column of a clicked heading, ascending, then descending. Empty cells stay last; the sort is stable.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], headings = [...table.tHead.rows[0].cells];
   const valueOf = (row, index) => {

@@ -26,7 +26,7 @@ def test_a_loss_that_all_seeds_show_is_told_with_its_interval():
     told, _ = read(*jobs)
     # Differences 0.02, 0.03, 0.025: mean 0.025, s = 0.005, half-width 4.30265 * 0.005 / sqrt(3) = 0.01242.
     assert told[0] == (
-        "window takes 0.50 of dense's step time and 0.50 of its attention FLOPs and loses 0.0250 bits per byte "
+        "window takes 0.50 of dense's step time and 0.50 of its attention FLOPs and is worse by 0.0250 bits per byte "
         "(95 % interval of the difference +0.0126 to +0.0374, 3 seeds)."
     )
 
@@ -34,14 +34,14 @@ def test_a_loss_that_all_seeds_show_is_told_with_its_interval():
 def test_a_difference_within_the_noise_is_called_so():
     jobs = [job("dense", seed, 1.0) for seed in (1, 2)] + [job("window", 1, 0.97), job("window", 2, 1.01)]
     told, warned = read(*jobs)
-    assert "gains 0.0100 bits per byte, which may be chance (95 % interval" in told[0]
+    assert "is better by 0.0100 bits per byte, which may be chance (95 % interval" in told[0]
     assert any("where intervals overlap" in line for line in warned)
 
 
 def test_one_seed_has_no_interval_and_says_so():
     told, warned = read(job("dense", 1, 1.0), job("window", 1, 1.1))
-    assert told[0].endswith("loses 0.1000 bits per byte (one seed, no interval).")
-    assert any("one seed: no interval" in line for line in warned)
+    assert told[0].endswith("is worse by 0.1000 bits per byte (one seed, no interval).")
+    assert any("one seed" in line for line in warned)
 
 
 def test_without_dense_nothing_is_held_against_it():
@@ -53,7 +53,7 @@ def test_without_dense_nothing_is_held_against_it():
 
 def test_nothing_finished_is_said():
     told, warned = read(job("window", 1, 1.0, state="failed"))
-    assert told == ["No job has finished and been judged yet, so there is nothing to compare."] and not warned
+    assert told == ["No job has been evaluated yet, so there is nothing to compare."] and not warned
 
 
 def test_the_best_and_the_fronts_are_named():
@@ -65,7 +65,7 @@ def test_the_best_and_the_fronts_are_named():
 def test_many_patterns_are_told_by_the_front_alone():
     many = [job(f"window {n}", 1, 1.1 + n / 100, 1.0 + n / 10) for n in range(9)]
     told, _ = read(job("dense", 1, 1.0, 3.0), *many)
-    assert told[0].startswith("9 patterns were held against dense") and told[1].startswith("window 0 takes")
+    assert told[0].startswith("9 patterns were compared with dense") and told[1].startswith("window 0 takes")
     assert not any(line.startswith("window 1 ") for line in told)
 
 
@@ -77,7 +77,7 @@ def test_what_does_not_compare_is_warned_of():
                 summary={"device": "cpu", "train_tokens": 2_000_000})]  # fmt: skip
     _, warned = read(*jobs)
     text = " ".join(warned)
-    for part in ("same held-out text", "different protocols", "different devices (NVIDIA H200, cpu)", "whole process",
+    for part in ("different held-out", "different protocols", "different devices (NVIDIA H200, cpu)", "whole process",
                  "tokens trained on from 2.00 million to 5.00 million"):  # fmt: skip
         assert part in text, part
     _, warned = read(*(dataclasses.replace(each, evaluation=here, summary=gpu) for each in jobs), match="tokens")
@@ -97,9 +97,9 @@ def test_a_pattern_that_leaves_nothing_out_is_no_sparse_one():
         job(name, 1, 1.0, summary={"device": "NVIDIA H200", "density_pairs": density})
         for name, density in (("dense", 1.0), ("window", 1.0), ("strided", 1.0), ("dilated", 0.26))
     ]
-    said = "window and strided visit every pair, as dense does: no sparsity is measured at this length."
+    said = "window and strided compute all pairs at this length, as dense does: there is no sparsity."
     assert said in read(*jobs)[1]
-    assert not any("visit" in line for line in read(jobs[0], jobs[3])[1])
+    assert not any("no sparsity" in line for line in read(jobs[0], jobs[3])[1])
 
 
 def test_runs_that_counting_beats_are_too_short():
@@ -107,7 +107,7 @@ def test_runs_that_counting_beats_are_too_short():
         row = {"bits_per_byte": quality, "baselines": {"bigram_bits_per_byte": 1.9}}
         return job(label, 1, quality, evaluation=row)
 
-    said = "No pattern does better than a bigram model of the same tokens (1.9000 bits per byte): runs this short"
+    said = "No pattern is better than a bigram model of the same tokens (1.9000 bits per byte)"
     assert any(line.startswith(said) for line in read(judged("dense", 2.0), judged("window", 1.95))[1])
     assert not any("bigram" in line for line in read(judged("dense", 1.8), judged("window", 1.95))[1])
     assert not any("bigram" in line for line in read(job("dense", 1, 5.0), judged("window", 1.95))[1])
@@ -120,7 +120,7 @@ def test_the_head_says_what_was_trained_and_judged_and_when(tmp_path):
     assert subject(sweep.jobs) == [
         f"Model: {model['name']}, {model['layers']} layers, width {model['width']}, {parameters:,} parameters",
         f"Trained on: StandardLibrary, sequences of {data['sequence_length']:,} tokens",
-        "Judged on: test, 7 documents, 455,672 bytes, protocol sliding",
+        "Evaluated on: test, 7 documents, 455,672 bytes, protocol sliding",
         "Ran: 2026-11-24",
     ]
     assert subject([job("dense", 1, 1.0)]) == []
@@ -134,9 +134,9 @@ def test_the_head_says_what_was_trained_and_judged_and_when(tmp_path):
 @pytest.mark.parametrize(
     ("states", "title"),
     [
-        (("interrupted",), "What was interrupted, and why"),
-        (("failed", "interrupted"), "What failed or was interrupted, and why"),
-        (("failed", "out of memory"), "What failed, and why"),
+        (("interrupted",), "Interrupted jobs"),
+        (("failed", "interrupted"), "Failed and interrupted jobs"),
+        (("failed", "out of memory"), "Failed jobs"),
     ],
 )
 def test_what_goes_on_has_not_failed(tmp_path, states, title):

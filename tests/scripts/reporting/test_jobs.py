@@ -59,7 +59,7 @@ def running(tmp_path):
 
 def test_a_job_that_was_killed_is_interrupted_and_one_that_runs_is_not(running):
     job = read_one(running)
-    assert job.state == "running", "a copy without locks: who knows"
+    assert job.state == "running", "a copy without locks"
     with lock(running, job.hash):
         assert read_one(running).state == "running"
     before = (running / "manifest.json").read_bytes()
@@ -204,7 +204,7 @@ def test_a_broken_manifest_is_one_line(tmp_path, manifest):
 
 
 def test_a_folder_that_is_neither_is_one_line(tmp_path):
-    with pytest.raises(RunFolderError, match=r"holds no manifest\.json and no config\.yaml; accepted are"):
+    with pytest.raises(RunFolderError, match=r"nowhere: must be a sweep, a run, or a folder of runs"):
         read_sweeps([tmp_path / "nowhere"])
 
 

@@ -116,4 +116,4 @@ def test_it_can_be_read_out(browser, page):
     for kind in ("image", "table", "button", "region", "columnheader", "rowheader"):
         names = [name for found, name in named if found == kind]
         assert names and (all(names) or kind == "table"), kind
-    assert [name for found, name in named if found == "heading"][:3] == ["patterns", "In short", "Quality against cost"]
+    assert [name for found, name in named if found == "heading"][:3] == ["patterns", "Findings", "Quality against cost"]

@@ -85,7 +85,7 @@ def test_the_markdown_table_has_the_numbers_of_the_csv(content):
         "vs dense": ("difference_from_baseline", 1),
         "step time (ms)": ("step_seconds", 1e3),
         "time/dense": ("step_seconds_over_baseline", 1),
-        "attention a token (MFLOP)": ("attention_flops_per_token", 1e-6),
+        "attention per token (MFLOP)": ("attention_flops_per_token", 1e-6),
         "memory (GB)": ("peak_memory_bytes", 1e-9),
         "tokens/s": ("tokens_per_second", 1),
     }
@@ -112,11 +112,11 @@ def test_every_state_is_in_both_pages(content, page):
     parts = (
         *("7 of 12 jobs done", "1 failed", "1 interrupted", "1 out of memory", "1 running", "1 waiting"),
         *(
-            "What failed or was interrupted, and why",
+            "Failed and interrupted jobs",
             "loss became NaN at step 213",
             "RunOutOfMemoryError: out of memory: 71.2 GiB forecast",
         ),
-        *("Still to come", "step 210 of 420", "2.13.0+cpu", "the same tokens (1.72 million tokens)"),
+        *("Unfinished jobs", "step 210 of 420", "2.13.0+cpu", "the same tokens (1.72 million tokens)"),
         "python train.py attention=window seed=2 trainer.max_steps=420",
     )
     for text in (write_markdown(content), Elements(page).text):
@@ -181,7 +181,7 @@ def test_a_report_of_nothing_finished_is_written(tmp_path):
     shutil.rmtree(folder / json.loads((folder / "manifest.json").read_text())["jobs"][0]["folder"])
     page = write_report([folder])
     assert page == folder / "report" / "report.html"
-    assert "No job has finished and been judged yet" in page.read_text()
+    assert "No job has been evaluated yet" in page.read_text()
     assert len(list(csv.reader((page.parent / "pareto.csv").read_text().splitlines()))) == 3
 
 
@@ -225,7 +225,7 @@ def test_a_wrong_folder_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and len(said.splitlines()) == 1 and "holds no manifest.json" in said
+    assert ended.value.code == 2 and len(said.splitlines()) == 1 and "must be a sweep, a run" in said
     assert not list(tmp_path.iterdir())
 
 
