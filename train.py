@@ -34,10 +34,10 @@ def main(config: DictConfig) -> None:
         from model.training.run_folder import RUN_FOLDER
         from scripts.sweeping.worker import run_as_job
 
-        place = os.environ.get(RUN_FOLDER)
-        if place and rank_zero_only.rank == 0:
+        run_folder = os.environ.get(RUN_FOLDER)
+        if run_folder and rank_zero_only.rank == 0:
             sys.exit(run_as_job(settings, train))
-        summary = train(settings, Path(place) if place else None)
+        summary = train(settings, Path(run_folder) if run_folder else None)
         if summary["state"] == "interrupted":
             raise KeyboardInterrupt  # the run is saved; with -m no other may start
 

@@ -34,7 +34,7 @@ class Content:
     progress: str
     budgets: tuple[str, ...]
     subject: tuple[str, ...]
-    readings: tuple[str, ...]
+    comparisons: tuple[str, ...]
     cautions: tuple[str, ...]
     figures: dict[str, tuple[tuple[str, Draw], ...]]  # {name of the file: ((title of a panel, its drawing), ...)}
     routing: tuple[tuple[Row, dict[str, float]], ...]
@@ -95,7 +95,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         progress=findings.progress(sweeps),
         budgets=tuple(findings.budgets(sweeps)),
         subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
-        readings=tuple(findings.readings(rows)),
+        comparisons=tuple(findings.comparisons(rows)),
         cautions=tuple(findings.cautions(sweeps, rows)),
         figures=figures,
         routing=tuple((row, found) for row in rows if (found := routing_of(row))),

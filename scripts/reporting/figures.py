@@ -34,7 +34,7 @@ COST_AXES = {
     "attention_flops_per_token": ("flops", "attention FLOPs per token"),
     "peak_memory_bytes": ("bytes", "peak memory"),
 }
-MOST_NAMES = 16
+MOST_NAMED_POINTS = 16
 """Largest number of points that are labelled by name; more are labelled by their number in the table."""
 
 PANEL = (4.7, 3.7)  # inches; a point of text is about a pixel on a phone
@@ -95,7 +95,7 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
         axes.plot([x], [y], style.marker, color=style.color, **point)
     _frame(axes, points)
     bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
-    names = [row.label if len(rows) <= MOST_NAMES else str(number) for row, _, number in shown]
+    names = [row.label if len(rows) <= MOST_NAMED_POINTS else str(number) for row, _, number in shown]
     return partial(place_labels, axes, points, names)
 
 
@@ -190,7 +190,7 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
 
 def legend_names(rows: Sequence[Row]) -> list[str]:
     """Returns the rows' labels, with their numbers if points are labelled by number."""
-    if len(rows) <= MOST_NAMES:
+    if len(rows) <= MOST_NAMED_POINTS:
         return [row.label for row in rows]
     return [f"{number} {row.label}" for number, row in enumerate(rows, 1)]
 

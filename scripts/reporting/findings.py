@@ -8,7 +8,7 @@ from scripts.reporting.aggregate import COSTS, QUALITY, Row
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
 from scripts.reporting.table import signed, significant, unit_of
 
-MOST_ROWS = 8
+MOST_SENTENCES = 8
 """Largest number of patterns with a sentence each; of more, only those on the front of step time have one."""
 
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
@@ -46,35 +46,35 @@ def budgets(sweeps: Sequence[Sweep]) -> list[str]:
     ]
 
 
-def readings(rows: Sequence[Row]) -> list[str]:
+def comparisons(rows: Sequence[Row]) -> list[str]:
     """Returns the findings, most important first."""
-    judged = [row for row in rows if QUALITY in row.values]
-    if not judged:
+    evaluated = [row for row in rows if QUALITY in row.values]
+    if not evaluated:
         return ["No job has been evaluated yet, so there is nothing to compare."]
     found = []
-    held = [row for row in judged if row.difference is not None]
-    if len(held) > MOST_ROWS:
-        shown = [row for row in held if "step_seconds" in row.fronts] or held[:MOST_ROWS]
-        found.append(f"{len(held)} patterns were compared with dense. Those on the Pareto front of step time:")
+    compared = [row for row in evaluated if row.difference is not None]
+    if len(compared) > MOST_SENTENCES:
+        shown = [row for row in compared if "step_seconds" in row.fronts] or compared[:MOST_SENTENCES]
+        found.append(f"{len(compared)} patterns were compared with dense. Those on the Pareto front of step time:")
     else:
-        shown = held
+        shown = compared
     found += [_against_dense(row) for row in shown]
-    if not held:
+    if not compared:
         baselines = [row for row in rows if row.baseline]
         if not baselines:
             found.append(
                 "There is no dense baseline among these jobs, so the patterns are compared only with one another."
             )
-        elif not any(row in judged for row in baselines):
+        elif not any(row in evaluated for row in baselines):
             found.append("Dense has not finished, so the patterns cannot be compared with it yet.")
-        elif len(judged) > len([row for row in judged if row.baseline]):
+        elif len(evaluated) > len([row for row in evaluated if row.baseline]):
             found.append("No dense baseline has the same settings as these patterns.")
-    if len(judged) > 1:
-        best = min(judged, key=lambda row: row.values[QUALITY].mean)
+    if len(evaluated) > 1:
+        best = min(evaluated, key=lambda row: row.values[QUALITY].mean)
         found.append(f"Best in quality: {best.label}, {best.values[QUALITY].mean:.4f} bits per byte.")
         fronts: dict[tuple[str, ...], list[str]] = {}
         for cost in COSTS:
-            front = sorted((row for row in judged if cost in row.fronts), key=lambda row: row.values[cost].mean)
+            front = sorted((row for row in evaluated if cost in row.fronts), key=lambda row: row.values[cost].mean)
             if front:
                 fronts.setdefault(tuple(row.label for row in front), []).append(COST_NAMES[cost])
         for labels, costs in fronts.items():
@@ -84,27 +84,27 @@ def readings(rows: Sequence[Row]) -> list[str]:
 
 def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     """Returns the limits of these comparisons."""
-    judged = [row for row in rows if QUALITY in row.values]
-    jobs = [job for row in judged for job in row.counted]
+    evaluated = [row for row in rows if QUALITY in row.values]
+    jobs = [job for row in evaluated for job in row.counted]
     found = []
-    single = [row for row in judged if row.values[QUALITY].count == 1]
-    if single and len(judged) > 1:
-        which = "Every pattern" if len(single) == len(judged) else ", ".join(row.label for row in single)
+    single = [row for row in evaluated if row.values[QUALITY].count == 1]
+    if single and len(evaluated) > 1:
+        which = "Every pattern" if len(single) == len(evaluated) else ", ".join(row.label for row in single)
         found.append(f"{which} ran with one seed: there are no intervals, and small differences may be chance.")
-    bounds = [row.values[QUALITY] for row in judged if row.values[QUALITY].low is not None]
+    bounds = [row.values[QUALITY] for row in evaluated if row.values[QUALITY].low is not None]
     if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
         found.append("Pareto fronts use means: where intervals overlap, a pattern may be on a front by chance.")
-    if len(judged) > 1 and any(sweep.match is None for sweep in sweeps):
+    if len(evaluated) > 1 and any(sweep.match is None for sweep in sweeps):
         found += [
             f"Unequal budgets: {name} from {low} to {high}."
             for key, name, kind in (
                 ("train_tokens", "tokens trained on", "tokens"),
                 ("train_seconds", "training time", None),
             )
-            for low, high in [_range(judged, key, kind)]
+            for low, high in [_range(evaluated, key, kind)]
             if low != high
         ]
-    found += _like_dense(judged) + _untrained(jobs)
+    found += _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
         (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes"))
@@ -127,10 +127,10 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _like_dense(judged: Sequence[Row]) -> list[str]:
+def _like_dense(evaluated: Sequence[Row]) -> list[str]:
     """Returns a caution for patterns that compute all pairs at this length."""
-    density = {row.label: row.values["density_pairs"].mean for row in judged if "density_pairs" in row.values}
-    same = [row.label for row in judged if not row.baseline and density.get(row.label, 0.0) > 0.9999]
+    density = {row.label: row.values["density_pairs"].mean for row in evaluated if "density_pairs" in row.values}
+    same = [row.label for row in evaluated if not row.baseline and density.get(row.label, 0.0) > 0.9999]
     computes = "computes" if len(same) == 1 else "compute"
     return [f"{_and(same)} {computes} all pairs at this length, as dense does: there is no sparsity."] if same else []
 

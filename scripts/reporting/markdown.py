@@ -10,7 +10,7 @@ def write_markdown(content: Content) -> str:
         escape(f"{content.progress}; {'; '.join(content.budgets)}."),
         _list(list(content.subject)),
         "## Findings",
-        _list([*content.readings, *content.cautions]),
+        _list([*content.comparisons, *content.cautions]),
         "## Quality against cost",
         "![Held-out bits per byte against step time, attention FLOPs and peak memory](pareto.png)",
         _table(content),

@@ -63,7 +63,7 @@ def write_page(content: Content, pictures: Mapping[str, bytes]) -> str:
         style=f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{css}",
         script=script,
         summary=progress[:1].upper() + progress[1:],
-        readings=[_split_label(line, labels) for line in content.readings],
+        comparisons=[_split_label(line, labels) for line in content.comparisons],
         legend=list(zip(content.styles, legend_names(content.rows), strict=True)),
         styled_rows=list(zip(content.rows, content.styles, strict=True)),
         sections={name: _section(content, name) for name in SECTIONS},

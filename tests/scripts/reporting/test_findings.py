@@ -1,4 +1,4 @@
-"""The sentences at the top: computed, and no surer than the numbers."""
+"""The sentences at the top of a report: their numbers and their uncertainty."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
-from scripts.reporting.findings import budgets, cautions, progress, readings
+from scripts.reporting.findings import budgets, cautions, comparisons, progress
 from scripts.reporting.jobs import Sweep, read_sweeps
 from scripts.reporting.subject import subject
 from tests.scripts.reporting.sweeps import make_config, make_sweep
@@ -17,7 +17,7 @@ from tests.scripts.reporting.test_aggregate import job
 def read(*jobs, **sweep):
     sweeps = [Sweep("s", Path("s"), jobs, **sweep)]
     rows = make_rows(sweeps)
-    return readings(rows), cautions(sweeps, rows)
+    return comparisons(rows), cautions(sweeps, rows)
 
 
 def test_a_loss_that_all_seeds_show_is_told_with_its_interval():
