@@ -1,9 +1,8 @@
-"""The decoder: pre-norm blocks of attention and SwiGLU, whose attention sees what each layer's view lets it see.
+"""The decoder: pre-norm blocks of attention and SwiGLU, whose attention sees what each layer's layout marks as visible.
 
 Attribute names and shapes are those of the Qwen3 family, so that weights can be carried over both ways.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,12 +28,11 @@ from kernels.patterns import Pattern
 from model.attention import (
     Attention,
     AttentionCore,
+    AttentionLayout,
     LayerCache,
     Rotation,
     SequenceShard,
-    View,
-    build_shard,
-    build_view,
+    build_layouts,
     share_sequences,
 )
 from model.config import AttentionPlan, ModelConfig
@@ -120,15 +118,15 @@ class Layer(nn.Module):
         eager, compiled = self.forward, torch.compile(self.forward, fullgraph=True, dynamic=False)
         self.forward = lambda *arguments: (compiled if self.training else eager)(*arguments)
 
-    def forward(self, x: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache) -> LayerOutput:
+    def forward(self, x: Tensor, rotation: Rotation, layout: AttentionLayout | LayerCache) -> LayerOutput:
         if self.checkpointing and self.training:
             keeps = {"context_fn": keep_attention} if self.checkpointing == "selective" else {}
-            return checkpoint(self.compute, x, rotation, view, use_reentrant=False, **keeps)
-        return self.compute(x, rotation, view)
+            return checkpoint(self.compute, x, rotation, layout, use_reentrant=False, **keeps)
+        return self.compute(x, rotation, layout)
 
-    def compute(self, x: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache) -> LayerOutput:
+    def compute(self, x: Tensor, rotation: Rotation, layout: AttentionLayout | LayerCache) -> LayerOutput:
         """As `forward`, without checkpointing."""
-        attended, auxiliary, diagnostics = self.self_attn(self.input_layernorm(x), rotation, view)
+        attended, auxiliary, diagnostics = self.self_attn(self.input_layernorm(x), rotation, layout)
         h = x + attended
         return LayerOutput(h + self.mlp(self.post_attention_layernorm(h)), auxiliary, diagnostics)
 
@@ -167,19 +165,17 @@ class Transformer(nn.Module):
 
     def build_layouts(
         self, document: Tensor | None, length: int, context: Context | None = None
-    ) -> list[View | SequenceShard]:
-        """Each layer's view of a batch: document int `[batch, length]`, or None where every sequence is one document.
+    ) -> list[AttentionLayout]:
+        """Each layer's layout of a batch: document int `[batch, length]`, or None if every sequence is one document.
         With `context`, whose ranks share the sequences, of this rank's tokens; `document` is that of all tokens.
 
-        Layers with the same pattern share one view (a BlockLayout, where the pattern is a mask over the tokens);
-        without documents views are cached. When training on a GPU, layouts are of fixed sizes, so that no step waits
-        for the device: see `overflow`.
+        Layers with the same pattern share one layout (a BlockLayout, if the pattern is a mask over the tokens); without
+        documents, layouts are cached. When training on a GPU, layouts have fixed sizes, so that no step waits for the
+        device: see `overflow`.
         """
         fixed = self.training and self.embed_tokens.weight.is_cuda
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        build = build_view if context is None else functools.partial(build_shard, context=context)
-        views = {pattern: build(pattern, tokens, self.plan.block, fixed) for pattern in dict.fromkeys(self.patterns)}
-        return [views[pattern] for pattern in self.patterns]
+        return build_layouts(self.patterns, tokens, self.plan.block, fixed, context)
 
     def share_sequences(self, group: dist.ProcessGroup, length: int) -> Context:
         """How the ranks of `group` share sequences of `length`; raises ValueError if the length does not divide."""
@@ -188,27 +184,27 @@ class Transformer(nn.Module):
     def bytes_sent(self, shards: Sequence[SequenceShard], batch: int, key_bytes: int) -> list[tuple[int, int]]:
         """Bytes that this rank sends to others in each layer, in the forward and the backward pass over `batch`
         sequences; `key_bytes`: of one number of a key or value. Recomputation sends those of the forward pass again."""
-        sent = [shard.bytes_sent(core, key_bytes) for shard, core in zip(shards, self.attends, strict=True)]
+        sent = [shard.bytes_sent(core, key_bytes) for shard, core in zip(shards, self.cores, strict=True)]
         return [(forward * batch, backward * batch) for forward, backward in sent]
 
     @staticmethod
-    def overflow(layouts: Sequence[View | SequenceShard]) -> Tensor | None:
+    def overflow(layouts: Sequence[AttentionLayout]) -> Tensor | None:
         """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
         return any_overflow(list(dict.fromkeys(layouts)))
 
-    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[View | SequenceShard | LayerCache]) -> Tensor:
+    def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[AttentionLayout | LayerCache]) -> Tensor:
         """tokens and position `[batch, length]` -> final hidden states `[batch, length, width]`."""
         return self._run(tokens, position, layouts)[0]
 
     def _run(
-        self, tokens: Tensor, position: Tensor, layouts: Sequence[View | SequenceShard | LayerCache]
+        self, tokens: Tensor, position: Tensor, layouts: Sequence[AttentionLayout | LayerCache]
     ) -> tuple[Tensor, list[Tensor]]:
         """Final hidden states, and the layers' own losses."""
         x = self.embed_tokens(tokens)
         rotation = self.rotary(position)
         losses, self._diagnostics = [], []
-        for layer, view in zip(self.layers, layouts, strict=True):
-            x, auxiliary, diagnostics = layer(x, rotation, view)
+        for layer, layout in zip(self.layers, layouts, strict=True):
+            x, auxiliary, diagnostics = layer(x, rotation, layout)
             self._diagnostics.append(diagnostics)
             if auxiliary is not None:
                 losses.append(auxiliary)
@@ -228,9 +224,7 @@ class Transformer(nn.Module):
         """hidden `[..., width]` -> `[..., vocabulary]`."""
         return self.lm_head(hidden)
 
-    def loss(
-        self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[View | SequenceShard]
-    ) -> LossOutput:
+    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[AttentionLayout]) -> LossOutput:
         """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
         hidden, losses = self._run(tokens, position, layouts)
         penalty = self.config.z_loss if self.training else 0.0
@@ -239,18 +233,18 @@ class Transformer(nn.Module):
         return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)
 
     @property
-    def attends(self) -> list[AttentionCore]:
-        return [layer.self_attn.attend for layer in self.layers]
+    def cores(self) -> list[AttentionCore]:
+        return [layer.self_attn.core for layer in self.layers]
 
     def set_step(self, step: int) -> None:
         """Sets the number of optimizer steps done, for cores with a schedule of their own (an indexer's warm-up)."""
-        for attend in self.attends:
-            attend.set_step(step)
+        for core in self.cores:
+            core.set_step(step)
 
     def collect_diagnostics(self, collect: bool) -> None:
         """Whether layers compute diagnostics too expensive for every step, such as a router's recall in validation."""
-        for attend in self.attends:
-            attend.collects_diagnostics = collect
+        for core in self.cores:
+            core.collects_diagnostics = collect
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns the mean of each diagnostic over the layers that reported it in their latest call; on the device."""
@@ -258,11 +252,11 @@ class Transformer(nn.Module):
         found = {name: [layer[name] for layer in self._diagnostics if name in layer] for name in names}
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
-    def cost(self, layouts: Sequence[View | SequenceShard], batch: int = 1) -> ModelCost:
+    def cost(self, layouts: Sequence[AttentionLayout], batch: int = 1) -> ModelCost:
         """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""
-        batch = max(batch, max(view.batch for view in layouts))
-        once = {id(view): attend.cost(view, batch) for view, attend in zip(layouts, self.attends, strict=True)}
-        total = sum((once[id(view)] for view in layouts), AttentionCost(0, 0, 0, 0))
+        batch = max(batch, max(layout.batch for layout in layouts))
+        once = {id(layout): core.cost(layout, batch) for layout, core in zip(layouts, self.cores, strict=True)}
+        total = sum((once[id(layout)] for layout in layouts), AttentionCost(0, 0, 0, 0))
         tokens = batch * layouts[0].queries
         matrices = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and "embed_tokens" not in name)
         if self.config.tie_embeddings:

@@ -52,7 +52,7 @@ def save(arguments: argparse.Namespace) -> None:
     trust(arguments.trust)
     run = open_run(arguments.checkpoint, "auto", "32-true")
     model, device = run.model, run.model.embed_tokens.weight.device
-    routed = [attend for attend in model.attends if isinstance(attend, RoutedAttention)]
+    routed = [core for core in model.cores if isinstance(core, RoutedAttention)]
     if not routed:
         raise ConfigError(f"checkpoint={arguments.checkpoint}: no layer of it routes; accepted is a run with a router")
 
@@ -72,17 +72,17 @@ def save(arguments: argparse.Namespace) -> None:
     tokens = torch.from_numpy(np.concatenate(pieces)[: arguments.tokens])[None].to(device)
     document = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor([len(p) for p in pieces]))
     document = document[None, : arguments.tokens].to(device)
-    views = model.build_layouts(document, arguments.tokens)
-    view = next(v for v, attend in zip(views, model.attends, strict=True) if attend is routed[0])
-    position = torch.arange(arguments.tokens, device=device)[None] - view.document_start
+    layouts = model.build_layouts(document, arguments.tokens)
+    layout = next(each for each, core in zip(layouts, model.cores, strict=True) if core is routed[0])
+    position = torch.arange(arguments.tokens, device=device)[None] - layout.document_start
 
     chosen: list[torch.Tensor] = []
     for attend in routed:
         attend.register_forward_pre_hook(lambda module, call: chosen.append(module.choose(*call)[0].chosen.cpu()))
     mixed = device.type == "cuda"
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-        model(tokens, position, views)
-    document_start = view.document_start.int().cpu().expand(len(chosen), -1).contiguous()
+        model(tokens, position, layouts)
+    document_start = layout.document_start.int().cpu().expand(len(chosen), -1).contiguous()
     selection = {"chosen": torch.cat(chosen), "document_start": document_start, "block": routed[0].pattern.block}
     make_folder(arguments.output.parent)
     with replacing(arguments.output, selection["chosen"].nbytes + document_start.nbytes) as file:

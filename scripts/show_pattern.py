@@ -41,7 +41,7 @@ def show(config: dict) -> None:
     from configs.checks import check_show_pattern
     from kernels import Axis
     from kernels.layout.cost import causal_pairs
-    from model.attention import build_view
+    from model.attention import build_attention_layout
     from scripts.reporting.pictures import draw_patterns
 
     check_show_pattern(config)
@@ -51,10 +51,10 @@ def show(config: dict) -> None:
         "pattern", "visible pairs", "computed in tiles", title=f"{length:,} tokens, of dense causal attention's pairs"
     )
     for name, pattern in patterns.items():
-        view = build_view(pattern, Axis.tokens(length), block)
-        cost = view.cost(batch=1, heads=1, head_dim=1)
+        layout = build_attention_layout(pattern, Axis.tokens(length), block)
+        cost = layout.cost(batch=1, heads=1, head_dim=1)
         table.add_row(name, f"{cost.density_pairs:.2%}", f"{cost.density_tiles:.2%}")
-        for part, pairs in view.parts().items():
+        for part, pairs in layout.parts().items():
             table.add_row(f"  {part}", f"{pairs / causal_pairs(length, length):.2%}", "")
     console = Console()
     console.print(table)

@@ -11,11 +11,11 @@
 To add a family: a pattern with `is_mask = False`, a folder with its core, cache and shard, and a line in families.py.
 """
 
-from model.attention.base import AttentionCore, AttentionOutput, Inputs, Rotation, View
+from model.attention.base import AttentionCore, AttentionLayout, AttentionOutput, DrawableLayout, Inputs, Rotation
 from model.attention.families import (
     Family,
-    build_shard,
-    build_view,
+    build_attention_layout,
+    build_layouts,
     family_of,
     shard_unit,
     share_sequences,
@@ -28,15 +28,16 @@ from model.attention.sequence_shard import SequenceShard
 __all__ = [
     "Attention",
     "AttentionCore",
+    "AttentionLayout",
     "AttentionOutput",
+    "DrawableLayout",
     "Family",
     "Inputs",
     "LayerCache",
     "Rotation",
     "SequenceShard",
-    "View",
-    "build_shard",
-    "build_view",
+    "build_attention_layout",
+    "build_layouts",
     "family_of",
     "shard_unit",
     "share_sequences",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from kernels import Axis, BlockLayout
+from kernels import Axis
 from kernels.layout.cost import AttentionCost, DecodeCost, decode_cost
 from kernels.patterns import Pattern
 from model.config import ModelConfig
@@ -18,12 +18,13 @@ Rotation = tuple[Tensor, Tensor]
 """cos, sin: float32 `[batch or 1, length, 1, head_dim / 2]`, of every token (model/rope.py)."""
 
 
-class FamilyView(Protocol):
-    """What a layer's attention needs of a batch; BlockLayout is the view of masks over tokens."""
+class AttentionLayout(Protocol):
+    """What a layer's attention needs of a batch: which keys its queries see. It is built once a batch and shared by the
+    layers of one pattern; the forward pass does not change it. That of a mask over the tokens is a BlockLayout."""
 
     @property
     def batch(self) -> int:
-        """1 where all sequences share the view."""
+        """1 where all sequences share the layout."""
 
     @property
     def queries(self) -> int: ...
@@ -35,15 +36,15 @@ class FamilyView(Protocol):
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         """As BlockLayout.cost, with densities relative to causal attention over the *tokens*."""
 
+
+class DrawableLayout(AttentionLayout, Protocol):
+    """A layout of whole sequences, for tables and pictures of patterns."""
+
     def parts(self) -> dict[str, int]:
         """Visible pairs, of one head, of each kind of keys: "tokens", "summaries of 16", ..."""
 
     def token_masks(self) -> list[tuple[Tensor, float]]:
         """For pictures, of the first sequence: booleans `[queries, tokens]`, and how dark (0 to 1) to paint each."""
-
-
-View = BlockLayout | FamilyView
-"""Built once a batch, and shared by the layers of one pattern."""
 
 
 class Inputs(NamedTuple):
@@ -94,13 +95,15 @@ class AttentionCore(nn.Module):
         self.wants_lse = config.sink_logits
 
     @classmethod
-    def build_view(cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+    def build_layout(
+        cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False
+    ) -> DrawableLayout:
         """What `forward` needs of a batch of these tokens; `fixed`: in sizes that follow from shapes alone."""
         raise NotImplementedError
 
-    def cost(self, view: View, batch: int) -> AttentionCost:
-        """The cost of attention of `batch` sequences under `view`."""
-        return view.cost(batch, self.heads, self.head_dim)
+    def cost(self, layout: AttentionLayout, batch: int) -> AttentionCost:
+        """The cost of attention of `batch` sequences under `layout`."""
+        return layout.cost(batch, self.heads, self.head_dim)
 
     def decode_cost(self, context: int) -> DecodeCost:
         """Keys that a cache stores of `context` tokens, and that the next query reads."""
@@ -115,7 +118,7 @@ class AttentionCore(nn.Module):
     def set_step(self, step: int) -> None:
         """Sets the number of optimizer steps done, for a core that has a schedule of its own."""
 
-    def forward(self, inputs: Inputs, view: View) -> tuple[Tensor, Tensor] | AttentionOutput:
+    def forward(self, inputs: Inputs, layout: AttentionLayout) -> tuple[Tensor, Tensor] | AttentionOutput:
         """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and
         perhaps a loss."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from kernels import Axis
 from kernels.patterns import Hierarchical, NativeSparse, Pattern, Routed
-from model.attention.base import AttentionCore, View
+from model.attention.base import AttentionCore, AttentionLayout, DrawableLayout
 from model.attention.hierarchical.cache import HierarchicalCache
 from model.attention.hierarchical.core import HierarchicalAttention
 from model.attention.hierarchical.shard import HierarchicalShard
@@ -69,17 +69,29 @@ def _registered(pattern_class: type[Pattern]) -> Family | None:
     return next((FAMILIES[each] for each in pattern_class.__mro__ if each in FAMILIES), None)
 
 
-def build_view(pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False) -> View:
+def build_attention_layout(
+    pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False
+) -> DrawableLayout:
     """What attention under `pattern` needs of a batch of `tokens`, in tiles of `block`; `fixed` as in build_layout."""
-    return family_of(pattern).core.build_view(pattern, tokens, block, fixed)
+    return family_of(pattern).core.build_layout(pattern, tokens, block, fixed)
 
 
-def build_shard(
-    pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False, *, context: Context
-) -> SequenceShard:
-    """As build_view, of this rank's part of sequences of `tokens` that the ranks of `context` share. Raises ValueError
-    if the pattern's family has no shard."""
-    return shard_of(pattern)(pattern, tokens, block, fixed, context)
+def build_layouts(
+    patterns: Sequence[Pattern | Sequence[Pattern]],
+    tokens: Axis,
+    block: int,
+    fixed: bool = False,
+    context: Context | None = None,
+) -> list[AttentionLayout]:
+    """The layouts of layers with these patterns; layers of one pattern share one. With a `context`, whose ranks share
+    the sequences of `tokens`, they are shards: raises ValueError if a pattern's family has none."""
+    layouts = {}
+    for pattern in dict.fromkeys(patterns):
+        if context is None:
+            layouts[pattern] = build_attention_layout(pattern, tokens, block, fixed)
+        else:
+            layouts[pattern] = shard_of(pattern)(pattern, tokens, block, fixed, context)
+    return [layouts[pattern] for pattern in patterns]
 
 
 def shard_of(pattern: Pattern | Sequence[Pattern]) -> type[SequenceShard]:

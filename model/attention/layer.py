@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.patterns import Pattern
 from kernels.softmax import add_sinks
-from model.attention.base import AttentionOutput, Inputs, Rotation, View
+from model.attention.base import AttentionCore, AttentionLayout, AttentionOutput, Inputs, Rotation
 from model.attention.families import family_of
 from model.attention.layer_cache import LayerCache
 from model.attention.sequence_shard import SequenceShard
@@ -20,7 +20,7 @@ from model.rope import rotate
 
 
 class Attention(nn.Module):
-    """Projects, lets the pattern's family attend (`attend`), adds the sinks to its softmax, and projects back."""
+    """Projects to queries, keys and values, calls the `core` of the pattern's family, adds sinks, and projects back."""
 
     def __init__(
         self,
@@ -38,15 +38,23 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
+        # The name of this module in checkpoints is `attend`; all other code calls it `core`.
         self.attend = family_of(pattern).core(pattern, config, backend, training_settings)
 
+    @property
+    def core(self) -> AttentionCore:
+        """Attention from projected queries, keys and values, as the pattern's family computes it."""
+        return self.attend
+
     def forward(
-        self, x_BTW: Tensor, rotation: Rotation, view: View | SequenceShard | LayerCache
+        self, x_BTW: Tensor, rotation: Rotation, layout: AttentionLayout | LayerCache
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """The output `[batch, length, width]`, and `auxiliary` and `diagnostics` of AttentionOutput."""
         inputs = Inputs(x_BTW, *self.project(x_BTW, rotation), rotation)
-        attends = isinstance(view, LayerCache | SequenceShard)
-        attended = view.attend(inputs, self.attend) if attends else self.attend(inputs, view)
+        if isinstance(layout, LayerCache | SequenceShard):
+            attended = layout.attend(inputs, self.core)
+        else:
+            attended = self.core(inputs, layout)
         out_BHTD, lse_BHT, auxiliary, diagnostics = AttentionOutput(*attended)
         if self.sink_logits is not None:
             out_BHTD, _ = add_sinks(out_BHTD, lse_BHT, self.sink_logits)
@@ -64,5 +72,5 @@ class Attention(nn.Module):
         else:
             q_BTHD, k_BTKD = rotate(q_BTHD, *rotation), rotate(unrotated_BTKD, *rotation)
         v_BTKD = self.v_proj(x_BTW).view(split)
-        kept = unrotated_BTKD if self.attend.wants_unrotated_keys else None
+        kept = unrotated_BTKD if self.core.wants_unrotated_keys else None
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), kept

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import Axis
-from model.attention.families import build_view
+from model.attention.families import build_attention_layout
 from model.config import AttentionPlan
 
 
@@ -39,8 +39,8 @@ def layer_mask(plan: AttentionPlan, layer: int, length: int) -> tuple[str, Tenso
     """
     entry = plan.schedule[layer % len(plan.schedule)]
     pattern = plan.pattern(layer, kv_heads=1 if isinstance(entry, str) else len(entry))
-    view = build_view(pattern, Axis.tokens(length), plan.block)
-    masks = [mask for mask, _ in view.token_masks()]
+    layout = build_attention_layout(pattern, Axis.tokens(length), plan.block)
+    masks = [mask for mask, _ in layout.token_masks()]
     return entry if isinstance(entry, str) else "+".join(entry), torch.stack(masks).any(0)
 
 

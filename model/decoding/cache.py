@@ -117,7 +117,7 @@ def expected_bytes(model: Transformer, context: int, batch: int, number: int | N
     smaller ones)."""
     weight = model.embed_tokens.weight.element_size()
     sizes = weight if number is None else number, max(weight, ROUTER_BYTES)
-    layers = dict(zip(model.patterns, model.attends, strict=True))
-    costs = {pattern: attend.decode_bytes(context, *sizes) for pattern, attend in layers.items()}
+    cores = dict(zip(model.patterns, model.cores, strict=True))
+    costs = {pattern: core.decode_bytes(context, *sizes) for pattern, core in cores.items()}
     stored, read = (batch * sum(costs[pattern][each] for pattern in model.patterns) for each in (0, 1))
     return stored, read

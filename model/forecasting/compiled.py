@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Rotation, View
-from .fake_views import map_tensors, tensors_of
+from ..attention import AttentionLayout, Rotation
+from .fake_layouts import map_tensors, tensors_of
 from .memory_tracker import MemoryTracker
 
 
@@ -27,7 +27,7 @@ def trace_compiled(layer: nn.Module, tracker: MemoryTracker) -> None:
 
     names, parameters = zip(*layer.named_parameters(), strict=True)
     compute = type(layer).compute
-    views: list[View] = []  # of the call that traces: only its tensors are arguments of a graph
+    layouts: list[AttentionLayout] = []  # of the call that traces: only its tensors are arguments of a graph
 
     def graph_runner(graph: torch.fx.GraphModule, _: Any) -> Callable[[list], Any]:
         def run(arguments: list) -> Any:
@@ -43,10 +43,10 @@ def trace_compiled(layer: nn.Module, tracker: MemoryTracker) -> None:
 
     def functional(values: tuple, x: Tensor, rotation: Rotation, tensors: list[Tensor]) -> Any:
         remaining = iter(tensors)
-        view = map_tensors(views[-1], lambda _: next(remaining))
+        layout = map_tensors(layouts[-1], lambda _: next(remaining))
         replaced, layer.forward = layer.forward, functools.partial(compute, layer)
         try:
-            return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, rotation, view))
+            return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, rotation, layout))
         finally:
             layer.forward = replaced
 
@@ -58,11 +58,11 @@ def trace_compiled(layer: nn.Module, tracker: MemoryTracker) -> None:
         decompositions=select_decomp_table(),
     )
 
-    def run(x: Tensor, rotation: Rotation, view: View) -> Any:
-        views.append(view)
+    def run(x: Tensor, rotation: Rotation, layout: AttentionLayout) -> Any:
+        layouts.append(layout)
         try:
-            return traced(parameters, x, rotation, tensors_of(view))
+            return traced(parameters, x, rotation, tensors_of(layout))
         finally:
-            views.pop()
+            layouts.pop()
 
     layer.compute = run

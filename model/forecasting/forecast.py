@@ -93,11 +93,11 @@ def forecast(sample: Sample) -> Forecast:
 def _layers(sample: Sample) -> tuple[LayerForecast, ...]:
     plan = sample.model.plan
     scale = sample.sequences_per_step / len(sample.document)
-    batch, layers = len(sample.document), zip(sample.views, sample.model.attends, strict=True)
-    costs = {id(view): attend.cost(view, batch) for view, attend in layers}
+    batch, layers = len(sample.document), zip(sample.layouts, sample.model.cores, strict=True)
+    costs = {id(layout): core.cost(layout, batch) for layout, core in layers}
     layers = []
-    for layer, view in enumerate(sample.views):
-        entry, cost = plan.schedule[layer % len(plan.schedule)], costs[id(view)]
+    for layer, layout in enumerate(sample.layouts):
+        entry, cost = plan.schedule[layer % len(plan.schedule)], costs[id(layout)]
         name = entry if isinstance(entry, str) else "+".join(entry)
         pairs, tile_pairs = scale * cost.visible_pairs, scale * cost.tile_pairs
         layers.append(LayerForecast(layer, name, pairs, tile_pairs, cost.density_pairs, cost.density_tiles))

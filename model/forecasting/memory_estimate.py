@@ -21,12 +21,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import loss
-from ..attention import View
+from ..attention import AttentionLayout
 from ..precision import AUTOCAST, DTYPES
 from ..training.optimizer import build_optimizer
 from ..transformer import Transformer
 from .compiled import trace_compiled
-from .fake_views import map_tensors, tensors_of
+from .fake_layouts import map_tensors, tensors_of
 from .memory_tracker import MemoryTracker
 from .workspace import workspace_bytes
 
@@ -61,16 +61,21 @@ class StepMemory:
 
 
 def estimate_step(
-    model: Transformer, views: list[View], batch: int, length: int, config: Mapping[str, Any], device: torch.device
+    model: Transformer,
+    layouts: list[AttentionLayout],
+    batch: int,
+    length: int,
+    config: Mapping[str, Any],
+    device: torch.device,
 ) -> StepMemory:
     """Returns the peak memory of a training step of `model`, of which only the sizes are used (it may be on meta).
 
-    views: one per layer, for a batch of `batch` sequences of `length` tokens, with the tensor sizes of training
+    layouts: one per layer, for a batch of `batch` sequences of `length` tokens, with the tensor sizes of training
     config: a composed training config
     """
     kinds = [model.plan.entry(layer) for layer in range(model.config.layers)]
     layers = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
-    step = FakeStep(model, views, layers, batch, length, config, device)
+    step = FakeStep(model, layouts, layers, batch, length, config, device)
     step.run()
     return step.at_depth(Counter(kinds))
 
@@ -81,7 +86,7 @@ class FakeStep:
     def __init__(
         self,
         model: Transformer,
-        views: Sequence[View],
+        layouts: Sequence[AttentionLayout],
         layers: Sequence[int],
         batch: int,
         length: int,
@@ -93,7 +98,7 @@ class FakeStep:
         self.tracker = MemoryTracker(GRANULARITY[device.type], workspace_bytes)
         self.kinds = [model.plan.entry(layer) for layer in layers]
         self.names = {kind: kind if isinstance(kind, str) else "+".join(kind) for kind in self.kinds}
-        shared = {id(views[layer]): views[layer] for layer in layers}
+        shared = {id(layouts[layer]): layouts[layer] for layer in layers}
         schedule = [model.plan.schedule[layer % len(model.plan.schedule)] for layer in layers]
         with self._running(WEIGHTS), torch.device(device):
             plan = dataclasses.replace(model.plan, schedule=schedule)
@@ -105,10 +110,10 @@ class FakeStep:
             self.previous_layouts = torch.empty(
                 sum(s.nbytes() for s in storages.values()), dtype=torch.uint8, device=device
             )
-            fakes = {key: map_tensors(view, self.mode.from_tensor) for key, view in shared.items()}
+            fakes = {key: map_tensors(layout, self.mode.from_tensor) for key, layout in shared.items()}
             for tensor in tensors_of(list(fakes.values())):
                 self.tracker.track(tensor)
-            self.views = [fakes[id(views[layer])] for layer in layers]
+            self.layouts = [fakes[id(layouts[layer])] for layer in layers]
         with self._running(BATCH):
             new = lambda dtype: torch.zeros(batch, length, dtype=dtype, device=device)  # noqa: E731
             self.tokens, self.targets, self.position = new(torch.int64), new(torch.int64), new(torch.int32)
@@ -176,7 +181,7 @@ class FakeStep:
     def _forward(self) -> Tensor:
         dtype = AUTOCAST.get(self.config["trainer"]["precision"])
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None), _few_chunks():
-            out = self.model.loss(self.tokens, self.targets, self.position, self.views)
+            out = self.model.loss(self.tokens, self.targets, self.position, self.layouts)
             total = out.total if out.auxiliary is None else out.total + out.auxiliary
         return total / self.tokens.numel()
 

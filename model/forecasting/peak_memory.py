@@ -6,7 +6,7 @@ import torch
 
 from kernels import Axis
 
-from ..attention import View, build_view
+from ..attention import AttentionLayout, build_layouts
 from ..training.efficiency import give_back_free_memory, resident_bytes
 from .memory_estimate import estimate_step
 from .memory_limit import memory_limit
@@ -58,7 +58,7 @@ def forecast_memory(sample: Sample) -> MemoryForecast:
     in_glibc = on_cpu and give_back_free_memory()
     before = resident_bytes() + LIBRARY_BYTES if on_cpu else 0
     batch, length = config["data"]["batch_size"], config["data"]["sequence_length"]
-    step = estimate_step(sample.model, _training_views(sample, batch), batch, length, config, device)
+    step = estimate_step(sample.model, _training_layouts(sample, batch), batch, length, config, device)
     parts = step.parts | {PROCESS: PROCESS_BYTES[device.type]}
     if in_glibc:
         parts[HEAP] = int(HEAP_FACTOR * step.layer_heap_bytes)
@@ -71,11 +71,10 @@ def device_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_limit()
 
 
-def _training_views(sample: Sample, batch: int) -> list[View]:
-    """Views of a batch of `batch` sequences, with the tensor sizes of training (fixed sizes on a GPU). The sample is
-    repeated where it has fewer sequences."""
+def _training_layouts(sample: Sample, batch: int) -> list[AttentionLayout]:
+    """The layouts of a batch of `batch` sequences, with the tensor sizes of training (fixed sizes on a GPU). The sample
+    is repeated if it has fewer sequences."""
     document = sample.document.repeat(-(-batch // len(sample.document)), 1)[:batch]
     tokens = Axis.tokens(document.shape[1], document)
     block, fixed = sample.model.plan.block, document.is_cuda
-    views = {pattern: build_view(pattern, tokens, block, fixed) for pattern in dict.fromkeys(sample.model.patterns)}
-    return [views[pattern] for pattern in sample.model.patterns]
+    return build_layouts(sample.model.patterns, tokens, block, fixed)

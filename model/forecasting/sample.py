@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels import Axis
 
-from ..attention import View, build_view
+from ..attention import AttentionLayout, build_layouts
 from ..transformer import ModelCost, Transformer
 
 SAMPLE_TOKENS = {"cpu": 1 << 15, "cuda": 1 << 18}
@@ -43,16 +43,15 @@ class Sample:
     config: Mapping[str, Any]
 
     @cached_property
-    def views(self) -> list[View]:
-        """One view per layer, as Transformer.build_layouts returns them."""
+    def layouts(self) -> list[AttentionLayout]:
+        """One layout per layer, as Transformer.build_layouts returns them."""
         tokens = Axis.tokens(self.document.shape[1], self.document)
-        views = {p: build_view(p, tokens, self.model.plan.block) for p in dict.fromkeys(self.model.patterns)}
-        return [views[pattern] for pattern in self.model.patterns]
+        return build_layouts(self.model.patterns, tokens, self.model.plan.block)
 
     @cached_property
     def cost(self) -> ModelCost:
         """The cost of training on the whole sample once."""
-        return self.model.cost(self.views, len(self.document))
+        return self.model.cost(self.layouts, len(self.document))
 
     @property
     def sequences_per_step(self) -> int:

@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from kernels import Axis
 from kernels.patterns import Pattern
-from model.attention import View, build_view
+from model.attention import DrawableLayout, build_attention_layout
 from model.training.storage import make_folder, write_atomically
 
 SHADES = LinearSegmentedColormap.from_list("seen", ["#f4f1ea", "#1f4e79"])
@@ -42,12 +42,12 @@ def draw_patterns(
     for panel in panels.flat:
         panel.axis("off")
     for index, (name, pattern) in enumerate(patterns.items()):
-        view = build_view(pattern, Axis.tokens(length), block)
-        density = view.cost(batch=1, heads=1, head_dim=1).density_pairs
+        layout = build_attention_layout(pattern, Axis.tokens(length), block)
+        density = layout.cost(batch=1, heads=1, head_dim=1).density_pairs
         for number, last in enumerate(parts):
             panel = panels[index // columns * len(parts) + number][index % columns]
             panel.axis("on")
-            panel.imshow(_shades(view, 512, last), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
+            panel.imshow(_shades(layout, 512, last), cmap=SHADES, interpolation="nearest", vmin=0, vmax=1)
             panel.set_title(name, fontsize=10)
             caption = f"{density:.0%} of dense, {length:,} tokens" if last is None else f"the last {last:,} tokens"
             panel.set_xlabel(caption, fontsize=8)
@@ -97,9 +97,9 @@ def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
-def _shades(view: View, cells: int, last: int | None = None) -> np.ndarray:
+def _shades(layout: DrawableLayout, cells: int, last: int | None = None) -> np.ndarray:
     return sum(
-        shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in view.token_masks()
+        shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in layout.token_masks()
     )
 
 

@@ -11,7 +11,7 @@ from configs.build import build_data, build_model, build_plan
 from configs.checks import check
 from configs.validation import validated
 from kernels import Axis
-from model.attention import build_view
+from model.attention import build_attention_layout
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.plan import Plan
 from tests.commands import ROOT, compose
@@ -44,14 +44,14 @@ def test_the_commands_at_the_heads_of_the_yamls_compose():
 
 
 @pytest.mark.parametrize("attention", options("attention"))
-def test_every_attention_passes_the_checks_and_builds_views(attention):
+def test_every_attention_passes_the_checks_and_builds_layouts(attention):
     config = compose(f"attention={attention}")
     check(config)
     plan = build_plan(config["attention"])
     assert config["attention"]["name"] == attention
     for layer in range(config["model"]["layers"]):
-        view = build_view(plan.pattern(layer, config["model"]["kv_heads"]), Axis.tokens(300), plan.block)
-        assert view.cost(batch=1, heads=1, head_dim=1).visible_pairs > 0
+        layout = build_attention_layout(plan.pattern(layer, config["model"]["kv_heads"]), Axis.tokens(300), plan.block)
+        assert layout.cost(batch=1, heads=1, head_dim=1).visible_pairs > 0
 
 
 @pytest.mark.parametrize("model", options("model"))

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
-from model.attention import build_view
+from model.attention import build_layouts
 from tests.kernels.oracle import packing
 from tests.model.small import INDEXER, config, lively, plan
 
@@ -53,10 +53,10 @@ def step(
     model.zero_grad()
     device = document.device
     axis = Axis.tokens(document.shape[1], document, device=device)
-    views = {p: build_view(p, axis, model.plan.block, fixed=True) for p in dict.fromkeys(model.patterns)}
+    layouts = build_layouts(model.patterns, axis, model.plan.block, fixed=True)
     position = torch.arange(document.shape[1], device=device).expand(document.shape)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        out = model.loss(tokens, tokens.roll(-1, 1), position, [views[p] for p in model.patterns])
+        out = model.loss(tokens, tokens.roll(-1, 1), position, layouts)
     (out.total if out.auxiliary is None else out.total + out.auxiliary).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": out.total.detach(), **gradients}

@@ -60,7 +60,7 @@ def test_a_heap_that_keeps_holes_is_in_the_forecast(composed, monkeypatch):  # n
         held[glibc] = said
     assert held[True].step_bytes - held[False].step_bytes == held[True].parts[peak_memory.HEAP]
     sample = draw_sample(config, data, sequences=1)
-    layer = estimate_step(sample.model, sample.views, 1, 64, config, sample.document.device).layer_heap_bytes
+    layer = estimate_step(sample.model, sample.layouts, 1, 64, config, sample.document.device).layer_heap_bytes
     assert held[True].parts[peak_memory.HEAP] == int(peak_memory.HEAP_FACTOR * layer) > 0
 
 

@@ -18,12 +18,12 @@ class HierarchicalAttention(AttentionCore):
         self.pool = SummaryPool(pattern.spans, pattern.pooling, config)
 
     @classmethod
-    def build_view(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool = False) -> Hierarchy:
+    def build_layout(cls, pattern: Hierarchical, tokens: Axis, block: int, fixed: bool = False) -> Hierarchy:
         return build_hierarchy(pattern, tokens, block, fixed=fixed)
 
-    def forward(self, inputs: Inputs, view: Hierarchy) -> AttentionOutput:
+    def forward(self, inputs: Inputs, layout: Hierarchy) -> AttentionOutput:
         k_BTKD, v_BTKD = inputs.k_BKTD.transpose(1, 2), inputs.v_BKTD.transpose(1, 2)
         given = k_BTKD, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
-        keys, values = self.pool.join(view, *given, self.backend)
-        out, lse = attention(inputs.q_BHTD, keys, values, view.layout, return_lse=True, backend=self.backend)
-        return AttentionOutput(out, lse, unused(self.pool) if self.training and not view.levels[1:] else None)
+        keys, values = self.pool.join(layout, *given, self.backend)
+        out, lse = attention(inputs.q_BHTD, keys, values, layout.layout, return_lse=True, backend=self.backend)
+        return AttentionOutput(out, lse, unused(self.pool) if self.training and not layout.levels[1:] else None)

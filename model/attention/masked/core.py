@@ -13,13 +13,13 @@ class MaskedAttention(AttentionCore):
     """The only family that also takes one pattern a KV head."""
 
     @classmethod
-    def build_view(
+    def build_layout(
         cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False
     ) -> BlockLayout:
         return build_layout(pattern, tokens, block=block, fixed=fixed)
 
-    def forward(self, inputs: Inputs, view: BlockLayout) -> tuple[Tensor, Tensor | None]:
+    def forward(self, inputs: Inputs, layout: BlockLayout) -> tuple[Tensor, Tensor | None]:
         tensors = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
         if self.wants_lse:
-            return attention(*tensors, view, return_lse=True, backend=self.backend)
-        return attention(*tensors, view, backend=self.backend), None
+            return attention(*tensors, layout, return_lse=True, backend=self.backend)
+        return attention(*tensors, layout, backend=self.backend), None

@@ -14,14 +14,14 @@ from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import AttentionOutput, Inputs, unused
 from model.attention.hierarchical.pooling import SummaryPool
-from model.attention.routed.core import Part, RoutedAttention, RoutedView
+from model.attention.routed.core import Part, RoutedAttention, RoutedLayout
 from model.attention.routed.indexer import IndexerTraining
 from model.config import ModelConfig
 
 
 @dataclass(frozen=True, eq=False)
-class NativeSparseView(RoutedView):
-    """RoutedView, and the summaries' axis and layout; None where no span fits the sequence."""
+class NativeSparseLayout(RoutedLayout):
+    """RoutedLayout, and the summaries' axis and layout; None where no span fits the sequence."""
 
     summaries: Hierarchy | None = None
 
@@ -60,37 +60,37 @@ class NativeSparseAttention(RoutedAttention):
         self.gates = nn.Linear(config.width, 3 * config.heads, bias=False) if pattern.combine == "gates" else None
 
     @classmethod
-    def build_view(cls, pattern: NativeSparse, tokens: Axis, block: int, fixed: bool = False) -> NativeSparseView:
+    def build_layout(cls, pattern: NativeSparse, tokens: Axis, block: int, fixed: bool = False) -> NativeSparseLayout:
         window = build_layout(pattern.local, tokens, block=block, fixed=fixed)
         fits = pattern.summary_span <= tokens.length
         summaries = build_hierarchy([Summaries(pattern.summary_span)], tokens, block, fixed=fixed) if fits else None
-        return NativeSparseView(pattern, window, tokens.origin, summaries=summaries)
+        return NativeSparseLayout(pattern, window, tokens.origin, summaries=summaries)
 
     def forward(
         self,
         inputs: Inputs,
-        view: NativeSparseView,
+        layout: NativeSparseLayout,
         summaries: Tensor | None = None,
         pooled: tuple[Tensor, Tensor] | None = None,
     ) -> AttentionOutput:
         """summaries: as RoutedAttention.forward takes them. pooled: keys and values `[batch, kv_heads, keys, head_dim]`
-        of all spans, for `view.summaries.layout`; None: they are computed from the inputs."""
-        window, routed, routing = self.window_and_routed(inputs, view, summaries)
+        of all spans, for `layout.summaries.layout`; None: they are computed from the inputs."""
+        window, routed, routing = self.window_and_routed(inputs, layout, summaries)
         parts = [window, routed]
-        if view.summaries is not None:
+        if layout.summaries is not None:
             if pooled is None:
                 v_BTKD = inputs.v_BKTD.transpose(1, 2)
                 given = None, inputs.unrotated_k_BTKD, v_BTKD, inputs.rotation
-                pooled = self.pool.join(view.summaries, *given, self.backend)
+                pooled = self.pool.join(layout.summaries, *given, self.backend)
             keys, values = pooled
-            arguments = (inputs.q_BHTD, keys, values, view.summaries.layout)
+            arguments = (inputs.q_BHTD, keys, values, layout.summaries.layout)
             parts.append(attention(*arguments, return_lse=True, backend=self.backend))
         out, lse = self.combine(parts, inputs.x_BTW)
         # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
         received = lse if self.gates is None else routed[1]
         own, diagnostics = self.finish(inputs, received, *routing)
         losses = [own]
-        if view.summaries is None and self.training:
+        if layout.summaries is None and self.training:
             losses.append(unused(self.pool))
         losses = [loss for loss in losses if loss is not None]
         return AttentionOutput(out, lse, sum(losses) if losses else None, diagnostics)

@@ -11,7 +11,7 @@ from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.hierarchy import build_hierarchy
 from model.attention.base import AttentionCore, AttentionOutput, Inputs
 from model.attention.hierarchical.shard import SummaryShard
-from model.attention.native_sparse.core import NativeSparseAttention, NativeSparseView
+from model.attention.native_sparse.core import NativeSparseAttention, NativeSparseLayout
 from model.attention.routed.shard import RoutedShard
 from model.parallel.context import Context
 
@@ -31,16 +31,16 @@ class NativeSparseShard(RoutedShard):
             levels, queries = [Summaries(pattern.summary_span)], tokens.take(context.own)
             hierarchy = build_hierarchy(levels, tokens, block, fixed=fixed, queries=queries)
             self.summaries = SummaryShard(hierarchy, context)
-        of_routed = {field.name: getattr(self.view, field.name) for field in dataclasses.fields(self.view)}
-        self.view = NativeSparseView(**of_routed, summaries=hierarchy)
+        of_routed = {field.name: getattr(self.layout, field.name) for field in dataclasses.fields(self.layout)}
+        self.layout = NativeSparseLayout(**of_routed, summaries=hierarchy)
 
     def attend(self, inputs: Inputs, core: NativeSparseAttention) -> AttentionOutput:
         pooled: tuple[Tensor, Tensor] | None = None
         if self.summaries is not None:
             keys, values = self.summaries.join(inputs, core.pool, core.backend)
-            pooled = self.view.summaries.join(keys), self.view.summaries.join(values)
+            pooled = self.layout.summaries.join(keys), self.layout.summaries.join(values)
         inputs, block_summaries = self.receive(inputs, core)
-        return core(inputs, self.view, block_summaries, pooled)
+        return core(inputs, self.layout, block_summaries, pooled)
 
     def bytes_sent(self, core: AttentionCore, key_bytes: int) -> tuple[int, int]:
         forward, backward = super().bytes_sent(core, key_bytes)

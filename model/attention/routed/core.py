@@ -24,7 +24,7 @@ Routing = tuple[Selection, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class RoutedView:
+class RoutedLayout:
     """What routed attention needs of a batch before it runs: the window's layout, and where documents begin."""
 
     pattern: Routed
@@ -106,11 +106,11 @@ class RoutedAttention(AttentionCore):
         self.warming_up = self.indexer is not None and step < self.training_settings.indexer_warmup
 
     @classmethod
-    def build_view(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedView:
-        return RoutedView(pattern, build_layout(pattern.local, tokens, block=block, fixed=fixed), tokens.origin)
+    def build_layout(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedLayout:
+        return RoutedLayout(pattern, build_layout(pattern.local, tokens, block=block, fixed=fixed), tokens.origin)
 
-    def cost(self, view: RoutedView, batch: int) -> AttentionCost:
-        return view.cost(batch, self.heads, self.head_dim, self.selectors)
+    def cost(self, layout: RoutedLayout, batch: int) -> AttentionCost:
+        return layout.cost(batch, self.heads, self.head_dim, self.selectors)
 
     def decode_bytes(self, context: int, key_bytes: int, router_bytes: int) -> tuple[int, int]:
         stored, read = super().decode_bytes(context, key_bytes, router_bytes)
@@ -118,26 +118,26 @@ class RoutedAttention(AttentionCore):
         size = self.kv_heads * self.head_dim if pattern.router == "mean_key" else pattern.indexer_dim
         return stored + router_bytes * size * cost.router_stored, read + router_bytes * size * cost.router_read
 
-    def forward(self, inputs: Inputs, view: RoutedView, summaries: Tensor | None = None) -> AttentionOutput:
+    def forward(self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None = None) -> AttentionOutput:
         """summaries: those of `block_summaries`, for all key blocks; None: they are computed from the inputs."""
-        window, routed, routing = self.window_and_routed(inputs, view, summaries)
+        window, routed, routing = self.window_and_routed(inputs, layout, summaries)
         out, lse = merge([window, routed])
         return AttentionOutput(out, lse, *self.finish(inputs, lse, *routing))
 
     def window_and_routed(
-        self, inputs: Inputs, view: RoutedView, summaries: Tensor | None
+        self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None
     ) -> tuple[Part, Part, Routing]:
         """Attention to the window, attention to the chosen blocks, and how they were chosen."""
         tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
-        routing = self.choose(inputs, view, summaries)
-        window = attention(*tensors, view.window, return_lse=True, backend=self.backend)
+        routing = self.choose(inputs, layout, summaries)
+        window = attention(*tensors, layout.window, return_lse=True, backend=self.backend)
         routed = attention(*tensors, routing[0], return_lse=True, backend=self.backend)
         return window, routed, routing
 
-    def choose(self, inputs: Inputs, view: RoutedView, summaries: Tensor | None) -> Routing:
+    def choose(self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None) -> Routing:
         """The selection, and the router's queries and summaries that it was made by, `[batch, selectors, ...]`."""
         pattern = self.pattern
-        document_start = view.document_start.expand(len(inputs.q_BHTD), -1)
+        document_start = layout.document_start.expand(len(inputs.q_BHTD), -1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.indexer is not None):
             queries = self.router_queries(inputs)
             if summaries is None:
@@ -155,8 +155,8 @@ class RoutedAttention(AttentionCore):
             block=pattern.block,
             first_block=pattern.first_block,
             backend="blocked" if self.backend in ("blocked", "reference") else "auto",
-            query=view.query,
-            keys=view.keys,
+            query=layout.query,
+            keys=layout.keys,
         )
         return selection, queries, summaries
 

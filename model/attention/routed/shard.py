@@ -10,7 +10,7 @@ from kernels import Axis, build_layout
 from kernels.layout.cost import AttentionCost
 from kernels.patterns import Routed
 from model.attention.base import AttentionCore, AttentionOutput, Inputs
-from model.attention.routed.core import RoutedAttention, RoutedView
+from model.attention.routed.core import RoutedAttention, RoutedLayout
 from model.attention.sequence_shard import SequenceShard
 from model.parallel.context import Context
 from model.parallel.ranges import take
@@ -33,15 +33,15 @@ class RoutedShard(SequenceShard):
         document_start = take(tokens.origin, context.own)
         self.local_start = document_start - (query - index[: len(query)])
         window = build_layout(pattern.local, tokens.take(context.own), tokens, block, fixed=fixed)
-        self.view = RoutedView(pattern, window, document_start, query, context.length)
+        self.layout = RoutedLayout(pattern, window, document_start, query, context.length)
 
     @property
     def overflow(self) -> Tensor | None:
-        return self.view.overflow
+        return self.layout.overflow
 
     def attend(self, inputs: Inputs, core: RoutedAttention) -> AttentionOutput:
         inputs, summaries = self.receive(inputs, core)
-        return core(inputs, self.view, summaries)
+        return core(inputs, self.layout, summaries)
 
     def receive(self, inputs: Inputs, core: RoutedAttention) -> tuple[Inputs, Tensor]:
         """The inputs with the keys and values of all tokens, and the router's summaries of all blocks."""
@@ -52,7 +52,7 @@ class RoutedShard(SequenceShard):
 
     def cost(self, batch: int, heads: int, head_dim: int, selectors: int | None = None) -> AttentionCost:
         causal = self.context.causal_pairs() * batch * heads
-        return dataclasses.replace(self.view.cost(batch, heads, head_dim, selectors), causal_pairs=causal)
+        return dataclasses.replace(self.layout.cost(batch, heads, head_dim, selectors), causal_pairs=causal)
 
     def bytes_sent(self, core: AttentionCore, key_bytes: int) -> tuple[int, int]:
         """Block summaries are in float32 at least. Those of an indexer alone have gradients."""

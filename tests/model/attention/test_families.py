@@ -1,5 +1,6 @@
 """A new family needs a pattern, a core, a cache and one entry in the registry: then it trains and decodes."""
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,14 +8,16 @@ import pytest
 import torch
 
 from kernels.layout.cost import AttentionCost, DecodeCost, causal_pairs
-from kernels.patterns import Dense, NativeSparse, Pattern, Window
+from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Window
 from model import Transformer
 from model.attention import AttentionCore, Family, LayerCache, family_of
 from model.attention.families import FAMILIES
 from model.attention.native_sparse.core import NativeSparseAttention
 from model.decoding import expected_bytes
-from tests.model.decoding.test_parity import cached_logits, full_logits, native_sparse, random_tokens
-from tests.model.small import config, lively, plan
+from model.forecasting.fake_layouts import tensors_of
+from tests.kernels.oracle import packing
+from tests.model.decoding.test_parity import cached_logits, full_logits, native_sparse, random_tokens, routed
+from tests.model.small import config, lively, plan, positions_of
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ def per_head(values: torch.Tensor, heads: int) -> torch.Tensor:
 
 class RunningMeanAttention(AttentionCore):
     @classmethod
-    def build_view(cls, pattern, tokens, block, fixed=False):
+    def build_layout(cls, pattern, tokens, block, fixed=False):
         return RunningMeanLayout(tokens.batch, tokens.length)
 
-    def forward(self, inputs, view):
-        count = torch.arange(1, view.queries + 1)[:, None]
+    def forward(self, inputs, layout):
+        count = torch.arange(1, layout.queries + 1)[:, None]
         return per_head(inputs.v_BKTD.cumsum(2) / count, self.heads), None
 
 
@@ -106,6 +109,41 @@ def test_a_registered_family_counts_its_cost(mixed):
     window = sum(min(i + 1, 9) for i in range(30))
     assert cost.visible_pairs == 2 * 4 * (30 + window)
     assert expected_bytes(mixed, 100, 1)[1] == 2 * 2 * 8 * 8 * (1 + 8)  # k and v, KV heads, head_dim, bytes; keys
+
+
+EVERY_FAMILY = {
+    "masked": Window(9),
+    "hierarchical": Hierarchical(window=9, spans=(4, 8), reaches=(20,), pooling="learned"),
+    "routed": routed(router="indexer", top_k=2),
+    "native_sparse": native_sparse(router="indexer", combine="gates"),
+}
+OWN_PARAMETERS = {
+    "masked": set(),
+    "hierarchical": {"pool.query"},
+    "routed": {"indexer.q_proj.weight", "indexer.k_proj.weight"},
+    "native_sparse": {"indexer.q_proj.weight", "indexer.k_proj.weight", "pool.query", "gates.weight"},
+}
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_parameters_of_a_family_keep_their_names_in_checkpoints(name):
+    model = Transformer(config(layers=1), plan(EVERY_FAMILY[name]))
+    prefix = "layers.0.self_attn.attend."
+    assert {key.removeprefix(prefix) for key in model.state_dict() if key.startswith(prefix)} == OWN_PARAMETERS[name]
+    assert model.cores == [model.layers[0].self_attn.core]
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_a_training_step_does_not_change_a_layout(name):
+    model = lively(Transformer(config(), plan(EVERY_FAMILY[name]))).train()
+    document = packing([37, 6, 52], [80, 15, 0])
+    layouts, tokens = model.build_layouts(document, 95), random_tokens(2, 95)
+    before, names = copy.deepcopy([tensors_of(layout) for layout in layouts]), [sorted(vars(each)) for each in layouts]
+    out = model.loss(tokens, tokens, positions_of(document), layouts)
+    (out.total if out.auxiliary is None else out.total + out.auxiliary).backward()
+    assert [sorted(vars(each)) for each in layouts] == names
+    for was, layout in zip(before, layouts, strict=True):
+        assert len(was) > 5 and all(torch.equal(a, b) for a, b in zip(was, tensors_of(layout), strict=True))
 
 
 def test_a_pattern_without_a_family_is_refused():

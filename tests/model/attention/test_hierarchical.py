@@ -26,8 +26,8 @@ def observe(model: Transformer, documents: torch.Tensor = DOCUMENTS) -> dict[str
     """The loss of every token and the gradients of their sum."""
     tokens = torch.randint(64, (len(documents), documents.shape[1]), generator=torch.Generator().manual_seed(0))
     model.zero_grad()
-    views = model.build_layouts(documents, documents.shape[1])
-    loss = model.loss(tokens, tokens.roll(-1, 1), positions_of(documents), views)
+    layouts = model.build_layouts(documents, documents.shape[1])
+    loss = model.loss(tokens, tokens.roll(-1, 1), positions_of(documents), layouts)
     loss.total.backward()
     return {"loss": loss.per_token} | {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -137,21 +137,21 @@ def test_a_training_step_on_the_gpu_waits_for_nothing_and_equals_the_cpu(pattern
     targets, position = tokens.roll(-1, 1), positions_of(DOCUMENTS).cuda()
 
     def step(documents: torch.Tensor):
-        views = model.build_layouts(documents, LENGTH)
+        layouts = model.build_layouts(documents, LENGTH)
         with torch.autocast("cuda", torch.bfloat16):
-            loss = model.loss(tokens, targets, position, views)
+            loss = model.loss(tokens, targets, position, layouts)
         loss.total.backward()
-        return loss, views
+        return loss, layouts
 
     step(packing([95, 0, 0], [20, 30, 45]).cuda())
     model.zero_grad()
     documents = DOCUMENTS.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss, views = step(documents)
+        loss, layouts = step(documents)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert not model.overflow(views)
+    assert not model.overflow(layouts)
     torch.testing.assert_close(loss.per_token.sum().cpu(), exact["loss"].sum(), rtol=0.02, atol=0)
     pool = [(p.grad.cpu(), exact[name]) for name, p in model.named_parameters() if ".pool." in name]
     for got, wanted in pool:
@@ -177,7 +177,7 @@ def test_weights_go_to_another_pattern_and_the_log_says_what_does_not(tmp_path, 
         load_weights(target := Transformer(config(), plan(LEARNED)), CheckpointFile(tmp_path / "window.ckpt"))
     assert caplog.text.count("it starts anew") == 2
     assert torch.equal(target.embed_tokens.weight, window.embed_tokens.weight)
-    assert not target.layers[0].self_attn.attend.pool.query.any()
+    assert not target.layers[0].self_attn.core.pool.query.any()
 
 
 def test_pools_of_another_shape_are_refused(tmp_path):
@@ -192,11 +192,11 @@ def test_pools_of_another_shape_are_refused(tmp_path):
 
 def test_a_models_cost_adds_layers_of_all_families():
     model = Transformer(config(layers=3), plan({"near": Window(5), "far": LEARNED}, ["near", "far"]))
-    assert [isinstance(layer.self_attn.attend, HierarchicalAttention) for layer in model.layers] == [False, True, False]
-    views = model.build_layouts(DOCUMENTS, LENGTH)
-    assert views[0] is views[2]
-    cost = model.cost(views)
-    near, far = int(views[0].pairs.sum()), sum(views[1].parts().values())
+    assert [isinstance(layer.self_attn.core, HierarchicalAttention) for layer in model.layers] == [False, True, False]
+    layouts = model.build_layouts(DOCUMENTS, LENGTH)
+    assert layouts[0] is layouts[2]
+    cost = model.cost(layouts)
+    near, far = int(layouts[0].pairs.sum()), sum(layouts[1].parts().values())
     assert cost.attention.visible_pairs == 4 * (2 * near + far)
     assert cost.attention.causal_pairs == 3 * 4 * 2 * LENGTH * (LENGTH + 1) // 2
     shared = model.build_layouts(None, LENGTH)

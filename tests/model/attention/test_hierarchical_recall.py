@@ -61,7 +61,7 @@ def train(pattern: Pattern, steps: int, settle: int, enough: float) -> tuple[Tra
         model, name="muon", learning_rate=RATE, weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95), epsilon=1e-8
     )
     generator = torch.Generator().manual_seed(3)
-    views, position = model.build_layouts(None, LENGTH), torch.arange(LENGTH).expand(32, -1)
+    layouts, position = model.build_layouts(None, LENGTH), torch.arange(LENGTH).expand(32, -1)
     step, last = 0, steps + settle
     while step < last:
         rate = RATE * min(1.0, (step + 1) / 50, (last - step) / settle)
@@ -69,7 +69,7 @@ def train(pattern: Pattern, steps: int, settle: int, enough: float) -> tuple[Tra
             group["lr"] = rate
         tokens, values, _ = needles(32, generator)
         targets = torch.full_like(tokens, -100).index_copy_(1, QUESTIONS, values)
-        loss = model.loss(tokens, targets, position, views)
+        loss = model.loss(tokens, targets, position, layouts)
         optimizer.zero_grad()
         (loss.total / loss.count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

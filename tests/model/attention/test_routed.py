@@ -59,14 +59,14 @@ def build(attention: AttentionPlan, naive: bool = False, **sizes) -> Transformer
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
     if naive:
         for layer in model.layers:
-            object.__setattr__(layer.self_attn.attend, "forward", Naive(layer.self_attn.attend, DOCUMENTS))
+            object.__setattr__(layer.self_attn.core, "forward", Naive(layer.self_attn.core, DOCUMENTS))
     return model
 
 
 def gradients(model: Transformer, documents: torch.Tensor = DOCUMENTS) -> dict[str, torch.Tensor]:
     tokens = torch.randint(64, documents.shape, generator=torch.Generator().manual_seed(0))
-    views = model.build_layouts(documents, documents.shape[1])
-    out = model.loss(tokens, tokens.roll(-1, 1), positions_of(documents), views)
+    layouts = model.build_layouts(documents, documents.shape[1])
+    out = model.loss(tokens, tokens.roll(-1, 1), positions_of(documents), layouts)
     auxiliary = torch.zeros(()) if out.auxiliary is None else out.auxiliary
     model.zero_grad()
     (out.total + auxiliary).backward()
@@ -165,8 +165,8 @@ def test_packed_documents_with_whole_blocks_give_the_logits_of_each_alone(attent
     documents = packing([48, 32, 15])
     model, tokens = build(attention), random_tokens(0)
     with torch.no_grad():
-        views = model.build_layouts(documents, 95)
-        packed = model.logits(model(tokens, positions_of(documents), views))
+        layouts = model.build_layouts(documents, 95)
+        packed = model.logits(model(tokens, positions_of(documents), layouts))
         for start, stop in ((0, 48), (48, 80), (80, 95)):
             position = torch.arange(stop - start)[None]
             alone = model(tokens[:, start:stop], position, model.build_layouts(None, stop - start))
@@ -187,10 +187,10 @@ def test_the_indexer_leaves_the_main_branch_alone_unless_asked():
 
 def test_the_loss_of_the_indexer_is_no_part_of_evaluation():
     model, tokens = build(PLANS["indexer"]), random_tokens(0)
-    views = model.build_layouts(THREE, LENGTH)
-    training = model.loss(tokens, tokens, POSITIONS, views)
+    layouts = model.build_layouts(THREE, LENGTH)
+    training = model.loss(tokens, tokens, POSITIONS, layouts)
     with torch.no_grad():
-        evaluation = model.eval().loss(tokens, tokens, POSITIONS, views)
+        evaluation = model.eval().loss(tokens, tokens, POSITIONS, layouts)
     assert training.auxiliary is not None and evaluation.auxiliary is None
     torch.testing.assert_close(training.per_token, evaluation.per_token, rtol=0, atol=1e-12)
 
@@ -207,26 +207,26 @@ def test_the_indexers_loss_in_pieces_is_the_same(name, monkeypatch):
 def test_the_warm_up_ends():
     """One document of six blocks: the target over all of them is far from the target over the two chosen ones."""
     model, tokens, position = build(PLANS["indexer_in_warm_up"]), random_tokens(0), torch.arange(LENGTH)[None]
-    views = model.build_layouts(None, LENGTH)
+    layouts = model.build_layouts(None, LENGTH)
     losses = []
     for step in (0, 2, 3):
         model.set_step(step)
-        losses.append(model.loss(tokens, tokens, position, views).auxiliary.item())
-    after = build(PLANS["indexer"]).loss(tokens, tokens, position, views).auxiliary.item()
+        losses.append(model.loss(tokens, tokens, position, layouts).auxiliary.item())
+    after = build(PLANS["indexer"]).loss(tokens, tokens, position, layouts).auxiliary.item()
     assert losses == pytest.approx([losses[0], losses[0], after], rel=1e-12)
     assert abs(losses[0] - after) > 1
 
 
 def test_health_of_the_router_is_noted():
     model, tokens = build(PLANS["indexer"]), random_tokens(0)
-    views = model.build_layouts(THREE, LENGTH)
-    model.loss(tokens, tokens, POSITIONS, views)
+    layouts = model.build_layouts(THREE, LENGTH)
+    model.loss(tokens, tokens, POSITIONS, layouts)
     noted = model.diagnostics()
     assert noted.keys() == {"entropy", "never_chosen", "age", "indexer_loss"}
     assert 0 <= noted["entropy"] <= 1 and 0 <= noted["never_chosen"] < 1 and noted["age"] > 0
     model.eval().collect_diagnostics(True)
     with torch.no_grad():
-        model.loss(tokens, tokens, POSITIONS, views)
+        model.loss(tokens, tokens, POSITIONS, layouts)
     assert 0 < float(model.diagnostics()["recall"]) <= 1 + 1e-12
     assert 1 / 8 <= float(model.diagnostics()["union"]) <= 1
 
@@ -234,14 +234,14 @@ def test_health_of_the_router_is_noted():
 def test_recall_is_the_dense_mass_that_is_covered():
     """1 where everything is chosen; else what the dense softmax gives to window and chosen blocks."""
     tokens = random_tokens(0)
-    views = {}
+    recalls = {}
     for top_k in (1, 20):
         model = build(plan(routed(top_k=top_k))).eval()
         model.collect_diagnostics(True)
         with torch.no_grad():
             model.loss(tokens, tokens, POSITIONS, model.build_layouts(THREE, LENGTH))
-        views[top_k] = float(model.diagnostics()["recall"])
-    assert views[20] == pytest.approx(1, abs=1e-12) and views[1] < 0.999
+        recalls[top_k] = float(model.diagnostics()["recall"])
+    assert recalls[20] == pytest.approx(1, abs=1e-12) and recalls[1] < 0.999
 
 
 def test_families_mix_by_depth():
@@ -257,14 +257,14 @@ def test_cost_counts_window_choice_and_scores():
     """One document of 64 tokens, window 5, blocks of 16, top_k 1."""
     pattern = routed()
     model = Transformer(config(layers=1, heads=4, kv_heads=2), plan(pattern))
-    (view,) = model.build_layouts(None, 64)
+    (layout,) = model.build_layouts(None, 64)
     starts = [window_start(t, 5, 16) for t in range(64)]
     window = sum(t + 1 - max(start, 0) for t, start in enumerate(starts))
     chosen = sum(16 for start in starts if start >= 16)
     scored = sum(max(start, 0) // 16 for start in starts)
-    assert view.parts() == {"window": window, "chosen blocks": chosen, "router scores": scored}
-    (attend,) = model.attends
-    cost = attend.cost(view, batch=1)
+    assert layout.parts() == {"window": window, "chosen blocks": chosen, "router scores": scored}
+    (core,) = model.cores
+    cost = core.cost(layout, batch=1)
     assert cost.visible_pairs == 4 * (window + chosen)
     assert cost.flops == 12 * 8 * cost.visible_pairs + 2 * 8 * 2 * scored
 

@@ -57,8 +57,8 @@ def far(generator, batch=16):
 @torch.no_grad()
 def accuracy(model: Transformer, batch: dict[str, torch.Tensor]) -> float:
     """The share of questions whose value has the largest logit."""
-    views = model.eval().build_layouts(None, batch["tokens"].shape[1])
-    best = model.logits(model(batch["tokens"], batch["position"], views)).argmax(-1)
+    layouts = model.eval().build_layouts(None, batch["tokens"].shape[1])
+    best = model.logits(model(batch["tokens"], batch["position"], layouts)).argmax(-1)
     model.train()
     asked = batch["targets"] >= 0
     return float((best == batch["targets"])[asked].float().mean())
@@ -120,7 +120,7 @@ def gates_at_questions(model: Transformer, batch: dict[str, torch.Tensor]) -> to
     """Means over the questions, `[layers, branches (window, chosen blocks, summaries), heads]`."""
     seen = []
     hooks = [
-        layer.self_attn.attend.gates.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        layer.self_attn.core.gates.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         for layer in model.layers
     ]
     accuracy(model, batch)

@@ -109,5 +109,5 @@ def test_the_triton_kernel_of_training_serves_long_chunks(name, monkeypatch):
     monkeypatch.setattr(decoding_routed, "MAX_UNTILED_TOKENS", 8 if torch.cuda.is_available() else -1)
     monkeypatch.setattr(decoding_routed, "attention", lambda *a, **b: calls.append(1) or attend(*a, **b))
     for layer in model.layers:
-        layer.self_attn.attend.backend = "triton"
+        layer.self_attn.core.backend = "triton"
     assert (cached_logits(model, tokens, 30) - whole).abs().max() <= 1e-5 and calls

@@ -34,7 +34,7 @@ class Saved:
     tensor: torch.Tensor
 
 
-def model_and_views(composed, choice, *overrides):
+def model_and_layouts(composed, choice, *overrides):
     config, data = composed(f"attention={choice}", *SMALL_PATTERNS[choice], f"data.batch_size={BATCH}", *overrides)
     model = build_model(config, data.vocabulary).train()
     batch = data.sample(BATCH)
@@ -44,9 +44,9 @@ def model_and_views(composed, choice, *overrides):
 @pytest.mark.parametrize(("choice", "precision"), [*itertools.product(SMALL_PATTERNS, ["32-true", "bf16-mixed"])])
 def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precision):
     """Byte by byte: what the layers of a real model keep for the backward pass, and what the tracker says they do."""
-    config, model, batch, views = model_and_views(composed, choice, f"trainer.precision={precision}")
+    config, model, batch, layouts = model_and_layouts(composed, choice, f"trainer.precision={precision}")
     known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    known |= {t.untyped_storage().data_ptr() for view in views for t in tensors_of(view)}
+    known |= {t.untyped_storage().data_ptr() for layout in layouts for t in tensors_of(layout)}
     kept = weakref.WeakSet()  # what a graph keeps lives as long as the graph: some is let go of within the layer
 
     def pack(tensor):
@@ -60,12 +60,12 @@ def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precis
     known |= {t.untyped_storage().data_ptr() for t in (x, *rotation)}
     saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
     with torch.autocast("cpu", mixed, enabled=mixed is not None), saving:
-        y, _, diagnostics = model.layers[0](x, rotation, views[0])
+        y, _, diagnostics = model.layers[0](x, rotation, layouts[0])
     storages = {storage.data_ptr(): storage for storage in (each.tensor.untyped_storage() for each in kept)}
     size = lambda storage: -(-storage.nbytes() // 64) * 64  # noqa: E731
     saved = sum(size(s) for pointer, s in storages.items() if pointer not in known)
     saved += size(y.untyped_storage())  # the next layer's input
-    fake_step = FakeStep(model, views, [0], BATCH, LENGTH, config, CPU)
+    fake_step = FakeStep(model, layouts, [0], BATCH, LENGTH, config, CPU)
     fake_step.run()
     booked = sum(held for label, held in fake_step.held.items() if label.startswith((LAYER, "copies of ")))
     saved += 64 * len(diagnostics)
@@ -84,10 +84,10 @@ def test_a_deeper_model_is_what_its_layers_add(composed, optimizer, checkpointin
         *overrides,
     )
     model = build_model(config, data.vocabulary)
-    views = model.build_layouts(data.sample(1)["document"], LENGTH)
-    few = estimate_step(model, views, 1, LENGTH, config, CPU)
+    layouts = model.build_layouts(data.sample(1)["document"], LENGTH)
+    few = estimate_step(model, layouts, 1, LENGTH, config, CPU)
 
-    whole = FakeStep(model, views, range(6), 1, LENGTH, config, CPU)
+    whole = FakeStep(model, layouts, range(6), 1, LENGTH, config, CPU)
     whole.run()
     most = {phase: size for phase, size in whole.tracker.peak.items() if phase in ("update", "forward", "backward")}
     assert few.phase == max(most, key=most.get)
@@ -107,8 +107,8 @@ def test_layers_that_differ_in_training_settings_alone_are_counted_apart(compose
 
 
 def test_weights_gradients_and_state_are_counted(composed):
-    config, model, _, views = model_and_views(composed, "window", "optimizer=muon")
-    fake_step = FakeStep(model, views, range(2), BATCH, LENGTH, config, CPU)
+    config, model, _, layouts = model_and_layouts(composed, "window", "optimizer=muon")
+    fake_step = FakeStep(model, layouts, range(2), BATCH, LENGTH, config, CPU)
     fake_step.run()
     sizes = {name: p.numel() * 4 for name, p in model.named_parameters()}
     hidden = sum(size for name, size in sizes.items() if "proj" in name)
@@ -120,11 +120,11 @@ def test_weights_gradients_and_state_are_counted(composed):
 
 
 def test_gradients_are_held_in_the_backward_pass_where_they_are_accumulated(composed):
-    config, model, _, views = model_and_views(composed, "window")
+    config, model, _, layouts = model_and_layouts(composed, "window")
     backward = []
     for accumulate in (1, 2):
         trainer = config["trainer"] | {"accumulate": accumulate}
-        fake_step = FakeStep(model, views, range(2), BATCH, LENGTH, config | {"trainer": trainer}, CPU)
+        fake_step = FakeStep(model, layouts, range(2), BATCH, LENGTH, config | {"trainer": trainer}, CPU)
         fake_step.run()
         backward.append(Counter(fake_step.tracker.peak_by_label["backward"])[GRADIENTS])
     assert backward[0] < backward[1]
@@ -132,10 +132,10 @@ def test_gradients_are_held_in_the_backward_pass_where_they_are_accumulated(comp
 
 
 def test_compiled_layers_keep_less_and_nothing_of_the_tracing(composed):
-    config, model, _, views = model_and_views(composed, "window", "trainer.precision=bf16-mixed")
+    config, model, _, layouts = model_and_layouts(composed, "window", "trainer.precision=bf16-mixed")
     compiled = config | {"trainer": config["trainer"] | {"compile": True}}
     activations = lambda step: Counter(step.parts)[LAYER + "local"]  # noqa: E731
-    eager, fused = (estimate_step(model, views, BATCH, LENGTH, each, CPU) for each in (config, compiled))
+    eager, fused = (estimate_step(model, layouts, BATCH, LENGTH, each, CPU) for each in (config, compiled))
     assert 0.4 * activations(eager) < activations(fused) < 0.8 * activations(eager)
 
 
@@ -174,10 +174,10 @@ def test_what_a_heap_keeps_follows_from_one_layer(composed):
     """Whether its activations are kept or made again, and however many layers there are."""
     found = []
     for settings in ("model.layers=1", "model.layers=5", "model.activation_checkpointing=true"):
-        config, model, _, views = model_and_views(composed, "window", settings)
-        found.append(estimate_step(model, views, BATCH, LENGTH, config, CPU).layer_heap_bytes)
-    config, model, _, views = model_and_views(composed, "window")
-    fake_step = FakeStep(model, views, [0], BATCH, LENGTH, config, CPU)
+        config, model, _, layouts = model_and_layouts(composed, "window", settings)
+        found.append(estimate_step(model, layouts, BATCH, LENGTH, config, CPU).layer_heap_bytes)
+    config, model, _, layouts = model_and_layouts(composed, "window")
+    fake_step = FakeStep(model, layouts, [0], BATCH, LENGTH, config, CPU)
     fake_step.run()
     kept = fake_step.held[LAYER + "local"]
     assert found[0] == found[1] and all(kept <= each < 1.2 * kept for each in found)

@@ -31,12 +31,12 @@ def test_flops_are_those_that_the_model_counts_after_it_has_run(composed, choice
     )
     model = build_model(config, data.vocabulary)
     batch = data.sample(MAX_SEQUENCES)
-    views = model.build_layouts(batch["document"], 64)
+    layouts = model.build_layouts(batch["document"], 64)
     model.train()
     model.loss(
-        batch["tokens"], batch["targets"], batch["position"], views
+        batch["tokens"], batch["targets"], batch["position"], layouts
     )  # a routed layer records the pairs that its router scored
-    counted = model.cost(views, len(batch["tokens"])).flops / len(batch["tokens"]) * 2 * 3
+    counted = model.cost(layouts, len(batch["tokens"])).flops / len(batch["tokens"]) * 2 * 3
     assert flops_per_step(config, data) == counted
 
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, Window
-from model.attention import build_view
+from model.attention import build_attention_layout
 from scripts.reporting.pictures import _shades, draw_loss_by_position, draw_patterns
 
 
@@ -25,7 +25,8 @@ def test_loss_by_position_is_drawn(tmp_path):
 
 
 def test_summaries_are_painted_lighter_than_tokens():
-    view = build_view(Hierarchical(window=16, spans=(4, 16), reaches=(64,), pooling="mean"), Axis.tokens(256), 16)
-    shades = _shades(view, cells=256)
+    pattern = Hierarchical(window=16, spans=(4, 16), reaches=(64,), pooling="mean")
+    layout = build_attention_layout(pattern, Axis.tokens(256), 16)
+    shades = _shades(layout, cells=256)
     assert [shades[255, token] for token in (255, 240, 200, 100, 0)] == [1, 1, 0.5, 0.25, 0.25]
     assert not shades[100, 101:].any() and shades[np.tril_indices(256)].all()

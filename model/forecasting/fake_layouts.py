@@ -1,4 +1,4 @@
-"""The tensors in a view, which forecasts replace by fake ones."""
+"""The tensors in a layout, which forecasts replace by fake ones."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from kernels.patterns import Pattern
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Returns every tensor in a view, at any depth."""
+    """Returns every tensor in a layout, at any depth."""
     tensors: list[Tensor] = []
     map_tensors(value, lambda tensor: tensors.append(tensor) or tensor)
     return tensors
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Returns a copy of a view in which `function` has replaced every tensor."""
+    """Returns a copy of a layout in which `function` has replaced every tensor."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, list | tuple):
