@@ -52,6 +52,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from lightning.pytorch.utilities import rank_zero_only
     from rich.console import Console
 
+    from configs.aliases import upgrade
     from configs.build import build_loggers, build_model
     from configs.checks import check
     from configs.evaluation import evaluate_trained
@@ -86,7 +87,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     if resumes:
         start = find_checkpoint(config["resume"] or path, prefer="last")
         resumed = CheckpointFile(start)
-        finished = RunFolder(folder_of(start)).finished_as(config, start)
+        earlier = RunFolder(folder_of(start))
+        finished = earlier.finished_as(config, upgrade(earlier.read_config()), start)
         if finished:
             log.info("nothing to do: %s has finished at step %s", folder_of(start), finished["step"])
             return finished

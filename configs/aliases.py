@@ -5,6 +5,7 @@ from typing import Any
 
 ALIASES: dict[str, str | None] = {
     "attention.patterns.*.strategy": None,  # the kernels that it chose between gave the same result
+    "model.hidden": "mlp_width",
 }
 """Old key -> its new name in the same group, or None if it was removed. `*` stands for any one name."""
 
@@ -22,6 +23,13 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(upgraded.get(group), Mapping):
             upgraded[group] = {name: value, **upgraded[group]}
     return upgraded
+
+
+def renamed(key: str) -> str | None:
+    """Returns the current name of a dotted key of an earlier version; None if it was not renamed."""
+    group, _, _ = key.rpartition(".")
+    name = ALIASES.get(key)
+    return f"{group}.{name}" if name else None
 
 
 def _replace(config: dict[str, Any], path: list[str], name: str | None) -> dict[str, Any]:

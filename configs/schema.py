@@ -66,7 +66,7 @@ class Model(Settings):
     heads: Count
     kv_heads: Count
     head_dim: Count
-    hidden: Count
+    mlp_width: Count
     vocabulary: Count | None
     max_length: Count
     rope_theta: Positive

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
 
+from configs.aliases import renamed
 from configs.errors import ConfigError, as_override
 
 STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
@@ -103,7 +104,8 @@ def _message(error: Mapping[str, Any], schema: Schema, value: Any, key: str) -> 
         elif error["type"] == "extra_forbidden":
             accepted = ", ".join(group.get("properties", {})) or "none"
             name = f"{key}.{step}" if key else str(step)
-            return f"{name}={as_override(error['input'])}: no such key; accepted are {accepted}"
+            given = f"{name}={as_override(error['input'])}: no such key"
+            return f"{given}; it is {renamed(name)} now" if renamed(name) else f"{given}; accepted are {accepted}"
         else:
             break
     group = _group(node, definitions)

@@ -18,8 +18,8 @@ class ModelConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    hidden: int
-    """Width of the SwiGLU's hidden layer."""
+    mlp_width: int
+    """Width of the hidden layer of the SwiGLU."""
     vocabulary: int
     max_length: int
     """Longest sequence the model accepts."""

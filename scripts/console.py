@@ -68,8 +68,12 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _explain(error: Exception) -> str:
+    from configs.aliases import renamed
+
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+        if renamed(cause.full_key):
+            return f"{cause.full_key}: no such key; it is {renamed(cause.full_key)} now"
         accepted = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
         parent = cause.full_key.rpartition(".")[0]
         return f"{cause.full_key}: no such key; " + (

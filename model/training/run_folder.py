@@ -127,16 +127,19 @@ class RunFolder:
         after = config | {"resume": None} | {key: before[key] for key in ("trust",) if key in before}
         changes = changed_settings(before, after)
         if changes:
+            had, has = _flat(before), _flat(after)
             for key, (old, new) in changes.items():
-                log.info("resumed with %s=%s, was %s", key, new, old)
+                if key in had and key in has:  # else a version after the run's renamed, removed or added it
+                    log.info("resumed with %s=%s, was %s", key, new, old)
             write_atomically(self.config_file, yaml.safe_dump(after, sort_keys=False, allow_unicode=True))
 
-    def finished_as(self, config: dict[str, Any], checkpoint: Path) -> dict[str, Any] | None:
+    def finished_as(self, config: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> dict[str, Any] | None:
         """Returns the summary of a run that has finished with these very settings, where `checkpoint` is its last one:
-        there is nothing left to train or to evaluate. None otherwise."""
+        there is nothing left to train or to evaluate. None otherwise. `saved`: the run's config.yaml under the current
+        names of its keys."""
         summary = self.read_summary()
         is_last = checkpoint.absolute() == self.checkpoints / "last.ckpt"
-        if summary.get("state") != "finished" or not is_last or changed_settings(self.read_config(), config):
+        if summary.get("state") != "finished" or not is_last or changed_settings(saved, config):
             return None
         return summary
 

@@ -6,7 +6,7 @@ import yaml
 
 from configs import aliases
 from configs.aliases import upgrade
-from configs.build import build_plan
+from configs.build import build_model_config, build_plan
 from configs.runs import open_run
 from kernels.patterns import Routed
 from scripts.reporting.jobs import read_sweeps
@@ -16,8 +16,9 @@ from tests.scripts.runs import make_run, write_books
 COMMITTED = sorted((ROOT / "docs/results/novels_32k").glob("*/config.yaml"))
 
 
-def with_strategy(config):
-    """The config as a run of 0.1.0 saved it: its routed patterns hold `strategy`."""
+def as_saved_by_0_1(config):
+    """The config as a run of 0.1.0 saved it: with `model.hidden`, and with `strategy` in its routed patterns."""
+    config["model"]["hidden"] = config["model"].pop("mlp_width")
     for pattern in config["attention"]["patterns"].values():
         pattern["strategy"] = "shared_tiles"
     return config
@@ -29,19 +30,21 @@ def test_committed_runs_build(file):
     plan = build_plan(upgrade(saved)["attention"])
     assert set(plan.patterns) == set(saved["attention"]["patterns"])
     assert upgrade(saved)["trainer"]["strategy"] == saved["trainer"]["strategy"], "only routed patterns lose theirs"
+    assert build_model_config(upgrade(saved)["model"], 1).mlp_width == saved["model"]["hidden"]
 
 
-def test_a_removed_key_is_dropped_and_the_saved_config_is_left_alone():
-    config = with_strategy(compose("attention=routed"))
+def test_keys_are_removed_and_renamed_and_the_saved_config_is_left_alone():
+    config = as_saved_by_0_1(compose("attention=routed"))
     assert upgrade(config) == compose("attention=routed")
     assert all("strategy" in pattern for pattern in config["attention"]["patterns"].values())
+    assert "hidden" in config["model"]
 
 
 def test_a_renamed_key_moves_within_its_group(monkeypatch):
-    monkeypatch.setattr(aliases, "ALIASES", {"model.hidden": "mlp_width", "a.*.b": "c"})
+    monkeypatch.setattr(aliases, "ALIASES", {"model.depth": "layers", "a.*.b": "c"})
     monkeypatch.setattr(aliases, "ADDED", {})
-    assert upgrade({"model": {"hidden": 8, "layers": 2}}) == {"model": {"mlp_width": 8, "layers": 2}}
-    assert upgrade({"model": {"hidden": 8, "mlp_width": 9}}) == {"model": {"mlp_width": 9}}
+    assert upgrade({"model": {"depth": 8, "width": 2}}) == {"model": {"layers": 8, "width": 2}}
+    assert upgrade({"model": {"depth": 8, "layers": 9}}) == {"model": {"layers": 9}}
     assert upgrade({"a": {"x": {"b": 1}, "y": None}, "model": None}) == {"a": {"x": {"c": 1}, "y": None}, "model": None}
 
 
@@ -56,8 +59,8 @@ def test_an_old_run_is_opened_resumed_and_reported(tmp_path):
     run = make_run(tmp_path, write_books(tmp_path / "books"), "attention=routed")
     file = run / "checkpoints/last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
-    torch.save(checkpoint | {"hyper_parameters": with_strategy(checkpoint["hyper_parameters"])}, file)
-    saved = with_strategy(yaml.safe_load((run / "config.yaml").read_text()))
+    torch.save(checkpoint | {"hyper_parameters": as_saved_by_0_1(checkpoint["hyper_parameters"])}, file)
+    saved = as_saved_by_0_1(yaml.safe_load((run / "config.yaml").read_text()))
     (run / "config.yaml").write_text(yaml.safe_dump(saved))
 
     patterns = open_run(run, "cpu", "32-true").model.plan.patterns
@@ -65,3 +68,4 @@ def test_an_old_run_is_opened_resumed_and_reported(tmp_path):
     (job,) = read_sweeps([run])[0].jobs
     for config in (resolved(f"resume={run}"), job.config):
         assert config["attention"] == upgrade(saved)["attention"] != saved["attention"]
+        assert config["model"] == upgrade(saved)["model"] and config["model"]["mlp_width"] == saved["model"]["hidden"]

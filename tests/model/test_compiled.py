@@ -104,7 +104,7 @@ def test_evaluation_runs_without_the_compiler(graphs):
 @pytest.mark.parametrize("name", PLANS)
 def test_a_compiled_step_on_a_gpu_waits_for_nothing_and_equals_the_plain_one(name, checkpointing):
     """With the compiler, in bf16, in a mode in which waiting for the device is an error; documents change."""
-    sizes = config(width=64, head_dim=32, hidden=128, sink_logits=True, activation_checkpointing=checkpointing)
+    sizes = config(width=64, head_dim=32, mlp_width=128, sink_logits=True, activation_checkpointing=checkpointing)
     model = lively(Transformer(sizes, PLANS[name])).cuda().train()
     documents, tokens = [document.cuda() for document in PACKINGS], TOKENS.cuda()
     wanted = [step(model, document, 2, tokens) for document in documents]

@@ -48,7 +48,7 @@ def test_presets_have_the_parameters_that_they_promise(name, vocabulary, low, hi
     with torch.device("meta"):
         model = Transformer(chosen, plan())
     attention = 2 * chosen.width * (chosen.heads + chosen.kv_heads) * chosen.head_dim
-    layer = attention + 3 * chosen.width * chosen.hidden + 2 * chosen.width + 2 * chosen.head_dim
+    layer = attention + 3 * chosen.width * chosen.mlp_width + 2 * chosen.width + 2 * chosen.head_dim
     assert model.parameter_count() == vocabulary * chosen.width + chosen.layers * layer + chosen.width
     assert low <= model.parameter_count() <= high
 
@@ -87,7 +87,7 @@ def test_tied_embeddings_are_one_parameter():
 def test_initialization_is_seeded_small_and_smaller_towards_the_residual_stream():
     def build(seed):
         torch.manual_seed(seed)
-        return Transformer(config(width=64, hidden=256, layers=8), plan())
+        return Transformer(config(width=64, mlp_width=256, layers=8), plan())
 
     model = build(1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), build(1).parameters(), strict=True))
@@ -116,7 +116,7 @@ def test_loss_at_step_zero_is_that_of_a_uniform_guess(sinks):
 def test_one_batch_is_overfitted_in_seconds():
     torch.manual_seed(0)
     patterns = {"local": Window(8, 1), "full": Dense()}
-    model = Transformer(config(width=64, hidden=128, sink_logits=True), plan(patterns, ["local", ["local", "full"]]))
+    model = Transformer(config(width=64, mlp_width=128, sink_logits=True), plan(patterns, ["local", ["local", "full"]]))
     batch = random_batch(2, 48, 64)
     layouts = model.build_layouts(None, 48)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

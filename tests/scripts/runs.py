@@ -12,7 +12,14 @@ from tests.commands import compose
 from tests.model.small import lively
 
 SMALL = (
-    *("model.width=32", "model.layers=2", "model.heads=4", "model.kv_heads=2", "model.head_dim=8", "model.hidden=64"),
+    *(
+        "model.width=32",
+        "model.layers=2",
+        "model.heads=4",
+        "model.kv_heads=2",
+        "model.head_dim=8",
+        "model.mlp_width=64",
+    ),
     *("data.tokenizer.vocabulary=300", "data.sequence_length=64", "attention.block=16", "optimizer=adamw"),
 )
 WORDS = ("the", "and", "of", "river", "stone", "light", "walked", "under", "night", "seven", "over", "quiet", "wind")

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+import yaml
 
 from configs.build import build_loggers
 from configs.runs import open_run
@@ -154,3 +155,16 @@ def test_a_trained_run_is_opened_with_one_read_of_its_weights(settings, tmp_path
     reads = counting(monkeypatch, torch, "load")
     assert open_run(folder.path, "cpu", "32-true").model.config.layers == 2
     assert len(reads) == 1
+
+
+def test_a_run_saved_under_earlier_names_of_keys_is_the_same_run(settings, tmp_path):
+    first = train(resolved(*settings))
+    folder = only_run(tmp_path)
+    config = folder.read_config()
+    config["model"]["hidden"] = config["model"].pop("mlp_width")
+    folder.config_file.write_text(yaml.safe_dump(config))
+    assert train(resolved(f"resume={folder.path}")) == first, "nothing is left to do"
+    assert train(resolved(f"resume={folder.path}", "trainer.max_steps=3"))["step"] == 3
+    assert folder.read_config()["model"]["mlp_width"] == config["model"]["hidden"]
+    log = folder.log_file.read_text()
+    assert "trainer.max_steps=3, was 2" in log and "hidden" not in log and "mlp_width" not in log

@@ -12,7 +12,7 @@ SMALL = [
     *("attention=routed", "attention.block=32", "name=router"),
     *(f"attention.patterns.routed.{setting}" for setting in ("window=32", "block=32", "top_k=2", "router=indexer")),
     "attention.patterns.routed.indexer_warmup=1",
-    *(f"model.{size}" for size in ("width=32", "layers=2", "heads=4", "kv_heads=2", "head_dim=8", "hidden=64")),
+    *(f"model.{size}" for size in ("width=32", "layers=2", "heads=4", "kv_heads=2", "head_dim=8", "mlp_width=64")),
     *("data.source.tests=false", "data.tokenizer.vocabulary=512", "data.sequence_length=256", "data.batch_size=2"),
     *("data.validation_sequences=2", "data.workers=0", "trainer.max_steps=3", "trainer.validate_every=3"),
     *("trainer.accumulate=2", "trainer.log_every=1", "evaluation=chunked", "evaluation.long_document=1024"),

@@ -53,7 +53,7 @@ def train(pattern: Pattern, steps: int, settle: int, enough: float) -> tuple[Tra
     """A model of two layers, trained until it is right about `enough` of the needles of every span, or for `steps`; and
     then for `settle` steps in which the learning rate falls to 0. Returns it with the number of steps."""
     torch.manual_seed(3)
-    sizes = dict(width=64, layers=2, heads=4, kv_heads=4, head_dim=16, hidden=64, vocabulary=VOCABULARY)
+    sizes = dict(width=64, layers=2, heads=4, kv_heads=4, head_dim=16, mlp_width=64, vocabulary=VOCABULARY)
     model = Transformer(config(**sizes), plan(pattern))
     optimizer = build_optimizer(
         model, name="muon", learning_rate=RATE, weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95), epsilon=1e-8

@@ -35,7 +35,7 @@ GATED = NativeSparse(**ROUTED | BRANCHES | INDEXER | dict(pooling="mean", combin
 
 def build(pattern, seed: int) -> Transformer:
     torch.manual_seed(seed)
-    sizes = dict(width=64, heads=2, kv_heads=2, head_dim=32, hidden=64, vocabulary=VOCABULARY)
+    sizes = dict(width=64, heads=2, kv_heads=2, head_dim=32, mlp_width=64, vocabulary=VOCABULARY)
     model = Transformer(config(**sizes), plan(pattern, indexer=TRAINING))
     with torch.no_grad():
         # Tokens that share a direction: what heads need to look at a place and not at a content (the key next to a
