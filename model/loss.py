@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.cross_entropy import IGNORE, cross_entropy_
+from kernels.shapes import is_concrete
 
 __all__ = ["IGNORE", "linear_cross_entropy"]
 
@@ -71,7 +72,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, summed in `total`'s dtype where the device's products can be."""
-    if total.is_cuda and total.dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16):
+    # PyTorch 2.11 has no fake-tensor kernel for this product.
+    in_float32 = total.dtype == torch.float32 and left.dtype in (torch.bfloat16, torch.float16)
+    if total.is_cuda and in_float32 and is_concrete(total):
         torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
     else:
         total += left @ right

@@ -43,9 +43,13 @@ def missing(q: Tensor) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def installed() -> bool:
     """Whether FlashAttention-4 can be imported."""
+    return _find()
+
+
+@functools.cache
+def _find() -> bool:
     try:
         return importlib.util.find_spec("flash_attn.cute") is not None
     except ImportError:

@@ -114,6 +114,12 @@ def test_what_a_backend_cannot_do_is_named(monkeypatch):
     assert "dtype torch.float32: must be one of torch.bfloat16" in flash.unsupported(OnCuda, q, q, coarse)
 
 
+def test_whether_it_is_installed_is_a_constant_to_the_compiler():
+    """A compiled layer chooses its backend while it is traced."""
+    chosen = torch.compile(lambda x: x + 1 if flash.installed() else x + 2, fullgraph=True, backend="eager")
+    assert chosen(torch.zeros(1)) == (1 if flash.installed() else 2)
+
+
 @pytest.mark.parametrize(
     ("pattern", "length", "expected"),
     [
