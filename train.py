@@ -145,7 +145,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             return result.summary
         if config["trainer"]["strategy"] == SHARDED:  # this process holds a share of the weights, and is alone now
             model = build_model(config, data.vocabulary)
-            load_weights(model, result.last)
+            load_weights(model, CheckpointFile(result.last))
         row = evaluate_trained(model, data, folder.path, config, progress_bar)
         summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS})
     draw_patterns(

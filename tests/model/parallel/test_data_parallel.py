@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from model.training.checkpoints import read_checkpoint
+from tests.commands import compose
 from tests.model.parallel import training
 from tests.model.parallel.ranks import run_on_ranks
+from tests.scripts.runs import SMALL, write_books
 
 SETTINGS: dict[str, dict] = {
     **{family: dict(family=family) for family in training.PATTERNS},
@@ -73,3 +75,21 @@ def test_a_checkpoint_of_a_sharded_run_is_that_of_one_process(resumed):
     (own,), (other,) = ours["optimizer_states"], theirs["optimizer_states"]
     assert own["param_groups"] == other["param_groups"]
     torch.testing.assert_close(own["state"], other["state"], rtol=0, atol=1e-9)
+
+
+def test_train_py_with_a_sharded_model(tmp_path):
+    """A sharded run ends with its evaluation, and other commands read its checkpoint."""
+    from scripts.evaluate import evaluate
+
+    books = write_books(tmp_path / "books")
+    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={tmp_path / 'cache'}", "evaluation=chunked")
+    trainer = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.compile=false")
+    trainer += ("trainer.devices=2", "trainer.max_steps=2", "trainer.validate_every=2", "optimizer=muon")
+    summaries = run_on_ranks(training.run_train_py, 2, compose(*settings, *trainer), str(tmp_path / "run"))
+    assert summaries[0]["state"] == "finished"
+    row = evaluate(
+        compose(
+            f"checkpoint={tmp_path / 'run' / 'last'}", "accelerator=cpu", "evaluation=chunked", config_name="evaluate"
+        )
+    )
+    assert row["loss"] == pytest.approx(summaries[0]["loss"], rel=1e-6)

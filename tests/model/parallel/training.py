@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,9 +18,10 @@ from data.stream import Stream
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
 from model.training import muon
+from model.training.checkpoints import CheckpointFile
 from model.training.fit import fit
 from model.training.module import LanguageModel
-from model.training.run_folder import RunFolder
+from model.training.run_folder import RUN_FOLDER, RunFolder
 from tests.model.small import config, plan
 
 LENGTH, BATCH, VOCABULARY = 64, 4, 64
@@ -132,7 +134,13 @@ def train(
         folder = RunFolder.create(path, {"name": "tiny"})
     settings = TRAINER | dict(devices=ranks, strategy=strategy) | changes
     with computing_in(dtype):
-        fit(module, Data(), folder, resume=folder.checkpoints / "last.ckpt" if resume else None, **settings)
+        fit(
+            module,
+            Data(),
+            folder,
+            resume=CheckpointFile(folder.checkpoints / "last.ckpt") if resume else None,
+            **settings,
+        )
     with open(folder.metrics_file) as file:
         rows = list(csv.DictReader(file))
     columns = "train/loss", "train/gradient_norm", "validation/loss"
@@ -152,9 +160,24 @@ def computing_in(dtype: torch.dtype) -> Iterator[None]:
         muon.STACK_DTYPE = before[1]
 
 
-def train_on_ranks(cases: Mapping[str, Mapping[str, Any]], root: str) -> dict[str, list[list[float]]]:
-    """Name -> what `train` returns; for run_on_ranks. The ranks are found as torchrun's are."""
+def join_ranks() -> None:
+    """Makes Lightning find the ranks of the default process group, as it finds torchrun's."""
     rank, ranks = str(dist.get_rank()), str(dist.get_world_size())
     os.environ |= dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, LOCAL_WORLD_SIZE=ranks, GROUP_RANK="0")
     os.environ |= dict(TORCHELASTIC_RUN_ID="tests", MASTER_ADDR="localhost", MASTER_PORT="0")
+    rank_zero_only.rank = dist.get_rank()  # Lightning sets it when it is imported
+
+
+def train_on_ranks(cases: Mapping[str, Mapping[str, Any]], root: str) -> dict[str, list[list[float]]]:
+    """Name -> what `train` returns; for run_on_ranks."""
+    join_ranks()
     return {name: train(Path(root) / name, **case) for name, case in cases.items()}
+
+
+def run_train_py(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Runs train.py's `train` on every rank, in one run folder, and returns the summary of the run."""
+    from train import train as train_py
+
+    join_ranks()
+    os.environ[RUN_FOLDER] = path
+    return train_py(dict(settings), Path(path))
