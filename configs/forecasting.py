@@ -11,7 +11,7 @@ from kernels.attention import WHOLE
 from model import AttentionPlan
 from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
 from model.precision import device_of
-from model.training.endings import MEMORY_ADVICE, size
+from model.training.failures import MEMORY_ADVICE, size
 
 NO_FORECAST = "attention.backend={} runs under PyTorch's autograd as a whole: its memory cannot be forecast"
 

@@ -14,7 +14,7 @@ from kernels.dispatch import BACKENDS
 from kernels.shapes import BLOCK_SIZES
 from model.config import ROPE_SCALINGS
 from model.evaluation.protocol import NAMES as PROTOCOLS
-from model.training.endings import ON_NAN
+from model.training.failures import ON_NAN
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 PACKING_NAMES = tuple(PACKINGS)

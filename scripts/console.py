@@ -145,7 +145,7 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from configs.build import ConfigError
     from data import CorpusError
     from model.training.checkpoints import CheckpointError
-    from model.training.endings import DivergedError, RunOutOfMemoryError
+    from model.training.failures import DivergedError, RunOutOfMemoryError
     from model.training.module import LayoutOverflowError
     from model.training.run_folder import RunFolderError
     from model.training.slurm import SlurmError

@@ -79,7 +79,7 @@ def print_forecast(result: "Forecast") -> None:
 
 def forecast_rows(result: "Forecast") -> list[tuple[str, str]]:
     """Returns the table's rows (name, value). Layers of equal cost share a row."""
-    from model.training.endings import size
+    from model.training.failures import size
 
     memory, steps, total = result.memory, result.steps, result.device_bytes
     rows = [

@@ -1,18 +1,22 @@
-"""Training: what happens to a model between a composed config and a finished run folder.
+"""Training: from a built model to a finished run folder.
 
 Read in this order:
 
-    module.py       LanguageModel: the loss, its units, and what a validation measures
+    module.py       LanguageModel: the loss, its units, and the validation
     optimizer.py    parameter groups, AdamW or Muon, learning-rate schedules
     muon.py         Muon, which updates all matrices of one shape at once
-    horizon.py      when a run ends: steps, or seconds
-    fit.py          fit(): puts the parts below around Lightning's loop
+    run_length.py   the end of a run: a number of steps, or of seconds
+    fit.py          fit(): joins the files below in Lightning's Trainer
+    strategies.py   several devices: DDP and FSDP
     run_folder.py   the folder of one run: config.yaml, summary.json, train.log, checkpoints/
-    metrics.py      metrics.csv, and the callback that decides what is logged when
+    metrics.py      metrics.csv, and the callback that logs
     efficiency.py   tokens per second, memory, attention density, FLOPs, MFU
     checkpoints.py  last.ckpt and best.ckpt, written atomically; exact resume
-    interrupt.py    SIGTERM and Ctrl-C
+    failures.py     out of memory, and a loss that is not finite
+    interrupt.py    SIGTERM, SIGUSR1 and Ctrl-C
     progress.py     the console
+    slurm.py        runs in a SLURM job
+    storage.py      files that are written whole or not at all
 
 Imports are explicit (`from model.training.fit import fit`), so that opening a run folder does not import Lightning.
 """

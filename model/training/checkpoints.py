@@ -28,8 +28,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
-from model.training.horizon import Horizon
 from model.training.interrupt import Interrupt, Interrupted
+from model.training.run_length import RunLength
 from model.training.storage import make_folder, replacing
 
 log = logging.getLogger(__name__)
@@ -257,12 +257,12 @@ class Checkpoints(Checkpoint):
         self,
         folder: Path,
         interrupt: Interrupt,
-        horizon: Horizon,
+        run_length: RunLength,
         validate_every: int | None,
         save_every: int | None,
     ):
         self.last, self.best = folder / "last.ckpt", folder / "best.ckpt"
-        self.interrupt, self.horizon = interrupt, horizon
+        self.interrupt, self.run_length = interrupt, run_length
         self.validate_every, self.save_every = validate_every, save_every
         self.best_loss = float("inf")
         self.best_step: int | None = None
@@ -274,7 +274,7 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         if not module.stepped:
             return
-        step, at_end = trainer.global_step, self.horizon.over
+        step, at_end = trainer.global_step, self.run_length.over
         if at_end:
             trainer.should_stop = True  # Lightning then validates after this step, even if it is off the beat
         interrupted = not at_end and self.interrupt.requested(trainer)  # at the end there is nothing left to interrupt
@@ -288,7 +288,7 @@ class Checkpoints(Checkpoint):
             raise Interrupted(f"{self.interrupt.received or 'another process'} at step {step}")
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        within_fit = trainer.state.fn == "fit" and not self.horizon.over
+        within_fit = trainer.state.fn == "fit" and not self.run_length.over
         if within_fit and self.interrupt.requested(trainer):
             self.owes_validation = True
             self._save(trainer, module, self.last)

@@ -21,18 +21,18 @@ from model.training.checkpoints import (
     go_back_to,
 )
 from model.training.efficiency import Efficiency, FetchTimer
-from model.training.endings import (
+from model.training.failures import (
     OUT_OF_MEMORY,
     RunOutOfMemoryError,
     is_out_of_memory,
     out_of_memory_message,
 )
-from model.training.horizon import FOREVER, Horizon
 from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
 from model.training.progress import Progress
 from model.training.run_folder import RunFolder, config_hash, resume_command
+from model.training.run_length import FOREVER, RunLength
 from model.training.slurm import cluster_environment
 from model.training.storage import StorageError
 from model.training.strategies import build_strategy
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 TRAINED = "trained"
-"""The `state` in summary.json of a run that has trained to its end and has not been evaluated yet."""
+"""The `state` in summary.json of a run that is trained to its end and not evaluated yet."""
 
 
 @dataclass(frozen=True)
@@ -78,34 +78,35 @@ def fit(
     resume: CheckpointFile | None = None,
     forecast: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM, SIGUSR1 or Ctrl-C; either way the run can
-    be continued.
+    """Trains `module` until `max_steps` or `max_seconds`, or until SIGTERM, SIGUSR1 or Ctrl-C. The run can be continued
+    in each case.
 
     Args:
-        folder: where metrics.csv, summary.json and checkpoints/ go.
-        max_steps: optimizer steps of the whole run; schedules end here. None: only seconds end it.
-        max_seconds: measured seconds of training of the whole run (horizon.py), which schedules then follow; None for
-            no such end. Whichever comes first.
-        accumulate: micro-batches a step; their gradients are weighted by scored tokens (module.py).
-        gradient_clip: largest norm of the gradient; None leaves it alone.
-        validate_every: optimizer steps between validations (the last step always has one); None for none at all.
-        save_every: optimizer steps between saves of last.ckpt besides those after validations; None for none.
+        folder: the run's folder; metrics.csv, summary.json and checkpoints/ are written there.
+        max_steps: optimizer steps of the whole run, and the end of the learning-rate schedule; None for no limit.
+        max_seconds: measured seconds of training of the whole run (run_length.py), which the schedule then follows;
+            None for no limit. The limit that is reached first ends the run.
+        accumulate: micro-batches per step; their gradients are weighted by scored tokens (module.py).
+        gradient_clip: largest norm of the gradient; None for no clipping.
+        validate_every: optimizer steps between validations, which also follow the last step; None for no validation.
+        save_every: optimizer steps between further saves of last.ckpt, besides those after validations; None for none.
         log_every: optimizer steps between rows of metrics.csv.
         precision, accelerator, devices, strategy: as Lightning's Trainer takes them; `ddp` and `fsdp2` are those of
             strategies.py.
-        on_nan: what a loss or gradient that is not finite does: "stop", or "skip_step", which leaves weights and
-            optimizer as they are and goes on (and waits for the device at every step, to look).
-        max_skipped_steps: so many in the whole run; one more ends it.
+        on_nan: "stop" ends the run at a loss or gradient that is not finite. "skip_step" leaves weights and optimizer
+            unchanged and continues; each step then waits for the device.
+        max_skipped_steps: largest number of skipped steps in the whole run.
         loggers, callbacks: further ones (wandb, ...).
-        resume: a checkpoint to continue from, exactly; its metrics.csv rows and best score go on in `folder`, whose
-            config.yaml becomes the module's config.
-        forecast: the run's forecast, which summary.json and an out-of-memory error show.
+        resume: a checkpoint to continue from, exactly. Rows of metrics.csv and the best score are kept, and the
+            folder's config.yaml becomes the module's config.
+        forecast: the run's memory forecast, for summary.json and for the message of an out-of-memory error.
 
     Raises:
-        CheckpointError: `resume` does not fit the model, or a run cannot continue from it; `folder` is then as before.
-        DivergedError: the loss became NaN or infinite; summary.json then says `failed`.
-        RunOutOfMemoryError: memory did not suffice; summary.json then says `out of memory`.
-        StorageError: a file cannot be written; summary.json then says `failed`, and last.ckpt is the last whole one.
+        CheckpointError: `resume` does not fit the model, or a run cannot continue from it. No file has changed.
+        DivergedError: the loss or gradient is not finite; the state in summary.json is `failed`.
+        RunOutOfMemoryError: a device ran out of memory; the state in summary.json is `out of memory`.
+        StorageError: a file cannot be written; the state in summary.json is `failed`, and last.ckpt is the last whole
+            one.
     """
     module.on_nan, module.max_skipped_steps, module.checkpoint = (
         on_nan,
@@ -115,14 +116,14 @@ def fit(
     quieten_lightning()
     fetch_timer, interrupt = FetchTimer(), Interrupt()
     efficiency = Efficiency(fetch_timer)
-    horizon = Horizon(max_steps, max_seconds, efficiency)
-    progress = Progress(horizon)
+    run_length = RunLength(max_steps, max_seconds, efficiency)
+    progress = Progress(run_length)
     module.ends = [max_steps, max_seconds]
     if max_seconds is not None:
-        module.progress = lambda: horizon.progress
+        module.progress = lambda: run_length.progress
     metrics = MetricsCSV(folder.metrics_file)
-    recorder = Recorder(log_every, metrics, efficiency, horizon, progress)
-    checkpoints = Checkpoints(folder.checkpoints, interrupt, horizon, validate_every, save_every)
+    recorder = Recorder(log_every, metrics, efficiency, run_length, progress)
+    checkpoints = Checkpoints(folder.checkpoints, interrupt, run_length, validate_every, save_every)
     trainer = Trainer(
         max_steps=max_steps or FOREVER,
         max_epochs=-1,
@@ -137,11 +138,11 @@ def fit(
         accelerator=accelerator,
         devices=devices,
         strategy=build_strategy(strategy),
-        # The order matters: a step is measured, then logged, then shown, and saved last, with all of that behind it.
+        # The order matters: a step is measured, logged, shown, and saved last, so that a checkpoint holds all of these.
         callbacks=[
             interrupt,
             efficiency,
-            horizon,
+            run_length,
             recorder,
             progress,
             *callbacks,
@@ -172,7 +173,7 @@ def fit(
             path = resume.path if resume else None
             trainer.fit(module, datamodule=datamodule, ckpt_path=path, weights_only=True if path else None)
         state = "finished"
-        if validate_every and not module.validation_metrics:  # resumed after its last step: only the number is missing
+        if validate_every and not module.validation_metrics:  # resumed after its last step, where no validation ran
             trainer.validate(module, datamodule=datamodule, verbose=False)
     except Interrupted as request:
         state = "interrupted"
@@ -186,8 +187,10 @@ def fit(
     except SystemExit as stop:  # Lightning's answer to KeyboardInterrupt, and the end of a Hydra sweep
         raise KeyboardInterrupt from stop
     finally:
-        measured = efficiency.summary() if efficiency.session_steps else {}  # else an earlier session's stays
-        written = TRAINED if state == "finished" else state  # "finished" is for a run that has been evaluated, too
+        measured = (
+            efficiency.summary() if efficiency.session_steps else {}
+        )  # else the numbers of an earlier session stay
+        written = TRAINED if state == "finished" else state  # "finished" means trained and evaluated
         summary = measured | _quality(module) | {"state": written, "step": trainer.global_step}
         if module.skipped_steps:
             summary["skipped_steps"] = module.skipped_steps
@@ -242,7 +245,7 @@ def _quality(module: LanguageModel) -> dict[str, float]:
 
 
 def quieten_lightning() -> None:
-    """Its tips and hardware lists say nothing about this run; its warnings stay, except those that are wrong here."""
+    """Silences Lightning's tips and hardware lists, and those of its warnings that are wrong for these runs."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (

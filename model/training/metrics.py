@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from model.training.efficiency import Efficiency
-from model.training.horizon import Horizon
 from model.training.progress import Progress
+from model.training.run_length import RunLength
 from model.training.storage import naming, write_atomically
 
 
@@ -95,17 +95,17 @@ class Recorder(Callback):
     """
 
     def __init__(
-        self, log_every: int, metrics: MetricsCSV, efficiency: Efficiency, horizon: Horizon, progress: Progress
+        self, log_every: int, metrics: MetricsCSV, efficiency: Efficiency, run_length: RunLength, progress: Progress
     ):
         self.log_every = log_every
         self.metrics = metrics
         self.efficiency = efficiency
-        self.horizon = horizon
+        self.run_length = run_length
         self.progress = progress
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if module.stepped and (step % self.log_every == 0 or self.horizon.over):
+        if module.stepped and (step % self.log_every == 0 or self.run_length.over):
             values = module.train_metrics()
             values |= self.efficiency.measure(module)
             self._log(trainer, step, values)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from model.loss import IGNORE
 from model.training.checkpoints import check_keys
-from model.training.endings import ON_NAN, DivergedError, diverged_message
+from model.training.failures import ON_NAN, DivergedError, diverged_message
 from model.training.optimizer import build_optimizer, build_schedule
 from model.training.strategies import FullyShardedStrategy
 
@@ -61,7 +61,7 @@ class LanguageModel(lightning.LightningModule):
         self.batch_size = self.batch_tokens = 0  # sequences and positions in it
         self.learning_rate = 0.0
         self.validation_metrics: dict[str, float] = {}
-        self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (horizon.py)
+        self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (run_length.py)
         self.ends: list[float | None] = []  # max_steps and max_seconds of this session
         self.saved_ends: list[float | None] | None = None  # of the session that saved the checkpoint
         self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() says otherwise
@@ -92,7 +92,7 @@ class LanguageModel(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Sets the learning rate of the first step from this session's schedule. The checkpoint holds the rate of the
         previous session, which may have had another end. With an unchanged end in seconds the saved rate stays, because
-        the schedule reads the time of an earlier step (horizon.py)."""
+        the schedule reads the time of an earlier step (run_length.py)."""
         if self.progress is not None and self.saved_ends == self.ends:
             return
         for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):

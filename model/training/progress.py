@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from model.training.horizon import Horizon
+from model.training.run_length import RunLength
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +27,18 @@ SHOWN = {
 class Progress(Callback):
     """Shows what metrics.Recorder logs."""
 
-    def __init__(self, horizon: Horizon, console: Console | None = None):
-        self.horizon = horizon
+    def __init__(self, run_length: RunLength, console: Console | None = None):
+        self.run_length = run_length
         self.console = console or Console(stderr=True)
         self.bar: Bar | None = None
         self.active = False
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.active = trainer.is_global_zero
-        self.progress_before, self.started = self.horizon.progress, time.perf_counter()
+        self.progress_before, self.started = self.run_length.progress, time.perf_counter()
         if self.active and self.console.is_terminal:
             self.bar = Bar(
-                TextColumn("step" if self.horizon.max_steps else "second"),
+                TextColumn("step" if self.run_length.max_steps else "second"),
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("{task.description}"),
@@ -47,7 +47,7 @@ class Progress(Callback):
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            total = self.horizon.max_steps or round(self.horizon.max_seconds)
+            total = self.run_length.max_steps or round(self.run_length.max_seconds)
             self.task = self.bar.add_task("", total=total, completed=self._completed(trainer))
             self.bar.start()
 
@@ -56,7 +56,7 @@ class Progress(Callback):
             self.bar.update(self.task, completed=self._completed(trainer))
 
     def _completed(self, trainer: Trainer) -> int:
-        return trainer.global_step if self.horizon.max_steps else round(self.horizon.seconds)
+        return trainer.global_step if self.run_length.max_steps else round(self.run_length.seconds)
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """One logged event: the bar's text, or one line."""
@@ -64,12 +64,12 @@ class Progress(Callback):
             return
         text = "  ".join(form.format(values[key]) for key, form in SHOWN.items() if key in values)
         if self.bar is None or "validation/loss" in values:
-            log.info("step %s  %s  ETA %s", self.horizon.describe(step), text, self._eta())
+            log.info("step %s  %s  ETA %s", self.run_length.describe(step), text, self._eta())
         else:
             self.bar.update(self.task, description=text)
 
     def _eta(self) -> str:
-        done, left = self.horizon.progress - self.progress_before, max(0.0, 1 - self.horizon.progress)
+        done, left = self.run_length.progress - self.progress_before, max(0.0, 1 - self.run_length.progress)
         if done <= 0:
             return "-"
         seconds = round((time.perf_counter() - self.started) / done * left)

@@ -12,11 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from model.training import endings
+from model.training import failures
 from model.training.run_folder import RunFolderError
 
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
-OUT_OF_MEMORY = endings.OUT_OF_MEMORY  # the same word as in a run's summary.json
+OUT_OF_MEMORY = failures.OUT_OF_MEMORY  # the same word as in a run's summary.json
 
 MANIFEST_FILE = "manifest.json"
 

@@ -156,7 +156,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    from model.training.endings import RunOutOfMemoryError, is_out_of_memory
+    from model.training.failures import RunOutOfMemoryError, is_out_of_memory
 
     return isinstance(error, RunOutOfMemoryError) or is_out_of_memory(error)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from model.training.endings import OUT_OF_MEMORY, RunOutOfMemoryError
+from model.training.failures import OUT_OF_MEMORY, RunOutOfMemoryError
 from model.training.run_folder import RunFolder
 from tests.commands import compose, run
 from tests.scripts.runs import write_books

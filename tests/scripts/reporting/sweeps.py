@@ -27,7 +27,7 @@ PATTERNS = {
 TRACEBACK = """Traceback (most recent call last):
   File "train.py", line 58, in train
     result = fit(module, data, folder, **trainer, loggers=loggers, resume=checkpoint)
-model.training.endings.RunOutOfMemoryError: out of memory: 71.2 GiB forecast, 68.0 GiB there"""
+model.training.failures.RunOutOfMemoryError: out of memory: 71.2 GiB forecast, 68.0 GiB there"""
 
 
 def make_sweep(

@@ -1,4 +1,4 @@
-"""How a run ends before its time: out of memory, or with a loss that is no number any more."""
+"""Failures of training: a device out of memory, and a loss or gradient that is not finite."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 OUT_OF_MEMORY = "out of memory"
-"""The `state` in summary.json of a run that ended so."""
+"""The `state` in summary.json of a run that ran out of memory."""
 
 ON_NAN = ("stop", "skip_step")
+"""The values of trainer.on_nan."""
 
 CPU_MESSAGES = ("not enough memory: you tried to allocate", "can't allocate memory")
-"""What PyTorch's CPU allocator says in its RuntimeErrors."""
+"""Parts of the messages of PyTorch's CPU allocator, which raises plain RuntimeErrors."""
 
 
 MEMORY_ADVICE = (
@@ -30,7 +31,7 @@ class DivergedError(ArithmeticError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory did not suffice, on a GPU or a CPU."""
+    """Whether an exception means that a GPU or CPU ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_MESSAGES)
@@ -53,11 +54,11 @@ def out_of_memory_message(
 
 
 NAMED = 8
-"""Documents of a batch that a message names; of more it says how many."""
+"""Largest number of documents that a message names; the others are counted."""
 
 
 def diverged_message(step: int, documents: Sequence[str], checkpoint: Path | None, skipped: int) -> str:
-    """One line: the step, its documents, the last good checkpoint, and what to try."""
+    """Returns one line: the step, its documents, the last good checkpoint, and settings to try."""
     parts = [f"step {step}: the loss or its gradient is not finite"]
     if skipped:
         parts.append(f"the {skipped}. such step, and trainer.max_skipped_steps allows {skipped - 1}")

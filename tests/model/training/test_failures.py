@@ -11,7 +11,7 @@ import torch
 from stand_ins import TRAINER, TinyData, TinyModel, new_module, run_folder
 
 from model.training.checkpoints import CheckpointFile
-from model.training.endings import DivergedError, RunOutOfMemoryError, is_out_of_memory
+from model.training.failures import DivergedError, RunOutOfMemoryError, is_out_of_memory
 from model.training.fit import fit
 from model.training.metrics import read_rows
 
