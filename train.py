@@ -59,6 +59,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.forecasting import forecast_before_training
     from configs.tokenizer import as_resumed, tokenizer_of
     from data.tokenizers import load as load_tokenizer
+    from model.precision import SHARDED
     from model.training.checkpoints import CheckpointFile, load_weights
     from model.training.fit import fit
     from model.training.module import LanguageModel
@@ -72,7 +73,6 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     )  # fmt: skip
     from model.training.slurm import check_tasks, slurm_run_path
     from model.training.storage import replacing
-    from model.training.strategies import SHARDED
     from scripts.console import print_report, progress_bar
     from scripts.reporting.pictures import draw_loss_by_position, draw_patterns
 

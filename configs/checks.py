@@ -19,6 +19,7 @@ from data import DataModule
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
 from model import AttentionPlan
 from model.attention import family_of
+from model.precision import SHARDED
 
 # The commands
 
@@ -144,7 +145,7 @@ def check_devices(trainer: schema.Trainer) -> None:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from model.training.fit import quieten_lightning
-    from model.training.strategies import SHARDED, SUPERSEDED, build_strategy
+    from model.training.strategies import SUPERSEDED, build_strategy
 
     if trainer.strategy in SUPERSEDED:
         raise refused("trainer.strategy", trainer.strategy, f"{SHARDED}, which trainer=fsdp sets, or ddp, or auto")

@@ -10,6 +10,10 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """The dtype of autocast by precision; no autocast for every other precision."""
 
 
+SHARDED = "fsdp2"
+"""The `trainer.strategy` that shards the model over the devices (training/strategies.py)."""
+
+
 def device_of(accelerator: str) -> torch.device:
     """Returns the device that an accelerator (cpu, cuda, gpu or auto) stands for on this machine."""
     return torch.device("cuda" if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available() else "cpu")

@@ -22,17 +22,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import loss
 from ..attention import AttentionLayout
-from ..precision import AUTOCAST, DTYPES
+from ..precision import AUTOCAST, DTYPES, SHARDED
 from ..training.optimizer import build_optimizer
 from ..transformer import Transformer
 from .compiled import trace_compiled
 from .fake_layouts import map_tensors, tensors_of
 from .memory_tracker import MemoryTracker
+from .sample import devices_of
 from .workspace import workspace_bytes
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "weights, copies in low precision", "gradients", "optimizer state"
 BATCH, LAYOUTS, EMBEDDING = "batch", "layouts", "embedding and positions"
 LOSS, BACKWARD, UPDATE = "logits and loss", "workspace of the backward pass", "workspace of the update"
+GATHERED = "gathered weights and gradients"  # of a model that FSDP2 shards
 LAYER, COPIES_OF = "activations of ", "copies of "  # prefixes of a pattern's name
 
 GRANULARITY = {"cpu": 64, "cuda": 512}
@@ -206,8 +208,26 @@ class FakeStep:
             ("backward", fixed + gradients),
         ]
         layer = max(self.tracker.heap_peak[LAYER + name] for name in self.names.values())
-        steps = [StepMemory(dict(self._at_peak(phase) + more), phase, layer) for phase, more in phases]
+        steps = [
+            StepMemory(self._of_one_rank(self._at_peak(phase) + more, phase), phase, layer) for phase, more in phases
+        ]
         return max(steps, key=lambda step: step.total)
+
+    def _of_one_rank(self, parts: Counter[str], phase: str) -> dict[str, int]:
+        """Returns what one rank holds where FSDP2 shards the model: its share, and what is gathered around a layer."""
+        ranks = devices_of(self.config["trainer"]) if self.config["trainer"]["strategy"] == SHARDED else 1
+        if ranks == 1:
+            return dict(parts)
+        share = {label: -(-parts[label] // ranks) for label in (WEIGHTS, OPTIMIZER, GRADIENTS)}
+        bytes_of = lambda module: sum(p.numel() * p.element_size() for p in module.parameters())  # noqa: E731
+        layer = max(map(bytes_of, self.model.layers))
+        root = bytes_of(self.model) - sum(map(bytes_of, self.model.layers))
+        if AUTOCAST.get(self.config["trainer"]["precision"]) is not None:
+            layer //= 2  # layers are gathered in bf16 and not copied for autocast
+            share[COPIES] = self.tracker.peak_by_label[phase].get(COPIES, 0)
+        # The next layer is gathered while one runs; gradients of two layers wait for their reduction.
+        gathered = {"update": 0, "forward": root + 2 * layer, "backward": 2 * root + 4 * layer}[phase]
+        return dict(parts) | share | {GATHERED: gathered}
 
     def _at_peak(self, phase: str) -> Counter[str]:
         held = Counter[str]()

@@ -19,8 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-SHARDED = "fsdp2"
-"""The `trainer.strategy` of FullyShardedStrategy."""
+from model.precision import SHARDED
 
 SUPERSEDED = ("fsdp", "fsdp_cpu_offload", "model_parallel")
 """Lightning's names that fail here: FSDP1 flattens the matrices that Muon needs, and the last needs our `shard`."""

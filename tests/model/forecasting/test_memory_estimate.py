@@ -11,6 +11,7 @@ import torch
 from configs.build import build_model
 from model.forecasting.memory_estimate import (
     COPIES,
+    GATHERED,
     GRADIENTS,
     LAYER,
     OPTIMIZER,
@@ -181,3 +182,19 @@ def test_what_a_heap_keeps_follows_from_one_layer(composed):
     fake_step.run()
     kept = fake_step.held[LAYER + "local"]
     assert found[0] == found[1] and all(kept <= each < 1.2 * kept for each in found)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_rank_of_a_sharded_model_holds_its_share(composed, precision):
+    alone, sharded = {}, {}
+    for parts, devices in ((alone, 1), (sharded, 4)):
+        trainer = ("trainer.strategy=fsdp2", f"trainer.devices={devices}", f"trainer.precision={precision}")
+        config, model, _, layouts = model_and_layouts(composed, "window", "model.layers=8", "optimizer=muon", *trainer)
+        parts |= estimate_step(model, layouts, BATCH, LENGTH, config, CPU).parts
+    for part in (WEIGHTS, OPTIMIZER, GRADIENTS):
+        assert sharded[part] == pytest.approx(alone[part] / 4, rel=0.01), part
+    width = 4 if precision == "32-true" else 2
+    layer = width * sum(p.numel() for p in model.layers[0].parameters())
+    root = 4 * (sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.layers.parameters()))
+    assert sharded[GATHERED] in (root + 2 * layer, 2 * root + 4 * layer) and GATHERED not in alone
+    assert (sharded.get(COPIES, 0) < alone.get(COPIES, 0)) == (precision == "bf16-mixed")
