@@ -1,4 +1,4 @@
-"""Runs on the same documents: their difference, paired, which is far surer than the difference of two averages."""
+"""The paired difference of two runs on the same documents, which varies far less than the difference of two means."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from model.evaluation.statistics import bootstrap
 
 @dataclass(frozen=True)
 class Difference:
-    """One run minus another, negative where the first is better; 95 % bounds (bootstrap over documents, each document
-    drawn for both runs at once). The loss (nats a token) is null where the runs' tokenizers differ."""
+    """One run minus another; negative if the first is better. `low` and `high` are 95 % bounds (bootstrap over
+    documents, each drawn for both runs at once). The loss (nats per token) is null if the runs' tokenizers differ."""
 
     loss: float | None
     loss_low: float | None
@@ -25,7 +25,13 @@ class Difference:
 
 
 def compare(run: list[np.ndarray], against: list[np.ndarray], sizes: Sequence[int], *, same_tokens: bool) -> Difference:
-    """run, against: token losses (nats) of the same documents, in the same order. sizes: bytes of each document."""
+    """Returns run minus against.
+
+    Args:
+        run, against: token losses (nats) of the same documents, in the same order.
+        sizes: bytes of each document.
+        same_tokens: whether both runs have the same tokenizer.
+    """
     nats = np.array([a.sum() - b.sum() for a, b in zip(run, against, strict=True)])
     size = np.array(sizes)
     bits = [value / math.log(2) for value in (nats.sum() / size.sum(), *bootstrap(nats, size))]

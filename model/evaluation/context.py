@@ -1,7 +1,7 @@
-"""What more context is worth: the loss of the same tokens given 512, 1,024, ... tokens before them.
+"""The loss of the same tokens with shorter and longer context: given 512, 1,024, ... tokens before them.
 
-A loss that falls with position says that later tokens are easier, or that context helps. Here the tokens stay the same
-and only what precedes them is cut.
+A loss that falls with position can mean that later tokens are easier, or that context helps. Here the scored tokens
+stay the same, and only the tokens before them are cut.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from model.evaluation.statistics import mean_and_bounds
 from model.transformer import Transformer
 
 WHOLE = "whole"
-"""The context that reaches back to the document's beginning."""
+"""The context that starts at the beginning of the document."""
 
 
 @dataclass(frozen=True)
 class ContextLoss:
-    """Loss (nats a token) of the last tokens of the documents, the first of them given `context` tokens; bounds as in
-    a Bucket."""
+    """Loss (nats per token) of the last tokens of the documents. The first of these tokens is given `context` tokens.
+    `low` and `high` are bounds as in perplexity.Bucket."""
 
     context: int | str
     documents: int
@@ -34,7 +34,7 @@ class ContextLoss:
 
 
 def context_documents(documents: Documents, contexts: Sequence[int | str], targets: int) -> list[int]:
-    """The documents on which every one of `contexts` can be had: the same for each of them."""
+    """Returns the documents that are long enough for every context; all contexts are scored on these."""
     longest = max((context for context in contexts if context != WHOLE), default=1)
     return [document for document in range(len(documents)) if len(documents.tokens(document)) >= longest + targets]
 
@@ -42,7 +42,7 @@ def context_documents(documents: Documents, contexts: Sequence[int | str], targe
 def context_work(
     documents: Documents, contexts: Sequence[int | str], targets: int
 ) -> list[tuple[int | str, int, Segment]]:
-    """(context, document, segment) of everything that is to be scored."""
+    """Returns (context, document, segment) of all segments to score."""
     work = []
     for context in contexts:
         for document in context_documents(documents, contexts, targets):
@@ -62,11 +62,16 @@ def losses_by_context(
     store: LossStore | None = None,
     progress: Progress = lambda tokens: None,
 ) -> list[ContextLoss]:
-    """The loss of the last `targets` tokens of every document that is long enough, under each of `contexts`.
+    """Returns the loss of the last `targets` tokens of every document that is long enough, under each of `contexts`; []
+    if no document is.
 
-    contexts: tokens before the first target (each at least 1), or WHOLE. Documents shorter than the longest context
-    and the targets together are left out under every context; [] where none is left. ValueError: a context is longer
-    than what the model takes.
+    Args:
+        contexts: numbers of tokens before the first target (each at least 1), or WHOLE. A document shorter than the
+            longest context and the targets together is left out under every context.
+        tokens_at_once, store, progress: as for scoring.token_losses.
+
+    Raises:
+        ValueError: a context exceeds the model's limit.
     """
     work = context_work(documents, contexts, targets)
     longest = max((segment.stop - segment.start for _, _, segment in work), default=0)

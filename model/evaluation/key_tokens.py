@@ -1,8 +1,8 @@
-"""LongPPL: the loss on those tokens alone that long context helps (Fang et al. 2024).
+"""LongPPL: the loss on key tokens, those whose loss long context lowers (Fang et al. 2024).
 
-An evaluator model scores every token with long and with short context. A token is a key token where the long context
-lowers its loss by more than `gain` nats (the paper's long-short difference) and leaves it at log-likelihood above
-`confidence` (its long-context likelihood): what is then still improbable was not in the context after all.
+An evaluator model scores every token with long and with short context. A token is a key token if the long context
+lowers its loss by more than `gain` nats (the paper's long-short difference), and its log-likelihood with long context
+is above `confidence` (the paper's long-context likelihood): a token that stays improbable is not in the context.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from model.evaluation.statistics import bootstrap
 
 @dataclass(frozen=True)
 class KeyTokens:
-    """The loss (nats) and perplexity (the paper's LongPPL) on key tokens; bounds over the documents that have any.
-    Null where there is no key token."""
+    """The loss (nats) and perplexity (the paper's LongPPL) on key tokens, with bounds over the documents that have any.
+    The numbers are null if there is no key token."""
 
     tokens: int
     documents: int
@@ -28,16 +28,21 @@ class KeyTokens:
 
 
 def short_protocol(short_context: int) -> Protocol:
-    """How the evaluator scores with short context: every token sees `short_context` tokens at most and, from there on,
-    three quarters of that at least."""
+    """Returns the evaluator's protocol for short context: a token sees at most `short_context` tokens and, after the
+    first window, at least three quarters of that."""
     return Protocol("sliding", short_context, max(1, short_context // 4))
 
 
 def find_key_tokens(
     long: list[np.ndarray], short: list[np.ndarray], *, gain: float, confidence: float
 ) -> list[np.ndarray]:
-    """Which tokens are key tokens: booleans like `long` and `short`, the evaluator's token losses (nats), one array a
-    document. `gain` > 0 nats; `confidence`: log-likelihood, <= 0."""
+    """Returns which tokens are key tokens: one boolean array per document.
+
+    Args:
+        long, short: the evaluator's token losses (nats) with long and short context, one array per document.
+        gain: nats, > 0.
+        confidence: log-likelihood, <= 0.
+    """
     return [
         (with_less - with_more > gain) & (-with_more > confidence)
         for with_more, with_less in zip(long, short, strict=True)
@@ -45,7 +50,7 @@ def find_key_tokens(
 
 
 def summarize_key_tokens(losses: list[np.ndarray], chosen: list[np.ndarray]) -> KeyTokens:
-    """The loss of a model, from its token losses, on the tokens that `find_key_tokens` chose."""
+    """Returns the loss of a model on key tokens, from its token losses and the result of `find_key_tokens`."""
     kept = [loss[where] for loss, where in zip(losses, chosen, strict=True) if where.any()]
     if not kept:
         return KeyTokens(0, 0, None, None, None, None)

@@ -1,5 +1,5 @@
-"""From each token's loss to perplexity and bits per byte of held-out documents, as a whole and by position within the
-document. Sums of nats are float64.
+"""From token losses to perplexity and bits per byte of held-out documents, in total and by position in the document.
+Sums of nats are float64.
 """
 
 import math
@@ -17,16 +17,16 @@ EDGES = (0, *(2**i for i in range(9, 31)))
 """Edges of the position buckets: [0, 512), [512, 1024), [1024, 2048), ..."""
 
 FIRST = 512
-"""Tokens at the beginning of a document against which its last quarter is held."""
+"""First tokens of a document, whose loss is compared with that of its last quarter."""
 
 TRAILING = 2048
-"""Tokens at the end of a document that count as its far end."""
+"""Last tokens of a document, whose loss `Trailing` holds."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Loss (nats a token) of the tokens at positions `[start, stop)` of their documents; `low` and `high` bound its
-    mean over documents with 95 % confidence (bootstrap over documents; equal where one document reaches the bucket)."""
+    """Loss (nats per token) of the tokens at positions `[start, stop)` of their documents. `low` and `high` are its
+    95 % bounds (bootstrap over documents), and equal if only one document reaches the bucket."""
 
     start: int
     stop: int
@@ -39,7 +39,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Trailing:
-    """Loss of the last `tokens / documents` tokens of every document that has so many; bounds as in a Bucket."""
+    """Loss of the last TRAILING tokens of every document that is long enough; bounds as in a Bucket."""
 
     documents: int
     tokens: int
@@ -52,9 +52,9 @@ class Trailing:
 class Evaluation:
     """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents).
 
-    `word_perplexity`: the total over the number of words of the untokenized text, exponentiated (as PG-19 is reported,
-    Rae et al. 2019), and so independent of the tokenizer. `loss_first_512` and `loss_last_quarter` are over the long
-    documents alone; `trailing` is null where no document is long enough.
+    `word_perplexity` is exp(nats / words of the text), which does not depend on the tokenizer (as for PG-19, Rae et al.
+    2019). `loss_first_512` and `loss_last_quarter` are means over long documents alone; `trailing` is null if no
+    document is long enough.
     """
 
     protocol: dict[str, object]
@@ -81,10 +81,11 @@ class Evaluation:
 
 
 def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol, *, long_document: int) -> Evaluation:
-    """The row of evaluation.json.
+    """Returns the row of evaluation.json.
 
-    losses: each document's token losses (nats, float64), as `token_losses` gives them. `long_document`: tokens from
-    which on a document counts for `loss_first_512` against `loss_last_quarter`.
+    Args:
+        losses: token losses (nats, float64) of each document, from scoring.token_losses.
+        long_document: least number of tokens of a document that counts for `loss_first_512` and `loss_last_quarter`.
     """
     nats = np.array([loss.sum() for loss in losses])
     tokens = np.array([len(loss) for loss in losses])
@@ -118,7 +119,7 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
 
 
 def perplexity(nats: float, count: int) -> float:
-    """exp(nats / count); a loss beyond all hope gives a large finite number."""
+    """Returns exp(nats / count), with the exponent limited to 700 so that the result is finite."""
     return math.exp(min(nats / count, 700.0))
 
 

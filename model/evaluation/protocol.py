@@ -1,4 +1,4 @@
-"""How a document longer than the model's window is cut for scoring; each of its tokens is scored exactly once."""
+"""Scoring protocols: how a document is cut into segments that score each of its tokens exactly once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ NAMES = ("whole", "sliding", "chunked")
 
 @dataclass(frozen=True)
 class Segment:
-    """The model reads tokens `[start, stop)` of a document and is scored on those tokens after them that lie in
-    `[scored, stop]`: token `i + 1` is predicted from `[start, i]`."""
+    """The model reads tokens `[start, stop)` of a document. Its predictions of the tokens `[scored, stop]` are scored;
+    token `i + 1` is predicted from tokens `[start, i]`."""
 
     start: int
     stop: int
@@ -22,7 +22,8 @@ class Protocol:
     the ones before did not score, so that every token but the first window's sees at least `window - stride` tokens
     (`stride` null: half a window). `chunked`: disjoint windows, each starting from nothing.
 
-    Raises ValueError, naming the key, for an unknown name or sizes that cannot be.
+    Raises:
+        ValueError: an unknown name, or sizes that do not fit; the message names the key.
     """
 
     name: str
@@ -41,11 +42,11 @@ class Protocol:
 
     @property
     def min_context(self) -> int | None:
-        """Tokens that every scored token can see at least, the first window's aside; None: all that precede it."""
+        """Least number of tokens before a scored token after the first window; None: all tokens that precede it."""
         return {"whole": None, "sliding": (self.window or 0) - (self.stride or 0), "chunked": 0}[self.name]
 
     def segments(self, tokens: int) -> Iterator[Segment]:
-        """The segments of a document of `tokens` tokens, the beginning-of-document token included."""
+        """Yields the segments of a document of `tokens` tokens, the beginning-of-document token included."""
         inputs = tokens - 1  # the last token is only ever predicted
         if inputs < 1:
             return
@@ -60,7 +61,7 @@ class Protocol:
             start += step
 
     def describe(self) -> dict[str, object]:
-        """The protocol as evaluation.json names it."""
+        """Returns the protocol as evaluation.json holds it."""
         return {
             "name": self.name,
             "window": self.window,

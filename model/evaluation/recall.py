@@ -1,7 +1,7 @@
-"""Whether a model answers: exact match under greedy decoding, and the loss of the right answer, from one forward pass.
+"""Exact match of answers under greedy decoding, and the loss of the right answer, from one forward pass.
 
-Greedy decoding gives an answer exactly if and only if each of its tokens is the arg max given the right ones before it:
-as long as it was right so far, the model has read what teacher forcing shows it. So nothing is decoded.
+Greedy decoding gives an answer if and only if each of its tokens is the arg max given the right tokens before it. One
+forward pass over the sequence with its right answer therefore decides it, and nothing is decoded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ from model.loss import IGNORE
 from model.transformer import Transformer
 
 BAR = 0.856
-"""Share of right answers that counts as mastery of a length: Llama 2 7B's at 4k in RULER (Hsieh et al. 2024)."""
+"""Share of exact answers that a model must reach at a length: that of Llama 2 7B at 4k in RULER (Hsieh et al. 2024)."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`exact`: greedy decoding gives it. `nll`: nats of the right answer, all `tokens` of it."""
+    """`exact`: whether greedy decoding gives the right answer. `nll`: the nats of all its `tokens`."""
 
     exact: bool
     nll: float
@@ -30,7 +30,7 @@ class Answer:
 
 
 def answer_spans(targets: Tensor) -> Iterator[slice]:
-    """Where the answers of one sequence lie: runs of scored tokens in int64 `[length]`."""
+    """Yields the slices of one sequence that hold answers: runs of scored tokens in targets int64 `[length]`."""
     scored = F.pad((targets != IGNORE).to(torch.int8).cpu(), (1, 1)).numpy()
     edges = np.flatnonzero(np.diff(scored))
     yield from (slice(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2], strict=True))
@@ -38,10 +38,16 @@ def answer_spans(targets: Tensor) -> Iterator[slice]:
 
 @torch.no_grad()
 def answer(model: Transformer, batch: Mapping[str, Tensor], vocabulary: int | None = None) -> list[Answer]:
-    """The answers of a batch (tokens, targets, position: int64 or int32 `[batch, length]`, one document a sequence) in
-    the order of its sequences; targets are -100 but for the answers. Greedy decoding chooses among tokens below
-    `vocabulary`, as generation does (a model's is often rounded up beyond its tokenizer's). ValueError: the model
-    cannot take the length."""
+    """Returns the answers of a batch in the order of its sequences.
+
+    Args:
+        batch: tokens, targets and position, int64 or int32 `[batch, length]`, one document per sequence. Targets are
+            -100 except for the answers.
+        vocabulary: size of the tokenizer's vocabulary, from which greedy decoding chooses; a model's is often larger.
+
+    Raises:
+        ValueError: the length exceeds the model's limit.
+    """
     length, device = batch["tokens"].shape[1], model.embed_tokens.weight.device
     if length > model.config.max_length:
         raise ValueError(f"sequences of {length} tokens: the model takes {model.config.max_length}")
@@ -64,5 +70,5 @@ def answer(model: Transformer, batch: Mapping[str, Tensor], vocabulary: int | No
 
 
 def effective_length(exact_match: Mapping[int, float]) -> int | None:
-    """The longest length whose share of exact answers reaches BAR, from `{length: share}`; null where none does."""
+    """Returns the longest length whose share of exact answers reaches BAR, or None. `exact_match`: {length: share}."""
     return max((length for length, share in exact_match.items() if share >= BAR), default=None)

@@ -1,6 +1,6 @@
-"""Each token's loss. Segments of many documents are packed into one sequence, where the layout keeps them apart.
+"""The loss of each token. Segments of several documents are packed into one sequence; the layout keeps them apart.
 
-Every token of a document's text is scored once: a document is [bos] + tokens, and bos itself is never predicted.
+A document is [bos] + tokens. Each token of its text is scored once; bos itself is never predicted.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +17,10 @@ from model.loss import linear_cross_entropy
 from model.transformer import Transformer
 
 Work = tuple[int, Segment]
-"""A document's number, and a segment of it."""
+"""The number of a document, and a segment of it."""
 
 Progress = Callable[[int], None]
-"""Is told how many tokens more were scored."""
+"""Called with the number of tokens that were scored since its last call."""
 
 
 def token_losses(
@@ -32,12 +32,15 @@ def token_losses(
     store: LossStore | None = None,
     progress: Progress = lambda tokens: None,
 ) -> list[np.ndarray]:
-    """Nats of every token of every document but its first, float64 `[tokens of the document - 1]` each.
+    """Returns the loss in nats of each token but the first of each document, float64 `[tokens of the document - 1]`.
 
-    `tokens_at_once`: segments are packed into sequences of at most so many tokens, and a longer segment is read in
-    chunks of so many.
-    `store`: documents that it holds are not scored, and documents that get finished are saved there. Raises ValueError
-    where the model cannot take the protocol's window, or nothing can be scored.
+    Args:
+        tokens_at_once: largest number of tokens of a packed sequence; a longer segment is read in chunks.
+        store: its documents are not scored again, and finished documents are saved there.
+        progress: called with the number of tokens that were scored.
+
+    Raises:
+        ValueError: the protocol's window exceeds the model's limit, or no document has a token to score.
     """
     lengths = [len(documents.tokens(document)) for document in range(len(documents))]
     segments = [list(protocol.segments(length)) for length in lengths]
@@ -73,11 +76,11 @@ def token_losses(
 def score_segments(
     model: Transformer, documents: Documents, work: Iterable[Work], tokens_at_once: int, progress: Progress
 ) -> Iterator[tuple[int, Segment, np.ndarray]]:
-    """(document, segment, nats of the segment's scored tokens), in the order of `work`.
+    """Yields (document, segment, nats of the segment's scored tokens) in the order of `work`.
 
-    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, at bounded memory. Where a pattern
-    counts from the packed sequence's beginning, each segment is a sequence of its own: a loss must not depend on what
-    it was packed with.
+    A segment of more than `tokens_at_once` tokens is read in chunks through a cache, which bounds the memory. If a
+    pattern counts positions from the start of the packed sequence, each segment is a sequence of its own, so that its
+    losses do not depend on the segments beside it.
     """
     for batch in _batches(work, 0 if _counts_from_sequence(model) else tokens_at_once):
         document, segment = batch[0]
@@ -96,7 +99,7 @@ def _counts_from_sequence(model: Transformer) -> bool:
 
 
 def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
-    """Segments in order, as many at once as fit, and always one."""
+    """Yields the segments in order, as many at once as fit into `tokens_at_once`, and at least one."""
     batch: list[Work] = []
     size = 0
     for document, segment in work:
@@ -111,7 +114,7 @@ def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
 
 
 def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Iterator[tuple[int, Segment, np.ndarray]]:
-    """One packed sequence."""
+    """Scores one packed sequence."""
     device = model.embed_tokens.weight.device
     pieces = [documents.tokens(document)[s.start : s.stop + 1].astype(np.int64) for document, s in batch]
     sizes = [len(piece) - 1 for piece in pieces]
@@ -130,7 +133,7 @@ def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Itera
 def _score_in_chunks(
     model: Transformer, documents: Documents, work: Work, chunk: int, progress: Progress
 ) -> np.ndarray:
-    """Nats of the scored tokens of one segment."""
+    """Returns the nats of the scored tokens of one segment, which is read in chunks."""
     document, segment = work
     device = model.embed_tokens.weight.device
     piece = torch.from_numpy(documents.tokens(document)[segment.start : segment.stop + 1].astype(np.int64))

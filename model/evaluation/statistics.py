@@ -1,4 +1,4 @@
-"""Confidence intervals over documents: tokens of one document are not independent, documents are."""
+"""Confidence intervals over documents, since the tokens of one document are not independent."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ COUNTS_AT_ONCE = 1 << 22
 
 
 def bootstrap(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """95 % bounds of `nats.sum() / sizes.sum()` (Efron's percentile bootstrap over documents, seeded).
+    """Returns 95 % bounds of `nats.sum() / sizes.sum()` (Efron's percentile bootstrap over documents, seeded).
 
-    nats, sizes: `[documents]`, what each document adds to either sum; documents of size 0 do not count. Equal bounds
-    where there is one document.
+    nats, sizes: `[documents]`, the terms of either sum. Documents of size 0 do not count. The bounds are equal if there
+    is one document.
     """
     nats, sizes = nats[sizes > 0], sizes[sizes > 0]
     generator = np.random.default_rng(0)
@@ -26,6 +26,6 @@ def bootstrap(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
 
 
 def mean_and_bounds(losses: list[np.ndarray]) -> tuple[float, float, float]:
-    """(mean, low, high) over all values of `losses`, one array a document."""
+    """Returns (mean, low, high) over all values of `losses`, one array per document."""
     nats, sizes = np.array([loss.sum() for loss in losses]), np.array([len(loss) for loss in losses])
     return (float(nats.sum() / sizes.sum()), *bootstrap(nats, sizes))

@@ -1,15 +1,15 @@
-"""Checkpoints: last.ckpt and best.ckpt, and what makes resuming exact.
+"""Checkpoints: last.ckpt and best.ckpt, saved so that a resumed run is exact.
 
 Lightning stores and restores weights, optimizer, schedule, loop counters and the data cursor. Its ModelCheckpoint is
-not used, for it saves `last` only where `best` improved, forgets the best score when the folder has moved, and loses
-the validation of a step at which it saved before validating. The callback below saves at two kinds of moments:
+not used: it saves `last` only where `best` improved, loses the best score when the folder has moved, and skips the
+validation of a step at which it saved first. The callback below saves at two kinds of moments:
 
-- after a validation: last.ckpt, and best.ckpt where the loss is the lowest so far;
+- after a validation: last.ckpt, and best.ckpt if the loss is the lowest so far;
 - after an optimizer step, never within an accumulation: every `save_every` steps, on an interrupt, and at the end. If
-  a validation belongs to that step, the checkpoint says that it is still owed, and the resumed run does it first.
+  a validation is due at that step, the checkpoint holds `owes_validation`, and a resumed run validates first.
 
-A file is written beside its place, flushed to the disk and renamed: a crash leaves the old one. (Lightning writes to
-the system's temporary folder and moves the file from there, which across file systems is a plain copy.)
+A file is written under another name in its folder, flushed to the disk and renamed, so a crash leaves the old one.
+(Lightning moves a file from the system's temporary folder, which across file systems is a copy.)
 """
 
 import copy
@@ -35,7 +35,7 @@ from model.training.storage import make_folder, replacing
 log = logging.getLogger(__name__)
 
 PATTERNS_OWN = ".self_attn.attend."
-"""In the name of every parameter that belongs to an attention pattern, and not to every model of these sizes."""
+"""Part of the name of every parameter that only models with its attention pattern have."""
 
 
 class CheckpointError(ValueError):
@@ -110,7 +110,7 @@ NEEDED = (
     *("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch"),
     *("hyper_parameters", "pytorch-lightning_version"),
 )
-"""Keys of a checkpoint without which a run cannot go on exactly."""
+"""Keys of a checkpoint that an exact resume needs."""
 
 
 def check_resumable(file: CheckpointFile, data: LightningDataModule, callbacks: Sequence[Callback]) -> None:
@@ -142,7 +142,7 @@ OPTIONAL = "measured_seconds", "costs", "logged"
 
 
 def go_back_to(best: Path, last: Path) -> None:
-    """Makes `best` the last checkpoint, too: the run goes on from there, and what came after it is dropped."""
+    """Copies `best` over `last`: the run continues from there, and its later steps are dropped."""
     with replacing(last, best.stat().st_size) as file, open(best, "rb") as source:
         shutil.copyfileobj(source, file)
 
@@ -267,8 +267,8 @@ class Checkpoints(Checkpoint):
         self.best_loss = float("inf")
         self.best_step: int | None = None
         self.owes_validation = False
-        # For the next training batch. Kept from before a validation or a stop, since every data iterator that Lightning
-        # makes in between draws a seed from PyTorch's generator.
+        # For the next training batch, from before a validation or a stop: every data iterator that Lightning makes in
+        # between draws a seed from PyTorch's generator.
         self.random_state: dict[str, Any] | None = None
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -276,8 +276,8 @@ class Checkpoints(Checkpoint):
             return
         step, at_end = trainer.global_step, self.run_length.over
         if at_end:
-            trainer.should_stop = True  # Lightning then validates after this step, even if it is off the beat
-        interrupted = not at_end and self.interrupt.requested(trainer)  # at the end there is nothing left to interrupt
+            trainer.should_stop = True  # Lightning then validates after this step in any case
+        interrupted = not at_end and self.interrupt.requested(trainer)  # the last step is saved anyway
         due = bool(self.validate_every) and (step % self.validate_every == 0 or at_end)
         if due:
             self.random_state = _random_state()
@@ -307,13 +307,13 @@ class Checkpoints(Checkpoint):
         self._save(trainer, module, self.last)
 
     def _save(self, trainer: Trainer, module: LightningModule, path: Path) -> None:
-        module.check_sound()  # a checkpoint of NaNs would be worse than an older one
+        module.check_sound()  # an older checkpoint is better than one of NaNs
         trainer.save_checkpoint(path, weights_only=False)
 
     # Resuming
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.owes_validation:  # the whole of it, by the means of Lightning's own sanity check
+        if self.owes_validation:  # all of it, as Lightning runs its sanity check
             validation = trainer.fit_loop.epoch_loop.val_loop
             validation.restarting = False
             trainer.validating = True
@@ -339,7 +339,7 @@ class Checkpoints(Checkpoint):
 
 
 def _random_state() -> dict[str, Any]:
-    """Of PyTorch, for dropout and the like; the data have their own seeds."""
+    """The state of PyTorch's generators, which dropout uses; the data have seeds of their own."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 

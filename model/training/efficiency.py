@@ -1,11 +1,10 @@
-"""What a run costs: speed, memory, how much attention was computed, and how well the device was used.
+"""The cost of a run: speed, memory, computed attention, and utilization of the device.
 
-Time is measured over windows between two logged steps: reading the loss at a logged step waits for the device, so a
-window's wall time is the device's time, and no step in between has to wait. The clock stops for validation and
-checkpoints; the first steps of a session (compilation, allocation) are left out.
+Time is measured over windows between two logged steps. Reading the loss at a logged step waits for the device, so the
+wall time of a window is the device's time, and the steps in between need not wait. The clock stops during validations
+and checkpoints; the first steps of a session (compilation, allocation) do not count.
 
-Cost is read from the layouts of the batch that ran in the logged step: the pairs that were really visible and the tiles
-that were really computed, and not a formula of the pattern.
+Attention is counted from the layouts of the batch of the logged step: its visible pairs and its computed tiles.
 """
 
 import contextlib
@@ -24,9 +23,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
 SKIPPED_STEPS = 3
+"""First steps of a session, which are not measured."""
+
 STATUS = Path("/proc/self/status")
 
-# Dense bf16 tensor-core peaks from NVIDIA's data sheets (without sparsity); the first that is in the device's name.
+# Dense bf16 tensor-core peaks (FLOP/s) from NVIDIA's data sheets, without sparsity. The first key that occurs in the
+# name of the device counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200 NVL": 835e12,
@@ -50,7 +52,7 @@ SESSION_RATIOS = ("data_wait_share", "mfu_exact", "mfu_dense_equivalent")
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s of one device in half precision; None where unknown: a made-up MFU is worse than none."""
+    """Returns the peak FLOP/s of one device in half precision; None where it is unknown."""
     if device.type != "cuda" or not precision.startswith(("bf16", "16")):
         return None
     name = torch.cuda.get_device_name(device)
@@ -60,8 +62,9 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """CUDA: most bytes that PyTorch's allocator held for tensors since the latest reset_peak_memory. CPU: most resident
-    bytes of this process (VmHWM), libraries and data included; since the reset on Linux, elsewhere since its start."""
+    """Returns the peak memory. CUDA: the most bytes that PyTorch's allocator held for tensors since the latest
+    `reset_peak_memory`. CPU: the most resident bytes of this process (VmHWM), with libraries and data; on Linux since
+    the reset, elsewhere since the start of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
@@ -71,12 +74,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process that are resident now; where the system does not say, the most that ever were."""
+    """Returns the resident bytes of this process; the most since its start where the system has no present number."""
     return _status("VmRSS") if STATUS.exists() else peak_memory_bytes(torch.device("cpu"))
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """`peak_memory_bytes` counts from here on, from what is held now."""
+    """Starts the peak of `peak_memory_bytes` anew, at the bytes that are held now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -85,8 +88,8 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def give_back_free_memory() -> bool:
-    """What this process has freed goes back to the system, where C's heap would keep it; whether that heap is glibc's,
-    which alone can be told to."""
+    """Returns freed memory of this process to the system, which only glibc's heap can do. Returns whether that heap is
+    in use."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
@@ -100,8 +103,8 @@ def _status(key: str) -> int:
 
 
 class FetchTimer(PassThroughProfiler):
-    """Adds up the seconds that the loop waits for its next training batch. (Lightning brackets the fetch for its
-    profiler, and nowhere else.)"""
+    """Sums the seconds that the training loop waits for its next batch. Only a profiler receives the start and end of
+    that wait from Lightning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,17 +120,17 @@ class FetchTimer(PassThroughProfiler):
 
 
 class Efficiency(Callback):
-    """Measures; metrics.Recorder asks for the numbers of a logged step, fit() for those of the session."""
+    """Measures a run. metrics.Recorder reads the numbers of a logged step, fit() those of the session."""
 
     def __init__(self, fetch_timer: FetchTimer):
         self.fetch_timer = fetch_timer
         self.windows: list[dict[str, float]] = []
         self.costs = dict.fromkeys(COSTS, 0.0)  # sums over the logged steps of all sessions
-        self.logged = 0  # how many these were
-        self.device = torch.device("cpu")  # where it trains; afterwards Lightning moves the module away
-        self.train_tokens = 0  # positions trained on, all ranks, all sessions
-        self.earlier_seconds = 0.0  # of earlier sessions
-        self.counted = 0.0  # seconds of all sessions' windows, as far as they have ended
+        self.logged = 0  # number of these steps
+        self.device = torch.device("cpu")  # of the training; Lightning moves the module away after it
+        self.train_tokens = 0  # positions, over all ranks and sessions
+        self.earlier_seconds = 0.0  # training time of earlier sessions
+        self.counted = 0.0  # seconds of the finished windows of all sessions
         self.session_started = time.perf_counter()
         self.session_steps = 0
         self._new_window()
@@ -181,7 +184,7 @@ class Efficiency(Callback):
     # The numbers
 
     def measure(self, module: LightningModule) -> dict[str, float]:
-        """Ends the window at a logged step, after the device has been waited for."""
+        """Ends the window at a logged step and returns its numbers. The caller has waited for the device."""
         seconds = self._window_seconds()
         values = self._cost(module)
         self.costs = {key: total + values[key] for key, total in self.costs.items()}
@@ -205,13 +208,13 @@ class Efficiency(Callback):
         return values | {"peak_memory_bytes": peak_memory_bytes(module.device)}
 
     def elapsed(self) -> float:
-        """Seconds of training so far, all sessions: without the first steps of a session, validations and saves."""
+        """Returns the seconds of training of all sessions, without first steps, validations and saves."""
         if self.session_steps < SKIPPED_STEPS:
             return self.counted
         return self.counted + self._window_seconds()
 
     def _window_seconds(self) -> float:
-        """Seconds of the current window. The clock may stand: a callback may have saved within this step."""
+        """Seconds of the current window. The clock stands if a callback has saved within this step."""
         running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
         return self.seconds + running
 
@@ -226,8 +229,8 @@ class Efficiency(Callback):
         }
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json. Speeds are of this session; costs, tokens and seconds of all sessions. A number that could
-        not be measured (a run of fewer steps than are skipped, a device of unknown peak) is None."""
+        """Returns the entries of summary.json. Speeds are those of this session; costs, tokens and seconds those of all
+        sessions. A number that cannot be measured (too few steps, a device with an unknown peak) is None."""
         seconds = sum(window["seconds"] for window in self.windows)
 
         def time_average(key: str) -> float | None:
@@ -260,5 +263,5 @@ class Efficiency(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_tokens, self.earlier_seconds = state_dict["train_tokens"], state_dict["train_seconds"]
-        self.counted = state_dict.get("measured_seconds", 0.0)  # checkpoints from before there was one have none
+        self.counted = state_dict.get("measured_seconds", 0.0)  # early checkpoints have none
         self.costs, self.logged = state_dict.get("costs", self.costs), state_dict.get("logged", 0)

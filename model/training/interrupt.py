@@ -1,14 +1,15 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: finish the step, save, end cleanly.
+"""SIGTERM, SIGUSR1 and Ctrl-C: the run finishes its step, saves a checkpoint and ends.
 
-The handler only takes a note; checkpoints.py reads it at the next safe point (after an optimizer step, or between two
-validation batches), saves, and raises `Interrupted`, which fit() turns into a result. Nothing here calls sys.exit,
-which would end a whole Hydra sweep. A second Ctrl-C means now.
+The signal handler only stores the signal. checkpoints.py reads it at the next safe point (after an optimizer step, or
+between two validation batches), saves, and raises `Interrupted`, which fit() turns into a result. Nothing here calls
+sys.exit, which would end a whole Hydra sweep. A second Ctrl-C aborts at once.
 
-Two subtleties. Signals of a terminal or a cluster reach the data workers too, and a dead worker would break the step
-that is to be finished. For Ctrl-C and SIGUSR1 the workers inherit a handler that lets them live, set before they are
-forked; SIGTERM they must ignore in their `worker_init_fn`, since PyTorch gives every worker a handler that exits.
-And Lightning sets its own SIGTERM handler, which ends a run in the middle of an accumulation: ours replaces it later.
-(Under SLURM its handler of SIGUSR1 would save in the middle of a step, into hpc_ckpt_1.ckpt: slurm.py turns it off.)
+Signals of a terminal or a cluster also reach the data workers, and the step cannot be finished without them. The
+workers inherit the handler of Ctrl-C and SIGUSR1, which is set before they are forked and does nothing in a worker.
+PyTorch gives every worker a SIGTERM handler that exits, so they ignore SIGTERM in their `worker_init_fn`.
+
+Lightning sets a SIGTERM handler that ends a run in the middle of an accumulation; the handler here replaces it. Its
+SIGUSR1 handler under SLURM would save in the middle of a step; slurm.py turns that one off.
 """
 
 import os
@@ -20,39 +21,39 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
-"""Each one ends a run after its step, saved. SIGUSR1 is what `sbatch --signal=USR1@120` sends before the time is up."""
+"""Signals that end a run after its step. `sbatch --signal=USR1@120` sends SIGUSR1 before the time limit."""
 
 
 class Interrupted(Exception):
-    """Training stopped on request, after saving."""
+    """Training stopped on request, after a checkpoint was saved."""
 
 
 class Interrupt(Callback):
-    """Knows whether somebody asked to stop. As a context, around trainer.fit, it borrows the signals."""
+    """Holds the request to stop. As a context manager around trainer.fit it handles the signals."""
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.training = False  # otherwise there is nothing to finish, and Ctrl-C is Python's own
+        self.training = False  # otherwise there is no step to finish, and Ctrl-C raises KeyboardInterrupt
         self.process = os.getpid()
         self.borrowed: dict[int, Any] = {}
 
     def requested(self, trainer: Trainer) -> bool:
-        """Whether any rank was asked; with several ranks a small collective, so that all stop at the same step."""
+        """Whether any rank received a signal. Several ranks agree by a collective, and so stop at the same step."""
         asked = self.received is not None
         return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
-            return  # a data worker: its parent will end it
+            return  # a data worker, which its parent ends
         if not self.training or (self.received is not None and number == signal.SIGINT):
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number).name
-            # Not logging: a handler may run in the middle of a log call.
+            # No logging: the handler may run in the middle of a log call.
             os.write(2, f"\n{self.received}: finishing this step, then saving. Ctrl-C aborts at once.\n".encode())
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        if threading.current_thread() is threading.main_thread():  # the only one in which Python sets handlers
             self.borrowed = {number: signal.getsignal(number) for number in SIGNALS}
             signal.signal(signal.SIGINT, self._handle)
             signal.signal(signal.SIGUSR1, self._handle)

@@ -1,9 +1,9 @@
-"""metrics.csv, and when something is logged.
+"""metrics.csv, and the callback that logs.
 
-Lightning's CSVLogger starts a new version folder on resume and deletes a metrics.csv that it finds; its column order
-depends on hashing. This one keeps a single file: a row an event (`step`, then one column a metric, in order of first
-appearance), appended as it happens. Each checkpoint remembers how many rows there were; resuming drops the rows after
-them, so that a stopped and resumed run leaves the same file as one that never stopped.
+Lightning's CSVLogger starts a new version folder on resume, deletes a metrics.csv that it finds, and orders columns by
+hash. MetricsCSV keeps one file. Each logged event is one row: `step`, then a column for each metric in the order of
+first appearance. Each checkpoint stores the number of rows, and a resumed run drops the rows after them. So a stopped
+and resumed run leaves the same file as one that never stopped.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
         new = [key for key in row if key not in self.columns]
-        if new or not self.path.exists():  # a new column: rewrite; it happens two or three times in a run
+        if new or not self.path.exists():  # a new column, two or three times in a run
             rows = read_rows(self.path)[1] if self.path.exists() else []
             self.columns += new
             self._rewrite([*rows, row])
@@ -62,11 +62,11 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """config.yaml holds them."""
+        """Does nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
     def keep(self, rows: int) -> None:
-        """Drops all rows but the first `rows`."""
+        """Drops all rows after the first `rows`."""
         if self.rows > rows:
             self._rewrite(read_rows(self.path)[1][:rows])
 
@@ -80,7 +80,7 @@ class MetricsCSV(Logger):
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a metrics.csv; a cell that was not logged is ''."""
+    """Returns the columns and rows of a metrics.csv. A value that was not logged is ''."""
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -88,10 +88,10 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 class Recorder(Callback):
-    """Every `log_every` optimizer steps, and after each validation, gives the numbers to all loggers and the console.
+    """Logs to all loggers and the console every `log_every` optimizer steps, and after each validation.
 
-    It logs by itself and not through `self.log`, because Lightning writes those values after the callbacks of a step
-    have run: a checkpoint saved in a callback would be one row ahead of its metrics.
+    It calls the loggers itself. Lightning writes values of `self.log` after the callbacks of a step, so a checkpoint
+    saved in a callback would lack the row of its step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""LanguageModel: next-token training of a Transformer, as Lightning wants it.
+"""LanguageModel: next-token training of a Transformer as a LightningModule.
 
     batch --build_layouts--> one layout a layer --loss--> nats of every scored token --sums--> loss, bits per byte
 

@@ -1,6 +1,6 @@
-"""The console: a bar in a terminal, plain lines elsewhere (a log file, a cluster's output, a CI job).
+"""The console: a progress bar in a terminal, plain lines elsewhere (a log file, a cluster's output, a CI job).
 
-Lightning's bars count batches of an epoch; our data never end, so only the optimizer steps give an ETA.
+Lightning's bars count the batches of an epoch. Here the data are endless, and the run length gives the remaining time.
 """
 
 import logging
@@ -25,7 +25,7 @@ SHOWN = {
 
 
 class Progress(Callback):
-    """Shows what metrics.Recorder logs."""
+    """Shows the values that metrics.Recorder logs."""
 
     def __init__(self, run_length: RunLength, console: Console | None = None):
         self.run_length = run_length
@@ -59,7 +59,7 @@ class Progress(Callback):
         return trainer.global_step if self.run_length.max_steps else round(self.run_length.seconds)
 
     def show(self, step: int, values: dict[str, float]) -> None:
-        """One logged event: the bar's text, or one line."""
+        """Shows the values of one logged event as the bar's text, or as a line."""
         if not self.active:
             return
         text = "  ".join(form.format(values[key]) for key, form in SHOWN.items() if key in values)

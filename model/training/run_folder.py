@@ -1,13 +1,13 @@
-"""The folder of one run: everything that it was asked, did and found.
+"""The folder of one run: its config, metrics, checkpoints and results.
 
     outputs/<name>/<date_time_microseconds>/
       config.yaml   the whole config, resolved      metrics.csv    every logged number (metrics.py)
       summary.json  final quality and cost          checkpoints/   last.ckpt, best.ckpt (checkpoints.py)
       train.log     log messages                    report/        pictures
-      wandb_id      of its wandb run                .lock          held by the process that trains
+      wandb_id      the id of its wandb run         .lock          held by the process that trains
 
-No file name holds a `=`, which Hydra's command line could not take back unquoted. JSON is written to a temporary file
-and renamed, so that a reader (a report, a sweep) never sees half of it.
+No file name holds a `=`, which Hydra's command line takes only in quotes. JSON is written to a temporary file and
+renamed, so that a reader (a report, a sweep) always finds a whole file.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 
 
 RUN_FOLDER = "FARSIGHT_RUN_FOLDER"
-"""Environment variable: where the run of this process lives. The first rank tells the others, and a sweep a job that it
-has given a process of its own."""
+"""Environment variable with the run's folder. The first rank sets it for the other ranks, and a sweep for the process
+of a job."""
 
 
 LOCK_SECONDS = 10.0
@@ -47,11 +47,11 @@ TEST_RESULTS = ("loss", "bits_per_byte", "perplexity", "loss_first_512", "loss_l
 
 
 class RunFolderError(ValueError):
-    """A path that should be a run, or a checkpoint, and is not."""
+    """A path that is not the run or the checkpoint that it should be."""
 
 
 class RunFolder:
-    """Paths of one run, and the writing of its small files. Make one with `create` or `open`."""
+    """The paths of one run; reads and writes its small files. Made by `create` or `open`."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser().absolute()
@@ -67,7 +67,7 @@ class RunFolder:
         """Makes the folder and writes config.yaml.
 
         Args:
-            path: must not hold a run already; see `new_run_path`.
+            path: must not hold a run; see `new_run_path`.
             config: the whole resolved config, as plain dicts.
         """
         folder = cls(path)
@@ -81,7 +81,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
-        """An existing run.
+        """Opens an existing run.
 
         Raises:
             RunFolderError: there is no such folder, or it holds no run.
@@ -95,8 +95,8 @@ class RunFolder:
 
     @classmethod
     def create_or_continue(cls, path: str | Path, config: dict[str, Any]) -> tuple["RunFolder", Path | None]:
-        """The folder of this very config's run, and the last checkpoint of an earlier attempt. An attempt that came to
-        no checkpoint leaves nothing but its log."""
+        """Returns (the folder of the run of `config`, the last checkpoint of an earlier attempt or None). Of an attempt
+        that saved no checkpoint only the log is kept."""
         folder = cls(path)
         if folder.goes_on:
             return folder, folder.checkpoints / "last.ckpt"
@@ -106,7 +106,7 @@ class RunFolder:
 
     @classmethod
     def of_first_rank(cls, path: str | Path | None) -> tuple["RunFolder", Path | None]:
-        """What the first rank has opened, as another rank sees it: nothing is written."""
+        """Returns (the folder that the first rank has opened, its last checkpoint or None), and writes nothing."""
         if path is None:
             raise RunFolderError(f"a further rank must find its run's folder in the environment variable {RUN_FOLDER}")
         folder = cls(path)
@@ -115,7 +115,7 @@ class RunFolder:
 
     @property
     def goes_on(self) -> bool:
-        """Whether a run has begun here and saved: it has weights of its own."""
+        """Whether a run in this folder has saved a checkpoint, from which it continues."""
         return self.config_file.is_file() and (self.checkpoints / "last.ckpt").is_file()
 
     def read_config(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class RunFolder:
         return summary
 
     def mark_failed(self) -> None:
-        """Replaces the state "running" where it stands in summary.json: this needs no room on a full disk."""
+        """Overwrites the state "running" in summary.json in place, which needs no space on a full disk."""
         with contextlib.suppress(OSError), open(self.summary_file, "r+b") as file:
             before, running, _ = file.read().partition(b'"state": "running"')
             if running:
@@ -161,7 +161,7 @@ class RunFolder:
                 file.write(b'"state": "failed" ')
 
     def start_summary(self, **values: Any) -> None:
-        """Writes summary.json for training that starts (again): without the results of an earlier evaluation."""
+        """Writes summary.json at the start of training, without the results of an earlier evaluation."""
         kept = {key: value for key, value in self.read_summary().items() if key not in TEST_RESULTS}
         write_json(self.summary_file, kept | values)
 
@@ -238,14 +238,14 @@ def telling_other_ranks(folder: RunFolder) -> Iterator[None]:
 
 
 def new_run_path(root: str | Path, name: str) -> Path:
-    """<root>/<name>/<date_time_microseconds>: jobs of a sweep may start within the same second."""
+    """Returns <root>/<name>/<date_time_microseconds>. Jobs of a sweep may start within the same second."""
     if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", name) or ".." in name:
         raise RunFolderError(f"name={name!r} becomes a folder: use letters, digits, '_', '-', '.', '+', '/' between")
     return Path(root) / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S_%f")
 
 
 def resume_command(path: str | Path) -> str:
-    """The command that continues the run in `path`, quoted for Hydra and for a POSIX shell."""
+    """Returns the command that continues the run in `path`, quoted for Hydra and for a POSIX shell."""
     value = str(path)
     if not re.fullmatch(r"[\w./+-]+", value, re.ASCII):  # other characters may have a meaning in Hydra's grammar
         value = re.sub(r"(\\*)('|$)", lambda end: end[1] * 2 + ("\\'" if end[2] else ""), value)
@@ -254,14 +254,14 @@ def resume_command(path: str | Path) -> str:
 
 
 def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
-    """The checkpoint file that a user means: a .ckpt file, a run folder, or `last` / `best` inside one.
+    """Returns the checkpoint file of a path that a user gives.
 
     Args:
-        path: RUN_DIR, RUN_DIR/last, RUN_DIR/best, or a file.
-        prefer: which one a bare run folder stands for; the other is taken where that one is missing.
+        path: RUN_DIR, RUN_DIR/last, RUN_DIR/best, or a .ckpt file.
+        prefer: the checkpoint of a bare run folder, "last" or "best"; where it is missing, the other one.
 
     Raises:
-        RunFolderError: nothing of the kind is there.
+        RunFolderError: there is no such run or checkpoint.
     """
     path = Path(path).expanduser()
     if path.is_file():
@@ -281,18 +281,18 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint lies in, or its own folder where it was moved out of one."""
+    """Returns the run folder of a checkpoint; the folder of the file itself if it lies in no run."""
     checkpoint = checkpoint.absolute()
     run = checkpoint.parent.parent
     return run if (run / "config.yaml").is_file() else checkpoint.parent
 
 
 NO_SETTINGS = ("name", "outputs", "resume", "preflight", "trust")
-"""Keys that only name a run and its place, judge it before it starts, or concern one call of its command."""
+"""Keys that do not change what a run trains: its name and place, its preflight, and options of one command."""
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """12 hex digits that change with any setting, except `NO_SETTINGS`."""
+    """Returns 12 hex digits that change with any setting, except `NO_SETTINGS`."""
     settings = {key: value for key, value in config.items() if key not in NO_SETTINGS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -308,8 +308,8 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> dict[str,
 
 
 def check_writable(folder: Path, output: str | None) -> None:
-    """Raises RunFolderError where no file can be written into `folder`, which need not exist yet. `output` is the
-    setting that chose it."""
+    """Raises RunFolderError unless files can be written into `folder`, which need not exist yet. `output`: the value of
+    the setting that chose it."""
     place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

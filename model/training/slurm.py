@@ -21,7 +21,7 @@ from model.training.run_folder import config_hash, new_run_path
 
 
 class SlurmError(ValueError):
-    """Tasks of a SLURM job that do not fit the run."""
+    """The tasks of a SLURM job do not fit the run."""
 
 
 def slurm_run_path(config: dict[str, Any]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that name the file and the space that is missing."""
+"""Writes files whole or not at all. Errors name the file, and on a full disk the missing space."""
 
 import contextlib
 import errno
@@ -24,9 +24,9 @@ class StorageError(OSError):
 
 @contextlib.contextmanager
 def naming(path: Path, needed: int | None = None) -> Iterator[None]:
-    """While inside, an error of the file system becomes a StorageError about `path`.
+    """Context manager: an error of the file system becomes a StorageError about `path`.
 
-    needed: bytes that are about to be written, for a full disk.
+    needed: bytes that will be written, for the message on a full disk.
     """
     try:
         yield
@@ -45,7 +45,7 @@ def naming(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, where they are missing.
+    """Makes a folder and its parents if they are missing.
 
     Raises:
         StorageError: a plain file is in the way, or the file system refuses.
@@ -55,14 +55,14 @@ def make_folder(folder: Path) -> None:
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind `error`: torch.save, for one, raises a RuntimeError of its own after it."""
+    """Returns the OSError that caused `error`, or None. torch.save, for example, raises a RuntimeError after it."""
     while error is not None and not (isinstance(error, OSError) and error.errno is not None):
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error
 
 
 def free_bytes(path: Path) -> int | None:
-    """Bytes that this user can still write where `path` lies; None where the system does not answer."""
+    """Returns the bytes that this user can still write at `path`; None if the system gives no number."""
     place = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
     try:
         return shutil.disk_usage(place).free
