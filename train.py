@@ -59,7 +59,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.forecasting import forecast_before_training
     from configs.tokenizer import as_resumed, tokenizer_of
     from data.tokenizers import load as load_tokenizer
-    from model.precision import SHARDED
+    from model.precision import SHARDED, describe_device
     from model.training.checkpoints import CheckpointFile, load_weights
     from model.training.fit import fit
     from model.training.module import LanguageModel
@@ -125,6 +125,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
                 folder = RunFolder.create(folder.path, config)
             stack.enter_context(folder.logging_to_file())
             log.info("run folder: %s", folder.path)
+            log.info("device: %s", describe_device(config["trainer"]))
             if not (resumes and (folder.path / "tokenizer.json").is_file()):
                 with replacing(folder.path / "tokenizer.json") as file:
                     data.tokenizer.save(Path(file.name))

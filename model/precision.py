@@ -1,5 +1,8 @@
 """Devices and dtypes behind the names that Lightning uses for accelerators and precisions."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,6 +20,13 @@ SHARDED = "fsdp2"
 def device_of(accelerator: str) -> torch.device:
     """Returns the device that an accelerator (cpu, cuda, gpu or auto) stands for on this machine."""
     return torch.device("cuda" if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available() else "cpu")
+
+
+def describe_device(trainer: Mapping[str, Any]) -> str:
+    """The device, precision and compilation that the settings of a trainer choose, in words."""
+    device = device_of(trainer["accelerator"])
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return ", ".join([name, trainer["precision"], *(["compiled"] if trainer["compile"] else [])])
 
 
 def autocast(model: nn.Module, precision: str) -> torch.autocast:

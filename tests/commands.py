@@ -38,8 +38,15 @@ def resolved(*overrides: str) -> dict[str, Any]:
 
 
 def run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python <arguments>` in the repository's root, offline and on one thread; fails the test with its output."""
-    quiet = {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    """`python <arguments>` in the repository's root, offline, on one thread, without a GPU; fails the test with its
+    output."""
+    quiet = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_SILENT": "true",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
     users = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
         [sys.executable, *arguments],

@@ -19,6 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 from hypothesis import HealthCheck, settings
+from omegaconf import OmegaConf
+
+import configs  # noqa: F401
+
+# Tests train on the CPU, on a machine with a GPU too, unless they ask for it.
+OmegaConf.register_new_resolver("on_gpu", lambda gpu, cpu: cpu, replace=True)
 
 # The same examples on every machine and in every run: a failure is repeatable, and a slow machine is no failure.
 settings.register_profile(
