@@ -1,4 +1,4 @@
-"""Axis: the tokens, or the summaries of tokens, that the queries or keys of an attention call stand for."""
+"""Axis: the tokens, or summaries of tokens, that the queries or keys of an attention call represent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """For every index of the queries or keys: the token interval `[start, end)` within its document, and the document.
+    """The token interval `[start, end)` of every query or key, counted within its document, and that document.
 
-    All tensors are int32 `[batch, length]`. A token is `[i, i + 1)`; a summary of several tokens is longer. `document`
-    is non-decreasing along the axis, and positions rise within a document. `origin` is the sequence index of the
-    document's token 0, so that `origin + start` is the position within the packed sequence. Queries and keys of one
+    All tensors are int32 `[batch, length]`. The interval of a token is `[i, i + 1)`; that of a summary is longer.
+    `document` is non-decreasing along the axis, and positions rise within a document. `origin` is the sequence index of
+    the document's token 0, so that `origin + start` is the position within the packed sequence. Queries and keys of one
     call must number their documents alike.
     """
 
@@ -24,10 +24,10 @@ class Axis:
     key: tuple | None = field(default=None)
     """Cache key of axes that do not depend on the batch's documents. None: their layouts are not cached."""
     limit: int | None = field(default=None)
-    """Upper bound (exclusive) of all positions from either origin, known on the host. None: the builder reads it from
-    the device."""
+    """Exclusive upper bound of all positions, within documents and within the sequence, known on the host. None: the
+    builder reads it from the device."""
     span: int = field(default=1)
-    """Tokens per index, empty indices included."""
+    """Tokens per entry of the axis."""
     ranges: tuple[range, ...] | None = field(default=None)
     """The indices of the whole axis that this one holds (see `take`). None: it is whole."""
 
@@ -51,7 +51,7 @@ class Axis:
             zero = torch.zeros_like(index)
             return Axis(index, index + 1, zero, zero, key=("tokens", length, offset), limit=length + offset)
         if offset:
-            raise ValueError(f"offset={offset}: packed documents start at 0")
+            raise ValueError(f"offset={offset}: must be 0 for packed documents")
         if documents.shape[-1] != length or documents.dim() != 2:
             raise ValueError(f"documents of shape {tuple(documents.shape)}: must be [batch, {length}]")
         documents = documents.to(device)
@@ -64,36 +64,36 @@ class Axis:
 
     @staticmethod
     def summaries(tokens: "Axis", span: int) -> "Axis":
-        """The whole spans of `span` tokens that the documents of `tokens` (of Axis.tokens, offset 0) are made of.
+        """The complete spans of `span` tokens in each document of `tokens` (an Axis.tokens with offset 0).
 
-        Spans count from their document's start and end within it; a ragged tail has none. The axis has
-        tokens.length // span slots, whatever the documents: a span's slot is (origin + start) // span, which no two
-        share, since beginnings are `span` apart. A slot that no span begins in is an *empty* interval (start == end),
-        which stands for no token. ValueError: `tokens` is shorter than one span.
+        Spans are counted from their document's start; an incomplete span at its end is left out. The axis has
+        tokens.length // span entries for any documents: a span's entry is (origin + start) // span, which no two spans
+        share, because their first tokens are at least `span` apart. An entry without a span is *empty*: its interval
+        has start == end and contains no token. ValueError: `tokens` is shorter than one span.
         """
-        slots = tokens.length // span
-        if slots < 1:
+        entries = tokens.length // span
+        if entries < 1:
             raise ValueError(f"span={span}: must be at most the length of the axis, {tokens.length}")
-        index = torch.arange(slots * span, device=tokens.device)
+        index = torch.arange(entries * span, device=tokens.device)
         last = index + span - 1
         fits = (last < tokens.length) & (
             tokens.document[:, last.clamp(max=tokens.length - 1)] == tokens.document[:, index]
         )
-        begins = ((tokens.start[:, index] % span == 0) & fits).view(tokens.batch, slots, span)
-        whole = begins.any(-1)
-        # An empty slot stands right behind its last token: not before any span that began earlier, in order.
-        offset = torch.where(whole, begins.int().argmax(-1), span - 1)
+        begins = ((tokens.start[:, index] % span == 0) & fits).view(tokens.batch, entries, span)
+        has_span = begins.any(-1)
+        # An empty entry takes the position after its last token, so that positions do not fall along the axis.
+        offset = torch.where(has_span, begins.int().argmax(-1), span - 1)
         token = index[::span] + offset
         start, document, origin = (t.gather(-1, token) for t in (tokens.start, tokens.document, tokens.origin))
-        start = start + (~whole).int()
+        start = start + (~has_span).int()
         key = None if tokens.key is None else ("summaries", span, *tokens.key)
-        return Axis(start, start + span * whole.int(), document, origin, key, tokens.limit, span)
+        return Axis(start, start + span * has_span.int(), document, origin, key, tokens.limit, span)
 
     def take(self, ranges: Sequence[range]) -> "Axis":
         """The entries of this whole axis at `ranges` of its indices, one range after the other.
 
-        The queries of one of several devices that share a sequence, or the keys that these queries may see. `ranges`
-        rise and do not overlap. Positions, documents and origins stay those of the whole axis.
+        Used if several devices share a sequence: for the queries of one device, or for the keys that these may see.
+        `ranges` rise and do not overlap. Positions, documents and origins stay those of the whole axis.
         """
         assert self.ranges is None, "ranges are counted on the whole axis"
         ranges = tuple(ranges)
@@ -107,9 +107,9 @@ class Axis:
         return Axis(start, end, document, origin, key, self.limit, self.span, ranges)
 
     def first_of_block(self, block: int) -> Tensor:
-        """int64 `[blocks]`: the whole axis' index of each block's first entry."""
+        """int64 `[blocks]`: the index in the whole axis of each block's first entry."""
         rows = torch.arange(0, self.length, block, device=self.device)
-        return rows if self.ranges is None else _places_of(self.ranges, self.device)[rows]
+        return rows if self.ranges is None else _indices_of(self.ranges, self.device)[rows]
 
     @property
     def is_plain(self) -> bool:
@@ -129,5 +129,5 @@ class Axis:
         return self.start.device
 
 
-def _places_of(ranges: Sequence[range], device: torch.device) -> Tensor:
+def _indices_of(ranges: Sequence[range], device: torch.device) -> Tensor:
     return torch.cat([torch.arange(r.start, r.stop, device=device) for r in ranges])

@@ -24,8 +24,8 @@ FULL = -1
 class TileList:
     """Tiles listed by one side of the matrix: by rows (query blocks) or by columns (key blocks).
 
-    The tiles of one row are `blocks[start : start + count]`, with the row's own `start` and `count`: first `partial`
-    tiles with a mask, then the fully visible ones, each kind by rising index.
+    The tiles of one row are `blocks[start : start + count]`, with the row's own `start` and `count`: first the
+    `partial` tiles with a mask, then the fully visible ones, each in ascending order.
     """
 
     start: Tensor  # int32 [batch, heads, rows]
@@ -49,8 +49,8 @@ class Source:
 
     @property
     def window(self) -> int | None:
-        """The width of the window, if every head has the same plain window over sequences of one document that ends at
-        the last key (Dense: as many tokens as there are keys); else None."""
+        """The width of the window, if all heads have the same plain window over sequences of one document, and the last
+        query is at the last key (Dense: the width is the number of keys); else None."""
         if not self.queries.is_plain or len(set(self.patterns)) > 1:
             return None
         _, queries, offset = self.queries.key
@@ -61,9 +61,10 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class BlockLayout:
-    """Which tiles of `block` x `block` pairs are visible, and which pairs within a partial tile.
+    """The visible tiles of `block` x `block` pairs, and the visible pairs within partial tiles.
 
-    `batch` and `heads` (KV heads) are 1 where all share one layout. Rows or columns beyond a ragged end are invisible.
+    `batch` and `heads` (KV heads) are 1 if all sequences or heads share one layout. Rows or columns beyond a ragged end
+    are invisible.
     """
 
     queries: int
@@ -72,11 +73,12 @@ class BlockLayout:
     rows: TileList
     columns: TileList
     masks: Tensor
-    """int32 `[tiles, block, ceil(block / 32)]`, tiles >= 1; bit j of word w of line i: query i sees key 32 w + j."""
+    """int32 `[tiles, block, ceil(block / 32)]`, tiles >= 1; bit j of word w of row i: query i sees key 32 w + j."""
     pairs: Tensor
     """int64 `[batch, heads]`: visible (query, key) pairs."""
     overflow: Tensor | None = None
-    """bool `[]` for layouts of fixed sizes: True if these were too small, so that the layout is wrong. None: exact."""
+    """bool `[]` for layouts of fixed sizes: True if these were too small and the layout is wrong. None: sizes are
+    exact."""
     window: int | None = None
     """The width, if the whole layout is a plain sliding window up to the last key (see `Source.window`)."""
     source: Source | None = None
@@ -120,12 +122,12 @@ class BlockLayout:
         return AttentionCost(visible, tiles, causal_pairs(self.queries, self.keys) * batch * heads, flops)
 
     def parts(self) -> dict[str, int]:
-        """Visible pairs by kind of key, for layouts whose keys are of several kinds: here none, all are tokens."""
+        """Visible pairs by kind of key; empty here, because all keys are tokens."""
         return {}
 
     def token_masks(self) -> list[tuple[Tensor, float]]:
-        """For pictures, of the first sequence: (booleans `[queries, keys]`, shade from 0 to 1). A pair is drawn if any
-        KV head sees it."""
+        """Masks for a picture of the first sequence: (booleans `[queries, keys]`, shade from 0 to 1). A pair is True if
+        any KV head sees it."""
         return [(self.dense_mask()[0].any(0), 1.0)]
 
     def tile_masks(self) -> Tensor:
@@ -136,7 +138,7 @@ class BlockLayout:
 
     def dense_mask(self) -> Tensor:
         """The whole mask as booleans `[batch, heads, queries, keys]`: for oracles, pictures and small sizes."""
-        table = torch.cat([self.tile_masks(), torch.ones_like(self.tile_masks()[:1])])  # FULL = -1 finds the last one
+        table = torch.cat([self.tile_masks(), torch.ones_like(self.tile_masks()[:1])])  # index FULL = -1: the last one
         row_blocks, key_blocks = -(-self.queries // self.block), -(-self.keys // self.block)
         grid = torch.zeros(
             self.batch, self.heads, row_blocks, key_blocks, self.block, self.block, dtype=torch.bool, device=self.device
@@ -149,7 +151,7 @@ class BlockLayout:
         return mask[..., : self.queries, : self.keys]
 
 
-def any_overflow(parts: Sequence[object]) -> Tensor | None:
-    """bool `[]`: whether any part overflowed; None if no part has fixed sizes."""
-    flags = [part.overflow for part in parts if part.overflow is not None]
+def any_overflow(layouts: Sequence[object]) -> Tensor | None:
+    """bool `[]`: whether any of `layouts` (objects with `overflow`) overflowed; None if none has fixed sizes."""
+    flags = [each.overflow for each in layouts if each.overflow is not None]
     return torch.stack(flags).any() if flags else None

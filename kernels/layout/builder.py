@@ -5,8 +5,9 @@
 3. This file lists the tiles by rows (forward pass and dQ) and by columns (dK and dV).
 
 Time and memory are proportional to the candidate tiles, not to the square of the length, and no Python loop runs over
-rows. By default a layout is as small as possible, for which the host reads the number of tiles from the device. With
-`fixed=True`, for documents that change in every training step, sizes are upper bounds and the host never waits.
+rows. By default a layout is as small as possible, and the host reads the number of tiles from the device. With
+`fixed=True`, for documents that change in every training step, sizes are upper bounds and the host never waits for the
+device.
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from kernels.layout.axis import Axis
 from kernels.layout.block_layout import FULL, BlockLayout, Source, TileList
-from kernels.layout.candidates import Blocks
-from kernels.layout.lru_cache import RecentlyUsed
-from kernels.layout.tiles import find_tiles, find_tiles_within, unique_masks
+from kernels.layout.candidates import BlockedAxis
+from kernels.layout.lru_cache import LRUCache
+from kernels.layout.tiles import find_tiles, find_tiles_fixed, unique_masks
 from kernels.patterns.base import Pattern
 from kernels.shapes import BLOCK_SIZES
 
@@ -52,26 +53,26 @@ def build_layout(
     if queries.batch != keys.batch and 1 not in (queries.batch, keys.batch):
         raise ValueError(f"queries of batch {queries.batch}, keys of batch {keys.batch}: must agree, or be 1")
     if any(each.start % block or len(each) % block for each in (queries.ranges or ())[:-1]):
-        raise ValueError(f"queries of ranges {queries.ranges}: must be whole blocks of {block}, but for the last range")
+        raise ValueError(f"queries of ranges {queries.ranges}: must be whole blocks of {block}, except the last range")
     if queries.key is not None and keys.key is not None:
         key = patterns, queries.key, keys.key, block, queries.device
-        with torch.inference_mode(False):  # what an evaluation builds must serve training, too
+        with torch.inference_mode(False):  # a layout that an evaluation builds is reused in training
             return _cache.get(key, lambda: _build(patterns, queries, keys, block, fixed=False))
     if fixed and (queries.limit is None or keys.limit is None):
-        raise ValueError("fixed=True needs axes with a limit: must be known how far their positions go")
+        raise ValueError("fixed=True: must have axes with a limit (an upper bound of their positions)")
     return _build(patterns, queries, keys, block, fixed)
 
 
-_cache: RecentlyUsed[BlockLayout] = RecentlyUsed(size=64)
+_cache: LRUCache[BlockLayout] = LRUCache(size=64)
 
 
 def _build(patterns: tuple[Pattern, ...], queries: Axis, keys: Axis, block: int, fixed: bool) -> BlockLayout:
     distinct = list(dict.fromkeys(patterns))
-    query_blocks = Blocks(queries, block)
-    key_blocks = query_blocks if keys is queries else Blocks(keys, block)
-    found = [(find_tiles_within if fixed else find_tiles)(p, query_blocks, key_blocks) for p in distinct]
+    query_blocks = BlockedAxis(queries, block)
+    key_blocks = query_blocks if keys is queries else BlockedAxis(keys, block)
+    found = [(find_tiles_fixed if fixed else find_tiles)(p, query_blocks, key_blocks) for p in distinct]
 
-    # One mask table for all; heads with the same pattern share its entries.
+    # One mask table for all patterns; heads with the same pattern share its entries.
     sizes = [0, *np.cumsum([len(t.masks) for t in found]).tolist()]
     tile = torch.cat([torch.where(t.tile == FULL, FULL, t.tile + n) for t, n in zip(found, sizes, strict=False)])
     masks = torch.cat([t.masks for t in found])
@@ -109,20 +110,26 @@ def list_tiles(
     shape: tuple[int, int, int, int],
     head_of: Sequence[int],
 ) -> TileList:
-    """Tiles sorted by (group, major index, partial before full, minor index); heads pick their pattern's lists.
+    """Lists tiles by their major side, sorted by (group, major, partial before full, minor), with one list per head.
 
-    All int64 `[tiles]`; group = batch index x distinct patterns + pattern. `live` bool `[tiles]`: dead places go to the
-    end of the lists, beyond every count (None: all live). shape: batch, distinct patterns, major and minor blocks.
+    group, major, minor and tile are int64 `[tiles]`; group = batch index x distinct patterns + pattern. major: the
+    block index on the side that has the lists (rows or columns); minor: on the other side. `live` bool `[tiles]`: tiles
+    that are not live are moved to the end, beyond every count (None: all are live). shape: batch, distinct patterns,
+    major blocks, minor blocks. head_of: the pattern of each head.
     """
-    *lines_shape, minors = shape
-    lines = lines_shape[0] * lines_shape[1] * lines_shape[2]
-    line = group * lines_shape[2] + major
+    *lists_shape, minors = shape
+    lists = lists_shape[0] * lists_shape[1] * lists_shape[2]
+    list_index = group * lists_shape[2] + major
     if live is not None:
-        line = torch.where(live, line, lines)
-    order = torch.argsort((line * 2 + (tile == FULL)) * minors + minor)
-    tally = lambda what: torch.zeros(lines + 1, dtype=torch.int64, device=line.device).scatter_add_(0, line, what)  # noqa: E731
-    count, partial = (tally(what.long())[:lines] for what in (torch.ones_like(tile), tile != FULL))
+        list_index = torch.where(live, list_index, lists)
+    order = torch.argsort((list_index * 2 + (tile == FULL)) * minors + minor)
+
+    def sum_by_list(values: Tensor) -> Tensor:
+        sums = torch.zeros(lists + 1, dtype=torch.int64, device=tile.device)
+        return sums.scatter_add_(0, list_index, values.long())[:lists]
+
+    count, partial = sum_by_list(torch.ones_like(tile)), sum_by_list(tile != FULL)
     start = count.cumsum(0) - count
-    # Stacked, not indexed: an index would be copied to the device, and waited for.
-    pick = lambda t: torch.stack([t.view(lines_shape)[:, index] for index in head_of], 1).int()  # noqa: E731
+    # torch.stack, because indexing with a list copies it to the device and waits.
+    pick = lambda t: torch.stack([t.view(lists_shape)[:, index] for index in head_of], 1).int()  # noqa: E731
     return TileList(pick(start), pick(count), pick(partial), minor[order].int(), tile[order].int())

@@ -1,20 +1,21 @@
-"""Which tiles may hold a visible pair: the first step from a pattern to its layout (kernels/layout/builder.py).
+"""Lists the tiles that may hold a visible pair: step 1 of the layout builder (builder.py).
 
-For each block of queries the pattern names key intervals (`Pattern.candidates`). Positions within documents become key
-indices, intervals become runs of key blocks, overlaps are removed. The runs are then listed tile by tile: either
-exactly, which asks the device how many there are, or in as many places as the pattern can ever need.
+For each block of queries, `Pattern.candidates` returns intervals of key positions. These become intervals of key
+indices, then runs of key blocks, without overlaps. The runs are expanded to tiles in one of two ways: exactly, for
+which the host reads their number from the device; or into a list of fixed size, an upper bound of what the pattern can
+need.
 """
 
 import torch
 from torch import Tensor
 
 from kernels.layout.axis import Axis
-from kernels.layout.lru_cache import RecentlyUsed
+from kernels.layout.lru_cache import LRUCache
 from kernels.patterns.base import Pattern
 
 
-class Blocks:
-    """An axis cut in blocks, padded to whole ones; a padding index belongs to no document."""
+class BlockedAxis:
+    """An axis divided into blocks; the last one is padded with entries of document -1."""
 
     def __init__(self, axis: Axis, block: int) -> None:
         self.axis, self.block = axis, block
@@ -25,10 +26,10 @@ class Blocks:
         self.document = cut(axis.document, -1)
 
 
-def candidate_tiles(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+def candidate_tiles(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> tuple[Tensor, Tensor, Tensor]:
     """(batch, row, column), int64 `[tiles]` each and without repeats, of every tile that may hold a visible pair."""
     first, size = _candidate_runs(pattern, queries, keys)
-    # One entry a tile: run `i` holds the entries from ends[i - 1] to ends[i].
+    # One entry per tile: run `i` has the entries from ends[i - 1] to ends[i].
     ends = size.flatten().cumsum(0)
     entry = torch.arange(int(ends[-1]), device=ends.device)
     run = torch.searchsorted(ends, entry, right=True)
@@ -37,35 +38,40 @@ def candidate_tiles(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Te
     return row // queries.count, row % queries.count, column
 
 
-def candidate_places(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The same tiles, in places whose number follows from shapes and settings: the device is asked for nothing.
+def candidate_tiles_fixed(
+    pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same tiles in a list whose size follows from shapes and settings, so that the host never waits for the
+    device.
 
-    Returns (batch, row, column, live, overflow): int64 `[places]`, bool `[places]` (whether a place holds a tile) and
-    bool `[]` (whether a row has more tiles than places, which `row_capacity` is there to exclude).
+    Returns (batch, row, column, live, overflow): int64 `[entries]`; live, bool `[entries]`, is False for unused
+    entries; overflow, bool `[]`, is True if a row has more tiles than entries, which `row_capacity` should exclude.
     """
     first, size = _candidate_runs(pattern, queries, keys)
     ends = size.cumsum(-1)
     total = ends[..., -1]
-    capacity, row, index = _places(pattern, queries, keys)
+    capacity, row, index = _fixed_entries(pattern, queries, keys)
     batch = torch.arange(len(total), device=row.device)[:, None].expand(-1, len(row)).flatten()
     row, index = row.repeat(len(total)), index.repeat(len(total))
-    # Rows behind one another on one rising axis, so that one search finds every place's run.
-    line, stretch = batch * queries.count + row, keys.count + 1
-    lines = torch.arange(total.numel(), device=row.device)[:, None]
-    run = torch.searchsorted((lines * stretch + ends.flatten(0, 1)).flatten(), line * stretch + index, right=True)
+    # Offset the run ends of each row so that they rise over all rows: one search finds the run of every entry.
+    flat_row, stretch = batch * queries.count + row, keys.count + 1
+    flat_rows = torch.arange(total.numel(), device=row.device)[:, None]
+    run = torch.searchsorted(
+        (flat_rows * stretch + ends.flatten(0, 1)).flatten(), flat_row * stretch + index, right=True
+    )
     run = run.clamp(max=size.numel() - 1)
     column = first.flatten()[run] + index - (ends - size).flatten()[run]
-    live = index < total.flatten()[line]
+    live = index < total.flatten()[flat_row]
     return batch, row, torch.where(live, column, 0), live, (total > capacity).any()
 
 
-def row_capacity(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tensor:
-    """int64 `[rows]`: no packing of documents gives a row more candidate tiles than this.
+def row_capacity(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> Tensor:
+    """int64 `[rows]`: an upper bound of each row's candidate tiles, for every packing of documents.
 
-    A row's first document may have begun anywhere before it, so a row that begins at sequence index i meets the
-    pattern at a position between 0 and i: the largest need among those counts. (Positions counted from the sequence
-    are i itself.) n tokens meet at most ceil((n - 1) / block) + 1 blocks. Documents that begin inside the row add the
-    blocks that the row's own tokens meet.
+    The first document of a row that begins at sequence index i may have begun anywhere before, so the row's position in
+    it is between 0 and i: the bound is the largest need among these positions. (For positions in the sequence, it is
+    the need at i.) n consecutive tokens overlap at most ceil((n - 1) / block) + 1 blocks. Documents that begin inside
+    the row add the blocks of the row's own tokens.
     """
     block, span = queries.block, keys.axis.span
     limit = _limit(queries.axis, keys.axis)
@@ -87,11 +93,11 @@ def row_capacity(pattern: Pattern, queries: Blocks, keys: Blocks) -> Tensor:
     return torch.minimum(need[first.clamp(max=limit - 1)] + own, most)
 
 
-_cache: RecentlyUsed[tuple[Tensor, Tensor, Tensor]] = RecentlyUsed(size=64)
+_cache: LRUCache[tuple[Tensor, Tensor, Tensor]] = LRUCache(size=64)
 
 
-def _places(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor, Tensor]:
-    """`row_capacity`, and for every place of one sequence its row and its index within the row; made once, kept."""
+def _fixed_entries(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> tuple[Tensor, Tensor, Tensor]:
+    """`row_capacity`, and the row and index within the row of every entry of one sequence; cached."""
     axes = (queries.axis, keys.axis)
 
     def make() -> tuple[Tensor, Tensor, Tensor]:
@@ -105,16 +111,16 @@ def _places(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Te
 
 
 def _limit(queries: Axis, keys: Axis) -> int:
-    """Beyond every position of either axis, from whichever origin it is counted."""
+    """Exclusive upper bound of the positions of both axes, within documents and within the sequence."""
     return max(a.limit if a.limit is not None else int((a.end + a.origin).max()) for a in (queries, keys))
 
 
-def _candidate_runs(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Tensor, Tensor]:
-    """(first, size), int64 `[batch, rows, runs]`: disjoint runs of key blocks, by rising index; a size may be 0."""
+def _candidate_runs(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> tuple[Tensor, Tensor]:
+    """(first, size), int64 `[batch, rows, runs]`: disjoint runs of key blocks in ascending order; sizes may be 0."""
     length = _limit(queries.axis, keys.axis)
     find = _KeyIndex(keys.axis, length)
 
-    # A row's first document may reach back beyond the row: the pattern says where to.
+    # The row's first document may have begun before the row: the pattern gives the key intervals.
     document = queries.document
     first_document = document[..., :1]
     in_first = (document == first_document) & (document >= 0)
@@ -129,7 +135,7 @@ def _candidate_runs(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Te
     end = find.first_starting_at(first_document.long().expand_as(upper), upper)
     end = torch.where(upper > lower, end, begin)
 
-    # The documents that begin inside the row see keys from their own start up to the row's last query: one run of keys.
+    # Documents that begin inside the row see keys from their own start to the row's last query: one run.
     live = document >= 0
     later = live & ~in_first
     last = live.sum(-1, keepdim=True) - 1  # never -1: a row holds at least one query
@@ -142,7 +148,7 @@ def _candidate_runs(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Te
     stop_block = -(-torch.cat([end, rest_end], -1) // keys.block)
     stop_block = torch.where(torch.cat([end > begin, rest_end > rest_begin], -1), stop_block, first_block)
 
-    # Runs of blocks, sorted; each begins where the runs before it have ended.
+    # Sort the runs and start each where the earlier ones end, so that they do not overlap.
     first_block, order = first_block.sort(-1)
     stop_block = stop_block.gather(-1, order)
     reached = torch.nn.functional.pad(stop_block.cummax(-1).values[..., :-1], (1, 0))
@@ -151,7 +157,7 @@ def _candidate_runs(pattern: Pattern, queries: Blocks, keys: Blocks) -> tuple[Te
 
 
 class _KeyIndex:
-    """Finds keys by (document, position): both rise along the axis, so one binary search does it."""
+    """Binary search for keys by (document, position), which rise along the axis."""
 
     def __init__(self, axis: Axis, length: int) -> None:
         self.length = length + 1

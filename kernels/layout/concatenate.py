@@ -1,7 +1,7 @@
-"""Layouts side by side: one attention call, one softmax, over several kinds of keys (tokens, then summaries, ...).
+"""Concatenates layouts along the keys, for one softmax over several kinds of keys (tokens, then summaries).
 
-Each part's keys are padded to whole blocks, so that a tile stays a tile: a part's column of tiles just moves. Nothing
-here asks the device for a value; sizes follow from those of the parts.
+The keys of each layout are padded to whole blocks, so its tiles only move by whole columns. The host never waits for
+the device: sizes follow from those of the layouts.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from kernels.layout.block_layout import FULL, BlockLayout, TileList, any_overflo
 
 
 def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
-    """The layout of the same queries over the keys of all `layouts`, one part behind the other.
+    """The layout of the same queries over the concatenated keys of all `layouts`.
 
-    Its keys are those of `concatenate_keys`: part i begins at the sum of the earlier parts' key counts, each rounded up
-    to whole blocks. Batch and heads that are 1 in one part and more in another are shared. Raises ValueError where
-    queries, block, batch or heads disagree.
+    Keys are ordered as by `concatenate_keys`: those of layout i begin at the sum of the earlier key counts, each
+    rounded up to whole blocks. A batch or number of heads of 1 is broadcast. Raises ValueError if queries, block,
+    device, batch or heads disagree.
     """
     if not layouts:
         raise ValueError("layouts=[]: must be at least one layout")
@@ -41,79 +41,82 @@ def concatenate(layouts: Sequence[BlockLayout]) -> BlockLayout:
         queries=first.queries,
         keys=sum(blocks) * first.block,
         block=first.block,
-        rows=_merge_lines([each.rows for each in layouts], column_offset, mask_offset, batch, heads),
-        columns=_append_lines([each.columns for each in layouts], mask_offset, batch, heads),
+        rows=_merge_rows([each.rows for each in layouts], column_offset, mask_offset, batch, heads),
+        columns=_append_columns([each.columns for each in layouts], mask_offset, batch, heads),
         masks=torch.cat([each.masks for each in layouts]),
         pairs=sum(each.pairs.expand(batch, heads) for each in layouts),
         overflow=any_overflow(layouts),
     )
 
 
-def concatenate_keys(parts: Sequence[Tensor], block: int) -> Tensor:
-    """Keys or values `[batch, kv_heads, keys, head_dim]` of each part, as `concatenate` expects them: each padded with
-    zeros to whole blocks."""
-    return torch.cat([piece for part in parts for piece in _padded(part, block)], 2)
+def concatenate_keys(tensors: Sequence[Tensor], block: int) -> Tensor:
+    """Concatenates keys or values `[batch, kv_heads, keys, head_dim]`, each padded with zeros to whole blocks, for
+    `concatenate`."""
+    return torch.cat([piece for tensor in tensors for piece in _padded(tensor, block)], 2)
 
 
-def concatenate_axes(parts: Sequence[Axis], block: int) -> Axis:
-    """What the keys of `concatenate_keys` stand for: a key of padding is of no document. It is no axis to build a
-    layout on (documents don't rise along it): it is for backends that ask the pattern pair by pair."""
-    batch = max(part.batch for part in parts)
+def concatenate_axes(axes: Sequence[Axis], block: int) -> Axis:
+    """The axis of the keys of `concatenate_keys`, whose padding has document -1.
+
+    It serves backends that evaluate the pattern pair by pair. `build_layout` does not accept it, because documents do
+    not rise along it.
+    """
+    batch = max(axis.batch for axis in axes)
 
     def join(name: str, padding: int) -> Tensor:
-        of_part = lambda part: getattr(part, name).expand(batch, -1)  # noqa: E731
-        return torch.cat([F.pad(of_part(part), (0, -part.length % block), value=padding) for part in parts], -1)
+        expanded = lambda axis: getattr(axis, name).expand(batch, -1)  # noqa: E731
+        return torch.cat([F.pad(expanded(axis), (0, -axis.length % block), value=padding) for axis in axes], -1)
 
     return Axis(join("start", 0), join("end", 0), join("document", -1), join("origin", 0))
 
 
-def _padded(part: Tensor, block: int) -> list[Tensor]:
-    padding = -part.shape[2] % block
-    return [part, part.new_zeros(*part.shape[:2], padding, part.shape[3])] if padding else [part]
+def _padded(tensor: Tensor, block: int) -> list[Tensor]:
+    padding = -tensor.shape[2] % block
+    return [tensor, tensor.new_zeros(*tensor.shape[:2], padding, tensor.shape[3])] if padding else [tensor]
 
 
-def _merge_lines(
-    parts: Sequence[TileList], minor_offset: Sequence[int], mask_offset: Sequence[int], batch: int, heads: int
+def _merge_rows(
+    lists: Sequence[TileList], minor_offset: Sequence[int], mask_offset: Sequence[int], batch: int, heads: int
 ) -> TileList:
-    """Each line holds every part's tiles: first those with a mask, part by part, then the full ones."""
+    """Each row ranges the partial tiles of every layout, in order, then the full ones."""
     expand = lambda t: t.expand(batch, heads, -1).long()  # noqa: E731
-    lists = [tuple(map(expand, (part.start, part.count, part.partial))) for part in parts]
-    entry_offset = [sum(part.blocks.numel() for part in parts[:i]) for i in range(len(parts))]
-    # Segments [batch, heads, lines, 2 x parts]: runs of entries of one part and one kind, in the order wanted.
-    source = [start + skip for (start, _, _), skip in zip(lists, entry_offset, strict=True)]
-    source += [begin + partial for begin, (_, _, partial) in zip(source, lists, strict=True)]
-    size = [partial for _, _, partial in lists] + [count - partial for _, count, partial in lists]
+    ranges = [tuple(map(expand, (each.start, each.count, each.partial))) for each in lists]
+    entry_offset = [sum(each.blocks.numel() for each in lists[:i]) for i in range(len(lists))]
+    # Segments `[batch, heads, rows, 2 x layouts]`: the partial or full tiles of one layout, in output order.
+    source = [start + skip for (start, _, _), skip in zip(ranges, entry_offset, strict=True)]
+    source += [begin + partial for begin, (_, _, partial) in zip(source, ranges, strict=True)]
+    size = [partial for _, _, partial in ranges] + [count - partial for _, count, partial in ranges]
     source, size = torch.stack(source, -1), torch.stack(size, -1)
 
-    # A bound on the entries: lines that share a part's entries each get their own.
-    capacity = sum(part.blocks.numel() * heads * (batch // part.start.shape[0]) for part in parts)
+    # Upper bound of the entries: rows that shared a layout's entries get a copy each.
+    capacity = sum(each.blocks.numel() * heads * (batch // each.start.shape[0]) for each in lists)
     ends = size.flatten().cumsum(0)
     entry = torch.arange(capacity, device=ends.device)
     segment = torch.searchsorted(ends, entry, right=True).clamp(max=len(ends) - 1)
     begins = (ends - size.flatten())[segment]
-    blocks = torch.cat([part.blocks + skip for part, skip in zip(parts, minor_offset, strict=True)])
-    tiles = torch.cat([_shifted(part.tiles, skip) for part, skip in zip(parts, mask_offset, strict=True)])
+    blocks = torch.cat([each.blocks + skip for each, skip in zip(lists, minor_offset, strict=True)])
+    tiles = torch.cat([_shift_tiles(each.tiles, skip) for each, skip in zip(lists, mask_offset, strict=True)])
     index = (source.flatten()[segment] + entry - begins).clamp(max=max(len(blocks) - 1, 0))
 
     count = size.sum(-1)
     start = ends.view(size.shape)[..., -1] - count
-    partial = size[..., : len(parts)].sum(-1)
+    partial = size[..., : len(lists)].sum(-1)
     return TileList(start.int(), count.int(), partial.int(), blocks[index], tiles[index])
 
 
-def _append_lines(parts: Sequence[TileList], mask_offset: Sequence[int], batch: int, heads: int) -> TileList:
-    """The lines of one part behind those of another."""
-    entry_offset = [sum(part.blocks.numel() for part in parts[:i]) for i in range(len(parts))]
-    join = lambda name: torch.cat([getattr(part, name).expand(batch, heads, -1) for part in parts], -1)  # noqa: E731
-    starts = [part.start.expand(batch, heads, -1) + skip for part, skip in zip(parts, entry_offset, strict=True)]
+def _append_columns(lists: Sequence[TileList], mask_offset: Sequence[int], batch: int, heads: int) -> TileList:
+    """The columns of all layouts, one layout after the other."""
+    entry_offset = [sum(each.blocks.numel() for each in lists[:i]) for i in range(len(lists))]
+    join = lambda name: torch.cat([getattr(each, name).expand(batch, heads, -1) for each in lists], -1)  # noqa: E731
+    starts = [each.start.expand(batch, heads, -1) + skip for each, skip in zip(lists, entry_offset, strict=True)]
     return TileList(
         start=torch.cat(starts, -1),
         count=join("count"),
         partial=join("partial"),
-        blocks=torch.cat([part.blocks for part in parts]),
-        tiles=torch.cat([_shifted(part.tiles, skip) for part, skip in zip(parts, mask_offset, strict=True)]),
+        blocks=torch.cat([each.blocks for each in lists]),
+        tiles=torch.cat([_shift_tiles(each.tiles, skip) for each, skip in zip(lists, mask_offset, strict=True)]),
     )
 
 
-def _shifted(tiles: Tensor, masks_before: int) -> Tensor:
+def _shift_tiles(tiles: Tensor, masks_before: int) -> Tensor:
     return torch.where(tiles == FULL, FULL, tiles + masks_before)

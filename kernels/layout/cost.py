@@ -9,11 +9,12 @@ FORWARD_FLOPS = 4
 """FLOPs per visible pair, head and head_dim in the forward pass: q·k and p·v, a multiplication and an addition each."""
 
 BACKWARD_FLOPS = 10
-"""FLOPs that a backward kernel executes: five products, the recomputed scores included (Dao 2023)."""
+"""FLOPs that a backward kernel executes per visible pair, head and head_dim: five products, the recomputed scores
+included (Dao 2023)."""
 
 TRAINING_FLOPS = 3 * FORWARD_FLOPS
-"""FLOPs that training needs, forward and backward, recomputation not counted (the convention of MFU, Chowdhery et al.
-2022)."""
+"""FLOPs per visible pair, head and head_dim that training needs, without recomputation (the convention of MFU,
+Chowdhery et al. 2022)."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class AttentionCost:
 
 
 def decode_cost(pattern: Pattern | Sequence[Pattern], context: int, group: int = 1) -> DecodeCost:
-    """Pattern.decode_cost, also of one pattern per KV head, each a mask over the tokens."""
+    """As Pattern.decode_cost, also for one pattern per KV head, each a mask over the tokens."""
     return (
         pattern.decode_cost(context, group) if isinstance(pattern, Pattern) else keys_of_masks(pattern, context, span=1)
     )
 
 
 def causal_pairs(queries: int, keys: int) -> int:
-    """Pairs where the last query sees every key and each earlier one sees one key less."""
+    """Number of pairs in which the last query sees every key and each earlier query one key fewer."""
     seen_by_first = max(keys - queries + 1, 0)
     return (seen_by_first + keys) * min(queries, keys) // 2 if keys >= queries else keys * (keys + 1) // 2

@@ -1,4 +1,5 @@
-"""Compiles an element-wise function of large tiles so that what depends on one side alone is computed once a side."""
+"""Compiles an element-wise function of tiles; values that depend on the queries or the keys alone are computed
+first."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +12,12 @@ from torch.fx.passes.split_module import split_module
 
 
 def fuse(function: Callable[..., Any], examples: Sequence[Tensor], size: int) -> Callable[..., Any]:
-    """`function` of tensors shaped like `examples`, as two compiled parts.
+    """Compiles `function` of tensors shaped like `examples` as two kernels.
 
-    A compiler that fuses everything into one kernel recomputes, for each of a tile's `size` elements, what is the same
-    for a whole line of it (a random block's hash, say). So what is smaller than `size` elements, and not computed from
-    something larger, is a kernel of its own before. Each call of `fuse` compiles a graph of its own: no pattern can run
-    into another's recompilation limit.
+    A compiler that fuses everything into one kernel recomputes, for each of the `size` elements, values that are equal
+    along a row or column of a tile (the hash of a random block, for example). Therefore, results that have fewer than
+    `size` elements and depend on no larger tensor are computed by a first kernel. Each call of `fuse` compiles its own
+    graph, so that patterns do not share a recompilation limit.
     """
     traced = make_fx(function, tracing_mode="fake")(*examples)
     small: dict[Node, bool] = {}

@@ -1,4 +1,4 @@
-"""A cache of what was used most recently."""
+"""A least-recently-used cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -7,8 +7,8 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class RecentlyUsed(Generic[Value]):
-    """The `size` most recently used values; a sweep over lengths must not keep them all."""
+class LRUCache(Generic[Value]):
+    """Keeps the `size` most recently used values, so that a sweep over lengths does not keep them all."""
 
     def __init__(self, size: int) -> None:
         self.size = size

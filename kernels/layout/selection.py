@@ -18,7 +18,7 @@ class Selection:
     block: int
     keys: int
     chosen: Tensor
-    """int32 `[batch, selectors, queries, slots]`: key blocks by rising index; then -1 where there are fewer."""
+    """int32 `[batch, selectors, queries, slots]`: key blocks in ascending order, then -1 for unused slots."""
     document_start: Tensor
     """int32 `[batch, queries]`: the first key that a query may see, its document's first token.
 
@@ -29,8 +29,8 @@ class Selection:
     offsets: Tensor
     """int32 `[batch, selectors, key blocks + 1]`: block j's queries are `entries[offsets[j] : offsets[j + 1]]`."""
     entries: Tensor
-    """int32 `[batch, selectors, queries * slots]`: query * slots + slot by rising block, then query; slots without a
-    block come last."""
+    """int32 `[batch, selectors, queries * slots]`: query * slots + slot, sorted by block, then query; unused slots come
+    last."""
 
     query: Tensor | None = None
     """int32 `[queries]`: each query's own index among the keys, where they are some of a longer sequence's tokens;
@@ -93,16 +93,16 @@ class Selection:
 
 
 def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """(offsets, entries) of a Selection, from `chosen`: a stable sort by block, without a look at any value."""
+    """(offsets, entries) of a Selection, from `chosen`: a stable sort by block, which never waits for the device."""
     batch, selectors, length, slots = chosen.shape
     flat = torch.where(chosen < 0, blocks, chosen).view(batch * selectors, length * slots)
-    line = torch.arange(batch * selectors, dtype=torch.int32, device=chosen.device)[:, None]
+    row = torch.arange(batch * selectors, dtype=torch.int32, device=chosen.device)[:, None]
     wanted = torch.arange(blocks + 1, dtype=torch.int32, device=chosen.device)
-    if batch * selectors * (blocks + 1) < 1 << 31:  # one sort for all, where an int32 tells the lines apart
-        keys, order = (line * (blocks + 1) + flat).flatten().sort(stable=True)
-        entries = (order.view_as(flat) - line.long() * flat.shape[1]).int()
+    if batch * selectors * (blocks + 1) < 1 << 31:  # one sort for all rows, if their keys fit int32
+        keys, order = (row * (blocks + 1) + flat).flatten().sort(stable=True)
+        entries = (order.view_as(flat) - row.long() * flat.shape[1]).int()
         keys = keys.view_as(flat)
-        offsets = torch.searchsorted(keys, line * (blocks + 1) + wanted, out_int32=True)
+        offsets = torch.searchsorted(keys, row * (blocks + 1) + wanted, out_int32=True)
     else:
         keys, order = torch.sort(flat, dim=-1, stable=True)
         entries = order.int()

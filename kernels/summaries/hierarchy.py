@@ -12,7 +12,7 @@ from kernels.layout.block_layout import BlockLayout, Source
 from kernels.layout.builder import build_layout
 from kernels.layout.concatenate import concatenate, concatenate_axes, concatenate_keys
 from kernels.layout.cost import AttentionCost, causal_pairs
-from kernels.layout.lru_cache import RecentlyUsed
+from kernels.layout.lru_cache import LRUCache
 from kernels.patterns.hierarchical import Hierarchical, Summaries
 
 
@@ -117,7 +117,7 @@ def build_hierarchy(
     return _cache.get((pattern, tokens.length, block, tokens.device), build)
 
 
-_cache: RecentlyUsed[Hierarchy] = RecentlyUsed(size=32)
+_cache: LRUCache[Hierarchy] = LRUCache(size=32)
 
 
 def _build(

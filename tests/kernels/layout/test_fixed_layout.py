@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from kernels import Axis, BlockLayout, attention, build_layout
 from kernels.layout import tiles
-from kernels.layout.candidates import Blocks, _candidate_runs, row_capacity
+from kernels.layout.candidates import BlockedAxis, _candidate_runs, row_capacity
 from kernels.layout.fuse import fuse
 from kernels.patterns import BlockSparse, Dense, Hierarchical, Strided, Window
 from kernels.summaries.hierarchy import build_hierarchy
@@ -59,12 +59,12 @@ def test_shapes_do_not_depend_on_the_documents(pattern):
 @settings(max_examples=150)
 @given(pattern=patterns, packed=packings(), block=st.sampled_from([16, 32]))
 def test_no_row_needs_more_than_its_capacity(pattern, packed, block):
-    blocks = Blocks(of(packed), block)
+    blocks = BlockedAxis(of(packed), block)
     assert (_candidate_runs(pattern, blocks, blocks)[1].sum(-1) <= row_capacity(pattern, blocks, blocks)).all()
 
 
 def test_columns_that_are_still_ahead_take_no_places():
-    blocks = Blocks(of(packing([4096])), 16)
+    blocks = BlockedAxis(of(packing([4096])), 16)
     places = row_capacity(Strided(32, 256, 16), blocks, blocks)
     rows = torch.arange(len(places))
     # The window's 5 blocks, a column's 2 for every stride that has begun, 1 for documents that begin inside.
@@ -99,7 +99,7 @@ def test_too_little_room_is_reported(monkeypatch):
     layout = build_layout(pattern, axis, block=16, fixed=True)
     assert layout.overflow
     assert int(layout.rows.tiles.max()) < len(layout.masks) == 2, "wrong, but within its tensors"
-    monkeypatch.setattr("kernels.layout.candidates._places", lambda *_: _few_places())
+    monkeypatch.setattr("kernels.layout.candidates._fixed_entries", lambda *_: _few_places())
     assert build_layout(Dense(), axis, block=16, fixed=True).overflow
 
 
@@ -118,7 +118,7 @@ def test_attention_on_it_is_the_same():
 
 def test_fixed_sizes_need_a_limit():
     axis = dataclasses.replace(of(packing([40])), limit=None)
-    with pytest.raises(ValueError, match="fixed=True needs axes with a limit"):
+    with pytest.raises(ValueError, match="fixed=True: must have axes with a limit"):
         build_layout(Window(3), axis, block=16, fixed=True)
 
 

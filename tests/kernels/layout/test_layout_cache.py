@@ -3,13 +3,13 @@
 import torch
 
 from kernels import Axis, attention, build_layout
-from kernels.layout.lru_cache import RecentlyUsed
+from kernels.layout.lru_cache import LRUCache
 from kernels.patterns import Dense, Window
 from tests.kernels.oracle import packing
 
 
 def test_layouts_without_documents_are_built_once(monkeypatch):
-    monkeypatch.setattr("kernels.layout.builder._cache", RecentlyUsed(size=2))
+    monkeypatch.setattr("kernels.layout.builder._cache", LRUCache(size=2))
     first = build_layout(Window(30), Axis.tokens(100), block=32)
     assert build_layout(Window(30), Axis.tokens(100), block=32) is first
     others = [
@@ -32,7 +32,7 @@ def test_a_layout_that_was_built_for_inference_serves_training():
 
 
 def test_the_least_recently_used_layout_is_forgotten_first(monkeypatch):
-    cache = RecentlyUsed(size=2)
+    cache = LRUCache(size=2)
     monkeypatch.setattr("kernels.layout.builder._cache", cache)
     axis = Axis.tokens(20)
     kept, forgotten = build_layout(Window(1), axis, block=16), build_layout(Window(2), axis, block=16)
@@ -44,7 +44,7 @@ def test_the_least_recently_used_layout_is_forgotten_first(monkeypatch):
 
 
 def test_layouts_of_packed_documents_are_not_cached(monkeypatch):
-    cache = RecentlyUsed(size=8)
+    cache = LRUCache(size=8)
     monkeypatch.setattr("kernels.layout.builder._cache", cache)
     axis = Axis.tokens(40, packing([10, 30]))
     assert build_layout(Window(5), axis, block=16) is not build_layout(Window(5), axis, block=16)

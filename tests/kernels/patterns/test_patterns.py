@@ -123,7 +123,7 @@ def test_an_axis_without_documents_is_one_document_from_its_offset_on():
         ({"length": 0}, "length=0: must be at least 1"),
         ({"length": 4, "documents": torch.zeros(1, 5)}, r"must be \[batch, 4\]"),
         ({"length": 4, "documents": torch.zeros(4)}, r"must be \[batch, 4\]"),
-        ({"length": 4, "documents": torch.zeros(1, 4), "offset": 2}, "offset=2: packed documents start at 0"),
+        ({"length": 4, "documents": torch.zeros(1, 4), "offset": 2}, "offset=2: must be 0 for packed documents"),
     ],
 )
 def test_an_impossible_axis_is_refused(arguments, message):
