@@ -7,7 +7,7 @@ import torch
 
 from configs.build import ConfigError, build_model
 from data import DataModule
-from kernels.attention import WHOLE
+from kernels.attention import AUTOGRAD_BACKENDS
 from model import AttentionPlan
 from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
 from model.precision import device_of
@@ -53,7 +53,7 @@ def forecast_before_training(
     if config["preflight"] == "off":
         return None, None
     backend = config["attention"]["backend"]
-    if backend in WHOLE:
+    if backend in AUTOGRAD_BACKENDS:
         return None, f"no forecast: {NO_FORECAST.format(backend)}"
     result = forecast_run(config, data, plan)
     return result.summary(), check_memory(result, config["preflight"])

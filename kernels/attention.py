@@ -25,7 +25,7 @@ from kernels.softmax import add_sinks
 
 log = logging.getLogger(__name__)
 
-WHOLE = ("reference", "flex", "flex_flash")
+AUTOGRAD_BACKENDS = ("reference", "flex", "flex_flash")
 """Backends without a backward pass of their own: autograd differentiates their forward pass."""
 
 FLASH_WIDTHS = ((1024, math.inf), (1024, 32768))
@@ -50,13 +50,13 @@ def attention(
     q `[batch, heads, queries, head_dim]`, k and v `[batch, kv_heads, keys, head_dim]` with heads a multiple of
     kv_heads (GQA: query head h reads KV head h // (heads / kv_heads)), of one floating dtype and any strides. `scale`
     multiplies the scores (default 1 / sqrt(head_dim)). `sink_logits` `[heads]` add one score per head to the softmax,
-    without a value (gpt-oss). `backend`: "auto" or one of kernels.dispatch.BACKENDS. Under a Selection
-    (kernels/selection/routing.py) each query attends to the key blocks that were chosen for it.
+    without a value (gpt-oss). `backend`: "auto" or one of kernels.dispatch.BACKENDS. With a Selection
+    (kernels/selection/routing.py), each query attends to the key blocks that were chosen for it.
 
     Returns out `[batch, heads, queries, head_dim]` in q's dtype; with `return_lse` also the log-sum-exp of the scores
     (the sink's included) `[batch, heads, queries]`, float32 (float64 for float64 inputs), through which gradients flow
-    too. A query that sees no key gets 0 and -inf. Raises ValueError, with what is accepted, if shapes, dtypes,
-    the layout or the backend do not fit.
+    too. A query without visible keys gets 0 and -inf. Raises ValueError, with what is accepted, if shapes, dtypes, the
+    layout or the backend do not fit.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if isinstance(layout, Selection):
@@ -66,8 +66,8 @@ def attention(
         return (out, lse) if return_lse else out
     _check_shapes(q, k, v, layout)
     passes = choose_backends(q, k, v, layout, backend)
-    if passes[0] in WHOLE:
-        with _own_precision(q):
+    if passes[0] in AUTOGRAD_BACKENDS:
+        with _without_autocast(q):
             with_lse = return_lse or sink_logits is not None
             out, lse = _module(passes[0]).attention(q, k, v, layout, scale, with_lse)
     else:
@@ -105,8 +105,8 @@ def _log_once(*passes: str) -> None:
 _module = functools.partial(dispatch.module, "attention")
 
 
-def _own_precision(q: Tensor) -> torch.autocast:
-    """Disables the caller's autocast, which would round scores: a backend chooses the precision of its products."""
+def _without_autocast(q: Tensor) -> torch.autocast:
+    """Disables the caller's autocast, which would round scores; each backend chooses the precision of its products."""
     return torch.autocast(q.device.type, enabled=False)
 
 
@@ -137,7 +137,7 @@ def _forward(
         problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block
         for name in {"triton", "flash"}.intersection((backend, backward_backend)):
             selfcheck.check(_module(name), *problem, plain=name == "flash")
-    with _own_precision(q):
+    with _without_autocast(q):
         return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block, window), scale)
 
 
@@ -165,7 +165,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layout = BlockLayout.from_tensors(layout, queries, keys, block, window)
-    with _own_precision(q):
+    with _without_autocast(q):
         return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
 
 

@@ -1,7 +1,7 @@
 """Chooses the backend of every operation: one table of candidates, one rule for `auto`, one form of error.
 
-A backend that is named is taken or refused, never replaced. `auto` takes Triton's kernels on a GPU where they serve the
-call, and plain PyTorch everywhere else.
+A named backend is used or refused, never replaced. `auto` uses Triton's kernels on a GPU if they can serve the call,
+and plain PyTorch otherwise.
 """
 
 import functools
@@ -22,8 +22,8 @@ class Candidates(NamedTuple):
 
     modules: Mapping[str, str]
     """Backend -> the module that implements it, imported at its first use."""
-    anywhere: str
-    """The backend in plain PyTorch that `auto` takes where Triton's kernels cannot serve."""
+    portable: str
+    """The backend in plain PyTorch, which `auto` uses if Triton's kernels cannot serve the call."""
 
 
 OPERATIONS = {
@@ -36,7 +36,7 @@ OPERATIONS = {
             "flash": "kernels.backends.flash",
             "flex_flash": "kernels.backends.flex_flash",
         },
-        anywhere="blocked",
+        portable="blocked",
     ),
     "selected_attention": Candidates(
         {
@@ -44,18 +44,18 @@ OPERATIONS = {
             "blocked": "kernels.backends.gathered",
             "triton": "kernels.backends.triton.selection",
         },
-        anywhere="blocked",
+        portable="blocked",
     ),
     "select": Candidates(
         {"blocked": "kernels.selection.routing", "triton": "kernels.backends.triton.selection.top_k"},
-        anywhere="blocked",
+        portable="blocked",
     ),
     "join_summaries": Candidates(
         {"blocked": "kernels.summaries.span_pooling", "triton": "kernels.backends.triton.summaries"},
-        anywhere="blocked",
+        portable="blocked",
     ),
     "decode_attention": Candidates(
-        {"direct": "kernels.backends.direct", "triton": "kernels.backends.triton.decode"}, anywhere="direct"
+        {"direct": "kernels.backends.direct", "triton": "kernels.backends.triton.decode"}, portable="direct"
     ),
 }
 
@@ -70,15 +70,15 @@ def choose(
 ) -> str:
     """The backend that serves one call of `operation`.
 
-    `refusal(name)` returns why a backend cannot serve the call, or None. `log_choice`: log what `auto` takes on a GPU,
-    once for each choice and reason. ValueError: the named backend does not exist or cannot serve the call.
+    `refusal(name)` returns why a backend cannot serve the call, or None. `log_choice`: log the backend that `auto` uses
+    on a GPU, once for each choice and reason. ValueError: the named backend does not exist or cannot serve the call.
     """
     candidates = OPERATIONS[operation]
     if backend == "auto":
         if not on_gpu:
-            return candidates.anywhere
+            return candidates.portable
         reason = refusal("triton")
-        chosen = candidates.anywhere if reason else "triton"
+        chosen = candidates.portable if reason else "triton"
         if log_choice:
             _log_once(operation, chosen, reason or "the fastest that is proven for this call")
         return chosen
@@ -91,14 +91,16 @@ def choose(
 
 
 @torch.compiler.assume_constant_result
-def triton_refusal(operation: str, backend: str, *facts: object) -> str | None:
+def triton_refusal(operation: str, backend: str, *arguments: object) -> str | None:
     """Why Triton's kernels cannot serve a call, or None; None for backends in plain PyTorch, which serve every call.
 
-    facts: the arguments of the kernels' `unsupported()`, constants while torch.compile traces.
+    arguments: those of the kernels' `unsupported()`; torch.compile treats them as constants.
     """
     if backend != "triton":
         return None
-    return "the package triton is not installed" if not has_triton() else module(operation, backend).unsupported(*facts)
+    if not has_triton():
+        return "the package triton is not installed"
+    return module(operation, backend).unsupported(*arguments)
 
 
 @torch.compiler.assume_constant_result

@@ -1,9 +1,9 @@
 """Checks a compiled kernel against the reference on a small problem, before its first use in a process.
 
-Compilers have bugs: the assembler bundled with Triton 3.6 (ptxas 12.8) miscompiled one of our kernels, ptxas 13.0 does
-not. A wrong kernel trains a wrong model silently, so each (backend, device, dtype, head_dim, group, block) is checked
-once per process, forward and backward, in a few milliseconds after its compilation. FARSIGHT_SELF_CHECK=0 disables it.
-Only the GPU tests cover a router's top-k and `block_mass`.
+Compilers have bugs: the assembler bundled with Triton 3.6 (ptxas 12.8) miscompiles one of our kernels, and ptxas 13.0
+does not. A wrong kernel trains a wrong model silently, so each (backend, device, dtype, head_dim, group, block) is
+checked once per process, forward and backward, in a few milliseconds after its compilation. FARSIGHT_SELF_CHECK=0
+disables it. Only the GPU tests cover a router's top-k and `block_mass`.
 """
 
 import functools
@@ -43,7 +43,7 @@ def check(
 ) -> None:
     """Raises SelfCheckError if `backend` and the reference differ by more than rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
-        _judge(errors(backend, device, dtype, head_dim, group, block, plain), backend, device, dtype, head_dim)
+        _raise_if_wrong(errors(backend, device, dtype, head_dim, group, block, plain), backend, device, dtype, head_dim)
 
 
 @functools.cache
@@ -57,23 +57,23 @@ def check_selection(
 ) -> None:
     """As `check`, for attention on a Selection; group: query heads per selector."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
-        found = selection_errors(backend, device, dtype, head_dim, group, block)
-        _judge(found, backend, device, dtype, head_dim)
+        errors_by_name = selection_errors(backend, device, dtype, head_dim, group, block)
+        _raise_if_wrong(errors_by_name, backend, device, dtype, head_dim)
 
 
 @functools.cache
 def check_decoding(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> None:
-    """As `check`, for the kernel of decoding steps (forward only); group: query heads per KV head."""
+    """As `check`, for the kernels of decoding steps, which have no backward pass; group: query heads per KV head."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
         from kernels.backends.triton import decode
 
-        _judge(decoding_errors(decode, device, dtype, head_dim, group), decode, device, dtype, head_dim)
+        _raise_if_wrong(decoding_errors(decode, device, dtype, head_dim, group), decode, device, dtype, head_dim)
 
 
 def decoding_errors(
     backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int
 ) -> dict[str, float]:
-    """Relative errors of two queries on keys in a row, and on keys whose slots are listed; sequences of two lengths."""
+    """The relative errors of two queries over consecutive keys and over listed slots, in sequences of two lengths."""
     kv_heads, entries, generator = 2, 150, torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, heads, length, head_dim, generator=generator).to(device, dtype)
@@ -88,18 +88,18 @@ def decoding_errors(
     truth = reference.masked_attention(q.double().cpu(), *keys, mask, head_dim**-0.5)
     masks, slots, count = masks.to(device), slots.to(device), count.to(device)
     parts = [CachedKeys(k, v, masks[0], None, count), CachedKeys(k, v, masks[1], slots[:, None])]
-    found = backend.forward(q, parts, head_dim**-0.5, None)
+    errors_by_name = backend.forward(q, parts, head_dim**-0.5, None)
     return {
         name: float((ours.double().cpu() - right).norm() / right.norm())
-        for name, ours, right in zip(("output", "log-sum-exp"), found, truth, strict=True)
+        for name, ours, right in zip(("output", "log-sum-exp"), errors_by_name, truth, strict=True)
     }
 
 
-def _judge(
-    found: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
+def _raise_if_wrong(
+    errors_by_name: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> None:
-    for name, error in found.items():
-        if not error <= TOLERANCE[dtype]:  # NaN is no pass
+    for name, error in errors_by_name.items():
+        if not error <= TOLERANCE[dtype]:  # also for NaN
             raise SelfCheckError(
                 f"backend {backend.__name__} computes a wrong {name} on {device} ({dtype}, head_dim={head_dim}: "
                 f"relative error {error:.1e}). Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or "
@@ -107,20 +107,20 @@ def _judge(
             )
 
 
-def _apart(function: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+def _isolated(function: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
     """Runs a check with gradients enabled and without the caller's saved-tensor hooks: the first call may be in an
     evaluation without gradients, or in a layer under activation checkpointing, which must not save these tensors."""
 
     @functools.wraps(function)
-    def apart(*arguments, **settings) -> dict[str, float]:
-        itself = lambda tensor: tensor  # noqa: E731
-        with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(itself, itself):
+    def isolated(*arguments, **settings) -> dict[str, float]:
+        identity = lambda tensor: tensor  # noqa: E731
+        with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(identity, identity):
             return function(*arguments, **settings)
 
-    return apart
+    return isolated
 
 
-@_apart
+@_isolated
 def errors(
     backend: ModuleType,
     device: torch.device,
@@ -130,8 +130,8 @@ def errors(
     block: int,
     plain: bool = False,
 ) -> dict[str, float]:
-    """Relative error of each result of `backend` on packed documents of ragged length under a window with sinks;
-    `plain`: on one document under a window without."""
+    """The relative error of each result of `backend` for packed documents under a window with sink tokens; `plain`: for
+    one document under a window without them."""
     length = 4 * block - 5
     document = (torch.arange(length) >= 3 * block // 2).int()[None].to(device)
     axis = Axis.tokens(length, device=device) if plain else Axis.tokens(length, document)
@@ -139,7 +139,7 @@ def errors(
     return _errors(backend, layout, length, device, dtype, head_dim, group)
 
 
-@_apart
+@_isolated
 def selection_errors(
     backend: ModuleType,
     device: torch.device,
@@ -148,7 +148,7 @@ def selection_errors(
     group: int,
     block: int,
 ) -> dict[str, float]:
-    """Relative errors on packed documents of ragged length, of which each query chooses two blocks at most."""
+    """The relative error of each result for packed documents in which each query chooses at most two blocks."""
     length, generator = 6 * block - 5, torch.Generator().manual_seed(0)
     first = document_starts((torch.arange(length) >= 3 * block // 2).int()[None])
     draw = lambda n: torch.randn(1, 2, n, 8, generator=generator)  # noqa: E731
@@ -178,7 +178,7 @@ def _errors(
 
     truth_in = [t.double().requires_grad_() for t in (q, k, v)]
     truth_out, truth_lse = reference.masked_attention(*truth_in, layout.dense_mask(), scale)
-    seen = truth_lse > -torch.inf  # of a Selection not every query sees something
+    seen = truth_lse > -torch.inf  # under a Selection, some queries see no key
     grad_lse = torch.where(seen, grad_lse, 0.0)
     outputs = (truth_out, torch.where(seen, truth_lse, 0.0))
     truth_grads = torch.autograd.grad(outputs, truth_in, (grad_out.double(), grad_lse.double()))

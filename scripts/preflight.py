@@ -40,7 +40,7 @@ def preflight(config: dict[str, Any]) -> None:
     from configs.checks import check, check_types
     from configs.forecasting import NO_FORECAST, check_memory, forecast_run
     from configs.tokenizer import as_resumed
-    from kernels.attention import WHOLE
+    from kernels.attention import AUTOGRAD_BACKENDS
     from model.training.run_folder import find_checkpoint, folder_of
     from model.training.storage import write_json
 
@@ -50,7 +50,7 @@ def preflight(config: dict[str, Any]) -> None:
         config = as_resumed(config, folder_of(find_checkpoint(config["resume"], prefer="last")))
     checked = check(config)
     backend = config["attention"]["backend"]
-    if backend in WHOLE:
+    if backend in AUTOGRAD_BACKENDS:
         raise ConfigError(f"{NO_FORECAST.format(backend)}; accepted are auto, blocked, triton and flash")
     checked.data.setup()
     result = forecast_run(config, checked.data, checked.plan)

@@ -1,6 +1,6 @@
 """The backends of `attention()`. Each is a module with
 
-    unsupported(q, k, v, layout) -> str | None                     the reason why it cannot serve this call, or None
+    unsupported(q, k, v, layout) -> str | None                     why it cannot serve this call, or None
 
 and either two passes, or one function that autograd differentiates:
 
@@ -13,7 +13,7 @@ Shapes: q, out `[batch, heads, queries, head_dim]`; k, v `[batch, kv_heads, keys
 queries]`. Passes share q, k, v, out and lse: a backward pass may come from another backend than its forward pass.
 
     reference     dense masked softmax: the oracle
-    blocked       plain PyTorch, O(tiles), anywhere
+    blocked       plain PyTorch, O(tiles), any device
     triton/       our kernels for GPUs
     flash         FlashAttention-4: dense and plain windows
     flex          FlexAttention on its Triton kernels

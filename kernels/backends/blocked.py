@@ -1,15 +1,15 @@
 """Sparse attention in plain PyTorch: gathers the tiles that the layout lists. The backend for training on a CPU.
 
-Rows (blocks of queries) with equally many tiles are stacked, so that a whole stack is one batched matrix product; the
-heads of a GQA group share their K/V and are stacked into one tall block of queries. Stacks are cut so that the scores
-of a piece stay in the processor's cache. Time and memory are O(tiles), forward and backward; gradients are
-deterministic on a CPU.
+Block rows (blocks of queries) with equal numbers of tiles are batched into one matrix product. The query heads of a KV
+head are stacked into one tall block of queries, which shares the tiles of K and V. Batches are split into chunks whose
+scores fit in the processor's cache. Time and memory are O(tiles), forward and backward; gradients are deterministic on
+a CPU.
 
-Scores are in units of ln 2 and weights are powers of two, as in FlashAttention: on a CPU `exp` of a hidden pair's -inf
-takes up to 40 times as long as of an ordinary score, `exp2` does not. The log-sum-exp that is returned is natural.
+Scores are in units of ln 2 and weights are powers of two, as in FlashAttention: on a CPU, `exp` of a hidden pair's -inf
+takes up to 40 times as long as `exp` of a finite score; `exp2` does not. The returned log-sum-exp is natural.
 
-A weight of 0 does not hide a NaN or an infinity in a partial tile. Both passes look for one in their results, and
-compute them once more over visible pairs alone where there is one.
+A weight of 0 does not hide a NaN or an infinity in a partial tile, because 0 * NaN is NaN. If a pass returns values
+that are not finite, it is repeated with products that sum over visible pairs alone.
 """
 
 import math
@@ -22,13 +22,13 @@ from torch import Tensor
 from kernels.backends.masked_product import all_finite, masked_product
 from kernels.layout.block_layout import BlockLayout
 
-SCORES_AT_ONCE = 1 << 20
-"""Scores in one piece: 4 MB in float32, which a current CPU's cache holds."""
+SCORES_PER_CHUNK = 1 << 20
+"""Scores per chunk: 4 MB in float32, which fits in the cache of a current CPU."""
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
     """Serves every device and floating dtype; computes in float32 (float64 for float64 inputs)."""
-    return None if q.is_floating_point() else f"dtype {q.dtype}: it takes floating-point tensors"
+    return None if q.is_floating_point() else f"dtype {q.dtype}: must be a floating-point dtype"
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> tuple[Tensor, Tensor]:
@@ -40,23 +40,23 @@ def forward(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) 
 
 
 def _forward(blocks: "_Blocked", masked: bool = False) -> tuple[Tensor, Tensor]:
-    """(out, lse), stacked as `_Blocked.query`. masked: hidden values may be NaN or infinite."""
+    """(out, lse), stacked like `_Blocked.query`. masked: sum over visible pairs alone."""
     out = torch.zeros_like(blocks.query)
     lse = blocks.query.new_full(blocks.query.shape[:-1], -torch.inf)
-    for piece in blocks.pieces():
-        scores = blocks.scores(piece)
+    for chunk in blocks.chunks():
+        scores = blocks.scores(chunk)
         highest = scores.amax(-1, keepdim=True)
-        highest = torch.where(highest == -torch.inf, 0.0, highest)  # a row that sees nothing: exp2(-inf - 0) = 0
+        highest = torch.where(highest == -torch.inf, 0.0, highest)  # for a row without visible keys: exp2(-inf - 0) = 0
         weights = scores.sub_(highest).exp2_()
         total = weights.sum(-1, keepdim=True)
-        value = blocks.gather(blocks.value, piece)
+        value = blocks.gather(blocks.value, chunk)
         if masked:
-            visible = blocks.visible(piece)
+            visible = blocks.visible(chunk)
             sums = masked_product(weights.masked_fill_(~visible, 0.0), value, visible)
         else:
             sums = torch.bmm(weights, value)
-        out[piece.items] = sums.div_(torch.where(total > 0, total, 1.0))
-        lse[piece.items] = (highest + total.log2()).mul_(math.log(2)).squeeze(-1)
+        out[chunk.items] = sums.div_(torch.where(total > 0, total, 1.0))
+        lse[chunk.items] = (highest + total.log2()).mul_(math.log(2)).squeeze(-1)
     return out, lse
 
 
@@ -94,37 +94,40 @@ def backward(
 def _backward(
     blocks: "_Blocked", grad_out: Tensor, delta: Tensor, lse: Tensor, masked: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_Blocked`'s query (without the scale), key and value. masked: as in `_forward`."""
+    """The gradients of query (without the factor `scale`), key and value of `blocks`. masked: as in `_forward`."""
     grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (blocks.query, blocks.key, blocks.value))
-    for piece in blocks.pieces():
+    for chunk in blocks.chunks():
         query, key, value = (
-            blocks.query.index_select(0, piece.items),
-            blocks.gather(blocks.key, piece),
-            blocks.gather(blocks.value, piece),
+            blocks.query.index_select(0, chunk.items),
+            blocks.gather(blocks.key, chunk),
+            blocks.gather(blocks.value, chunk),
         )
-        piece_grad = grad_out.index_select(0, piece.items)
-        weights = blocks.scores(piece).sub_(lse.index_select(0, piece.items)).exp2_()
-        grad_scores = torch.bmm(piece_grad, value.mT).sub_(delta.index_select(0, piece.items)).mul_(weights)
+        chunk_grad_out = grad_out.index_select(0, chunk.items)
+        weights = blocks.scores(chunk).sub_(lse.index_select(0, chunk.items)).exp2_()
+        grad_scores = torch.bmm(chunk_grad_out, value.mT).sub_(delta.index_select(0, chunk.items)).mul_(weights)
         if masked:
-            visible = blocks.visible(piece)
+            visible = blocks.visible(chunk)
             weights.masked_fill_(~visible, 0.0)
             grad_scores.masked_fill_(~visible, 0.0)
-            of_value = masked_product(weights.mT, piece_grad, visible.mT)
-            of_query = masked_product(grad_scores, key, visible)
-            of_key = masked_product(grad_scores.mT, query, visible.mT)
+            chunk_grad_value = masked_product(weights.mT, chunk_grad_out, visible.mT)
+            chunk_grad_query = masked_product(grad_scores, key, visible)
+            chunk_grad_key = masked_product(grad_scores.mT, query, visible.mT)
         else:
-            of_value = torch.bmm(weights.mT, piece_grad)
-            of_query = torch.bmm(grad_scores, key)
-            of_key = torch.bmm(grad_scores.mT, query)
-        blocks.scatter(grad_value, piece, of_value)
-        grad_query[piece.items] = of_query
-        blocks.scatter(grad_key, piece, of_key)
+            chunk_grad_value = torch.bmm(weights.mT, chunk_grad_out)
+            chunk_grad_query = torch.bmm(grad_scores, key)
+            chunk_grad_key = torch.bmm(grad_scores.mT, query)
+        blocks.scatter(grad_value, chunk, chunk_grad_value)
+        grad_query[chunk.items] = chunk_grad_query
+        blocks.scatter(grad_key, chunk, chunk_grad_key)
     return grad_query, grad_key, grad_value
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Items (a block of queries of a KV head each) with equally many tiles, of which the first `partial` have masks."""
+class _Chunk:
+    """Items with equal numbers of tiles, of which the first `partial` have masks.
+
+    An item is one block of queries of one KV head.
+    """
 
     items: Tensor  # int64 [items]
     key_blocks: Tensor  # int64 [items, tiles]: into the stacked key blocks
@@ -133,10 +136,10 @@ class _Piece:
 
 
 class _Blocked:
-    """q, k, v cut in the layout's blocks and stacked.
+    """q, k and v divided into the layout's blocks and stacked.
 
-    `query` `[items, group * block, head_dim]`, already scaled, in units of ln 2; an item is (batch, KV head, row of
-    blocks), row fastest.
+    `query` `[items, group * block, head_dim]`, scaled, in units of ln 2; items are ordered by (batch, KV head, block
+    row).
     `key` and `value` `[batch * kv_heads * key blocks, block, head_dim]`.
     """
 
@@ -149,14 +152,14 @@ class _Blocked:
         self.rows, self.columns = -(-self.queries // self.block), -(-k.shape[2] // self.block)
         self.query = self.stack(q.to(self.dtype) * (scale / math.log(2)))
         self.key, self.value = (
-            self._cut(k).reshape(-1, self.block, k.shape[-1]),
-            self._cut(v).reshape(-1, self.block, v.shape[-1]),
+            self._split_blocks(k).reshape(-1, self.block, k.shape[-1]),
+            self._split_blocks(v).reshape(-1, self.block, v.shape[-1]),
         )
         self.masks = ~layout.tile_masks()
 
-    def pieces(self) -> Iterator[_Piece]:
-        rows, lines = self.layout.rows, (self.batch, self.kv_heads, self.rows)
-        start, count, partial = (t.expand(lines).flatten().long() for t in (rows.start, rows.count, rows.partial))
+    def chunks(self) -> Iterator[_Chunk]:
+        rows, shape = self.layout.rows, (self.batch, self.kv_heads, self.rows)
+        start, count, partial = (t.expand(shape).flatten().long() for t in (rows.start, rows.count, rows.partial))
         base = (torch.arange(len(count), device=count.device) // self.rows) * self.columns
         order = torch.argsort(count * (self.columns + 1) + partial, stable=True)
         kinds, sizes = torch.unique_consecutive(torch.stack([count, partial])[:, order], dim=1, return_counts=True)
@@ -165,43 +168,43 @@ class _Blocked:
             stack, first = order[first : first + size], first + size
             if tiles == 0:
                 continue
-            at_once = max(1, SCORES_AT_ONCE // (self.group * self.block**2 * tiles))
-            for items in stack.split(at_once):
+            chunk_size = max(1, SCORES_PER_CHUNK // (self.group * self.block**2 * tiles))
+            for items in stack.split(chunk_size):
                 entries = start[items][:, None] + torch.arange(tiles, device=items.device)
                 key_blocks = rows.blocks[entries] + base[items][:, None]
-                yield _Piece(items, key_blocks, rows.tiles[entries[:, :masked]].long(), masked)
+                yield _Chunk(items, key_blocks, rows.tiles[entries[:, :masked]].long(), masked)
 
-    def scores(self, piece: _Piece) -> Tensor:
-        """Scores in units of ln 2 `[items, group * block, tiles * block]`, -inf where the layout hides the pair."""
-        scores = torch.bmm(self.query.index_select(0, piece.items), self.gather(self.key, piece).mT)
-        if piece.partial:
-            hidden = self.masks[piece.tiles].transpose(1, 2)  # [items, block, partial, block]
-            partial = scores.view(len(scores), self.group, self.block, -1, self.block)[..., : piece.partial, :]
+    def scores(self, chunk: _Chunk) -> Tensor:
+        """Scores in units of ln 2 `[items, group * block, tiles * block]`, -inf for hidden pairs."""
+        scores = torch.bmm(self.query.index_select(0, chunk.items), self.gather(self.key, chunk).mT)
+        if chunk.partial:
+            hidden = self.masks[chunk.tiles].transpose(1, 2)  # [items, block, partial, block]
+            partial = scores.view(len(scores), self.group, self.block, -1, self.block)[..., : chunk.partial, :]
             partial.masked_fill_(hidden[:, None], -torch.inf)
         return scores
 
-    def visible(self, piece: _Piece) -> Tensor:
-        """Booleans shaped as `scores`: whether the layout shows the pair."""
-        items, tiles = piece.key_blocks.shape
+    def visible(self, chunk: _Chunk) -> Tensor:
+        """Booleans with the shape of `scores`: whether the pair is visible."""
+        items, tiles = chunk.key_blocks.shape
         visible = self.masks.new_ones(items, self.group, self.block, tiles, self.block)
-        visible[:, :, :, : piece.partial] = ~self.masks[piece.tiles].transpose(1, 2)[:, None]
+        visible[:, :, :, : chunk.partial] = ~self.masks[chunk.tiles].transpose(1, 2)[:, None]
         return visible.view(items, self.group * self.block, tiles * self.block)
 
-    def gather(self, blocks: Tensor, piece: _Piece) -> Tensor:
-        """The piece's key or value blocks, `[items, tiles * block, head_dim]`."""
-        return blocks.index_select(0, piece.key_blocks.flatten()).view(len(piece.items), -1, blocks.shape[-1])
+    def gather(self, blocks: Tensor, chunk: _Chunk) -> Tensor:
+        """The chunk's key or value blocks, `[items, tiles * block, head_dim]`."""
+        return blocks.index_select(0, chunk.key_blocks.flatten()).view(len(chunk.items), -1, blocks.shape[-1])
 
-    def scatter(self, blocks: Tensor, piece: _Piece, values: Tensor) -> None:
+    def scatter(self, blocks: Tensor, chunk: _Chunk, values: Tensor) -> None:
         """Adds `[items, tiles * block, head_dim]` to the blocks that they were gathered from."""
-        blocks.index_add_(0, piece.key_blocks.flatten(), values.view(-1, *blocks.shape[1:]))
+        blocks.index_add_(0, chunk.key_blocks.flatten(), values.view(-1, *blocks.shape[1:]))
 
     def stack(self, x: Tensor) -> Tensor:
         """`[batch, heads, queries, d]` -> `[items, group * block, d]`."""
-        x = self._cut(x).view(self.batch, self.kv_heads, self.group, self.rows, self.block, x.shape[-1])
+        x = self._split_blocks(x).view(self.batch, self.kv_heads, self.group, self.rows, self.block, x.shape[-1])
         return x.transpose(2, 3).reshape(-1, self.group * self.block, x.shape[-1])
 
     def unstack(self, x: Tensor) -> Tensor:
-        """The inverse of `stack`, padding dropped."""
+        """The inverse of `stack`; drops the padding."""
         x = x.view(self.batch, self.kv_heads, self.rows, self.group, self.block, -1).transpose(2, 3)
         return x.reshape(self.batch, self.heads, self.rows * self.block, -1)[:, :, : self.queries]
 
@@ -209,8 +212,7 @@ class _Blocked:
         """Stacked key or value blocks -> `[batch, kv_heads, keys, d]`."""
         return blocks.view(self.batch, self.kv_heads, self.columns * self.block, -1)[:, :, : like.shape[2]]
 
-    def _cut(self, x: Tensor) -> Tensor:
-        """`[batch, heads, length, d]` -> `[batch, heads, blocks, block, d]`, padded with zeros, in the computing
-        dtype."""
+    def _split_blocks(self, x: Tensor) -> Tensor:
+        """`[batch, heads, length, d]` -> `[batch, heads, blocks, block, d]` in `self.dtype`, padded with zeros."""
         x = torch.nn.functional.pad(x.to(self.dtype), (0, 0, 0, -x.shape[2] % self.block))
         return x.reshape(*x.shape[:2], -1, self.block, x.shape[-1])

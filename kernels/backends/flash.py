@@ -19,7 +19,7 @@ HEAD_DIMS = (64, 128)
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
-    """Why it cannot serve this call, with what is accepted; None if it can."""
+    """Why FlashAttention-4 cannot serve this call, with what is accepted; None if it can."""
     reason = missing(q)
     if reason:
         return reason

@@ -1,8 +1,8 @@
 """FlexAttention, the compiled sparse attention of PyTorch (Dong et al. 2024), on the same tiles, for comparison.
 
-It compiles each pattern into kernels of its own, and its block mask is quadratic in the number of blocks (4 bytes for
-each of rows x columns, several times). Autograd differentiates it as a whole, so its passes cannot be combined with
-those of other backends.
+It compiles separate kernels for each pattern, and its block mask is quadratic: several times 4 bytes per pair of a
+query block and a key block. Autograd differentiates it as a whole, so its passes cannot be combined with those of other
+backends.
 """
 
 import torch
@@ -17,7 +17,8 @@ HEAD_DIMS = (64, 128)
 """The sizes that the GPU tests cover."""
 
 GRAPHS = 1024
-"""Patterns and shapes that a process may compile; beyond PyTorch's default of 8 it would run dense attention."""
+"""Maximum number of graphs (pattern and shapes) per process. PyTorch's default is 8, beyond which it runs dense
+attention."""
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
@@ -28,7 +29,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | N
         return f"dtype {q.dtype}: must be one of {', '.join(map(str, DTYPES))}"
     if q.shape[-1] not in HEAD_DIMS:
         return f"head_dim {q.shape[-1]}: must be one of {', '.join(map(str, HEAD_DIMS))}"
-    if layout.block != 128:  # its own tiles must divide ours
+    if layout.block != 128:  # FlexAttention's tiles must divide the layout's
         return f"block {layout.block}: must be 128"
     if layout.source is None:
         return "a layout without its pattern: must come from build_layout()"
@@ -61,10 +62,10 @@ _masks = WeakIdKeyDictionary()  # by the identity of a tensor of the layout, lik
 
 def block_mask(layout: BlockLayout, group: int) -> BlockMask:
     """The layout as a BlockMask for `group` query heads per KV head, built once per layout."""
-    made = _masks.setdefault(layout.rows.count, {})
-    if group not in made:
-        made[group] = _block_mask(layout, group)
-    return made[group]
+    masks_by_group = _masks.setdefault(layout.rows.count, {})
+    if group not in masks_by_group:
+        masks_by_group[group] = _block_mask(layout, group)
+    return masks_by_group[group]
 
 
 def _block_mask(layout: BlockLayout, group: int) -> BlockMask:
@@ -74,7 +75,7 @@ def _block_mask(layout: BlockLayout, group: int) -> BlockMask:
     place = torch.arange(columns, device=layout.device)
     entry = (rows.start.repeat_interleave(repeat, 1)[..., None] + place).clamp(max=len(rows.blocks) - 1)
     blocks = rows.blocks[entry] if len(rows.blocks) else torch.zeros_like(entry)
-    # Partial tiles are listed first: the full ones are the rest of the row.
+    # The full tiles of a row follow its partial tiles.
     full = (entry + partial[..., None]).clamp(max=len(rows.blocks) - 1)
     full = rows.blocks[full] if len(rows.blocks) else torch.zeros_like(entry)
     lists = [
@@ -102,10 +103,10 @@ def mask_mod(source: Source, group: int):
             here = pattern.visible(query + shift_q, key_start + shift_k, key_end + shift_k)
             if len(distinct) > 1:
                 heads = [index for index, other in enumerate(patterns) if other == pattern]
-                mine = h // group == heads[0]
+                of_head = h // group == heads[0]
                 for head in heads[1:]:
-                    mine = mine | (h // group == head)
-                here = here & mine
+                    of_head = of_head | (h // group == head)
+                here = here & of_head
             visible = visible | here
         return visible
 

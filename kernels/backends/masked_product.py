@@ -1,4 +1,4 @@
-"""Matrix products over visible pairs alone, where a weight of zero is not enough: 0 * NaN is NaN."""
+"""Matrix products that sum over visible pairs alone; a weight of 0 would not hide a NaN, because 0 * NaN is NaN."""
 
 import torch
 from torch import Tensor
@@ -12,18 +12,18 @@ def all_finite(*tensors: Tensor) -> bool:
     return bool(torch.stack(sums).isfinite().all())
 
 
-def may_wait(x: Tensor) -> bool:
-    """Whether the host may ask for a value of x: not where a call is traced, or captured as a CUDA graph."""
+def can_synchronize(x: Tensor) -> bool:
+    """Whether the host may read a value of x: not while a call is traced, or captured in a CUDA graph."""
     return is_concrete(x) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def masked_product(left: Tensor, right: Tensor, visible: Tensor) -> Tensor:
-    """`left @ right`, of which element (i, d) sums over the j where `visible[..., i, j]`.
+    """`left @ right`, where element (i, d) is the sum over all j with `visible[..., i, j]`.
 
     left `[..., n, m]` must be 0 where `visible` (booleans, same shape or broadcastable) is false; right `[..., m, d]`.
-    A NaN of `right` makes each sum NaN that it belongs to; an infinity keeps its sign, as for positive weights.
+    A NaN in `right` makes every sum that contains it NaN; an infinity keeps its sign, as if its weight were positive.
     """
-    if may_wait(right) and all_finite(right):
+    if can_synchronize(right) and all_finite(right):
         return left @ right
     seen = visible.to(left.dtype)
     result = left @ torch.where(right.isfinite(), right, 0.0)

@@ -28,6 +28,6 @@ class CachedKeys(NamedTuple):
     """Integers `[batch]`: the number of entries in use; later ones are hidden. None: all are in use."""
     page: int = 1
 
-    def of(self, queries: slice) -> "CachedKeys":
+    def for_queries(self, queries: slice) -> "CachedKeys":
         """The same keys with the masks of some of the queries."""
         return self if self.mask.shape[2] == 1 else self._replace(mask=self.mask[:, :, queries])

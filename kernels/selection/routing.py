@@ -10,7 +10,8 @@ token belongs to the query's document; if the document begins within the block, 
 only. So the window and the eligible blocks partition the query's past, and every eligible block holds a visible token.
 **Routing is causal:** a block's summary is the mean over the block's own tokens, and all of them precede the query.
 
-Scoring takes T^2 / block products, few but not linear. Scores are computed for some queries at a time and not kept.
+Scoring T tokens takes T^2 / block products: quadratic, with a small factor. Scores are computed in chunks of queries
+and not kept.
 """
 
 import torch
@@ -21,9 +22,9 @@ from kernels import dispatch
 from kernels.layout.selection import Selection, transpose
 from kernels.shapes import BLOCK_SIZES
 
-NEVER = torch.iinfo(torch.int64).min
+INELIGIBLE = torch.iinfo(torch.int64).min
 _LAST_INDEX = (1 << 31) - 1
-_SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+_SCORES_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 def document_starts(documents: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def select(
     any floating dtype; document_start int32 `[batch, length]` (`document_starts`). `query`: the queries' own indices
     among the `keys`, int32 `[length]`, where they are some of a longer sequence's tokens. Scores are ranked in float32;
     ties go to the lower index, so a choice depends on its own scores alone, bit by bit. `first_block`: every query for
-    which its document's first block is eligible attends to that block as well, in a slot besides the top_k. Not
+    which its document's first block is eligible attends to that block as well, in one slot more than top_k. Not
     differentiable: a router computes its own loss. backend: "auto", "blocked" (any device) or "triton".
 
     Raises ValueError for settings, shapes and backends that are not accepted.
@@ -112,9 +113,7 @@ def select(
         raise ValueError(f"summaries {tuple(summaries.shape)}: must be {wanted} for queries {tuple(queries.shape)}")
     if document_start.shape != (batch, length):
         raise ValueError(f"document_start {tuple(document_start.shape)}: must be [{batch}, {length}]")
-    document_start = (
-        document_start.contiguous()
-    )  # kernels address it; without documents it is one row for the whole batch
+    document_start = document_start.contiguous()  # without documents it is one row, expanded to the batch
     slots = top_k + bool(first_block)
     refusal = lambda name: dispatch.triton_refusal("select", name, queries.device.type, queries.dtype)  # noqa: E731
     backend = dispatch.choose("select", backend, queries.is_cuda, refusal)
@@ -140,7 +139,7 @@ def _select(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(chosen, offsets, entries) of a Selection."""
     with torch.autocast(queries.device.type, enabled=False):  # a caller's autocast must not round the scores
-        pick = dispatch.module("select", "triton").choose if backend == "triton" else choose_in_pieces
+        pick = dispatch.module("select", "triton").choose if backend == "triton" else choose_in_chunks
         chosen = pick(queries, summaries, document_start, slots, window, block, first_block, query)
     return chosen, *transpose(chosen, -(-keys // block))
 
@@ -156,7 +155,7 @@ def _(queries, summaries, document_start, query, slots, window, block, first_blo
     )
 
 
-def choose_in_pieces(
+def choose_in_chunks(
     queries: Tensor,
     summaries: Tensor,
     document_start: Tensor,
@@ -173,10 +172,10 @@ def choose_in_pieces(
 def choose(
     queries: Tensor, summaries: Tensor, lowest: Tensor | None, limit: Tensor, slots: int, first_block: bool
 ) -> Tensor:
-    """`Selection.chosen` of any queries, from their `eligible_range`: the scores of a few at a time.
+    """`Selection.chosen` of any queries, given their `eligible_range`; scores are computed in chunks of queries.
 
-    queries `[batch, selectors, queries, dim]`; summaries `[batch, selectors or fewer, blocks, dim]`, of which each
-    serves as many selectors in a row; lowest (None: 0) and limit int `[batch, queries]`.
+    queries `[batch, selectors, queries, dim]`; summaries `[batch, summary heads, blocks, dim]`, each for selectors /
+    summary heads consecutive selectors; lowest (None: 0) and limit int `[batch, queries]`.
     """
     batch, selectors, length, _ = queries.shape
     blocks = summaries.shape[2]
@@ -185,28 +184,29 @@ def choose(
     dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
     transposed = summaries.to(dtype).mT
     index = torch.arange(blocks, device=queries.device)
-    at_once, pieces = max(1, _SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * blocks)), []
-    for first in range(0, length, at_once):
-        piece = slice(first, first + at_once)
-        rows = queries[:, :, piece].to(dtype).reshape(batch, summaries.shape[1], -1, queries.shape[3])
+    scores_per_chunk = _SCORES_PER_CHUNK["cuda" if queries.is_cuda else "cpu"]
+    chunk_size, results = max(1, scores_per_chunk // (batch * selectors * blocks)), []
+    for first in range(0, length, chunk_size):
+        chunk = slice(first, first + chunk_size)
+        rows = queries[:, :, chunk].to(dtype).reshape(batch, summaries.shape[1], -1, queries.shape[3])
         ranks = ranked((rows @ transposed).view(batch, selectors, -1, blocks), index)
-        barred = index >= limit[:, None, piece, None]
-        low = 0 if lowest is None else lowest[:, None, piece, None]
+        ineligible = index >= limit[:, None, chunk, None]
+        low = 0 if lowest is None else lowest[:, None, chunk, None]
         if lowest is not None:
-            barred = barred | (index < low)
+            ineligible = ineligible | (index < low)
         if first_block:
             ranks = torch.where(index == low, torch.iinfo(torch.int64).max - index, ranks)
-        best = ranks.masked_fill(barred, NEVER).topk(min(slots, blocks), -1).values
-        found = (_LAST_INDEX - (best & _LAST_INDEX)).masked_fill(best == NEVER, blocks).sort(-1).values
-        pieces.append(found.masked_fill(found == blocks, -1).int())
-    chosen = torch.cat(pieces, 2) if len(pieces) > 1 else pieces[0]
+        best = ranks.masked_fill(ineligible, INELIGIBLE).topk(min(slots, blocks), -1).values
+        found = (_LAST_INDEX - (best & _LAST_INDEX)).masked_fill(best == INELIGIBLE, blocks).sort(-1).values
+        results.append(found.masked_fill(found == blocks, -1).int())
+    chosen = torch.cat(results, 2) if len(results) > 1 else results[0]
     return F.pad(chosen, (0, slots - chosen.shape[3]), value=-1) if chosen.shape[3] < slots else chosen
 
 
 def ranked(scores: Tensor, index: Tensor) -> Tensor:
-    """int64 that sort as (float32 score, then lower index first) do: the score's bits above, the index below.
+    """int64 ranks that sort by float32 score, then by lower index: the score's bits in the upper half, the index below.
 
-    Read as an integer, a float rises with its value where it is positive and falls where it is negative.
+    The bits of a float, read as an integer, rise with its value if it is positive and fall if it is negative.
     """
     bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 + 0.0 = 0.0
     ordered = bits ^ ((bits >> 31) & _LAST_INDEX)

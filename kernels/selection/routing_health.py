@@ -1,4 +1,5 @@
-"""Diagnostics of a router: how evenly it uses the blocks, how old they are, and how much dense attention they hold."""
+"""Diagnostics of a router: how evenly it uses the blocks, how far back they lie, and how much of dense attention they
+cover."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,7 @@ from torch import Tensor
 from kernels.layout.selection import Selection
 from kernels.selection.routing import eligible_range
 
-SCORES_AT_ONCE = 1 << 26
+SCORES_PER_CHUNK = 1 << 26
 
 
 def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
@@ -27,13 +28,13 @@ def block_use(selection: Selection, window: int) -> dict[str, Tensor]:
     used = selection.offsets.diff(dim=2).double()
     shares = used / used.sum(-1, keepdim=True).clamp(min=1)
     entropy = -torch.special.xlogy(shares, shares).sum(-1)
-    most = eligible.sum(-1).clamp(min=2).double().log()
+    max_entropy = eligible.sum(-1).clamp(min=2).double().log()
     age = selection.query_index[:, None] - ((selection.chosen + 1) * selection.block - 1)
-    there = selection.chosen >= 0
+    is_used = selection.chosen >= 0
     return {
-        "entropy": (entropy / most).mean().float(),
+        "entropy": (entropy / max_entropy).mean().float(),
         "never_chosen": ((used == 0) & eligible).sum().float() / eligible.sum().clamp(min=1),
-        "age": torch.where(there, age, 0).double().sum().float() / there.sum().clamp(min=1),
+        "age": torch.where(is_used, age, 0).double().sum().float() / is_used.sum().clamp(min=1),
     }
 
 
@@ -46,9 +47,9 @@ def union_of_neighbours(chosen: Tensor, neighbours: int = 8) -> Tensor:
     queries, slots = chosen.shape[-2:]
     padded = F.pad(chosen, (0, 0, 0, -queries % neighbours), value=-1)
     ordered = padded.reshape(-1, neighbours * slots).sort(-1).values
-    there = ordered >= 0
-    new = torch.cat([there[:, :1], there[:, 1:] & (ordered[:, 1:] != ordered[:, :-1])], 1)
-    return new.sum().float() / there.sum().clamp(min=1)
+    is_used = ordered >= 0
+    new = torch.cat([is_used[:, :1], is_used[:, 1:] & (ordered[:, 1:] != ordered[:, :-1])], 1)
+    return new.sum().float() / is_used.sum().clamp(min=1)
 
 
 def recall(
@@ -56,30 +57,30 @@ def recall(
 ) -> Tensor:
     """The share of dense causal attention that falls on the window and the chosen blocks, `[batch, heads, sampled]`.
 
-    q, k as attention() takes them; queries int64 `[sampled]`: which of them are looked at. float32 (float64 for float64
-    inputs); time and memory of order sampled x keys.
+    q, k as attention() takes them; queries int64 `[sampled]`: the sampled ones among them. float32 (float64 for float64
+    inputs); time and memory are O(sampled x keys).
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, _, _ = q.shape
     key = torch.arange(k.shape[2], device=q.device)
-    parts = []
+    shares = []
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        for piece in queries.split(max(1, SCORES_AT_ONCE // (batch * heads * len(key)))):
-            first = selection.document_start[:, piece, None]
-            query = selection.query_index[piece]
+        for sampled in queries.split(max(1, SCORES_PER_CHUNK // (batch * heads * len(key)))):
+            first = selection.document_start[:, sampled, None]
+            query = selection.query_index[sampled]
             past = (key <= query[:, None]) & (key >= first)  # [batch, sampled, keys]
             start = torch.div(query - (window - 1), selection.block, rounding_mode="floor") * selection.block
-            chosen = selection.chosen[:, :, piece]  # [batch, selectors, sampled, slots]
+            chosen = selection.chosen[:, :, sampled]  # [batch, selectors, sampled, slots]
             blocks = selection.offsets.shape[2] - 1
             seen = torch.zeros(*chosen.shape[:3], blocks + 1, dtype=torch.bool, device=q.device)
             seen.scatter_(3, torch.where(chosen < 0, blocks, chosen).long(), True)
             seen = seen[..., :blocks].repeat_interleave(selection.block, 3)[..., : len(key)]
             seen = (seen | (key >= start[:, None])) & past[:, None]
             kv_heads = k.shape[1]
-            grouped = q[:, :, piece].to(dtype).unflatten(1, (kv_heads, -1))
+            grouped = q[:, :, sampled].to(dtype).unflatten(1, (kv_heads, -1))
             scores = (grouped @ k.to(dtype)[:, :, None].mT * scale).flatten(1, 2)
             weights = scores.masked_fill(~past[:, None], -torch.inf).softmax(-1)
             seen = seen.repeat_interleave(heads // selection.selectors, 1)
-            parts.append(torch.where(seen, weights, 0.0).sum(-1))
-    return torch.cat(parts, -1)
+            shares.append(torch.where(seen, weights, 0.0).sum(-1))
+    return torch.cat(shares, -1)

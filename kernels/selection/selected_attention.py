@@ -1,7 +1,7 @@
 """Attention to the blocks of a Selection; `attention()` calls it when its layout is a Selection.
 
 Two `torch.library` operators (forward, backward) take flat tensors and scalars, as those for a BlockLayout do. A third,
-`block_mass`, returns the share of a query's softmax that each chosen block received: the target of an indexer's loss.
+`block_mass`, returns the share of a query's softmax that each chosen block receives, the target of the indexer's loss.
 """
 
 import functools
@@ -20,7 +20,8 @@ from kernels.shapes import check_tensors, is_concrete, require
 def selected_attention(
     q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse), shapes as in `attention()`; differentiable in q, k and v. ValueError: nothing serves this call."""
+    """(out, lse), shapes as in `attention()`; differentiable in q, k and v. ValueError: no backend can serve the
+    call."""
     _check_shapes(q, k, v, selection)
     backend = choose_backend(q, selection, backend)
     if backend == "reference":
@@ -35,11 +36,11 @@ def selected_attention(
 def block_mass(
     q: Tensor, k: Tensor, lse: Tensor, selection: Selection, scale: float | None = None, backend: str = "auto"
 ) -> Tensor:
-    """The share of attention that each chosen block received: `[batch, selectors, queries, slots]`, not differentiable.
+    """The share of attention that each chosen block receives: `[batch, selectors, queries, slots]`, not differentiable.
 
-    lse `[batch, heads, queries]`: the log-sum-exp of all scores of a query (those outside the selection included), by
-    which a share is exp(block's log-sum-exp - lse), averaged over the selector's query heads. Slots without a block
-    get 0. float32 (float64 for float64 inputs).
+    lse `[batch, heads, queries]`: the log-sum-exp of all scores of a query, including those outside the selection. A
+    block's share is exp(block's log-sum-exp - lse), averaged over the selector's query heads. Unused slots get 0.
+    float32 (float64 for float64 inputs).
     """
     _check_shapes(q, k, k, selection)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -51,8 +52,8 @@ def block_mass(
 
 def choose_backend(q: Tensor, selection: Selection, backend: str = "auto") -> str:
     """The backend that serves this call. ValueError: the named backend cannot serve it."""
-    facts = (q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
-    refusal = lambda name: dispatch.triton_refusal("selected_attention", name, *facts)  # noqa: E731
+    arguments = (q.device.type, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, selection.block)
+    refusal = lambda name: dispatch.triton_refusal("selected_attention", name, *arguments)  # noqa: E731
     return dispatch.choose("selected_attention", backend, q.is_cuda, refusal, log_choice=is_concrete(q))
 
 

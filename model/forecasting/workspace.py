@@ -42,19 +42,19 @@ def _masks(layout: list[Tensor], block: int) -> int:
 def _chunk(q: Tensor, k: Tensor, layout: list[Tensor], block: int, size: int) -> int:
     """Scores of one chunk, their mask, and the keys that were gathered for the chunk."""
     group = q.shape[1] // k.shape[1]
-    scores = max(blocked.SCORES_AT_ONCE, group * block**2)
+    scores = max(blocked.SCORES_PER_CHUNK, group * block**2)
     return scores * (size + 1) + size * scores // (group * block) * q.shape[-1]
 
 
 def _gathered_forward(q, k, v, selection: list[Tensor], block: int, *_) -> int:
     size = _compute_bytes(q)
-    chunk = size * gathered.GATHERED_AT_ONCE[q.device.type]
+    chunk = size * gathered.ELEMENTS_PER_CHUNK[q.device.type]
     return size * (3 * q.numel() + 2 * k.numel()) + 2 * chunk
 
 
 def _gathered_backward(grad_out, grad_lse, q, k, v, out, lse, selection, block, *_) -> int:
     size = _compute_bytes(q)
-    chunk = size * gathered.GATHERED_AT_ONCE[q.device.type]
+    chunk = size * gathered.ELEMENTS_PER_CHUNK[q.device.type]
     repeat = selection[0].shape[1] // k.shape[1]  # each selector has its own gradients of K and V
     return size * (4 * q.numel() + (2 + 2 * repeat) * k.numel()) + 3 * chunk
 

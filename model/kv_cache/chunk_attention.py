@@ -61,7 +61,7 @@ def _attend_in_groups(
     for first in range(0, q.shape[2], QUERIES_AT_ONCE):
         rows = slice(first, first + QUERIES_AT_ONCE)
         parts = [part for read, part in past if read.first == first]
-        parts += [part.of(rows) for part in fresh]
+        parts += [part.for_queries(rows) for part in fresh]
         if parts:
             seen = decode_attention(q[:, :, rows], parts, backend="direct")
             merged = merge([seen, (out[:, :, rows], lse[:, :, rows])])

@@ -201,7 +201,7 @@ def test_pieces_of_any_size_give_the_same(monkeypatch):
     """The blocked backend cuts its work by cache size: results must not depend on it."""
     axis = Axis.tokens(80, packing([50, 30]))
     for scores_at_once in (1, 1 << 12):
-        monkeypatch.setattr(blocked, "SCORES_AT_ONCE", scores_at_once)
+        monkeypatch.setattr(blocked, "SCORES_PER_CHUNK", scores_at_once)
         assert_equals_dense_softmax(Case(80, 80, batch=2, group=2), PATTERNS["strided"], axis, axis, "blocked")
 
 

@@ -19,10 +19,10 @@ def test_every_candidate_has_its_module(operation, backend):
 
 @every_operation
 def test_auto_takes_triton_on_a_gpu_where_it_serves_and_pytorch_elsewhere(operation):
-    anywhere = OPERATIONS[operation].anywhere
+    portable = OPERATIONS[operation].portable
     assert choose(operation, "auto", True, lambda name: None) == "triton"
-    assert choose(operation, "auto", True, lambda name: "head_dim 24: must be 32") == anywhere
-    assert choose(operation, "auto", False, lambda name: None) == anywhere != "triton"
+    assert choose(operation, "auto", True, lambda name: "head_dim 24: must be 32") == portable
+    assert choose(operation, "auto", False, lambda name: None) == portable != "triton"
 
 
 @every_operation
@@ -39,6 +39,6 @@ def test_a_named_backend_is_taken_or_refused(operation):
 def test_without_the_package_triton_a_gpu_runs_pytorch(operation, monkeypatch):
     monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     refusal = lambda name: triton_refusal(operation, name, "cuda", torch.float16)  # noqa: E731
-    assert choose(operation, "auto", True, refusal) == OPERATIONS[operation].anywhere
+    assert choose(operation, "auto", True, refusal) == OPERATIONS[operation].portable
     with pytest.raises(ValueError, match=r"backend='triton'.*the package triton is not installed"):
         choose(operation, "triton", True, refusal)

@@ -58,7 +58,7 @@ def test_groups_of_queries_and_masks_of_one_row_change_nothing(monkeypatch):
     q, k, v, mask = plain_case(torch.float64, queries=11)
     same = torch.rand(2, 1, 1, 50, generator=generator(1)) < 0.5
     whole = direct.attend(q, [*pieces(k, v, mask), CachedKeys(v, k, same)], 0.4)
-    monkeypatch.setattr("kernels.backends.direct.SCORES_AT_ONCE", 2 * 4 * 100 * 2)
+    monkeypatch.setattr("kernels.backends.direct.SCORES_PER_CHUNK", 2 * 4 * 100 * 2)
     cut = direct.attend(q, [*pieces(k, v, mask), CachedKeys(v, k, same)], 0.4)
     for got, wanted in zip(cut, whole, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-13, atol=0)
@@ -205,14 +205,17 @@ def test_any_strides():
 def test_what_does_not_fit_is_refused_in_one_line():
     q, k, v, mask = plain_case(torch.float32)
     for parts, message in [
-        ([], "no parts"),
+        ([], r"key_sets=\[\]: must hold at least one"),
         ([CachedKeys(k, v[:, :1], mask)], r"k \(2, 2, 50, 8\) and v \(2, 1, 50, 8\)"),
-        ([CachedKeys(k.half(), v.half(), mask)], "q, k, v are torch.float32, torch.float16, torch.float16: one dtype"),
+        (
+            [CachedKeys(k.half(), v.half(), mask)],
+            "torch.float32, torch.float16, torch.float16: must have the same dtype",
+        ),
         (
             [CachedKeys(k, v, mask.int())],
             r"mask torch.int32 .*: must be booleans \[2 or 1, one of \(1, 2, 4\), 3 or 1, ent",
         ),
-        ([CachedKeys(k[:, :, :9], v[:, :, :9], mask)], "a mask of 50 entries: must be k's slots, 9"),
+        ([CachedKeys(k[:, :, :9], v[:, :, :9], mask)], "mask has 50 entries: must be at most k's, 9"),
         (
             [CachedKeys(k, v, mask, torch.zeros(2, 1, 3), None, 16)],
             r"slots \(2, 1, 3\): must be .* 50 entries / the page, 16",
@@ -229,7 +232,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
     with pytest.raises(ValueError, match="backend='triton' cannot serve this call: 17 queries: must be at most 16"):
         decode_attention(
             q.expand(-1, -1, 17, -1)[:, :, :17] if q.shape[2] == 1 else q[:, :, [0] * 17],
-            [part[0].of(slice(0, 1))],
+            [part[0].for_queries(slice(0, 1))],
             backend="triton",
         )
     with pytest.raises(ValueError, match=r"sink_logits \(3,\): must be \[4\]"):

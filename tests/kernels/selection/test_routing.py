@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import Selection, block_means, document_starts, select
-from kernels.selection.routing import choose_in_pieces, eligible_range, ranked
+from kernels.selection.routing import choose_in_chunks, eligible_range, ranked
 from kernels.selection.routing_health import union_of_neighbours
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import naive_choice, naive_mask, naive_summaries, window_start
@@ -74,9 +74,9 @@ def test_pieces_choose_as_a_whole(monkeypatch):
     queries, keys = router(documents, integers=True)
     first = document_starts(documents)
     arguments = (queries, block_means(keys, first, 16), first, 3, 20, 16, False)
-    whole = choose_in_pieces(*arguments)
-    monkeypatch.setitem(choose_in_pieces.__globals__["_SCORES_AT_ONCE"], "cpu", 7 * 9 * 4)
-    assert torch.equal(choose_in_pieces(*arguments), whole)
+    whole = choose_in_chunks(*arguments)
+    monkeypatch.setitem(choose_in_chunks.__globals__["_SCORES_PER_CHUNK"], "cpu", 7 * 9 * 4)
+    assert torch.equal(choose_in_chunks(*arguments), whole)
 
 
 def test_equal_scores_go_to_the_lower_block():

@@ -58,14 +58,14 @@ def test_other_dtypes_and_blocks(dtype, block):
 def test_pieces_change_nothing(monkeypatch):
     documents = DOCUMENTS["packed"]
     case, selection = Case(100, 100, batch=2, group=2), selection_of(documents, 2)
-    monkeypatch.setitem(gathered.GATHERED_AT_ONCE, "cpu", 1)
+    monkeypatch.setitem(gathered.ELEMENTS_PER_CHUNK, "cpu", 1)
     assert_same(case.run(ours(selection, "blocked")), case.run(oracle(documents, selection)), torch.float64)
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 9, 1 << 18])
 def test_lists_of_very_different_lengths(monkeypatch, at_once):
     """Of three sequences, one has all its queries choose block 0, one spreads them out, and one chooses nothing."""
-    monkeypatch.setitem(gathered.GATHERED_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(gathered.ELEMENTS_PER_CHUNK, "cpu", at_once)
     documents = packing([100], [100], [100])
     spread = random_choice(documents, 2, 3, window=9, block=16)
     chosen = spread.clone()

@@ -131,7 +131,7 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
     monkeypatch.setattr("model.kv_cache.store.PAGE", 4)
     for module in ("cache_layout", "chunk_attention"):
         monkeypatch.setattr(f"model.kv_cache.{module}.QUERIES_AT_ONCE", 9)
-    monkeypatch.setattr("kernels.backends.direct.SCORES_AT_ONCE", 500)
+    monkeypatch.setattr("kernels.backends.direct.SCORES_PER_CHUNK", 500)
     model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
     for chunk in (1, 7, 17):
