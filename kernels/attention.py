@@ -4,7 +4,7 @@
     out = attention(q, k, v, layout)
 
 Under `attention()` lie two `torch.library` operators, forward and backward, whose arguments are flat tensors and
-scalars: to torch.compile, activation checkpointing and FSDP, attention is one opaque operation, whatever the pattern.
+scalars: to torch.compile, activation checkpointing and FSDP, attention is one opaque operation for every pattern.
 """
 
 import functools
@@ -81,7 +81,7 @@ def attention(
 def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> tuple[str, str]:
     """The backends that serve this call, (forward, backward). ValueError: the named backend cannot serve it.
 
-    "auto" takes FlashAttention-4 in place of Triton's kernels for the passes in which it is faster (FLASH_WIDTHS).
+    "auto" uses FlashAttention-4 instead of Triton's kernels for the passes in which it is faster (FLASH_WIDTHS).
     """
 
     def refusal(name: str) -> str | None:

@@ -113,7 +113,8 @@ _modules: dict[tuple[str, str], ModuleType] = {}
 
 
 def module(operation: str, backend: str) -> ModuleType:
-    """The module of a backend, imported at its first use; torch.compile traces the look-up, not the import."""
+    """The module of a backend, imported at its first use; torch.compile traces the dictionary access, not the
+    import."""
     key = operation, backend
     if key not in _modules:
         _modules[key] = importlib.import_module(OPERATIONS[operation].modules[backend])

@@ -83,8 +83,8 @@ def decoding_errors(
     masks = torch.rand(2, 2, 1, 2, entries, generator=generator) < 0.5
     count = torch.tensor([entries, 7])
     mask = torch.cat([masks[0] & (torch.arange(entries) < count[:, None])[:, None, None], masks[1]], -1)
-    place = torch.cat([torch.arange(entries).expand(2, -1), slots], 1)
-    keys = [t.double().cpu().gather(2, place[:, None, :, None].expand(-1, kv_heads, -1, head_dim)) for t in (k, v)]
+    slot = torch.cat([torch.arange(entries).expand(2, -1), slots], 1)
+    keys = [t.double().cpu().gather(2, slot[:, None, :, None].expand(-1, kv_heads, -1, head_dim)) for t in (k, v)]
     truth = reference.masked_attention(q.double().cpu(), *keys, mask, head_dim**-0.5)
     masks, slots, count = masks.to(device), slots.to(device), count.to(device)
     parts = [CachedKeys(k, v, masks[0], None, count), CachedKeys(k, v, masks[1], slots[:, None])]

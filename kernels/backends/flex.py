@@ -72,14 +72,14 @@ def _block_mask(layout: BlockLayout, group: int) -> BlockMask:
     rows, columns = layout.rows, -(-layout.keys // layout.block)
     repeat = group if layout.heads > 1 else 1
     count, partial = (t.repeat_interleave(repeat, 1) for t in (rows.count, rows.partial))
-    place = torch.arange(columns, device=layout.device)
-    entry = (rows.start.repeat_interleave(repeat, 1)[..., None] + place).clamp(max=len(rows.blocks) - 1)
+    index = torch.arange(columns, device=layout.device)
+    entry = (rows.start.repeat_interleave(repeat, 1)[..., None] + index).clamp(max=len(rows.blocks) - 1)
     blocks = rows.blocks[entry] if len(rows.blocks) else torch.zeros_like(entry)
     # The full tiles of a row follow its partial tiles.
     full = (entry + partial[..., None]).clamp(max=len(rows.blocks) - 1)
     full = rows.blocks[full] if len(rows.blocks) else torch.zeros_like(entry)
     lists = [
-        torch.where(place < n[..., None], listed, 0).int() for n, listed in ((partial, blocks), (count - partial, full))
+        torch.where(index < n[..., None], listed, 0).int() for n, listed in ((partial, blocks), (count - partial, full))
     ]
     return BlockMask.from_kv_blocks(
         *(partial, lists[0], (count - partial).int(), lists[1]),

@@ -12,7 +12,7 @@ from kernels.patterns import BlockSparse
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | None:
-    """Why it cannot serve this call, with what is accepted; None if it can."""
+    """Why this backend cannot serve the call, with what is accepted; None if it can."""
     reason = flash.missing(q) or flex.unsupported(q, k, v, layout)
     if reason is None and any(isinstance(p, BlockSparse) and p.random_blocks for p in layout.source.patterns):
         return (

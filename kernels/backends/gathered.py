@@ -153,11 +153,11 @@ class _QueryLists:
                 mean = -(-sum(length for _, length in remaining) // len(remaining))
                 width = max(1, min(max(length for _, length in remaining), 2 * mean, budget // len(remaining)))
                 list_index = torch.tensor([number for number, _ in remaining], device=s.device)
-                place = torch.arange(done, done + width, device=s.device)
+                position = torch.arange(done, done + width, device=s.device)
                 last = counts[list_index, block, None] - 1
-                entry = entries[list_index[:, None], offsets[list_index, block, None] + torch.minimum(place, last)]
+                entry = entries[list_index[:, None], offsets[list_index, block, None] + torch.minimum(position, last)]
                 entry = entry.long() + list_index[:, None] * entries.shape[1]
-                entry = torch.where(place <= last, entry, s.chosen.numel())
+                entry = torch.where(position <= last, entry, s.chosen.numel())
                 row = (entry // s.slots).flatten()
                 hidden = None
                 if documents:
@@ -174,7 +174,7 @@ class _QueryLists:
         return scores
 
     def finite(self, lse: Tensor) -> Tensor:
-        """lse `[batch, heads, queries]` by query, with 0 in place of -inf (queries without visible keys)."""
+        """lse `[batch, heads, queries]` by query, with 0 instead of -inf (queries without visible keys)."""
         return self.by_query(torch.where(lse == -torch.inf, 0.0, lse).to(self.dtype)[..., None])
 
     def by_block(self, x: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def _check(q: Tensor, key_sets: Sequence[CachedKeys], sink_logits: Tensor | None
         head_groups = (1, k.shape[1], heads)
         fits = mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[1] in head_groups
         fits = fits and mask.shape[2] in (1, queries) and mask.dtype == torch.bool
-        wanted = f"booleans [{batch} or 1, one of {head_groups}, {queries} or 1, entries]"
-        require(fits, f"mask {mask.dtype} {tuple(mask.shape)}: must be {wanted}")
+        accepted = f"booleans [{batch} or 1, one of {head_groups}, {queries} or 1, entries]"
+        require(fits, f"mask {mask.dtype} {tuple(mask.shape)}: must be {accepted}")
         if keys.slots is None:
             require(
                 mask.shape[3] <= k.shape[2],
@@ -82,8 +82,8 @@ def _check(q: Tensor, key_sets: Sequence[CachedKeys], sink_logits: Tensor | None
         slots = keys.slots
         fits = slots.dim() == 3 and slots.shape[0] in (1, batch) and slots.shape[1] in head_groups
         fits = fits and slots.shape[2] * keys.page == mask.shape[3]
-        wanted = f"[{batch} or 1, one of {head_groups}, the mask's {mask.shape[3]} entries / the page, {keys.page}]"
-        require(fits, f"slots {tuple(slots.shape)}: must be {wanted}")
+        accepted = f"[{batch} or 1, one of {head_groups}, the mask's {mask.shape[3]} entries / the page, {keys.page}]"
+        require(fits, f"slots {tuple(slots.shape)}: must be {accepted}")
 
 
 @torch.library.custom_op("farsight::decode_attention", mutates_args=())

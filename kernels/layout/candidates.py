@@ -2,8 +2,7 @@
 
 For each block of queries, `Pattern.candidates` returns intervals of key positions. These become intervals of key
 indices, then runs of key blocks, without overlaps. The runs are expanded to tiles in one of two ways: exactly, for
-which the host reads their number from the device; or into a list of fixed size, an upper bound of what the pattern can
-need.
+which the host reads their number from the device; or into a list of fixed size, an upper bound for the pattern.
 """
 
 import torch
@@ -21,9 +20,9 @@ class BlockedAxis:
         self.axis, self.block = axis, block
         self.count = -(-axis.length // block)
         padding = self.count * block - axis.length
-        cut = lambda t, value: torch.nn.functional.pad(t, (0, padding), value=value).view(axis.batch, -1, block)  # noqa: E731
-        self.start, self.end, self.origin = cut(axis.start, 0), cut(axis.end, 0), cut(axis.origin, 0)
-        self.document = cut(axis.document, -1)
+        to_blocks = lambda t, value: torch.nn.functional.pad(t, (0, padding), value=value).view(axis.batch, -1, block)  # noqa: E731
+        self.start, self.end, self.origin = to_blocks(axis.start, 0), to_blocks(axis.end, 0), to_blocks(axis.origin, 0)
+        self.document = to_blocks(axis.document, -1)
 
 
 def candidate_tiles(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> tuple[Tensor, Tensor, Tensor]:

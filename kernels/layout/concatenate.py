@@ -78,7 +78,7 @@ def _padded(tensor: Tensor, block: int) -> list[Tensor]:
 def _merge_rows(
     lists: Sequence[TileList], minor_offset: Sequence[int], mask_offset: Sequence[int], batch: int, heads: int
 ) -> TileList:
-    """Each row ranges the partial tiles of every layout, in order, then the full ones."""
+    """Each row lists the partial tiles of every layout, in order, then the full ones."""
     expand = lambda t: t.expand(batch, heads, -1).long()  # noqa: E731
     ranges = [tuple(map(expand, (each.start, each.count, each.partial))) for each in lists]
     entry_offset = [sum(each.blocks.numel() for each in lists[:i]) for i in range(len(lists))]

@@ -97,14 +97,14 @@ def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
     batch, selectors, length, slots = chosen.shape
     flat = torch.where(chosen < 0, blocks, chosen).view(batch * selectors, length * slots)
     row = torch.arange(batch * selectors, dtype=torch.int32, device=chosen.device)[:, None]
-    wanted = torch.arange(blocks + 1, dtype=torch.int32, device=chosen.device)
+    block_index = torch.arange(blocks + 1, dtype=torch.int32, device=chosen.device)
     if batch * selectors * (blocks + 1) < 1 << 31:  # one sort for all rows, if their keys fit int32
         keys, order = (row * (blocks + 1) + flat).flatten().sort(stable=True)
         entries = (order.view_as(flat) - row.long() * flat.shape[1]).int()
         keys = keys.view_as(flat)
-        offsets = torch.searchsorted(keys, row * (blocks + 1) + wanted, out_int32=True)
+        offsets = torch.searchsorted(keys, row * (blocks + 1) + block_index, out_int32=True)
     else:
         keys, order = torch.sort(flat, dim=-1, stable=True)
         entries = order.int()
-        offsets = torch.searchsorted(keys, wanted.expand(len(keys), -1).contiguous(), out_int32=True)
+        offsets = torch.searchsorted(keys, block_index.expand(len(keys), -1).contiguous(), out_int32=True)
     return offsets.view(batch, selectors, blocks + 1), entries.view(batch, selectors, length * slots)

@@ -48,16 +48,16 @@ def block_means(keys: Tensor, document_start: Tensor | None, block: int) -> Tens
     """
     batch, selectors, length, dim = keys.shape
     blocks = length // block
-    cut = keys[:, :, : blocks * block].reshape(batch, selectors, blocks, block, dim)
+    by_block = keys[:, :, : blocks * block].reshape(batch, selectors, blocks, block, dim)
     if document_start is None:
-        return (cut.to(torch.float64 if keys.dtype == torch.float64 else torch.float32) * (1 / block)).sum(3)
+        return (by_block.to(torch.float64 if keys.dtype == torch.float64 else torch.float32) * (1 / block)).sum(3)
     index = torch.arange(blocks * block, device=keys.device).view(blocks, block)
     ours = index >= document_start[:, block - 1 : blocks * block : block, None]  # [batch, blocks, block]
     weight = ours.to(torch.float64 if keys.dtype == torch.float64 else torch.float32)
     weight = weight / weight.sum(-1, keepdim=True)
     # A NaN of another document times a weight of 0 would be NaN.
-    cut = torch.where(ours[:, None, :, :, None], cut, 0.0)
-    return (cut.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
+    by_block = torch.where(ours[:, None, :, :, None], by_block, 0.0)
+    return (by_block.to(weight.dtype) * weight[:, None, :, :, None]).sum(3)
 
 
 def eligible_range(
@@ -109,8 +109,8 @@ def select(
     if query is not None and query.shape != (length,):
         raise ValueError(f"query {tuple(query.shape)}: must be [{length}]")
     if summaries.shape != (batch, selectors, keys // block, dim):
-        wanted = (batch, selectors, keys // block, dim)
-        raise ValueError(f"summaries {tuple(summaries.shape)}: must be {wanted} for queries {tuple(queries.shape)}")
+        accepted = (batch, selectors, keys // block, dim)
+        raise ValueError(f"summaries {tuple(summaries.shape)}: must be {accepted} for queries {tuple(queries.shape)}")
     if document_start.shape != (batch, length):
         raise ValueError(f"document_start {tuple(document_start.shape)}: must be [{batch}, {length}]")
     document_start = document_start.contiguous()  # without documents it is one row, expanded to the batch

@@ -40,7 +40,7 @@ SWEPT = {
     ],
     "slots": [(16, 4), (8, 2), (8, 4)],
 }
-"""What `--sweep` times of each kernel: the fields of a SelectedConfig (a SumConfig for slots)."""
+"""What `--sweep` times of each kernel: the fields of a SelectionConfig (a SumConfig for slots)."""
 SIDES = ("by_block", "fla", "flex", "dense")
 
 
@@ -268,47 +268,49 @@ class _Measurement:
         """Time of each of our kernels alone, over all pieces of queries, by its config."""
         import torch
 
-        from kernels.backends.triton.dense.backward import prepare
+        from kernels.backends.triton.dense.backward import compute_row_stats
         from kernels.backends.triton.selection import gradients, partial_outputs, work_items
-        from kernels.backends.triton.selection.launch_settings import SelectedConfig, SumConfig
-        from kernels.backends.triton.selection.sum_partials import add_slots
+        from kernels.backends.triton.selection.launch_settings import SelectionConfig, SumConfig
+        from kernels.backends.triton.selection.sum_partials import combine_slots
 
         q, k, v = (t.detach() for t in (self.q, self.k, self.v))
         selection, scale, group = self.selection, self.scale, self.group
         make_plan = functools.partial(work_items.make_plan, selection, group, group * self.head_dim * 2, step=128)
-        plan, backward_plan = make_plan(), make_plan(rows_an_item=gradients.ROWS_AN_ITEM)
+        plan, backward_plan = make_plan(), make_plan(rows_per_item=gradients.ROWS_PER_ITEM)
         out, lse = partial_outputs.forward(q, k, v, selection, scale)
-        prepared = prepare(self.grad, None, out, lse, 64)
-        rows_of = gradients.by_query(prepared, self.length)
-        truth = out, *gradients.backward(self.grad, q, k, v, rows_of, selection, scale)
+        prepared = compute_row_stats(self.grad, None, out, lse, 64)
+        row_stats = gradients.by_query(prepared, self.length)
+        truth = out, *gradients.backward(self.grad, q, k, v, row_stats, selection, scale)
         partial = torch.empty(max(plan.rows, backward_plan.rows), self.head_dim, dtype=q.dtype, device="cuda")
         partial_lse = torch.empty(plan.rows, dtype=torch.float32, device="cuda")
         lines = self.batch * self.kv_heads
-        places = torch.full((lines, plan.piece, selection.slots), -1, dtype=torch.int32, device="cuda")
+        first_rows = torch.full((lines, plan.queries_per_chunk, selection.slots), -1, dtype=torch.int32, device="cuda")
         found = []
 
         def forward(config: Any) -> None:
-            for piece in range(plan.pieces):
-                partial_outputs.partials_of_piece(
-                    q, k, v, selection, plan, piece, scale, config, partial, partial_lse, places
+            for chunk in range(plan.chunks):
+                partial_outputs.partials_of_chunk(
+                    q, k, v, selection, plan, chunk, scale, config, partial, partial_lse, first_rows
                 )
 
         grads = torch.zeros(2, lines, self.length, self.head_dim, dtype=torch.float32, device="cuda")
         chunks = torch.empty(
-            max(backward_plan.slots, 1), 2, self.block, self.head_dim, dtype=torch.float32, device="cuda"
+            max(backward_plan.buffers, 1), 2, self.block, self.head_dim, dtype=torch.float32, device="cuda"
         )
 
         def backward(config: Any) -> None:
-            given = self.grad, q, k, v, rows_of, selection, backward_plan
-            for piece in range(backward_plan.pieces):
-                gradients.partials_of_piece(*given, piece, scale, config, partial, places, grads, chunks)
+            given = self.grad, q, k, v, row_stats, selection, backward_plan
+            for chunk in range(backward_plan.chunks):
+                gradients.partials_of_chunk(*given, chunk, scale, config, partial, first_rows, grads, chunks)
 
         summed = torch.empty_like(out)
 
         def slots(config: Any, softmax: bool) -> None:
             lses = (partial_lse, lse.clone()) if softmax else (None, None)
-            for piece in range(plan.pieces):
-                add_slots(partial, lses[0], places, summed, lses[1], piece * plan.piece, group, scale, config)
+            for chunk in range(plan.chunks):
+                combine_slots(
+                    partial, lses[0], first_rows, summed, lses[1], chunk * plan.queries_per_chunk, group, scale, config
+                )
 
         def measure(kernel: str, config: Any, step: Callable, whole: Callable | None = None) -> None:
             fields = " ".join(f"{name} {value}" for name, value in vars(config).items())
@@ -328,24 +330,24 @@ class _Measurement:
             torch.cuda.empty_cache()
 
         for fields in SWEPT["forward"]:
-            config = SelectedConfig(*fields)
+            config = SelectionConfig(*fields)
             whole = lambda c: partial_outputs.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
             measure("forward", config, functools.partial(forward, config), whole)
-        forward(SelectedConfig(*SWEPT["forward"][0]))  # what the slots' sums are timed on
+        forward(SelectionConfig(*SWEPT["forward"][0]))  # what the slots' sums are timed on
         for fields in SWEPT["slots"]:
             for softmax in (True, False):
                 config = SumConfig(*fields)
                 measure("slots" if softmax else "backward: slots", config, functools.partial(slots, config, softmax))
         whole = lambda c: (  # noqa: E731
             truth[0],
-            *gradients.backward(self.grad, q, k, v, rows_of, selection, scale, c),
+            *gradients.backward(self.grad, q, k, v, row_stats, selection, scale, c),
         )
         for fields in SWEPT["backward"]:
-            config = SelectedConfig(*fields)
+            config = SelectionConfig(*fields)
             measure("backward", config, functools.partial(backward, config), whole)
         for name, step in {
             "plan": lambda: work_items.make_plan(selection, group, group * self.head_dim * 2),
-            "backward: prepare": lambda: prepare(self.grad, None, out, lse, 64),
+            "backward: compute_row_stats": lambda: compute_row_stats(self.grad, None, out, lse, 64),
             "backward: by query": lambda: gradients.by_query(prepared, self.length),
         }.items():
             found.append(self._facts(name) | {"forward_ms": round(_time(step, 3), 2)})

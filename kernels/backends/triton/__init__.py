@@ -2,8 +2,8 @@
 
 dense/       attention under a BlockLayout, forward and backward
 selection/   a router's top-k, and attention on a Selection, forward and backward
-summaries/   summaries of spans, pooled and put among the tokens' keys and values
+summaries/   summaries of spans, pooled and concatenated with the tokens' keys and values
 decode/      attention of a decoding step to the keys of a cache
 rotate.py    rotary embeddings
-common.py    tensor descriptors and masks
+common.py    tensor descriptors, masks, products over visible pairs
 """

@@ -1,4 +1,4 @@
-"""What the attention kernels share: how tensors are described to the hardware, and how a tile's mask is applied."""
+"""Helpers of the attention kernels: tensor descriptors, masks of tiles, products over visible pairs."""
 
 import torch
 import triton
@@ -16,7 +16,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def unsupported(device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None) -> str | None:
-    """Why no kernel of this folder can serve such tensors, with what is accepted; None where they can."""
+    """Why the kernels of this package cannot serve such tensors, with what is accepted; None if they can."""
     if dtype not in DTYPES:
         return f"dtype {dtype}: must be one of {', '.join(map(str, DTYPES))}"
     if head_dim is not None and head_dim not in HEAD_DIMS:
@@ -32,23 +32,26 @@ def unsupported(device: torch.device | str, dtype: torch.dtype, head_dim: int | 
 
 
 def positive_scale(q: Tensor, scale: float) -> tuple[Tensor, float]:
-    """(q, scale) of the same scores with scale > 0, so that scaling keeps their order and never meets 0 * inf."""
+    """Returns (q, scale) with the same scores and scale > 0, so that scaling keeps their order and never computes 0 *
+    inf."""
     return (-q, -scale) if scale < 0 else (q, max(scale, 1e-30))
 
 
 def describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """Describes x `[batch, heads, length, head_dim]` by boxes `[1, 1, rows, columns]`; outside of x one reads zeros.
+    """A descriptor of x `[batch, heads, length, head_dim]` with blocks `[1, 1, rows, columns]`; loads outside x return
+    0.
 
-    On sm90 and later a load is one TMA transfer: 64-bit addresses and bounds cost nothing. x must be `addressable`.
+    On sm90 and later a load is one TMA transfer, in which 64-bit addresses and bounds checks cost nothing. x must be
+    `addressable`.
     """
-    # A dimension of size 1 may carry any stride, also one that TMA refuses.
+    # A dimension of size 1 may have any stride, even one that TMA does not accept.
     strides = [s if n > 1 else x.shape[-1] * 16 for s, n in zip(x.stride(), x.shape, strict=True)]
     strides[-1] = 1
     return TensorDescriptor(x, list(x.shape), strides, [1, 1, rows, columns])
 
 
 def addressable(x: Tensor) -> Tensor:
-    """x itself where a descriptor can address it (16-byte aligned, rows contiguous), else a contiguous copy."""
+    """x itself if a descriptor can address it (16-byte aligned, contiguous rows), else a contiguous copy."""
     step = 16 // x.element_size()
     aligned = all(s > 0 and s % step == 0 for s, n in zip(x.stride()[:-1], x.shape[:-1], strict=True) if n > 1)
     fits = (x.stride(-1) == 1 or x.shape[-1] == 1) and aligned and x.data_ptr() % 16 == 0
@@ -56,16 +59,16 @@ def addressable(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def load_words(wanted, words, lines, first, WORDS: tl.constexpr, WIDTH: tl.constexpr):
-    """The mask of `lines` x `WIDTH` pairs: four int32 `[lines]` of 32 columns each, as many as there are; else zeros.
+def load_words(wanted, words, rows, first, WORDS: tl.constexpr, WIDTH: tl.constexpr):
+    """The mask of `rows` x `WIDTH` pairs: four int32 `[rows]` with 32 columns each; zeros beyond WIDTH.
 
-    wanted: false gives zeros. words: the tile's mask, `WORDS` int32 a line. lines: the lines' indices in the tile.
-    first: the tile's column to begin with.
+    wanted: if false, all are zeros. words: the tile's mask, `WORDS` int32 per row. rows: the row indices in the tile.
+    first: the first column in the tile.
     """
-    # In the backward kernels each word goes straight to the registers of the threads that hold the line's scores, and
-    # is asked for before the product that it will mask.
-    pointer = words + lines * WORDS + first // 32
-    a = tl.zeros_like(lines)
+    # In the backward kernels, each word is loaded by the threads that hold the scores of its row, before the product
+    # that it masks.
+    pointer = words + rows * WORDS + first // 32
+    a = tl.zeros_like(rows)
     b = a
     c = a
     d = a
@@ -81,7 +84,7 @@ def load_words(wanted, words, lines, first, WORDS: tl.constexpr, WIDTH: tl.const
 
 @triton.jit
 def masked(scores, a, b, c, d, first, WIDTH: tl.constexpr):
-    """`scores` `[lines, WIDTH]`, -inf where the words of `load_words` hide the pair."""
+    """`scores` `[rows, WIDTH]`, with -inf for the pairs that the words of `load_words` hide."""
     column = tl.arange(0, WIDTH)
     word = a[:, None]
     if WIDTH >= 64:
@@ -91,23 +94,23 @@ def masked(scores, a, b, c, d, first, WIDTH: tl.constexpr):
         word = tl.where((column >= 96)[None, :], d[:, None], word)
     if WIDTH < 32:
         column += first & 31
-    # The shift in two parts: what differs between threads (bits 1 and 2 of the column, in an mma accumulator), and the
-    # rest, known to the compiler.
+    # The shift is divided: bits 1 and 2 of the column differ between threads (in an mma accumulator); the others are
+    # compile-time constants.
     bit = (word >> (column & 6)[None, :]) & (1 << (column & 25))[None, :]
     return tl.where(bit != 0, scores, float("-inf"))
 
 
 @triton.jit
 def all_finite(x):
-    """Whether no element of x `[rows, columns]` is NaN or infinite, nor their sum."""
+    """Whether all elements of x `[rows, columns]`, and their sum, are finite."""
     return tl.abs(tl.sum(tl.sum(x, 1), 0)) < float("inf")
 
 
 @triton.jit
 def masked_dot(left, right, visible, sums, PRECISION: tl.constexpr):
-    """sums + left @ right over `visible` pairs alone, outside of which left is 0: 0 * NaN would be NaN.
+    """sums + left @ right over `visible` pairs alone; left is 0 for hidden pairs, but 0 * NaN would be NaN.
 
-    As kernels.backends.masked_product: an infinity of `right` keeps its sign.
+    As in kernels.backends.masked_product, an infinity in `right` keeps its sign.
     """
     wide = right.to(tl.float32)
     below = wide < float("inf")

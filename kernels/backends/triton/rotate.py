@@ -1,4 +1,4 @@
-"""The rotation of queries and keys as one kernel, for so few tokens that starting kernels is what takes time."""
+"""Rotary embedding in one kernel, for few tokens, where the launches of separate kernels dominate the time."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As model.rope.rotate: x `[batch, length, heads, head_dim]` in any dtype of the kernels, computed in float32."""
+    """As model.rope.rotate: x `[batch, length, heads, head_dim]` in one of `common.DTYPES`, computed in float32."""
     batch, length, heads, head_dim = x.shape
     x, cos, sin = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, cos, sin))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

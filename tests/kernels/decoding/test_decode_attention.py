@@ -161,7 +161,7 @@ def test_shares_and_steps_change_nothing(name, keys, programs, monkeypatch):
     pytest.importorskip("triton")
     from kernels.backends.triton.decode.split_keys import DecodeConfig
 
-    monkeypatch.setattr("kernels.backends.triton.decode.combine.SHARES", 2)
+    monkeypatch.setattr("kernels.backends.triton.decode.combine.SPLITS_PER_STEP", 2)
     check(name, torch.float32, False, DecodeConfig(keys, 4, 1, programs))
 
 

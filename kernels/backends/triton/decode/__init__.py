@@ -1,7 +1,7 @@
-"""Attention of a decoding step: few queries, the keys of a cache split among programs, then merged.
+"""Attention of a decoding step: few queries, and the keys of a cache, split among programs.
 
-split_keys.py   a program attends to its share of the keys
-combine.py      one softmax of what the shares have found
+split_keys.py   each program attends to one split of the keys
+combine.py      merges the results of all splits into one softmax
 """
 
 from kernels.backends.triton.decode.split_keys import forward, unsupported

@@ -1,6 +1,6 @@
-"""Merges what the programs of split_keys.py have found into one softmax, always in the order of the shares.
+"""Merges the results of the programs of split_keys.py into one softmax, always in the order of the splits.
 
-Letters: m running maximum (of log2(e) * the shares' log-sum-exps), l running sum.
+Letters: m running maximum (of log2(e) * the splits' log-sum-exps), l running sum.
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LN_2
 
-SHARES = 32
-"""Shares that a program takes at once."""
+SPLITS_PER_STEP = 32
+"""Number of splits that a program reads per step."""
 
 
 def combine(partial_out: Tensor, partial_lse: Tensor, sink_logits: Tensor | None, q: Tensor) -> tuple[Tensor, Tensor]:
-    """(out like q, lse float32 `[batch, heads, queries]`), the sinks among the logits.
+    """(out like q, lse float32 `[batch, heads, queries]`), with the sinks in the softmax.
 
-    q `[batch, heads, queries, head_dim]`, of which a row is a sequence, query head and query; partial_out float32
-    `[rows, shares, head_dim]` and partial_lse `[rows, shares]`, in log2; an empty share has -inf and any output.
+    q `[batch, heads, queries, head_dim]`; partial_out float32 `[rows, splits, head_dim]` and partial_lse `[rows,
+    splits]`, base 2. A row is one (sequence, query head, query). An empty split has lse -inf and any output.
     """
     batch, heads, queries, head_dim = q.shape
     rows, splits = partial_lse.shape
@@ -36,7 +36,7 @@ def combine(partial_out: Tensor, partial_lse: Tensor, sink_logits: Tensor | None
         splits,
         HEAD_DIM=head_dim,
         D=triton.next_power_of_2(head_dim),
-        S=min(SHARES, triton.next_power_of_2(splits)),
+        S=min(SPLITS_PER_STEP, triton.next_power_of_2(splits)),
         num_warps=4,
     )
     return out, lse
@@ -59,7 +59,7 @@ def _combine(
     D: tl.constexpr,
     S: tl.constexpr,
 ):
-    """One softmax of all shares of a row (a sequence, query head and query)."""
+    """Merges all splits of one row (a sequence, query head and query)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, D)
     in_column = column < HEAD_DIM
@@ -67,15 +67,15 @@ def _combine(
     l = 0.0  # noqa: E741
     acc = tl.zeros([D], tl.float32)
     for at in tl.range(0, splits, S):
-        share = at + tl.arange(0, S)
-        x = tl.load(partial_lse + row * splits + share, share < splits, float("-inf"))
+        split = at + tl.arange(0, S)
+        x = tl.load(partial_lse + row * splits + split, split < splits, float("-inf"))
         highest = tl.maximum(m, tl.max(x, 0))
         finite = tl.where(highest == float("-inf"), 0.0, highest)
         weight = tl.exp2(x - finite)
         alpha = tl.exp2(m - finite)
-        taken = (x > float("-inf"))[:, None] & in_column[None, :]  # an empty share's output was never written
-        part = tl.load(partial_out + (row * splits + share)[:, None] * HEAD_DIM + column[None, :], taken, 0.0)
-        acc = acc * alpha + tl.sum(weight[:, None] * part, 0)
+        taken = (x > float("-inf"))[:, None] & in_column[None, :]  # the output of an empty split is not written
+        values = tl.load(partial_out + (row * splits + split)[:, None] * HEAD_DIM + column[None, :], taken, 0.0)
+        acc = acc * alpha + tl.sum(weight[:, None] * values, 0)
         l = l * alpha + tl.sum(weight, 0)  # noqa: E741
         m = highest
     head = row // queries % heads
@@ -86,7 +86,7 @@ def _combine(
         acc = acc * alpha
         l = l * alpha + tl.exp2(sink - highest)  # noqa: E741
         m = highest
-    some = l != 0  # a NaN is seen
+    some = l != 0  # True for NaN, too
     total = tl.where(some, l, 1.0)
     to = out + row // (queries * heads) * out_batch + head * out_head + row % queries * out_step
     tl.store(to + column, (acc / total).to(out.dtype.element_ty), in_column)

@@ -1,10 +1,9 @@
-"""Decoding: few queries, keys in the slots of a cache, split among programs ("flash decoding", Dao et al. 2023).
+"""Attention of a decoding step, with the keys split among programs ("flash decoding", Dao et al. 2023).
 
-`_split` gives one program an equal share of the entries that are live *now*, so that a grid whose size follows from
-the cache's capacity is balanced at any length; what it has found goes to a float32 buffer, and combine.py makes
-one softmax of all shares of all parts, in their order: the same bits every time. The query heads of a line, and all
-their queries, are the rows of one product (padded to 16, the least that the tensor cores take), so that a key is read
-once.
+`_split` divides the entries that are in use *at run time* equally among its programs, so that a grid whose size follows
+from the cache's capacity is balanced at any length. The results go to float32 buffers, and combine.py merges those of
+all key sets into one softmax in a fixed order, with the same bits every time. All queries of the query heads of a head
+group are the rows of one product (padded to 16, the minimum of the tensor cores), so that each key is read once.
 
 Letters in the kernel: s scores, p weights, m running maximum (of log2(e) * scale * s), l running sum.
 """
@@ -22,16 +21,16 @@ from kernels.backends.triton.common import LOG2_E, all_finite, masked_dot, posit
 from kernels.backends.triton.decode.combine import combine
 from kernels.layout.cached_keys import MAX_QUERIES, CachedKeys
 
-MOST_ROWS = 64
-"""Rows (a query head and a query each) of one program."""
+MAX_ROWS = 64
+"""Maximum number of rows (a query head and a query each) per program."""
 
-MOST_SPLITS = 128
-"""Shares of a part: what `combine` must walk through, one row a program."""
+MAX_SPLITS = 128
+"""Maximum number of splits per key set; a program of `combine` reads all splits of a row."""
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """keys: entries a step. programs: wanted of a part, for every multiprocessor of the device."""
+    """keys: entries per step. programs: the number of programs per key set and multiprocessor."""
 
     keys: int
     warps: int
@@ -39,12 +38,12 @@ class DecodeConfig:
     programs: int
 
 
-# (bytes an element, padded head_dim) -> choice
+# (bytes per element, padded head_dim) -> settings
 _TABLE = {
     (2, 64): DecodeConfig(64, 4, 3, 4),
     (2, 128): DecodeConfig(64, 4, 3, 4),
     (2, 256): DecodeConfig(32, 4, 3, 4),
-    # float32 without tf32 runs on the ordinary units, and its products are unrolled: small tiles.
+    # float32 without tf32 does not run on tensor cores, and its products are unrolled: small tiles.
     (4, 64): DecodeConfig(32, 4, 1, 4),
     (4, 128): DecodeConfig(32, 4, 1, 4),
     (4, 256): DecodeConfig(16, 4, 1, 4),
@@ -57,75 +56,79 @@ def choose(dtype: torch.dtype, head_dim: int) -> DecodeConfig:
 
 
 def unsupported(device: str, dtype: torch.dtype, head_dim: int, queries: int) -> str | None:
-    """Why these kernels cannot serve so many queries per head; None where they can."""
+    """Why these kernels cannot serve such queries, with what is accepted; None if they can."""
     if queries > MAX_QUERIES:
         return f"{queries} queries: must be at most {MAX_QUERIES}"
     return common.unsupported(device, dtype, head_dim)
 
 
 def forward(
-    q: Tensor, parts: Sequence[CachedKeys], scale: float, sink_logits: Tensor | None, config: DecodeConfig | None = None
+    q: Tensor,
+    key_sets: Sequence[CachedKeys],
+    scale: float,
+    sink_logits: Tensor | None,
+    config: DecodeConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse), see kernels.decode_attention. `config` is for benchmarks and tests."""
+    """(out, lse), see kernels.decode_attention. `config`: launch settings, for benchmarks and tests."""
     q, scale = positive_scale(q if q.stride(-1) == 1 else q.contiguous(), scale)
     batch, heads, queries, head_dim = q.shape
     config = config or choose(q.dtype, head_dim)
     columns = triton.next_power_of_2(head_dim)
     processors = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
-    shares = [_Shares.of(part, q, config, processors) for part in parts]
-    splits, rows = sum(each.splits for each in shares), batch * heads * queries
+    plans = [_SplitPlan.of(key_set, q, config, processors) for key_set in key_sets]
+    splits, rows = sum(each.splits for each in plans), batch * heads * queries
     partial_out = torch.empty(rows, splits, head_dim, dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(rows, splits, dtype=torch.float32, device=q.device)
     first = 0
-    for part, share in zip(parts, shares, strict=True):
-        k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (part.k, part.v))
-        mask = part.mask.view(torch.uint8)
+    for key_set, plan in zip(key_sets, plans, strict=True):
+        k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (key_set.k, key_set.v))
+        mask = key_set.mask.view(torch.uint8)
         mask = mask if mask.stride(-1) == 1 or mask.shape[-1] == 1 else mask.contiguous()
-        slots = part.slots
+        slots = key_set.slots
         if slots is not None and slots.stride(-1) != 1:
             slots = slots.contiguous()
-        _split[(share.splits, share.lines * share.tiles, batch)](
+        _split[(plan.splits, plan.head_groups * plan.tiles, batch)](
             q,
             k,
             v,
             mask,
             slots,
-            part.count,
+            key_set.count,
             partial_out,
             partial_lse,
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
-            *_steps(mask, share.lines),
-            *(_steps(slots, share.lines)[:4] if slots is not None else (0, 0, 0, 1)),
+            *_strides(mask, plan.head_groups),
+            *(_strides(slots, plan.head_groups)[:4] if slots is not None else (0, 0, 0, 1)),
             scale * LOG2_E,
             mask.shape[3],
             heads,
             first,
             splits,
             QUERIES=queries,
-            GROUP=share.group,
-            LINES_A_KV_HEAD=share.lines // k.shape[1],
-            TILES=share.tiles,
-            PAGE=part.page,
+            GROUP=plan.group,
+            GROUPS_PER_KV_HEAD=plan.head_groups // k.shape[1],
+            TILES=plan.tiles,
+            PAGE=key_set.page,
             ROWS_DIFFER=mask.shape[2] > 1,
             HEAD_DIM=head_dim,
-            M=share.rows,
-            N=share.keys,
+            M=plan.rows,
+            N=plan.keys,
             D=columns,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=config.warps,
             num_stages=config.stages,
         )
-        first += share.splits
+        first += plan.splits
     return combine(partial_out, partial_lse, sink_logits, q)
 
 
 @dataclass(frozen=True)
-class _Shares:
-    """How one part's work is cut. tiles: of `rows` rows, in which a line's query heads and queries are taken."""
+class _SplitPlan:
+    """How the work on one key set is divided: `splits` of the entries, and `tiles` of `rows` rows per head group."""
 
-    lines: int
+    head_groups: int
     group: int
     tiles: int
     rows: int
@@ -133,23 +136,27 @@ class _Shares:
     splits: int
 
     @staticmethod
-    def of(part: CachedKeys, q: Tensor, config: DecodeConfig, processors: int) -> "_Shares":
+    def of(key_set: CachedKeys, q: Tensor, config: DecodeConfig, processors: int) -> "_SplitPlan":
         batch, heads, queries, _ = q.shape
-        lines = max(part.k.shape[1], part.mask.shape[1], 1 if part.slots is None else part.slots.shape[1])
-        rows = heads // lines * queries
-        size = min(MOST_ROWS, max(16, triton.next_power_of_2(rows)))
-        tiles, entries = triton.cdiv(rows, size), part.mask.shape[3]
+        head_groups = max(
+            key_set.k.shape[1], key_set.mask.shape[1], 1 if key_set.slots is None else key_set.slots.shape[1]
+        )
+        rows = heads // head_groups * queries
+        size = min(MAX_ROWS, max(16, triton.next_power_of_2(rows)))
+        tiles, entries = triton.cdiv(rows, size), key_set.mask.shape[3]
         keys = min(config.keys, max(16, triton.next_power_of_2(entries)))
-        wanted = max(1, config.programs * processors // (batch * lines * tiles))
-        splits = max(1, min(wanted, triton.cdiv(entries, keys), MOST_SPLITS))
-        return _Shares(lines, heads // lines, tiles, size, keys, splits)
+        wanted = max(1, config.programs * processors // (batch * head_groups * tiles))
+        splits = max(1, min(wanted, triton.cdiv(entries, keys), MAX_SPLITS))
+        return _SplitPlan(head_groups, heads // head_groups, tiles, size, keys, splits)
 
 
-def _steps(x: Tensor, lines: int) -> tuple[int, int, int, int]:
-    """(step of a sequence, of as many lines as share one of x's, of a query, and how many lines share one), 0 along
-    dimensions that serve all; x `[batch or 1, lines or fewer, (queries or 1,) entries]`."""
-    batch, line, *query = (0 if n == 1 else step for n, step in zip(x.shape[:-1], x.stride()[:-1], strict=True))
-    return batch, line, *(query or (0,)), lines // x.shape[1]
+def _strides(x: Tensor, head_groups: int) -> tuple[int, int, int, int]:
+    """(strides of x's sequences, groups and queries, and the number of head groups per group of x).
+
+    x `[batch or 1, groups, (queries or 1,) entries]`. Broadcast dimensions have stride 0.
+    """
+    batch, group, *query = (0 if n == 1 else step for n, step in zip(x.shape[:-1], x.stride()[:-1], strict=True))
+    return batch, group, *(query or (0,)), head_groups // x.shape[1]
 
 
 @triton.jit(do_not_specialize=["entries", "heads", "first", "splits", "mask_batch", "slots_batch"])
@@ -172,13 +179,13 @@ def _split(
     v_head,
     v_step,
     mask_batch,
-    mask_line,
+    mask_group,
     mask_step,
-    lines_a_mask,
+    groups_per_mask,
     slots_batch,
-    slots_line,
+    slots_group,
     slots_step,
-    lines_a_list,
+    groups_per_list,
     scale,
     entries,
     heads,
@@ -186,7 +193,7 @@ def _split(
     splits,
     QUERIES: tl.constexpr,
     GROUP: tl.constexpr,
-    LINES_A_KV_HEAD: tl.constexpr,
+    GROUPS_PER_KV_HEAD: tl.constexpr,
     TILES: tl.constexpr,
     PAGE: tl.constexpr,
     ROWS_DIFFER: tl.constexpr,
@@ -197,12 +204,12 @@ def _split(
     PRECISION: tl.constexpr,
 ):
     split = tl.program_id(0)
-    line = tl.program_id(1) // TILES
+    head_group = tl.program_id(1) // TILES
     batch = tl.program_id(2).to(tl.int64)
-    kv_head = line // LINES_A_KV_HEAD
+    kv_head = head_group // GROUPS_PER_KV_HEAD
     row = tl.program_id(1) % TILES * M + tl.arange(0, M)
     live_row = row < GROUP * QUERIES
-    head = line * GROUP + row // QUERIES
+    head = head_group * GROUP + row // QUERIES
     query = row % QUERIES
     column = tl.arange(0, D)
     in_column = column < HEAD_DIM
@@ -210,9 +217,9 @@ def _split(
     live = entries
     if count is not None:
         live = tl.minimum(tl.load(count + batch).to(tl.int32), entries)
-    share = tl.cdiv(tl.cdiv(live, N), tl.num_programs(0)) * N
-    start = split * share
-    stop = tl.minimum(start + share, live)
+    entries_per_split = tl.cdiv(tl.cdiv(live, N), tl.num_programs(0)) * N
+    start = split * entries_per_split
+    stop = tl.minimum(start + entries_per_split, live)
     to = ((batch * heads + head) * QUERIES + query) * splits + first + split
     if start >= stop:
         tl.store(partial_lse + to, tl.full([M], float("-inf"), tl.float32), live_row)
@@ -225,7 +232,7 @@ def _split(
     )
     k_base = k + batch * k_batch + kv_head * k_head
     v_base = v + batch * v_batch + kv_head * v_head
-    mask_base = mask + batch * mask_batch + line // lines_a_mask * mask_line
+    mask_base = mask + batch * mask_batch + head_group // groups_per_mask * mask_group
     m = tl.full([M], float("-inf"), tl.float32)
     l = tl.zeros([M], tl.float32)  # noqa: E741
     acc = tl.zeros([M, D], tl.float32)
@@ -234,7 +241,7 @@ def _split(
         read = entry < stop
         slot = entry.to(tl.int64)
         if slots is not None:
-            list_base = slots + batch * slots_batch + line // lines_a_list * slots_line
+            list_base = slots + batch * slots_batch + head_group // groups_per_list * slots_group
             page = tl.load(list_base + entry // PAGE, read, -1).to(tl.int64)
             read = read & (page >= 0)
             slot = page * PAGE + entry % PAGE
@@ -245,20 +252,20 @@ def _split(
         else:
             read = tl.load(mask_base + entry, read, 0) != 0
             seen = read[None, :]
-        # What nobody sees is not read: it costs no memory traffic, and may hold anything.
+        # Keys that no row sees are not read: they cost no memory traffic and may hold any value.
         taken = read[:, None] & in_column[None, :]
         kb = tl.load(k_base + slot[:, None] * k_step + column[None, :], taken, 0.0)
         vb = tl.load(v_base + slot[:, None] * v_step + column[None, :], taken, 0.0)
         s = tl.dot(qb, kb.T, input_precision=PRECISION) * scale
         s = tl.where(seen, s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, 1))
-        # A row that has seen nothing yet: any finite number gives p = 0.
+        # In a row without visible keys so far, any finite maximum gives p = 0.
         finite = tl.where(highest == float("-inf"), 0.0, highest)
         p = tl.exp2(s - finite[:, None])
         alpha = tl.exp2(m - finite)
         l = l * alpha + tl.sum(p, 1)  # noqa: E741
         acc = acc * alpha[:, None]
-        if ROWS_DIFFER:  # one row's key may be hidden from another, and hold NaN
+        if ROWS_DIFFER:  # a key may be visible to one row, hidden from another, and hold NaN
             if all_finite(vb.to(tl.float32)):
                 acc = tl.dot(p.to(vb.dtype), vb, acc, input_precision=PRECISION)
             else:
@@ -267,7 +274,7 @@ def _split(
             acc = tl.dot(p.to(vb.dtype), vb, acc, input_precision=PRECISION)
         m = highest
 
-    some = l != 0  # a NaN is seen
+    some = l != 0  # True for NaN, too
     total = tl.where(some, l, 1.0)
     tl.store(
         partial_out + to[:, None] * HEAD_DIM + column[None, :],

@@ -1,4 +1,4 @@
-"""Backward: dQ by rows, dK and dV by columns. A program sums alone what it writes: no atomics, always the same bits.
+"""Backward pass: dQ by rows, dK and dV by columns. Each output has one program: no atomics, and always the same bits.
 
     backward_queries.py   dQ
     backward_keys.py      dK and dV
@@ -33,31 +33,32 @@ def backward(
     by_rows: Config | None = None,
     by_columns: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv), like q, k, v; see kernels/backends/__init__.py. The configs are for benchmarks."""
+    """(dq, dk, dv), like q, k, v; see kernels/backends/__init__.py. by_rows, by_columns: launch settings, for
+    benchmarks."""
     flipped = scale < 0
     q, scale = positive_scale(q, scale)
     q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)
-    rows_of = prepare(grad_out, grad_lse, out, lse, layout.block)
-    dq = grad_queries(grad_out, q, k, v, rows_of, layout, scale, by_rows)
-    dk, dv = grad_keys(grad_out, q, k, v, rows_of, layout, scale, by_columns)
+    row_stats = compute_row_stats(grad_out, grad_lse, out, lse, layout.block)
+    dq = grad_queries(grad_out, q, k, v, row_stats, layout, scale, by_rows)
+    dk, dv = grad_keys(grad_out, q, k, v, row_stats, layout, scale, by_columns)
     return -dq if flipped else dq, dk, dv
 
 
-def prepare(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, block: int) -> Tensor:
+def compute_row_stats(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, block: int) -> Tensor:
     """float32 `[batch, heads, 2, queries padded to whole blocks]`: lse / ln 2, and delta.
 
-    Where nothing is seen, and beyond the last query, lse is +inf: p = 0 without a mask.
+    lse is +inf for queries without visible keys and for padding, so that p = 0 without a mask.
     """
     batch, heads, queries, head_dim = out.shape
     padded = -(-queries // block) * block
-    rows_of = torch.empty(batch, heads, 2, padded, dtype=torch.float32, device=out.device)
-    lines = min(64, block)
-    _prepare[(padded // lines, batch * heads)](
+    row_stats = torch.empty(batch, heads, 2, padded, dtype=torch.float32, device=out.device)
+    rows_per_program = min(64, block)
+    _compute_row_stats[(padded // rows_per_program, batch * heads)](
         grad_out,
         lse if grad_lse is None else grad_lse.contiguous(),
         out,
         lse.contiguous(),
-        rows_of,
+        row_stats,
         *grad_out.stride(),
         *out.stride(),
         heads,
@@ -66,19 +67,19 @@ def prepare(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor,
         HEAD_DIM=head_dim,
         D=triton.next_power_of_2(head_dim),
         HAS_GRAD_LSE=grad_lse is not None,
-        M=lines,
+        M=rows_per_program,
         num_warps=4,
     )
-    return rows_of
+    return row_stats
 
 
 @triton.jit(do_not_specialize=["heads", "queries", "padded"])
-def _prepare(
+def _compute_row_stats(
     grad_out,
     grad_lse,
     out,
     lse,
-    rows_of,
+    row_stats,
     grad_batch,
     grad_head,
     grad_query,
@@ -116,5 +117,5 @@ def _prepare(
         delta -= tl.load(grad_lse + index * queries + query, mask=live, other=0.0)
     x = tl.load(lse + index * queries + query, mask=live, other=float("-inf"))
     seen = x != float("-inf")
-    tl.store(rows_of + index * 2 * padded + query, tl.where(seen, x * 1.4426950408889634, float("inf")))
-    tl.store(rows_of + (index * 2 + 1) * padded + query, tl.where(seen, delta, 0.0))
+    tl.store(row_stats + index * 2 * padded + query, tl.where(seen, x * 1.4426950408889634, float("inf")))
+    tl.store(row_stats + (index * 2 + 1) * padded + query, tl.where(seen, delta, 0.0))

@@ -1,4 +1,4 @@
-"""dK and dV by columns: a program walks the column of tiles of a block of keys; long columns in chunks, added up after.
+"""dK and dV by columns: a program walks the column of tiles of a block of keys, or one chunk of a long column.
 
 Letters as in backward.py.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E, describe, load_words, masked
 from kernels.backends.triton.dense.tile_sizes import Config, choose
-from kernels.backends.triton.dense.work import ITEM, plan_of
+from kernels.backends.triton.dense.work import ITEM_FIELDS, plan_of
 from kernels.layout.block_layout import BlockLayout
 
 
@@ -19,12 +19,12 @@ def grad_keys(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rows_of: Tensor,
+    row_stats: Tensor,
     layout: BlockLayout,
     scale: float,
     config: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(dk, dv), by columns; long columns by chunks."""
+    """(dk, dv), by columns; long columns are split into chunks."""
     batch, heads, _, head_dim = q.shape
     kv_heads = k.shape[1]
     config = config or choose("keys", q.dtype, head_dim, layout.block)
@@ -32,7 +32,7 @@ def grad_keys(
     plan = plan_of(layout)
     work = plan.columns(batch, kv_heads)
     dk, dv = torch.empty_like(k), torch.empty_like(v)
-    sums = torch.empty(max(work.slots, 1), 2, layout.block, columns, dtype=torch.float32, device=q.device)
+    sums = torch.empty(max(work.buffers, 1), 2, layout.block, columns, dtype=torch.float32, device=q.device)
     _grad_keys[(len(work.items) * (layout.block // config.keys),)](
         describe(q, config.queries, columns),
         describe(k, config.keys, columns),
@@ -40,7 +40,7 @@ def grad_keys(
         describe(grad_out, config.queries, columns),
         describe(dk, config.keys, columns),
         describe(dv, config.keys, columns),
-        rows_of,
+        row_stats,
         sums,
         work.items,
         layout.columns.blocks,
@@ -48,7 +48,7 @@ def grad_keys(
         plan.transposed_masks,
         scale * LOG2_E,
         scale,
-        rows_of.shape[-1] // layout.block,
+        row_stats.shape[-1] // layout.block,
         heads,
         GROUP=heads // kv_heads,
         BLOCK=layout.block,
@@ -57,14 +57,14 @@ def grad_keys(
         N=config.keys,
         D=columns,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        CUT=work.slots > 0,
+        SPLIT=work.buffers > 0,
         num_warps=config.warps,
         num_stages=config.stages,
         maxnreg=config.registers,
     )
-    if work.slots:
-        lines = min(16, layout.block)
-        _add_up[(len(work.chunks), layout.block // lines)](
+    if work.buffers:
+        rows_per_program = min(16, layout.block)
+        _sum_chunks[(len(work.chunks), layout.block // rows_per_program)](
             sums,
             work.chunks,
             dk,
@@ -78,7 +78,7 @@ def grad_keys(
             HEAD_DIM=head_dim,
             D=columns,
             BLOCK=layout.block,
-            M=lines,
+            M=rows_per_program,
             num_warps=4,
         )
     return dk, dv
@@ -92,7 +92,7 @@ def _grad_keys(
     do_desc,
     dk_desc,
     dv_desc,
-    rows_of,
+    row_stats,
     sums,
     items,
     blocks,
@@ -109,25 +109,25 @@ def _grad_keys(
     N: tl.constexpr,
     D: tl.constexpr,
     PRECISION: tl.constexpr,
-    CUT: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    # Neighbouring programs: the parts of a block, which read the same Q and dO.
+    # Neighbouring programs compute parts of one block, which read the same Q and dO.
     PARTS: tl.constexpr = BLOCK // N
     STEPS: tl.constexpr = BLOCK // M
     part = tl.program_id(0) % PARTS
-    item = items + tl.program_id(0) // PARTS * ITEM
+    item = items + tl.program_id(0) // PARTS * ITEM_FIELDS
     batch = tl.load(item)
     kv_head = tl.load(item + 1)
     column = tl.load(item + 2)
     first = tl.load(item + 3)
     count = tl.load(item + 4) * STEPS
     partial = tl.load(item + 5) * STEPS
-    slot = tl.load(item + 6)
-    if slot == -2:
+    buffer = tl.load(item + 6)
+    if buffer == -2:
         return
 
     start = column * BLOCK + part * N
-    lines = part * N + tl.arange(0, N)
+    rows = part * N + tl.arange(0, N)
     k = k_desc.load([batch, kv_head, start, 0]).reshape(N, D)
     v = v_desc.load([batch, kv_head, start, 0]).reshape(N, D)
     dk = tl.zeros([N, D], tl.float32)
@@ -135,7 +135,7 @@ def _grad_keys(
     padded = query_blocks * BLOCK
     first_head = batch * heads + kv_head * GROUP
 
-    # Heads outside, queries inside: the list is walked once for every query head of the group.
+    # The list of query blocks is walked once per query head of the group.
     next_block = tl.load(blocks + first, mask=count > 0, other=0)
     next_tile = tl.load(tiles + first, mask=count > 0, other=0)
     head_in_group = 0
@@ -145,7 +145,7 @@ def _grad_keys(
         query = next_block * BLOCK + part_of_tile * M
         tile = next_tile
         head = kv_head * GROUP + head_in_group
-        at = rows_of + (first_head + head_in_group).to(tl.int64) * 2 * padded + query + tl.arange(0, M)
+        at = row_stats + (first_head + head_in_group).to(tl.int64) * 2 * padded + query + tl.arange(0, M)
         is_partial = step < partial
         last = step + 1 == count
         head_in_group = tl.where(last, head_in_group + 1, head_in_group)
@@ -154,8 +154,8 @@ def _grad_keys(
         next_tile = tl.load(tiles + first + step // STEPS)
         q = q_desc.load([batch, head, query, 0]).reshape(M, D)
         mask = masks + tile.to(tl.int64) * (BLOCK * WORDS)
-        a, b, c, d = load_words(is_partial, mask, lines, part_of_tile * M, WORDS, M)
-        # Always true: what stands under a condition, Triton does not stage through shared memory (two barriers fewer).
+        a, b, c, d = load_words(is_partial, mask, rows, part_of_tile * M, WORDS, M)
+        # Always true: Triton does not stage conditional loads through shared memory, which saves two barriers.
         if count > 0:
             lse = tl.load(at)
             delta = tl.load(at + padded)
@@ -172,8 +172,8 @@ def _grad_keys(
         dst = pt * (dpt - delta[None, :])
         dk = tl.dot(dst.to(q.dtype), q, dk, input_precision=PRECISION)
 
-    if CUT and slot >= 0:
-        at = sums + (slot.to(tl.int64) * 2 * BLOCK + lines[:, None]) * D + tl.arange(0, D)[None, :]
+    if SPLIT and buffer >= 0:
+        at = sums + (buffer.to(tl.int64) * 2 * BLOCK + rows[:, None]) * D + tl.arange(0, D)[None, :]
         tl.store(at, dk)
         tl.store(at + BLOCK * D, dv)
     else:
@@ -182,7 +182,7 @@ def _grad_keys(
 
 
 @triton.jit(do_not_specialize=["keys", "columns", "kv_heads"])
-def _add_up(
+def _sum_chunks(
     sums,
     chunks,
     dk,
@@ -204,24 +204,24 @@ def _add_up(
     BLOCK: tl.constexpr,
     M: tl.constexpr,
 ):
-    """dK and dV of the columns that were cut: their chunks' sums, always in the same order."""
+    """dK and dV of the columns that were split: the sums of their chunks, always in the same order."""
     index = tl.program_id(0)
-    slot = tl.load(chunks + index * 2)
+    buffer = tl.load(chunks + index * 2)
     count = tl.load(chunks + index * 2 + 1)
     if count == 1:
         return
     batch = (index // columns // kv_heads).to(tl.int64)
     kv_head = ((index // columns) % kv_heads).to(tl.int64)
-    line = tl.program_id(1) * M + tl.arange(0, M)
+    row = tl.program_id(1) * M + tl.arange(0, M)
     column = tl.arange(0, D)
-    at = sums + (slot.to(tl.int64) * 2 * BLOCK + line[:, None]) * D + column[None, :]
+    at = sums + (buffer.to(tl.int64) * 2 * BLOCK + row[:, None]) * D + column[None, :]
     sum_k = tl.zeros([M, D], tl.float32)
     sum_v = tl.zeros([M, D], tl.float32)
     for _ in range(0, count):
         sum_k += tl.load(at)
         sum_v += tl.load(at + BLOCK * D)
         at += 2 * BLOCK * D
-    key = ((index % columns) * BLOCK + line).to(tl.int64)[:, None]
+    key = ((index % columns) * BLOCK + row).to(tl.int64)[:, None]
     inside = (key < keys) & (column < HEAD_DIM)[None, :]
     to_k = dk + batch * dk_batch + kv_head * dk_head + key * dk_key + column[None, :] * dk_column
     to_v = dv + batch * dv_batch + kv_head * dv_head + key * dv_key + column[None, :] * dv_column

@@ -1,4 +1,4 @@
-"""dQ by rows: a program walks the row of tiles of a block of queries once more, as in the forward pass.
+"""dQ by rows: a program walks the row of tiles of a block of queries, as in the forward pass.
 
 Letters as in backward.py.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E, describe, load_words, masked
 from kernels.backends.triton.dense.tile_sizes import Config, choose
-from kernels.backends.triton.dense.work import ITEM, plan_of
+from kernels.backends.triton.dense.work import ITEM_FIELDS, plan_of
 from kernels.layout.block_layout import BlockLayout
 
 
@@ -19,7 +19,7 @@ def grad_queries(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rows_of: Tensor,
+    row_stats: Tensor,
     layout: BlockLayout,
     scale: float,
     config: Config | None = None,
@@ -38,14 +38,14 @@ def grad_queries(
         describe(v, config.keys, columns),
         describe(grad_out, config.queries, columns),
         describe(dq, config.queries, columns),
-        rows_of,
+        row_stats,
         items,
         layout.rows.blocks,
         layout.rows.tiles,
         layout.masks,
         scale * LOG2_E,
         scale,
-        rows_of.shape[-1] // layout.block,
+        row_stats.shape[-1] // layout.block,
         heads,
         GROUP=group,
         BLOCK=layout.block,
@@ -68,7 +68,7 @@ def _grad_queries(
     v_desc,
     do_desc,
     dq_desc,
-    rows_of,
+    row_stats,
     items,
     blocks,
     tiles,
@@ -85,12 +85,12 @@ def _grad_queries(
     D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # The same walk as in the forward pass.
+    # The loop is that of the forward pass.
     padded = query_blocks * BLOCK
     PARTS: tl.constexpr = BLOCK // M
     STEPS: tl.constexpr = BLOCK // N
     part = tl.program_id(0) % PARTS
-    item = items + tl.program_id(0) // (PARTS * GROUP) * ITEM
+    item = items + tl.program_id(0) // (PARTS * GROUP) * ITEM_FIELDS
     batch = tl.load(item)
     kv_head = tl.load(item + 1)
     head = kv_head * GROUP + (tl.program_id(0) // PARTS) % GROUP
@@ -100,10 +100,10 @@ def _grad_queries(
     partial = tl.load(item + 5) * STEPS
 
     start = row * BLOCK + part * M
-    lines = part * M + tl.arange(0, M)
+    rows = part * M + tl.arange(0, M)
     q = q_desc.load([batch, head, start, 0]).reshape(M, D)
     do = do_desc.load([batch, head, start, 0]).reshape(M, D)
-    at = rows_of + (batch * heads + head).to(tl.int64) * 2 * padded + start + tl.arange(0, M)
+    at = row_stats + (batch * heads + head).to(tl.int64) * 2 * padded + start + tl.arange(0, M)
     lse = tl.load(at)
     delta = tl.load(at + padded)
     dq = tl.zeros([M, D], tl.float32)
@@ -119,7 +119,7 @@ def _grad_queries(
         next_tile = tl.load(tiles + ahead)
         is_partial = step < partial
         mask = masks + tile.to(tl.int64) * (BLOCK * WORDS)
-        a, b, c, d = load_words(is_partial, mask, lines, part_of_tile * N, WORDS, N)
+        a, b, c, d = load_words(is_partial, mask, rows, part_of_tile * N, WORDS, N)
         k = k_desc.load([batch, kv_head, key, 0]).reshape(N, D)
         v = v_desc.load([batch, kv_head, key, 0]).reshape(N, D)
         s = tl.dot(q, k.T, input_precision=PRECISION)

@@ -10,19 +10,19 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LN_2, LOG2_E, addressable, describe, load_words, masked, positive_scale
 from kernels.backends.triton.dense.tile_sizes import Config, choose
-from kernels.backends.triton.dense.work import ITEM, plan_of
+from kernels.backends.triton.dense.work import ITEM_FIELDS, plan_of
 from kernels.layout.block_layout import BlockLayout
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, config: Config | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse), see kernels/backends/__init__.py; lse is float32. `config` is for benchmarks."""
+    """(out, lse), see kernels/backends/__init__.py; lse is float32. `config`: launch settings, for benchmarks."""
     q, scale = positive_scale(q, scale)
     q, k, v = addressable(q), addressable(k), addressable(v)
     batch, heads, queries, head_dim = q.shape
     kv_heads = k.shape[1]
-    # In q's own order of dimensions: the model's [batch, tokens, heads, head_dim] comes back without a copy.
+    # With q's strides: transposed to the model's [batch, tokens, heads, head_dim], it needs no copy.
     out = torch.empty_like(q)
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=q.device)
     config = config or choose("forward", q.dtype, head_dim, layout.block)
@@ -78,11 +78,11 @@ def _forward(
     D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # Neighbouring programs: the parts of a block, then the heads of a group, which read the same K and V.
+    # Neighbouring programs compute parts of one block, then heads of one group, which read the same K and V.
     PARTS: tl.constexpr = BLOCK // M
     STEPS: tl.constexpr = BLOCK // N
     part = tl.program_id(0) % PARTS
-    item = items + tl.program_id(0) // (PARTS * GROUP) * ITEM
+    item = items + tl.program_id(0) // (PARTS * GROUP) * ITEM_FIELDS
     batch = tl.load(item)
     kv_head = tl.load(item + 1)
     head = kv_head * GROUP + (tl.program_id(0) // PARTS) % GROUP
@@ -92,7 +92,7 @@ def _forward(
     partial = tl.load(item + 5) * STEPS
 
     start = row * BLOCK + part * M
-    lines = part * M + tl.arange(0, M)
+    rows = part * M + tl.arange(0, M)
     q = q_desc.load([batch, head, start, 0]).reshape(M, D)
     m = tl.full([M], float("-inf"), tl.float32)
     l = tl.zeros([M], tl.float32)  # noqa: E741
@@ -112,10 +112,10 @@ def _forward(
         s = tl.dot(q, k.T, input_precision=PRECISION)
         if step < partial:
             mask = masks + tile.to(tl.int64) * (BLOCK * WORDS)
-            a, b, c, d = load_words(True, mask, lines, part_of_tile * N, WORDS, N)
+            a, b, c, d = load_words(True, mask, rows, part_of_tile * N, WORDS, N)
             s = masked(s, a, b, c, d, part_of_tile * N, N)
         highest = tl.maximum(m, tl.max(s, 1) * scale)
-        # A row that has seen nothing yet: any finite number gives p = 0.
+        # In a row without visible keys so far, any finite maximum gives p = 0.
         finite = tl.where(highest == float("-inf"), 0.0, highest)
         p = tl.exp2(s * scale - finite[:, None])
         alpha = tl.exp2(m - finite)
@@ -125,7 +125,7 @@ def _forward(
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = highest
 
-    seen = l != 0  # a NaN is seen
+    seen = l != 0  # True for NaN, too
     acc = acc / tl.where(seen, l, 1.0)[:, None]
     out_desc.store([batch, head, start, 0], acc.to(q.dtype).reshape(1, 1, M, D))
     query = start + tl.arange(0, M)

@@ -1,6 +1,7 @@
-"""Which part of a tile a program computes at a time, with how many warps and stages: one choice per dtype and head_dim.
+"""Launch settings of the dense kernels: queries and keys per step, warps and stages, by dtype and head_dim.
 
-Chosen by measurement (docs/kernels.md), not by tuning at run time: a run never depends on what a tuner happened to see.
+They were measured (docs/kernels.md) and are not tuned at run time, so that a run does not depend on the timings of a
+tuner.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 
 @dataclass(frozen=True)
 class Config:
-    """queries and keys: the part of a tile that one step computes, at most the block. registers: a thread's limit."""
+    """queries and keys: the part of a tile that one step computes, at most the block. registers: the maximum per
+    thread."""
 
     queries: int
     keys: int
@@ -19,7 +21,7 @@ class Config:
     registers: int | None = None
 
     def within(self, block: int) -> "Config":
-        """This choice for tiles of `block`."""
+        """These settings, limited to tiles of `block`."""
         queries, keys = min(self.queries, block), min(self.keys, block)
         if (queries, keys) == (self.queries, self.keys):
             return self
@@ -27,7 +29,7 @@ class Config:
         return Config(queries, keys, warps, self.stages, self.registers)
 
 
-# (kernel, bytes an element, padded head_dim) -> choice
+# (kernel, bytes per element, padded head_dim) -> settings
 _TABLE = {
     ("forward", 2, 64): Config(128, 64, 4, 3),
     ("forward", 2, 128): Config(128, 64, 4, 2),
@@ -38,7 +40,7 @@ _TABLE = {
     ("keys", 2, 64): Config(64, 64, 4, 3),
     ("keys", 2, 128): Config(64, 64, 4, 2),
     ("keys", 2, 256): Config(64, 64, 8, 1),
-    # float32 without tf32 runs on the ordinary units, and its products are unrolled: small tiles.
+    # float32 without tf32 does not run on tensor cores, and its products are unrolled: small tiles.
     ("forward", 4, 64): Config(32, 32, 8, 1),
     ("forward", 4, 128): Config(32, 32, 8, 1),
     ("forward", 4, 256): Config(16, 16, 8, 1),
@@ -52,6 +54,6 @@ _TABLE = {
 
 
 def choose(kernel: str, dtype: torch.dtype, head_dim: int, block: int) -> Config:
-    """The choice for `kernel`: "forward", "queries" (dQ) or "keys" (dK and dV)."""
+    """The settings of `kernel`: "forward", "queries" (dQ) or "keys" (dK and dV)."""
     padded = 64 if head_dim <= 64 else 128 if head_dim <= 128 else 256
     return _TABLE[kernel, dtype.itemsize, padded].within(block)

@@ -2,9 +2,9 @@
 
 Its rows are (query, head) pairs from the whole sequence, so the matrix products are full for every size of a GQA group.
 The result of a row and one block is partial: the forward pass writes (out, log-sum-exp) for every (query, slot), the
-backward pass a partial dQ, and a second kernel sums a query's slots in a fixed order. The program itself sums dK and
-dV; long lists are split into items, whose sums are added in order. Without atomics, repeats give the same bits. Partial
-results take slots times the memory of the output, so queries are processed in pieces (work_items.py).
+backward pass a partial dQ, and a second kernel combines a query's slots in a fixed order. The first kernel also sums dK
+and dV; long lists are split into items, whose sums are added in order. There are no atomics, so repeats give the same
+bits. Partial results take slots times the memory of the output, so queries are processed in chunks (work_items.py).
 
 Letters in the kernels: s scores, p weights, dp gradient of p, ds gradient of s; a trailing t: transposed.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.backends.triton import common
 from kernels.backends.triton.common import addressable, positive_scale
-from kernels.backends.triton.dense.backward import prepare
+from kernels.backends.triton.dense.backward import compute_row_stats
 from kernels.backends.triton.selection import attention_mass, gradients, partial_outputs
 from kernels.backends.triton.selection.work_items import make_plan
 from kernels.layout.selection import Selection
@@ -52,8 +52,8 @@ def backward(
     flipped = scale < 0
     q, scale = positive_scale(q, scale)
     q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)
-    rows_of = gradients.by_query(prepare(grad_out, grad_lse, out, lse, 64), q.shape[2])
-    dq, dk, dv = gradients.backward(grad_out, q, k, v, rows_of, selection, scale)
+    row_stats = gradients.by_query(compute_row_stats(grad_out, grad_lse, out, lse, 64), q.shape[2])
+    dq, dk, dv = gradients.backward(grad_out, q, k, v, row_stats, selection, scale)
     return -dq if flipped else dq, dk, dv
 
 

@@ -1,4 +1,5 @@
-"""How much of a query's softmax each chosen block received, by key block (see __init__.py): scores alone, no values."""
+"""The share of a query's softmax that each chosen block receives, by key block (see __init__.py): no values are
+read."""
 
 import torch
 import triton
@@ -7,11 +8,11 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E
 from kernels.backends.triton.selection.launch_settings import choose
-from kernels.backends.triton.selection.work_items import SELECTED_ITEM, SelectedPlan
+from kernels.backends.triton.selection.work_items import ITEM_FIELDS, SelectionPlan
 from kernels.layout.selection import Selection
 
 
-def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: SelectedPlan, scale: float) -> Tensor:
+def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: SelectionPlan, scale: float) -> Tensor:
     """float32 `[batch, selectors, queries, slots]`, see kernels.selection.selected_attention.block_mass."""
     batch, heads, queries, head_dim = q.shape
     selectors, slots = selection.selectors, selection.slots
@@ -20,12 +21,12 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: Se
     padded = triton.next_power_of_2(group)
     entries = max(config.rows // padded, 1)
     mass = torch.zeros(batch, selectors, queries, slots, dtype=torch.float32, device=q.device)
-    for piece in range(plan.pieces):
+    for chunk in range(plan.chunks):
         _block_mass[(plan.items.shape[1],)](
             q,
             k,
             lse.contiguous(),
-            plan.items[piece],
+            plan.items[chunk],
             selection.entries,
             selection.document_start,
             mass,
@@ -53,7 +54,7 @@ def block_mass(q: Tensor, k: Tensor, lse: Tensor, selection: Selection, plan: Se
     return mass
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "blocks", "selectors", "selectors_a_kv_head", "heads"])
+@triton.jit(do_not_specialize=["queries", "keys", "blocks", "selectors", "selectors_per_kv_head", "heads"])
 def _block_mass(
     q,
     k,
@@ -73,7 +74,7 @@ def _block_mass(
     keys,
     blocks,
     selectors,
-    selectors_a_kv_head,
+    selectors_per_kv_head,
     heads,
     SLOTS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -84,19 +85,19 @@ def _block_mass(
     E: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """exp(scores - lse), summed over the block and averaged over the group; rows are (entry, head)."""
-    item = items + tl.program_id(0) * SELECTED_ITEM
+    """exp(scores - lse), summed over the block and averaged over the group. A row is an (entry, head)."""
+    item = items + tl.program_id(0) * ITEM_FIELDS
     count = tl.load(item + 2)
     if count == 0:
         return
     M: tl.constexpr = E * PADDED
-    line = tl.load(item) // blocks
+    batch_selector = tl.load(item) // blocks
     block = tl.load(item) % blocks
-    batch = (line // selectors).to(tl.int64)
-    selector = line % selectors
-    kv_head = (selector // selectors_a_kv_head).to(tl.int64)
-    line = line.to(tl.int64)
-    list_of = entries + line * queries * SLOTS + tl.load(item + 1)
+    batch = (batch_selector // selectors).to(tl.int64)
+    selector = batch_selector % selectors
+    kv_head = (selector // selectors_per_kv_head).to(tl.int64)
+    batch_selector = batch_selector.to(tl.int64)
+    list_of = entries + batch_selector * queries * SLOTS + tl.load(item + 1)
     column = tl.arange(0, D)
     key = block * BLOCK + tl.arange(0, BLOCK)
     kb = tl.load(
@@ -124,4 +125,4 @@ def _block_mass(
         means = tl.sum(tl.reshape(shares, [E, PADDED]), 1) / GROUP
         place = start + tl.arange(0, E)
         listed = tl.load(list_of + place, place < count, 0)
-        tl.store(mass + line * queries * SLOTS + listed, means, place < count)
+        tl.store(mass + batch_selector * queries * SLOTS + listed, means, place < count)

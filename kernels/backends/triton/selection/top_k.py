@@ -1,9 +1,9 @@
-"""Causal top-k of block scores on the fly: a program keeps the best blocks of some queries while it walks the past.
+"""Causal top-k of block scores in one kernel: a program keeps the best blocks of some queries while it computes scores.
 
-Each score becomes one 64-bit integer, its order-preserving bits above and its (falling) block index below: no two are
-equal, so what is kept depends on nothing but the scores, and of equal scores the lower block wins
-(`ranked` in kernels/selection/routing.py, the same in PyTorch). A piece of scores is searched as long as it holds
-something better than the worst block kept; late in a long walk that is seldom.
+Each score becomes one 64-bit integer: its order-preserving bits in the upper half, and the negated block index in the
+lower. All integers differ, so the result depends on the scores alone, and among equal scores the lower block wins
+(`ranked` in kernels/selection/routing.py does the same in PyTorch). A tile of scores is searched only while it contains
+a score above the worst one kept, which is rare late in a long sequence.
 """
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 from kernels.backends.triton import common
 
 QUERIES, BLOCKS = 64, 64
-"""Scores that a program looks at in one step."""
+"""Queries and blocks of the scores that a program computes in one step."""
 
 
 def unsupported(device: str, dtype: torch.dtype) -> str | None:
-    """Why this kernel cannot serve queries of such a dtype; None where it can."""
+    """Why this kernel cannot serve queries of such a dtype, with what is accepted; None if it can."""
     return common.unsupported(device, dtype)
 
 
@@ -91,12 +91,12 @@ def _choose(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    NEVER: tl.constexpr = -(2**63)
-    LARGEST: tl.constexpr = 2**63 - 1
+    INELIGIBLE: tl.constexpr = -(2**63)
+    INT64_MAX: tl.constexpr = 2**63 - 1
     LAST_INDEX: tl.constexpr = 2**31 - 1
     batch = (tl.program_id(1) // selectors).to(tl.int64)
     selector = (tl.program_id(1) % selectors).to(tl.int64)
-    # The last queries have the longest walk: they begin first.
+    # The last queries have the most blocks, so their programs start first.
     query = (tl.num_programs(0) - 1 - tl.program_id(0)) * M + tl.arange(0, M)
     live = query < length
     column = tl.arange(0, D)
@@ -111,7 +111,7 @@ def _choose(
     )
     first = tl.load(document_start + batch * length + query, mask=live, other=0)
     lowest = tl.where(live, first // BLOCK, blocks)
-    # Floor, also of negative numbers, which a division rounds towards zero: moved up by whole blocks and back.
+    # Floor division: whole blocks are added and subtracted, because `//` rounds negative numbers towards zero.
     up = (window + BLOCK - 1) // BLOCK
     index_of_query = tl.load(query_index + query, mask=live, other=0) if INDEXED else query
     limit = tl.where(live, (index_of_query - window + 1 + up * BLOCK) // BLOCK - up, 0)
@@ -119,7 +119,7 @@ def _choose(
 
     place = tl.arange(0, KEPT)
     wide = place.to(tl.int64)
-    empty = tl.where(place < SLOTS, NEVER + 1 + wide, LARGEST - wide)  # all different; NEVER < empty < every score
+    empty = tl.where(place < SLOTS, INELIGIBLE + 1 + wide, INT64_MAX - wide)  # all differ; below every score
     kept = tl.zeros([M, KEPT], tl.int64) + empty[None, :]
     summary_base = summaries + batch * summary_batch + selector * summary_selector
     for start in range(tl.min(lowest, 0) // N * N, tl.max(limit, 0), N):
@@ -135,23 +135,23 @@ def _choose(
         bits = bits ^ ((bits >> 31) & LAST_INDEX)
         ranks = (bits.to(tl.int64) << 32) | (LAST_INDEX - index).to(tl.int64)[None, :]
         if FIRST_BLOCK:
-            always = LARGEST - KEPT - index.to(tl.int64)
+            always = INT64_MAX - KEPT - index.to(tl.int64)
             ranks = tl.where(index[None, :] == lowest[:, None], always[None, :], ranks)
         eligible = (index[None, :] >= lowest[:, None]) & (index[None, :] < limit[:, None])
-        ranks = tl.where(eligible, ranks, NEVER)
+        ranks = tl.where(eligible, ranks, INELIGIBLE)
         best = tl.max(ranks, 1)
         worst = tl.min(kept, 1)
         while tl.max((best > worst).to(tl.int32), 0) > 0:
             better = best > worst
             kept = tl.where((kept == worst[:, None]) & better[:, None], best[:, None], kept)
-            ranks = tl.where(ranks == best[:, None], NEVER, ranks)
+            ranks = tl.where(ranks == best[:, None], INELIGIBLE, ranks)
             best = tl.max(ranks, 1)
             worst = tl.min(kept, 1)
 
     found = (LAST_INDEX - (kept & LAST_INDEX)).to(tl.int32)
     if FIRST_BLOCK:
-        found = tl.where(kept >= LARGEST - KEPT - tl.cast(blocks, tl.int64), lowest[:, None], found)
-    missing = (kept <= NEVER + KEPT) | (place >= SLOTS)[None, :]
+        found = tl.where(kept >= INT64_MAX - KEPT - tl.cast(blocks, tl.int64), lowest[:, None], found)
+    missing = (kept <= INELIGIBLE + KEPT) | (place >= SLOTS)[None, :]
     found = tl.sort(tl.where(missing, LAST_INDEX, found), 1)
     found = tl.where(found == LAST_INDEX, -1, found)
     line = (tl.program_id(1).to(tl.int64) * length + query) * SLOTS

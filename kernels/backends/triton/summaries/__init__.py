@@ -1,13 +1,13 @@
-"""Summaries of spans straight into the joined keys and values: a program pools the pieces of one span and KV head.
+"""Pools spans into summaries and writes these into the joined keys and values; a program pools one span of one KV head.
 
-A level is a launch, from fine to coarse: it reads the tokens, or the finer level's pooled keys and values (float32,
-before the rotation), and writes its own, and the rotated key and the value where attention reads them. The backward
-pass goes from coarse to fine.
+Each level is one launch, from fine to coarse. It reads the children of its spans (the tokens, or the finer level's
+pooled keys and values), and writes two results: the pooled keys and values (float32, not rotated), and the rotated keys
+and the values among the keys of attention. The backward pass goes from coarse to fine.
 
-    pool_span.py        a span's pool, which both passes compute
+    pool_span.py        the pool of a span, which both passes compute
     pool_levels.py      levels from fine to coarse
     pool_gradients.py   gradients from coarse to fine
-    copy_tokens.py      the tokens beside them, to their places and back
+    copy_tokens.py      copies the tokens to the joined keys, and gradients back
 """
 
 import torch
@@ -21,5 +21,5 @@ __all__ = ["backward", "copy_tokens", "forward", "unsupported"]
 
 
 def unsupported(device: str, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot serve keys and values of such a dtype; None where they can."""
+    """Why these kernels cannot serve keys and values of such a dtype, with what is accepted; None if they can."""
     return common.unsupported(device, dtype)

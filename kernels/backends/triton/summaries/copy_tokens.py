@@ -1,4 +1,4 @@
-"""Tokens' keys and values to their places among the joined ones, and gradients back: one or two tensors a launch."""
+"""Copies the tokens' keys and values to the joined ones, and gradients back: one or two tensors per launch."""
 
 from collections.abc import Sequence
 
@@ -6,29 +6,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COPIED_AT_ONCE = 32
-"""Tokens that a program copies."""
+TOKENS_PER_PROGRAM = 32
+"""Number of tokens that a program copies."""
 
 
-def copy_tokens(parts: Sequence[Tensor], to: Sequence[Tensor], padded: int) -> None:
-    """Copies `[batch, length, heads, head_dim]` to the first places of tensors of that order of dimensions, in one
-    launch for one pair or two; zeros from there to place `padded`. Two targets have the same strides."""
-    batch, length, heads, head_dim = parts[0].shape
-    first, last = parts[0], parts[-1]
-    _copy[(triton.cdiv(padded, COPIED_AT_ONCE), heads, batch * len(parts))](
+def copy_tokens(sources: Sequence[Tensor], targets: Sequence[Tensor], padded: int) -> None:
+    """Copies each source `[batch, length, heads, head_dim]` to the first `length` entries of its target.
+
+    Targets have the same order of dimensions; entries from `length` to `padded` are set to 0. One or two pairs take one
+    launch; two targets must have the same strides.
+    """
+    batch, length, heads, head_dim = sources[0].shape
+    first, last = sources[0], sources[-1]
+    _copy[(triton.cdiv(padded, TOKENS_PER_PROGRAM), heads, batch * len(sources))](
         first,
         last,
-        to[0],
-        to[-1],
+        targets[0],
+        targets[-1],
         *first.stride()[:3],
         *last.stride()[:3],
-        *to[0].stride()[:3],
+        *targets[0].stride()[:3],
         length,
         padded,
-        TENSORS=len(parts),
+        TENSORS=len(sources),
         HEAD_DIM=head_dim,
         D=triton.next_power_of_2(head_dim),
-        M=COPIED_AT_ONCE,
+        M=TOKENS_PER_PROGRAM,
         num_warps=4,
     )
 

@@ -1,51 +1,52 @@
-"""One span's pool, as the forward and the backward pass of summaries.py both compute it, and how its program is shaped.
+"""The pool of one span, which the forward and the backward pass compute, and the launch settings of its program.
 
-Letters: x, y a piece's key and value; p, u the pooled ones; m, l the running maximum and sum of a softmax over the
-span's pieces. Keys are held in two halves, as the rotation pairs them.
+Letters: x, y key and value of a child; p, u pooled key and value; m, l running maximum and sum of the softmax over the
+span's children. Keys and values are held in two halves (suffixes _1 and _2), because the rotation pairs element i of
+one half with element i of the other.
 """
 
 import triton
 import triton.language as tl
 
-AT_ONCE, WARPS = 16, 2
-"""Pieces that a program looks at in one step, and its warps."""
+CHILDREN_PER_STEP, WARPS = 16, 2
+"""The number of children that a program reads per step, and its warps."""
 
-COUNTS = ["kv_heads", "slots", "place", "middle"]
-"""Arguments of the kernels that differ from level to level: no reason to compile anew."""
+NOT_SPECIALIZED = ["kv_heads", "entries", "offset", "middle"]
+"""Arguments that differ between levels; the kernels are not compiled again for each value."""
 
 
-def launch_shape(head_dim: int, pieces: int) -> dict[str, int]:
-    """The compile-time sizes of a program, and its warps, for spans of `pieces` pieces."""
+def launch_shape(head_dim: int, children: int) -> dict[str, int]:
+    """The compile-time sizes and the warps of a program, for spans with this number of children."""
     half = head_dim // 2
-    at_once = min(AT_ONCE, triton.next_power_of_2(pieces))
-    return dict(HALF=half, H=triton.next_power_of_2(half), M=at_once, num_warps=WARPS)
+    per_step = min(CHILDREN_PER_STEP, triton.next_power_of_2(children))
+    return dict(HALF=half, H=triton.next_power_of_2(half), M=per_step, num_warps=WARPS)
 
 
 @triton.jit
-def span_of(axis, row):
-    """(whether a span begins in the slot, its first token's index in the sequence); axis: start, end, origin."""
-    start = tl.load(axis)
-    return tl.load(axis + row) > start, tl.load(axis + 2 * row) + start
+def span_of(interval, row):
+    """(whether an entry has a span, the sequence index of its first token), from the entry's start, end and origin."""
+    start = tl.load(interval)
+    return tl.load(interval + row) > start, tl.load(interval + 2 * row) + start
 
 
 @triton.jit
-def pieces_at(x, at, step, half, there, within, HALF: tl.constexpr):
-    """Both halves of pieces `at`, in float32."""
+def load_children(x, at, step, half, valid, within, HALF: tl.constexpr):
+    """Both halves of the children `at`, in float32."""
     pointer = x + at.to(tl.int64)[:, None] * step + half[None, :]
-    mask = there[:, None] & within[None, :]
+    mask = valid[:, None] & within[None, :]
     return tl.load(pointer, mask, 0.0).to(tl.float32), tl.load(pointer + HALF, mask, 0.0).to(tl.float32)
 
 
 @triton.jit
-def weigh(x_1, x_2, query_1, query_2, there, LEARNED: tl.constexpr):
-    """The pieces' scores; those that are not there have -inf."""
+def score_children(x_1, x_2, query_1, query_2, valid, LEARNED: tl.constexpr):
+    """The scores of the children; -inf after the last child."""
     scores = tl.sum(x_1 * query_1[None, :] + x_2 * query_2[None, :], 1) if LEARNED else tl.zeros_like(tl.sum(x_1, 1))
-    return tl.where(there, scores, float("-inf"))
+    return tl.where(valid, scores, float("-inf"))
 
 
 @triton.jit
 def pooled_span(
-    x, y, x_step, y_step, first, query_1, query_2, half, within, PIECES: tl.constexpr, HALF: tl.constexpr,
+    x, y, x_step, y_step, first, query_1, query_2, half, within, CHILDREN: tl.constexpr, HALF: tl.constexpr,
     H: tl.constexpr, M: tl.constexpr, LEARNED: tl.constexpr,
 ):  # fmt: skip
     """(pooled key, pooled value in halves, highest score, sum of exp(score - highest)) of a span."""
@@ -55,12 +56,12 @@ def pooled_span(
     p_2 = p_1
     u_1 = p_1
     u_2 = p_1
-    for start in tl.range(0, PIECES, M):
-        piece = start + tl.arange(0, M)
-        there = piece < PIECES
-        x_1, x_2 = pieces_at(x, first + piece, x_step, half, there, within, HALF)
-        y_1, y_2 = pieces_at(y, first + piece, y_step, half, there, within, HALF)
-        s = weigh(x_1, x_2, query_1, query_2, there, LEARNED)
+    for start in tl.range(0, CHILDREN, M):
+        child = start + tl.arange(0, M)
+        valid = child < CHILDREN
+        x_1, x_2 = load_children(x, first + child, x_step, half, valid, within, HALF)
+        y_1, y_2 = load_children(y, first + child, y_step, half, valid, within, HALF)
+        s = score_children(x_1, x_2, query_1, query_2, valid, LEARNED)
         highest = tl.maximum(m, tl.max(s, 0))
         e = tl.exp(s - highest)
         kept = tl.exp(m - highest)

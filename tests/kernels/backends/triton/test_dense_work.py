@@ -26,7 +26,7 @@ def test_long_columns_are_cut(name, short_chunks):
     layout = build_layout(PATTERNS[name], Axis.tokens(150, device=DEVICE), block=16)
     work = plan_module.plan_of(layout).columns(2, 2)
     assert (work.chunks[:, 1] > 1).any(), "nothing was cut: the test tests nothing"
-    assert int(work.chunks[:, 1].where(work.chunks[:, 1] > 1, 0).sum()) <= work.slots
+    assert int(work.chunks[:, 1].where(work.chunks[:, 1] > 1, 0).sum()) <= work.buffers
     mask = visible_pairs(PATTERNS[name], 150, 150)[:, None]
     check(layout, mask, *tensors(2, 4, 2, 150, 150, 32, torch.float32))
 
@@ -57,7 +57,7 @@ def test_every_entry_is_worked_on_once():
             assert entries == [(first + i, i < partial) for i in range(count)]
             assert (len(parts) > 1) == all(slot >= 0 for *_, slot in parts)
         taken = [slot for parts in done.values() for *_, slot in parts if slot >= 0]
-        assert sorted(taken) == list(range(len(taken))) and len(taken) <= work.slots
+        assert sorted(taken) == list(range(len(taken))) and len(taken) <= work.buffers
         lengths = [n for *_, n, _, slot, _ in work.items.tolist() if slot != -2]
         assert all(2 * a >= b for a, b in itertools.pairwise(lengths) if b > 1), "longest first, by classes"
 

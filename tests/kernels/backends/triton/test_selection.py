@@ -12,7 +12,7 @@ from kernels import Selection, attention, block_mass, document_starts, select  #
 from kernels.backends import gathered  # noqa: E402
 from kernels.backends.triton import selection as backend  # noqa: E402
 from kernels.backends.triton.selection import gradients, launch_settings, work_items  # noqa: E402
-from kernels.backends.triton.selection.launch_settings import SelectedConfig, choose  # noqa: E402
+from kernels.backends.triton.selection.launch_settings import SelectionConfig, choose  # noqa: E402
 from tests.kernels.backends.triton.test_dense import TOLERANCE, oracle, tensors  # noqa: E402
 from tests.kernels.oracle import packing  # noqa: E402
 from tests.kernels.routing_oracle import naive_mask, random_choice  # noqa: E402
@@ -78,12 +78,15 @@ def test_matches_the_oracle(documents, selectors, group, head_dim, block, slots,
     [(packing([50, 3, 47], [16, 70, 14]), 3, 96, torch.float32), (packing([70]), 16, 32, torch.float16)],
 )
 def test_every_way_to_write_partial_results(monkeypatch, documents, group, head_dim, dtype):
-    """By the copy engine, which writes whole steps of rows; dQ computed turned: the same results, to the bit."""
+    """By the copy engine, which writes whole steps of rows; dQ computed transposed: the same results, to the bit."""
     batch, length = documents.shape
     inputs = tensors(batch, 2 * group, 2, length, length, head_dim, dtype)
     selection = selection_of(documents, 2, 2, 16)
     plain = check(selection, documents, inputs)
-    for config in (SelectedConfig(32, 4, 1, bulk=True), SelectedConfig(32, 4, 1, bulk=True, turned=True)):
+    for config in (
+        SelectionConfig(32, 4, 1, tma_store=True),
+        SelectionConfig(32, 4, 1, tma_store=True, transposed=True),
+    ):
         for kernel in ("forward", "backward"):
             key = kernel, dtype.itemsize, 64 if head_dim <= 64 else 128
             monkeypatch.setitem(launch_settings._TABLE, key, config)
@@ -110,20 +113,20 @@ def test_one_row_of_document_starts_serves_a_batch():
     check(selection, documents, tensors(2, 4, 2, 70, 70, 32, torch.float32))
 
 
-def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
-    """Every query chooses block 0, so its list is long; pieces of 25 queries, items of 4 entries."""
+def test_chunks_of_queries_and_long_lists_are_split(monkeypatch):
+    """Every query chooses block 0, so its list is long; chunks of 25 queries, items of 4 entries."""
     documents = packing([50, 30], [80, 0])
     chosen = random_choice(documents, 2, 2, 5, 16)
     inputs = tensors(2, 4, 2, 80, 80, 32, torch.float32)
     selection = Selection.from_chosen(chosen.to(DEVICE), 80, 16, document_starts(documents).to(DEVICE))
     whole = check(selection, documents, inputs)
-    monkeypatch.setattr(work_items, "ROWS_AN_ITEM", 8)
-    monkeypatch.setattr(gradients, "ROWS_AN_ITEM", 8)
-    monkeypatch.setattr(work_items, "LEAST_PARTIAL_BYTES", 25 * 2 * 2 * 2 * (2 * 32 * 4))
+    monkeypatch.setattr(work_items, "ROWS_PER_ITEM", 8)
+    monkeypatch.setattr(gradients, "ROWS_PER_ITEM", 8)
+    monkeypatch.setattr(work_items, "MIN_PARTIAL_BYTES", 25 * 2 * 2 * 2 * (2 * 32 * 4))
     monkeypatch.setattr(work_items, "PARTIAL_OUTPUTS", 0)
     plan = work_items.make_plan(selection, 2, 2 * 32 * 4)
-    assert (plan.piece, plan.pieces) == (25, 4) and (plan.cuts[..., 1] > 1).sum() > 3
-    assert int(plan.cuts[..., 1].sum(1).max()) <= plan.slots
+    assert (plan.queries_per_chunk, plan.chunks) == (25, 4) and (plan.split_lists[..., 1] > 1).sum() > 3
+    assert int(plan.split_lists[..., 1].sum(1).max()) <= plan.buffers
     cut = check(selection, documents, inputs)
     assert all(torch.equal(a, b) for a, b in zip(whole[:2], cut[:2], strict=True)), "forward: the same sums"
 
@@ -132,8 +135,8 @@ def test_pieces_of_queries_and_long_lists_are_cut(monkeypatch):
 def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
     documents = packing([90, 10], [33, 67])
     selection = selection_of(documents, 2, 3, 16)
-    monkeypatch.setattr(work_items, "ROWS_AN_ITEM", rows)
-    monkeypatch.setattr(work_items, "queries_at_once", lambda *_: min(piece, 100))
+    monkeypatch.setattr(work_items, "ROWS_PER_ITEM", rows)
+    monkeypatch.setattr(work_items, "max_queries_per_chunk", lambda *_: min(piece, 100))
     plan = work_items.make_plan(selection, 2, 1, step=8)
     blocks = selection.offsets.shape[2] - 1
     entries = selection.entries.view(4, -1)
@@ -153,10 +156,10 @@ def test_every_entry_is_worked_on_once(monkeypatch, piece, rows):
                 taken.setdefault(list_of, []).append(slot)
         assert begin <= plan.rows
         for list_of, slots in taken.items():
-            first_slot, cut = plan.cuts[index, list_of].tolist()
+            first_slot, cut = plan.split_lists[index, list_of].tolist()
             assert slots == (list(range(first_slot, first_slot + cut)) if len(slots) > 1 else [-1])
         used = [slot for slots in taken.values() for slot in slots if slot >= 0]
-        assert sorted(used) == list(range(len(used))) and len(used) <= plan.slots
+        assert sorted(used) == list(range(len(used))) and len(used) <= plan.buffers
     chosen = selection.chosen.view(4, -1)
     assert sorted(done) == sorted(
         (line, int(chosen[line, entry]), entry) for line, entry in (chosen >= 0).nonzero().tolist()
@@ -203,7 +206,7 @@ def test_every_choice_exists():
             for head_dim in backend.common.HEAD_DIMS:
                 config = choose(kernel, dtype, head_dim)
                 assert config.rows >= 16 and config.warps in (4, 8, 16)
-                assert not (kernel == "backward" and config.bulk and config.stages < 2)
+                assert not (kernel == "backward" and config.tma_store and config.stages < 2)
 
 
 def routed(length, batch, heads, kv_heads, head_dim, block, top_k, documents=None, seed=0):
@@ -270,7 +273,7 @@ def test_pieces_of_queries_on_the_gpu(monkeypatch):
     q, k, v, grad, selection = routed(16384, 1, 16, 4, 128, 64, 16)
     whole, lse = backend.forward(q, k, v, selection, 0.1)
     grads = backend.backward(grad, None, q, k, v, whole, lse, selection, 0.1)
-    monkeypatch.setattr(work_items, "LEAST_PARTIAL_BYTES", 64 << 20)
+    monkeypatch.setattr(work_items, "MIN_PARTIAL_BYTES", 64 << 20)
     monkeypatch.setattr(work_items, "PARTIAL_OUTPUTS", 0)
     out, _ = backend.forward(q, k, v, selection, 0.1)
     assert torch.equal(out, whole)
@@ -284,7 +287,7 @@ def test_pieces_of_queries_on_the_gpu(monkeypatch):
 def test_many_pieces_give_the_same_bits_every_time(monkeypatch, graph):
     """Their partial results share one place, which is written and read again and again."""
     q, k, v, grad, selection = routed(16384, 1, 64, 4, 128, 64, 16)
-    monkeypatch.setattr(work_items, "LEAST_PARTIAL_BYTES", 64 << 20)
+    monkeypatch.setattr(work_items, "MIN_PARTIAL_BYTES", 64 << 20)
     monkeypatch.setattr(work_items, "PARTIAL_OUTPUTS", 0)
 
     def both():
