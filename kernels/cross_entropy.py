@@ -1,7 +1,7 @@
-"""Cross-entropy of logits together with its gradient, which takes the logits' place.
+"""Cross-entropy of logits and its gradient, which may overwrite the logits.
 
-On a GPU one Triton kernel reads each row of logits and overwrites it by its gradient; plain PyTorch serves everywhere
-else, and float64.
+On a GPU, one Triton kernel reads each row of logits and overwrites it with its gradient. Plain PyTorch serves other
+devices and float64.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,13 @@ IGNORE = -100
 
 
 class CrossEntropy(NamedTuple):
-    """`per_token` `[tokens]`: each token's loss in nats, 0 where it is not scored. `penalty` `[tokens]`: z_loss times
-    the square of the log-sum-exp of its logits; None where z_loss is 0. Both float32, float64 for float64 logits.
-    `gradient` `[tokens, vocabulary]`: of the sum of both to the logits, in their dtype; None where not asked for."""
+    """The losses of all tokens, and their gradient.
+
+    `per_token` `[tokens]`: the loss of each token in nats; 0 if it is not scored. `penalty` `[tokens]`: z_loss times
+    the square of the log-sum-exp of the token's logits; None if z_loss is 0. Both are float32 (float64 for float64
+    logits). `gradient` `[tokens, vocabulary]`: the gradient of the sum of both with respect to the logits, in their
+    dtype; None unless requested.
+    """
 
     per_token: Tensor
     penalty: Tensor | None
@@ -29,8 +33,9 @@ class CrossEntropy(NamedTuple):
 def cross_entropy_(logits: Tensor, targets: Tensor, z_loss: float = 0.0, gradient: bool = True) -> CrossEntropy:
     """Computes losses and gradients; the gradient may overwrite `logits`.
 
-    logits `[tokens, vocabulary]`, contiguous; targets int64 `[tokens]`, IGNORE where not scored. Softmax and sums are
-    in float32 (float64 for float64 logits). z_loss: weight of the penalty on the log-sum-exp (PaLM, arXiv:2204.02311).
+    logits `[tokens, vocabulary]`, contiguous; targets int64 `[tokens]`, IGNORE for tokens that are not scored. Softmax
+    and sums are in float32 (float64 for float64 logits). z_loss: weight of the penalty on the log-sum-exp (PaLM,
+    arXiv:2204.02311).
     """
     if logits.is_cuda and logits.dtype != torch.float64 and has_triton():
         per_token, penalty = torch.ops.farsight.cross_entropy_(logits, targets, z_loss, gradient)

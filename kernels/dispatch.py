@@ -122,8 +122,8 @@ def module(operation: str, backend: str) -> ModuleType:
 
 
 def load_backends() -> None:
-    """Imports the backends of every operation, where the packages that they need are installed: torch.compile cannot
-    trace an import."""
+    """Imports the backends of all operations, except Triton's if it is not installed: torch.compile cannot trace
+    imports."""
     for operation, candidates in OPERATIONS.items():
         for backend in candidates.modules:
             if backend != "triton" or has_triton():

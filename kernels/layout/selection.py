@@ -33,8 +33,8 @@ class Selection:
     last."""
 
     query: Tensor | None = None
-    """int32 `[queries]`: each query's own index among the keys, where they are some of a longer sequence's tokens;
-    None: 0, 1, ... Diagnostics need it; `tensors` drops it."""
+    """int32 `[queries]`: the index of each query among the keys, if the queries are only some tokens of a longer
+    sequence. None: 0, 1, ... It is used by diagnostics; `tensors` drops it."""
 
     @property
     def batch(self) -> int:
@@ -58,9 +58,9 @@ class Selection:
 
     @property
     def query_index(self) -> Tensor:
-        """int32 `[queries]`: each query's own index among the keys."""
-        every = torch.arange(self.queries, dtype=torch.int32, device=self.device)
-        return every if self.query is None else self.query
+        """int32 `[queries]`: the index of each query among the keys."""
+        index = torch.arange(self.queries, dtype=torch.int32, device=self.device)
+        return index if self.query is None else self.query
 
     def tensors(self) -> list[Tensor]:
         """The selection as a flat list of tensors, the form that `torch.library` operators accept."""

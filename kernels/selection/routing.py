@@ -89,11 +89,11 @@ def select(
     """Chooses for each query the `top_k` eligible blocks of highest score `query · summary`.
 
     queries `[batch, selectors, length, dim]` and summaries `[batch, selectors, keys // block, dim]` (`block_means`), of
-    any floating dtype; document_start int32 `[batch, length]` (`document_starts`). `query`: the queries' own indices
-    among the `keys`, int32 `[length]`, where they are some of a longer sequence's tokens. Scores are ranked in float32;
-    ties go to the lower index, so a choice depends on its own scores alone, bit by bit. `first_block`: every query for
-    which its document's first block is eligible attends to that block as well, in one slot more than top_k. Not
-    differentiable: a router computes its own loss. backend: "auto", "blocked" (any device) or "triton".
+    any floating dtype; document_start int32 `[batch, length]` (`document_starts`). `query`, int32 `[length]`: the index
+    of each query among the `keys` keys, if the queries are only some tokens of a longer sequence. Scores are ranked in
+    float32; ties go to the lower index, so a choice depends on its own scores alone, bit by bit. `first_block`: every
+    query for which its document's first block is eligible attends to that block as well, in one slot more than top_k.
+    Not differentiable: a router computes its own loss. backend: "auto", "blocked" (any device) or "triton".
 
     Raises ValueError for settings, shapes and backends that are not accepted.
     """
@@ -105,7 +105,7 @@ def select(
     batch, selectors, length, dim = queries.shape
     keys = length if keys is None else keys
     if query is None and keys != length:
-        raise ValueError(f"keys={keys}: must be the number of queries, {length}, without query, their indices")
+        raise ValueError(f"keys={keys}: must be the number of queries, {length}, if query is None")
     if query is not None and query.shape != (length,):
         raise ValueError(f"query {tuple(query.shape)}: must be [{length}]")
     if summaries.shape != (batch, selectors, keys // block, dim):

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient in one kernel, a program for each token.
+"""Cross-entropy and its gradient in one kernel, with one program per token.
 
 A row of logits is read twice, for the sum of exponentials and for the gradient; the second read comes from the cache
 (50,304 logits in bf16 take 100 kB).
@@ -14,8 +14,8 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, z_loss: float, gradient: bool) -> tuple[Tensor, Tensor]:
-    """As kernels.cross_entropy.cross_entropy_: (per_token, penalty), float32 `[tokens]`; overwrites `logits` by their
-    gradient if `gradient`."""
+    """As kernels.cross_entropy.cross_entropy_: (per_token, penalty), float32 `[tokens]`; with `gradient`, overwrites
+    `logits` with their gradient."""
     tokens, vocabulary = logits.shape
     per_token, penalty = (torch.empty(tokens, dtype=torch.float32, device=logits.device) for _ in range(2))
     columns = min(4096, triton.next_power_of_2(vocabulary))
