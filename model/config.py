@@ -1,4 +1,4 @@
-"""The shape of a model and the plan of its attention: what a checkpoint stores to rebuild it."""
+"""The sizes of a model and the plan of its attention; a checkpoint stores both, so that the model can be rebuilt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class ModelConfig:
     rope_original_length: int
     tie_embeddings: bool
     sink_logits: bool
-    """A learned logit a head in every softmax that takes weight and gives no value (gpt-oss)."""
+    """Each head has a learned logit in its softmax, which takes weight and adds no value (gpt-oss)."""
     norm_epsilon: float
     activation_checkpointing: bool | str
     """Recompute each layer in the backward pass from its input alone (True), or from its input and the results of its
@@ -50,12 +50,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
-    """Which pattern each layer (or each KV head of a layer) attends with, and on which backend.
+    """The pattern of each layer (or of each KV head of a layer), and the backend that computes attention.
 
-    `patterns` names the patterns; `schedule` lists names, repeated over the depth: `[local, local, full]` is two local
-    layers to one full one. An entry that is itself a list gives one pattern a KV head, each a mask over the tokens.
-    `training`: by name of pattern, how its family's own parameters are trained (AttentionCore.training_class).
-    Raises ValueError for an undefined name, or another family in a list.
+    `patterns`: name -> pattern. `schedule`: names, repeated over the depth; `[local, local, full]` gives two local
+    layers per full layer. An entry that is a list gives one pattern per KV head, each a mask over the tokens.
+    `training`: name -> how the parameters of the pattern's family are trained (AttentionCore.training_class).
+    Raises ValueError for an undefined name, and for a pattern in a list that is not a mask.
     """
 
     patterns: Mapping[str, Pattern]
@@ -84,7 +84,7 @@ class AttentionPlan:
         return entry if isinstance(entry, str) else tuple(entry)
 
     def training_settings(self, layer: int) -> object | None:
-        """How the own parameters of the attention of `layer` are trained; None for families without settings."""
+        """How the parameters of the family of `layer` are trained; None for families without such settings."""
         return self.training.get(self.entry(layer))
 
     def pattern(self, layer: int, kv_heads: int) -> Pattern | tuple[Pattern, ...]:

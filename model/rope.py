@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021), with the two usual ways to reach beyond the trained length."""
+"""Rotary position embeddings (Su et al. 2021), and two scalings of them to contexts beyond the trained length."""
 
 import math
 
@@ -13,7 +13,7 @@ ONE_KERNEL_TOKENS = 8
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns positions into the cosines and sines by which queries and keys are rotated.
+    """Computes the cosines and sines of the angles by which queries and keys are rotated.
 
     Angles are computed in float64: at position 10^6 a float32 angle is off by hundredths of a radian.
     """
@@ -34,7 +34,7 @@ class RotaryEmbedding(nn.Module):
         frequencies = self.frequencies
         super()._apply(fn, recurse)
         device = self.frequencies.device
-        if frequencies.is_meta and device.type != "meta":  # built without memory, which `to_empty` now gives
+        if frequencies.is_meta and device.type != "meta":  # moved from meta: `to_empty` allocates memory
             with torch.device("cpu"):
                 frequencies, _ = _frequencies(self.config)
         self.frequencies = frequencies.to(device)
@@ -56,15 +56,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """(float64 `[head_dim / 2]` radians a token, the factor on cosines and sines) under the config's scaling."""
+    """Returns the radians per token, float64 `[head_dim / 2]`, and the factor on cosines and sines."""
     half, factor, theta = config.head_dim // 2, config.rope_factor, config.rope_theta
     exponents = torch.arange(half, dtype=torch.float64) / half
     if config.rope_scaling == "ntk":
-        # NTK-aware: a larger base, so that the slowest frequency is stretched by the factor and the fastest is kept.
+        # NTK-aware: a larger base slows the slowest frequency by the factor and keeps the fastest.
         return (theta * factor ** (half / (half - 1))) ** -exponents, 1.0
     base = theta**-exponents
     if config.rope_scaling == "yarn":
-        # YaRN: keep what turns more than 32 times within the original length, stretch what turns less than once.
+        # YaRN: keep frequencies with over 32 turns in the original length, slow those with less than one by the factor.
         turns = config.rope_original_length * base / (2 * math.pi)
         keep = ((turns - 1) / (32 - 1)).clamp(0, 1)
         return base * keep + base / factor * (1 - keep), 0.1 * math.log(factor) + 1

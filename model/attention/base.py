@@ -1,4 +1,4 @@
-"""What the families of patterns share: what they are given, what they give back, and what they need of a batch.
+"""The interface of a family of patterns: its inputs, its outputs, its layout of a batch, and its attention core.
 
 Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 """
@@ -15,7 +15,7 @@ from kernels.patterns import Pattern
 from model.config import ModelConfig
 
 Rotation = tuple[Tensor, Tensor]
-"""cos, sin: float32 `[batch or 1, length, 1, head_dim / 2]`, of every token (model/rope.py)."""
+"""Cosines and sines of every token's rotation, float32 `[batch or 1, length, 1, head_dim / 2]` (model/rope.py)."""
 
 
 class AttentionLayout(Protocol):
@@ -24,14 +24,14 @@ class AttentionLayout(Protocol):
 
     @property
     def batch(self) -> int:
-        """1 where all sequences share the layout."""
+        """Number of sequences; 1 if all sequences share the layout."""
 
     @property
     def queries(self) -> int: ...
 
     @property
     def overflow(self) -> Tensor | None:
-        """As BlockLayout.overflow, of all the layouts that it is made of."""
+        """As BlockLayout.overflow, for all tile layouts that it consists of."""
 
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
         """As BlockLayout.cost, with densities relative to causal attention over the *tokens*."""
@@ -41,14 +41,14 @@ class DrawableLayout(AttentionLayout, Protocol):
     """A layout of whole sequences, for tables and pictures of patterns."""
 
     def parts(self) -> dict[str, int]:
-        """Visible pairs, of one head, of each kind of keys: "tokens", "summaries of 16", ..."""
+        """Visible pairs of one head for each kind of keys: "tokens", "summaries of 16", ..."""
 
     def token_masks(self) -> list[tuple[Tensor, float]]:
-        """For pictures, of the first sequence: booleans `[queries, tokens]`, and how dark (0 to 1) to paint each."""
+        """Masks to draw for the first sequence: booleans `[queries, tokens]`, and the darkness (0 to 1) of each."""
 
 
 class Inputs(NamedTuple):
-    """What a layer gives its attention. All but `x` as kernels.attention takes it."""
+    """The inputs of an attention core, with the shapes of kernels.attention except for `x_BTW` and unrotated keys."""
 
     x_BTW: Tensor
     """The layer's normalized input."""
@@ -56,24 +56,25 @@ class Inputs(NamedTuple):
     k_BKTD: Tensor
     v_BKTD: Tensor
     unrotated_k_BTKD: Tensor | None
-    """Keys before the rotation, where `AttentionCore.wants_unrotated_keys`."""
+    """Keys before the rotation; None unless `AttentionCore.wants_unrotated_keys`."""
     rotation: Rotation
 
 
 class AttentionOutput(NamedTuple):
-    """What attention gives back; a family without a loss of its own may return (out, lse) alone."""
+    """The outputs of an attention core. A family without an auxiliary loss may return (out, lse) alone."""
 
     out_BHTD: Tensor
     lse_BHT: Tensor | None
-    """Of one softmax without sinks; may be None where `AttentionCore.wants_lse` is false."""
+    """Log-sum-exp of the softmax without sinks; may be None if `AttentionCore.wants_lse` is false."""
     auxiliary: Tensor | None = None
-    """A loss of the family's own to train by (a router's), weighted: nats, summed over queries."""
+    """An additional training loss, such as a router's: weighted, in nats, summed over queries."""
     diagnostics: dict[str, Tensor] | None = None
     """Scalars to log, on the device."""
 
 
 class AttentionCore(nn.Module):
-    """What differs by pattern: attention from the projections to (out, lse). Its parameters are the pattern's own."""
+    """Attention from projected queries, keys and values to (out, lse). Each family of patterns has a subclass, which
+    holds the parameters of that family alone."""
 
     training_class: ClassVar[type | None] = None
     """The dataclass of `training_settings`, if the family has any. A config gives them beside the pattern's."""
@@ -98,20 +99,20 @@ class AttentionCore(nn.Module):
     def build_layout(
         cls, pattern: Pattern | Sequence[Pattern], tokens: Axis, block: int, fixed: bool = False
     ) -> DrawableLayout:
-        """What `forward` needs of a batch of these tokens; `fixed`: in sizes that follow from shapes alone."""
+        """Builds the layout that `forward` needs. `fixed`: its tensors have sizes that depend on shapes alone."""
         raise NotImplementedError
 
     def cost(self, layout: AttentionLayout, batch: int) -> AttentionCost:
-        """The cost of attention of `batch` sequences under `layout`."""
+        """Counts the cost of attention of `batch` sequences under `layout`."""
         return layout.cost(batch, self.heads, self.head_dim)
 
     def decode_cost(self, context: int) -> DecodeCost:
-        """Keys that a cache stores of `context` tokens, and that the next query reads."""
+        """The keys that a cache stores for `context` tokens, and those that the next query reads."""
         return decode_cost(self.pattern, context, self.heads // self.kv_heads)
 
     def decode_bytes(self, context: int, key_bytes: int, router_bytes: int) -> tuple[int, int]:
-        """(stored, read) bytes of one sequence's cache. `key_bytes`, `router_bytes`: bytes of one number of a key or
-        value, and of a router's key."""
+        """The (stored, read) bytes of the cache of one sequence. `key_bytes`, `router_bytes`: bytes of one element of a
+        key or value, and of a router's key."""
         cost, both = self.decode_cost(context), 2 * self.kv_heads * self.head_dim * key_bytes
         return both * cost.stored, both * cost.read
 
@@ -119,13 +120,13 @@ class AttentionCore(nn.Module):
         """Sets the number of optimizer steps done, for a core that has a schedule of its own."""
 
     def forward(self, inputs: Inputs, layout: AttentionLayout) -> tuple[Tensor, Tensor] | AttentionOutput:
-        """out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]`, of one softmax without sinks; and
-        perhaps a loss."""
+        """Returns out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]` of one softmax without sinks,
+        and a family's auxiliary loss and diagnostics."""
         raise NotImplementedError
 
 
 def unused(module: nn.Module) -> Tensor | None:
-    """0, differentiable in every parameter of `module`, None without any: a loss to add where a batch had no use for
-    them. Data-parallel training waits for the gradient of every parameter."""
+    """Returns a loss of 0 that depends on every parameter of `module`; None if it has no parameters. It is added if a
+    batch uses none of them, because data-parallel training waits for the gradient of every parameter."""
     parameters = [parameter.sum() for parameter in module.parameters()]
     return 0 * torch.stack(parameters).sum() if parameters else None

@@ -1,4 +1,4 @@
-"""The attention of a layer: projections, norms, rotation and sinks, the same whatever the pattern.
+"""The attention of a layer: projections, norms, rotation and sinks, which are the same for every pattern.
 
 Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 """
@@ -61,12 +61,12 @@ class Attention(nn.Module):
         return self.o_proj(out_BHTD.transpose(1, 2).flatten(2)), auxiliary, diagnostics or {}
 
     def project(self, x_BTW: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries and keys, normalized and rotated, and values, as kernels.attention takes them; the keys before the
-        rotation `[batch, length, kv_heads, head_dim]` where the pattern's family wants them."""
+        """Returns queries and keys, normalized and rotated, and values, in the shapes of kernels.attention; and the
+        keys before the rotation `[batch, length, kv_heads, head_dim]`, or None if the core does not use them."""
         split = (*x_BTW.shape[:2], -1, self.head_dim)
         q_BTHD = self.q_norm(self.q_proj(x_BTW).view(split))
         unrotated_BTKD = self.k_norm(self.k_proj(x_BTW).view(split))
-        if x_BTW.shape[1] == 1:  # a token's time is that of starting kernels: one rotation starts fewer than two
+        if x_BTW.shape[1] == 1:  # for one token, starting kernels takes most of the time: rotate both at once
             rotated = rotate(torch.cat([q_BTHD, unrotated_BTKD], 2), *rotation)
             q_BTHD, k_BTKD = rotated.split([self.heads, self.kv_heads], 2)
         else:

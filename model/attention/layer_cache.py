@@ -20,7 +20,7 @@ class CachePlanner(Protocol):
 
 class LayerCache:
     """The keys and values of one layer. In a forward pass it takes the place of the layer's layout: the tokens of the
-    batch attend to each other and to the cached tokens, and are added to the cache.
+    batch attend to each other and to the cached tokens, and are then added to the cache.
 
     `stores`: all its keys and values. `step`: the current chunk of tokens, which `Cache.run` sets.
     """

@@ -4,9 +4,9 @@
     hidden = cache.extend(tokens)                       # a chunk of the prompts
     hidden = cache.extend(more, new=[1, 0])             # one token more of the first sequence, none of the second
 
-Attention over disjoint sets of keys composes exactly: a chunk's queries attend to the chunk by the kernels that
-training uses, to what lies before it by the slots that their pattern still sees, and the two are merged. Where a chunk
-is but a few tokens, both are one product.
+Attention over disjoint sets of keys composes exactly: the queries of a chunk attend to the chunk with the kernels of
+training, and to the cached keys that their pattern makes visible; the two results are merged. For a chunk of a few
+tokens, one product computes both.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from model.kv_cache.step import MAX_UNTILED_TOKENS, Step
 from model.transformer import Transformer
 
 ROUTER_BYTES = 4
-"""Of a number of a router's keys: they are float32 (float64 in models of float64), whatever the weights."""
+"""Bytes of one number of a router's keys, which are float32 for weights of at most 32 bits."""
 
 
 class Cache:
-    """What a model remembers of `batch` sequences, each of its own length.
+    """The key-value cache of a model, for `batch` sequences of different lengths.
 
     Raises ValueError for a pattern whose family has no cache.
     """
@@ -44,10 +44,10 @@ class Cache:
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:
-        """Reads a chunk: tokens int64 `[batch, chunk]` -> final hidden states `[batch, chunk, width]`.
+        """Adds a chunk to the cache: tokens int64 `[batch, chunk]` -> final hidden states `[batch, chunk, width]`.
 
-        `new`: how many of them, from the left, belong to each sequence (None: all); what follows is padding, whose
-        hidden states mean nothing. ValueError: a sequence would become longer than the model takes.
+        `new`: how many tokens, counted from the left, belong to each sequence (None: all). The others are padding, and
+        their hidden states are arbitrary. Raises ValueError if a sequence would exceed model.max_length.
         """
         chunk = tokens.shape[1]
         new = [chunk] * self.batch if new is None else list(new)
@@ -57,7 +57,7 @@ class Cache:
         return hidden
 
     def check(self, new: Sequence[int]) -> list[int]:
-        """Lengths with so many tokens more. ValueError: a sequence would become longer than the model takes."""
+        """Returns the lengths after `new` more tokens. Raises ValueError if one would exceed model.max_length."""
         after = [length + more for length, more in zip(self.lengths, new, strict=True)]
         if max(after) > self.model.config.max_length:
             raise ValueError(
@@ -66,55 +66,56 @@ class Cache:
         return after
 
     def run(self, tokens: Tensor, step: Step) -> Tensor:
-        """A step's tokens through the model; `lengths` are the caller's to keep."""
+        """Runs the model on the tokens of a step. The caller updates `lengths`."""
         for layer in self._layers:
             layer.step = step
         return self.model(tokens, step.position, self._layers)
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep)."""
-        for slots in self.layouts():
-            slots.reserve(-(-capacity // slots.span), MAX_UNTILED_TOKENS)
+        """Reserves room for `capacity` tokens of every sequence, and prepares for steps of fixed shapes (FixedStep)."""
+        for layout in self.layouts():
+            layout.reserve(-(-capacity // layout.span), MAX_UNTILED_TOKENS)
 
     def set_lengths(self, lengths: Sequence[int]) -> None:
         """Sets the host's lengths of the sequences, which a step of fixed shapes does not update."""
         self.lengths = list(lengths)
-        for slots in self.layouts():
-            slots.longest = max(lengths) // slots.span
+        for layout in self.layouts():
+            layout.longest = max(lengths) // layout.span
 
     def tensors(self) -> list[Tensor]:
-        """All tensors of keys and values that the layers hold."""
+        """All tensors of the caches of the layers."""
         return [tensor for layer in self._layers for tensor in layer.tensors()]
 
     def layouts(self) -> list[CacheLayout]:
-        """Which keys are kept, and where: one per list of keys of a pattern."""
-        return list(dict.fromkeys(store.slots for layer in self._layers for store in layer.stores))
+        """The layouts of all stores, each once; layers of one pattern share them."""
+        return list(dict.fromkeys(store.layout for layer in self._layers for store in layer.stores))
 
     @property
     def bytes_stored(self) -> int:
-        """Of keys and values that later tokens may read, as if every sequence were as long as the longest."""
-        return sum(store.slots.used * store.bytes_a_slot for layer in self._layers for store in layer.stores)
+        """Bytes of the keys and values that later tokens may read, if every sequence were as long as the longest."""
+        return sum(store.layout.used * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
     @property
     def bytes_a_number(self) -> int:
-        """Of one element of the keys and values that it holds; 0: it holds none."""
+        """Bytes of one element of the keys and values; 0 if the cache is empty."""
         return max(store.bytes_a_number for layer in self._layers for store in layer.stores)
 
     @property
     def bytes_allocated(self) -> int:
-        """Of the stores; what waits to be summarized comes on top."""
+        """Bytes of the stores, without the tokens of spans that are not full yet."""
         return sum(store.capacity * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
     @property
     def bytes_read(self) -> int:
-        """Of what was kept that the last `extend` read, summed over its groups of queries."""
+        """Bytes of the cached keys and values that the last `extend` read, summed over its groups of queries."""
         return sum(store.keys_read * store.bytes_a_slot for layer in self._layers for store in layer.stores)
 
 
 def expected_bytes(model: Transformer, context: int, batch: int, number: int | None = None) -> tuple[int, int]:
-    """(stored, read) by the token behind `context` others, keys and values of all layers, and routers' keys:
-    AttentionCore.decode_bytes. `number`: bytes of one, the weights' by default (under autocast a cache holds
-    smaller ones)."""
+    """The (stored, read) bytes of keys, values and routers' keys in all layers, when a token follows `context` others.
+
+    `number`: bytes of one element of keys and values; by default that of the weights (under autocast it is smaller).
+    """
     weight = model.embed_tokens.weight.element_size()
     sizes = weight if number is None else number, max(weight, ROUTER_BYTES)
     cores = dict(zip(model.patterns, model.cores, strict=True))

@@ -1,8 +1,8 @@
-"""One token of every sequence, again and again: a decoding step of fixed shapes, on a GPU replayed as one CUDA graph.
+"""Decoding steps of one token per sequence, in fixed shapes; on a GPU a step is replayed as one CUDA graph.
 
-A step of a small model is hundreds of short kernels, and starting them one by one takes longer than running them. All
-that changes from token to token (lengths, slots, masks, which span is full) is computed on the device from the lengths,
-so the same recorded kernels serve every length up to the capacity.
+A step of a small model consists of hundreds of short kernels, and starting them one by one takes longer than running
+them. Everything that differs between tokens (lengths, slots, masks, full spans) is computed on the device from the
+lengths, so one recording serves every length up to the capacity.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,22 @@ from model.decoding.cache import Cache
 from model.kv_cache.step import FixedStep
 
 WARM_UP = 2
-"""Runs before the recording: kernels are compiled and memory is taken then."""
+"""Number of runs before the recording; they compile kernels and allocate memory."""
 
 
 def require_gpu(device: torch.device) -> None:
-    """Raises ValueError where nothing can be recorded."""
+    """Raises ValueError for a device that cannot record CUDA graphs."""
     if device.type != "cuda":
         raise ValueError(f"cuda_graph=true: the model is on {device.type}, and must be on cuda")
 
 
 class TokenStep:
-    """Reads one token of each sequence into `cache`, which may hold a text already, up to `capacity` tokens of each.
+    """Adds one token of each sequence to `cache`, up to `capacity` tokens per sequence.
+    The cache may hold tokens already.
 
-    `cuda_graph`: record the step, and replay it; else the same kernels are started one by one, on any device.
-    Raises ValueError if `cuda_graph` is true and the model is on a CPU. The model's mode, and autocast, are those at
-    the time of recording.
+    `cuda_graph`: record the step once and replay it; otherwise the same kernels are started one by one, on any device.
+    Raises ValueError if `cuda_graph` is true and the model is on a CPU. A recording keeps the model's mode (training or
+    evaluation) and the autocast settings.
     """
 
     @torch.no_grad()
@@ -42,14 +43,14 @@ class TokenStep:
         self._new = torch.zeros(cache.batch, dtype=torch.int64, device=device)
         self._lengths = torch.tensor(cache.lengths, device=device)
         self._in_buffers = [list(cache.lengths), [0] * cache.batch]
-        """The lengths and numbers of new tokens that the device's buffers hold."""
+        """The values in the buffers `_lengths` and `_new` on the device."""
         self._graph: torch.cuda.CUDAGraph | None = None
         if cuda_graph:
             self._record()
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:
-        """As Cache.extend, for tokens `[batch, 1]`; a recorded step overwrites its result the next time."""
+        """As Cache.extend, for tokens `[batch, 1]`. The next recorded step overwrites the result."""
         new = [1] * self.cache.batch if new is None else list(new)
         after = self.cache.check(new)
         if max(after) > self.capacity:
@@ -75,10 +76,10 @@ class TokenStep:
         return hidden
 
     def _record(self) -> None:
-        """Steps in which no sequence has a new token leave the cache as it is."""
+        """Records a step. `_new` is 0 meanwhile, so that the steps do not change the cache."""
         device = self._tokens.device
         caching = torch.is_autocast_cache_enabled()
-        # What autocast keeps of the weights must not be in a recording that outlives it.
+        # Autocast's cached copies of the weights are freed at its end, so the recording must not read them.
         torch.clear_autocast_cache()
         torch.set_autocast_cache_enabled(False)
         try:

@@ -1,4 +1,4 @@
-"""Prompts -> continuations: the prompts are read in chunks, then each sequence grows token by token until it stops."""
+"""From prompts to continuations: prompts are read in chunks, then each sequence is extended token by token."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from model.inference import evaluating
 from model.transformer import Transformer
 
 OnToken = Callable[[int, int], bool]
-"""Is told (sequence, token) of every new token; True ends that sequence."""
+"""Called with (sequence, token) for every new token. A result of True ends the sequence."""
 
 
 @torch.no_grad()
@@ -28,20 +28,20 @@ def generate(
     vocabulary: int | None = None,
     cuda_graph: bool = False,
 ) -> list[list[int]]:
-    """The tokens that follow each of `prompts` (which may differ in length), `new_tokens` at most.
+    """Returns at most `new_tokens` tokens that follow each of `prompts`, which may differ in length.
 
-    `prefill_chunk`: tokens of a prompt that are read at once; memory depends on it, results do not. `cache`: an empty
-    one for as many sequences, to look at afterwards. `vocabulary`: only tokens below it are chosen (a model's is often
-    rounded up beyond its tokenizer's). `cuda_graph`: tokens are read by replaying a recorded step (TokenStep), on a GPU
-    alone. Raises ValueError for an empty prompt, for what is not at least 1, and where prompt and continuation are
-    longer than the model takes.
+    `prefill_chunk`: number of prompt tokens that are read at once; memory depends on it, results do not. `cache`: an
+    empty cache for as many sequences, which the caller can inspect afterwards. `vocabulary`: only tokens below it are
+    chosen (a model's vocabulary is often rounded up beyond its tokenizer's). `cuda_graph`: replay a recorded step for
+    each token (TokenStep); needs a GPU. Raises ValueError for an empty prompt, for a number below 1, and if prompt and
+    continuation exceed model.max_length.
     """
     for name, value in (("new_tokens", new_tokens), ("prefill_chunk", prefill_chunk)):
         if value < 1:
             raise ValueError(f"{name}={value}: must be at least 1")
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError("an empty prompt: it must have a token at least, such as bos")
-    longest = max(len(prompt) for prompt in prompts) + new_tokens - 1  # the last new token is not read any more
+    longest = max(len(prompt) for prompt in prompts) + new_tokens - 1  # the last new token is not read
     if longest > model.config.max_length:
         raise ValueError(
             f"new_tokens={new_tokens}: prompt and continuation would be {longest} tokens, and the model takes "
@@ -58,7 +58,7 @@ def generate(
 
 
 def _prefill(model: Transformer, cache: Cache, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
-    """Reads the prompts; hidden states `[batch, width]` of the last token of each."""
+    """Reads the prompts. Returns the hidden states `[batch, width]` of the last token of each."""
     device = model.embed_tokens.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)

@@ -10,9 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """`temperature` 0 is greedy: the most probable token. Otherwise logits are divided by it, and a token is drawn from
-    the `top_k` most probable ones (Fan et al. 2018; null: all), of which the fewest are kept that have `top_p` of the
-    probability together (nucleus sampling, Holtzman et al. 2020; 1: all). Raises ValueError, naming the field."""
+    """How the next token is chosen. Raises ValueError with the name of a wrong field.
+
+    `temperature`: 0 chooses the most probable token (greedy); otherwise the logits are divided by it. `top_k`: only the
+    most probable tokens are candidates (Fan et al. 2018; None: all). `top_p`: of these, only the smallest set whose
+    probabilities sum to `top_p` (nucleus sampling, Holtzman et al. 2020; 1: all).
+    """
 
     temperature: float
     top_k: int | None
@@ -34,8 +37,8 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
     def generators(self, batch: int) -> list[torch.Generator]:
-        """One a sequence, so that what a sequence draws does not depend on those beside it. Seeds are mixed, not added:
-        seed 1's first sequence must not draw what seed 0's second one does."""
+        """One generator per sequence, so that the tokens of a sequence do not depend on the others in the batch. Seed
+        and index are mixed, not added: sequence 0 of seed 1 must not equal sequence 1 of seed 0."""
         states = [np.random.SeedSequence((self.seed, index)).generate_state(1) for index in range(batch)]
         return [torch.Generator().manual_seed(int(state[0])) for state in states]
 
@@ -43,7 +46,7 @@ class Sampling:
         """logits `[batch, vocabulary]` -> int64 `[batch]` on the same device."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        # Drawn on the host: a seed gives the same tokens wherever the logits are the same.
+        # Draw on the host, so that equal logits and seeds give equal tokens on every device.
         probability = self.distribution(logits.float().cpu())
         drawn = [
             torch.multinomial(row, 1, generator=generator)
@@ -52,7 +55,7 @@ class Sampling:
         return torch.cat(drawn).to(logits.device)
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """What is drawn from, `[batch, vocabulary]`, for a temperature above 0."""
+        """The probabilities `[batch, vocabulary]` of the next token, for a temperature above 0."""
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k, -1).values[:, -1:]

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: never half a character, and nothing of a stop string or what follows it."""
+"""Converts tokens to text one by one: whole characters only, and no text from a stop string on."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,17 +11,17 @@ class TextStream:
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
         self.decode, self.stop = decode, tuple(stop)
         self.text = ""
-        """All that was given out."""
+        """The text returned so far."""
         self.ended = False
-        """Whether a stop string came."""
+        """Whether a stop string has occurred."""
         self._tokens: list[int] = []
-        """Since the last one that ended with a whole character."""
+        """The tokens since the last one that ended with a whole character."""
         self._taken = 0
-        """Characters of theirs that are in `_held` or were given out."""
+        """Number of characters of these tokens that are in `_held` or were returned."""
         self._held = ""
 
     def add(self, token: int) -> str:
-        """The text that is certain now: what might be the beginning of a stop string is held back."""
+        """Returns the new text, except for an end that may be the beginning of a stop string."""
         if self.ended:
             return ""
         self._tokens.append(token)
@@ -34,15 +34,15 @@ class TextStream:
         return self._give(len(self._held) - held)
 
     def flush(self) -> str:
-        """What is left when no more tokens come."""
+        """Returns the rest of the text, after the last token."""
         if self.ended:
             return ""
         self._take(whole=False)
         return self._give(len(self._held))
 
     def _take(self, whole: bool) -> None:
-        """Holds what the tokens have brought; `whole`: without a last character that may be but half of one. Of broken
-        bytes all but the last character will stay what they are."""
+        """Adds the characters of the new tokens to `_held`. `whole`: except for a broken last character, which the next
+        token may complete. Broken characters before the last one cannot change any more."""
         text = self.decode(self._tokens)
         certain = len(text) - (whole and text.endswith(BROKEN))
         self._held += text[self._taken : certain]

@@ -9,13 +9,13 @@ from model.kv_cache.step import Step
 
 
 class Filled:
-    """Which spans of `span` tokens a chunk fills, and from which pieces of `finer` tokens.
+    """The spans of `span` tokens that a chunk fills. A span consists of `ratio` pieces of `finer` tokens each: tokens,
+    or summaries of the next finer level.
 
-    `before`, `new`, `units`: as Step.units, whole spans of each sequence before the chunk, and those that it fills.
-    `unit` int64 `[batch, units]`: their numbers. `source` int64 `[batch, units * pieces a span]`: each piece's
-    place among the pending ones and, behind them, the chunk's; None where the chunk is one piece, which a span of
-    pending ones begins or goes on with. `keep` int64 `[batch, pieces of the chunk]`: where a piece waits that fills no
-    span yet, or that is the only one; -1: nowhere.
+    `before`, `new`, `units`: as Step.units for whole spans. `unit` int64 `[batch, units]`: indices of the filled spans.
+    `source` int64 `[batch, units * ratio]`: for each piece of the filled spans, its index in the pending pieces
+    followed by those of the chunk; None for single-piece chunks. `keep` int64 `[batch, pieces of the chunk]`: the
+    pending place that each piece of the chunk is written to, -1 for none.
     """
 
     def __init__(self, step: Step, span: int, finer: int) -> None:
@@ -38,22 +38,25 @@ class Filled:
         if self.pieces == 1:
             return
         piece = (self.unit[..., None] * self.ratio + torch.arange(self.ratio, device=step.device)).flatten(1)
-        behind = self.ratio + piece - before[:, None]
-        self.source = torch.where(piece < before[:, None], piece % self.ratio, behind)
-        # Any piece will do for a unit that is not filled: it ends in the future, where nobody sees it.
+        index = self.ratio + piece - before[:, None]
+        self.source = torch.where(piece < before[:, None], piece % self.ratio, index)
+        # A unit that is not filled may get any piece: it ends in the future, so that no query sees it.
         self.source = self.source.clamp(max=self.ratio + self.pieces - 1)
 
 
 class Pending:
-    """The pieces of a level's unfinished spans, `[batch, pieces a span, heads, dim]`, and one place more for what
-    nobody will read."""
+    """The pieces of the spans of one level that are not full yet, `[batch, ratio + 1, heads, dim]`. The last place
+    receives the pieces that are not kept, and is never read."""
 
     def __init__(self) -> None:
         self._held: tuple[Tensor, ...] | None = None
 
     def take(self, filled: Filled, pieces: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
-        """Of each kind of pieces (keys and values), those of the filled spans, `[batch, units, ratio, heads, dim]`,
-        which may be views of what is held; the others are kept. None where no span is filled."""
+        """Returns the pieces of the filled spans and keeps the others. None: no span is filled.
+
+        pieces: those of the chunk, one tensor per kind (keys, values), `[batch, pieces, heads, dim]`. The result has
+        one tensor per kind, `[batch, units, ratio, heads, dim]`, and may be a view that the next call overwrites.
+        """
         if self._held is None:
             self._held = tuple(x.new_zeros(len(x), filled.ratio + 1, *x.shape[2:]) for x in pieces)
         taken = None
@@ -63,11 +66,11 @@ class Pending:
             taken = tuple(x.gather(1, index.expand(-1, -1, *x.shape[2:])) for x in joined)
             taken = tuple(x.unflatten(1, (filled.units, filled.ratio)) for x in taken)
         for held, x in zip(self._held, pieces, strict=True):
-            held[filled.sequence, filled.keep] = x  # -1: the place more
+            held[filled.sequence, filled.keep] = x  # -1: the last place
         if filled.units and filled.source is None:  # one unit at most
             taken = tuple(held[:, None, :-1] for held in self._held)
         return taken
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds."""
+        """All tensors of the pending pieces."""
         return list(self._held or ())

@@ -11,12 +11,12 @@ from model.kv_cache.cache_layout import CacheLayout, Read
 from model.rope import RotaryEmbedding
 
 MAX_UNTILED_TOKENS = 8
-"""Tokens of a chunk up to which it is attended to without tiles; they are one group (cache_layout.QUERIES_AT_ONCE)."""
+"""Chunks of at most this many tokens attend without tiles, as one group (cache_layout.QUERIES_AT_ONCE)."""
 
 
 class Units(NamedTuple):
-    """Sequence by sequence: units that were full `before` a chunk, and `new` ones; on the host, or int64 `[batch]` on
-    the device. `most`: of new ones of any sequence, which on the device is a bound."""
+    """Per sequence, the number of full units `before` a chunk and the number of `new` ones; on the host, or int64
+    `[batch]` on the device. `most`: the largest number of new ones; an upper bound if they are on the device."""
 
     before: Sequence[int] | Tensor
     new: Sequence[int] | Tensor
@@ -24,8 +24,11 @@ class Units(NamedTuple):
 
 
 class Step:
-    """`lengths` of the sequences before the chunk, and how many of its tokens are `new` to each: both on the host.
-    `position` int64 `[batch, chunk]`: of its tokens, padding included."""
+    """One chunk of tokens for every sequence. The layers of one pattern share the results that `once` stores.
+
+    `lengths`: of the sequences before the chunk. `new`: how many tokens of the chunk belong to each sequence; the rest
+    is padding. Both are on the host. `position` int64 `[batch, chunk]`: of all tokens, including the padding.
+    """
 
     def __init__(
         self, lengths: Sequence[int], new: Sequence[int], chunk: int, block: int, rotary: RotaryEmbedding
@@ -38,56 +41,60 @@ class Step:
         self._found: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
-        """What `find` gives, for the first layer that asks, and for all others."""
+        """Returns the result of `find`, which is called for the first layer that uses `key` and then kept."""
         if key not in self._found:
             self._found[key] = find()
         return self._found[key]
 
     def units(self, span: int) -> Units:
-        """What the chunk is in units of `span` tokens."""
+        """The units of `span` tokens that are full before the chunk, and those that it fills."""
         before = [length // span for length in self.lengths]
         after = [(length + new) // span for length, new in zip(self.lengths, self.new, strict=True)]
         new = [b - a for a, b in zip(before, after, strict=True)]
         return Units(before, new, max(new))
 
-    def longest(self, slots: CacheLayout) -> int:
-        """Tokens of the longest sequence behind the chunk; in a step of fixed shapes the most that there may be."""
+    def longest(self, layout: CacheLayout) -> int:
+        """Length of the longest sequence after the chunk; in a step of fixed shapes the largest possible length."""
         return max(length + new for length, new in zip(self.lengths, self.new, strict=True))
 
-    def read(self, slots: CacheLayout) -> list[Read]:
-        """What the chunk's tokens read of what is kept."""
-        if self.chunk <= MAX_UNTILED_TOKENS or not slots.everything or not slots.longest:
-            return slots.read(self.position)
-        # Unit i is in slot i. In a ragged batch, what lies behind the end of a sequence is another document.
-        unit = torch.arange(slots.longest, dtype=torch.int32, device=self.device)
-        behind = (unit >= slots.count[: self._layouts, None]).int()
-        start = (unit * slots.span).expand_as(behind)
-        keys = Axis(start, start + slots.span, behind, torch.zeros_like(start), span=slots.span)
-        return [Read(0, self.chunk, slots.longest, self._layout(slots, keys))]
+    def read(self, layout: CacheLayout) -> list[Read]:
+        """The cached keys that the tokens of the chunk read."""
+        if self.chunk <= MAX_UNTILED_TOKENS or not layout.everything or not layout.longest:
+            return layout.read(self.position)
+        # Unit i is in slot i. In a ragged batch, slots after the end of a sequence count as another document.
+        unit = torch.arange(layout.longest, dtype=torch.int32, device=self.device)
+        after_end = (unit >= layout.count[: self._distinct, None]).int()
+        start = (unit * layout.span).expand_as(after_end)
+        keys = Axis(start, start + layout.span, after_end, torch.zeros_like(start), span=layout.span)
+        return [Read(0, self.chunk, layout.longest, self._tile_layout(layout, keys))]
 
-    def own(self, slots: CacheLayout) -> BlockLayout | Tensor:
-        """How the chunk's tokens see one another: a layout, or where there are few a mask as in CachedKeys."""
-        return slots.visible(self.position, self.position) if self.chunk <= MAX_UNTILED_TOKENS else self._layout(slots)
+    def own(self, layout: CacheLayout) -> BlockLayout | Tensor:
+        """Which tokens of the chunk see each other: a tile layout, or for few tokens a mask as in CachedKeys."""
+        return (
+            layout.visible(self.position, self.position)
+            if self.chunk <= MAX_UNTILED_TOKENS
+            else self._tile_layout(layout)
+        )
 
     @property
-    def _layouts(self) -> int:
-        """Of one pattern: one layout serves sequences of one length."""
+    def _distinct(self) -> int:
+        """Number of different layouts in the batch: sequences of one length share a layout."""
         return 1 if len(set(self.lengths)) == 1 else len(self.lengths)
 
     def _axis(self) -> Axis:
-        start = self.position[: self._layouts].int()
+        start = self.position[: self._distinct].int()
         return Axis(start, start + 1, torch.zeros_like(start), torch.zeros_like(start))
 
-    def _layout(self, slots: CacheLayout, keys: Axis | None = None) -> BlockLayout:
-        # It is needed once: an axis without a key is not kept.
-        pattern = slots.patterns[0] if len(slots.patterns) == 1 else slots.patterns
+    def _tile_layout(self, layout: CacheLayout, keys: Axis | None = None) -> BlockLayout:
+        # The layout is used once. An axis without a key is not cached.
+        pattern = layout.patterns[0] if len(layout.patterns) == 1 else layout.patterns
         return build_layout(pattern, self._axis(), keys, block=self.block)
 
 
 class FixedStep(Step):
-    """A step whose shapes follow from `chunk` (at most MAX_UNTILED_TOKENS) and the reserved room alone. It never waits
-    for the device, so that a CUDA graph of it serves any lengths. `lengths` and `new` are int64 `[batch]` on the
-    device; the step does not change them."""
+    """A step whose shapes depend on `chunk` (at most MAX_UNTILED_TOKENS) and the reserved room alone. It never waits
+    for the device, so that one CUDA graph serves all lengths. `lengths` and `new` are int64 `[batch]` on the device;
+    the step does not change them."""
 
     def __init__(self, lengths: Tensor, new: Tensor, chunk: int, rotary: RotaryEmbedding) -> None:
         assert chunk <= MAX_UNTILED_TOKENS, "layouts are not of fixed shapes"
@@ -100,8 +107,8 @@ class FixedStep(Step):
         before = self.lengths // span
         return Units(before, (self.lengths + self.new) // span - before, (self.chunk + span - 1) // span)
 
-    def longest(self, slots: CacheLayout) -> int:
-        return slots.reserved * slots.span
+    def longest(self, layout: CacheLayout) -> int:
+        return layout.reserved * layout.span
 
-    def read(self, slots: CacheLayout) -> list[Read]:
-        return slots.read_fixed(self.position)
+    def read(self, layout: CacheLayout) -> list[Read]:
+        return layout.read_fixed(self.position)

@@ -12,22 +12,22 @@ from kernels.layout.cached_keys import CachedKeys
 from model.kv_cache.cache_layout import CacheLayout, Read
 
 GROWTH, PAGE = 1.25, 256
-"""A store that is full becomes so much larger, in whole pages of slots."""
+"""A full store grows by the factor GROWTH, rounded up to whole pages of PAGE slots."""
 
 
 class Picks(NamedTuple):
-    """Blocks of `size` slots that a step reads: `blocks`, integers `[batch, selectors, queries, picks]`, -1 for none,
-    with as many selectors for each KV head."""
+    """The blocks of `size` slots that each query of a step reads. `blocks`: integers `[batch, selectors, queries,
+    picks]`, -1 for none; every KV head has the same number of selectors."""
 
     blocks: Tensor
     size: int
 
 
 class Store:
-    """Keys and values `[batch, kv_heads, slots, head_dim]`, or keys alone; memory is taken when the first ones come."""
+    """Keys and values `[batch, kv_heads, slots, head_dim]`, or keys alone. Memory is allocated by the first `write`."""
 
-    def __init__(self, slots: CacheLayout) -> None:
-        self.slots = slots
+    def __init__(self, layout: CacheLayout) -> None:
+        self.layout = layout
         self.capacity = 0
         self._reads: list[Read | Picks | int] = []
         self._k: Tensor | None = None
@@ -35,21 +35,21 @@ class Store:
 
     @property
     def bytes_a_slot(self) -> int:
-        """Of keys and values, all sequences and KV heads together."""
+        """Bytes of the keys and values in one slot, of all sequences and KV heads."""
         return sum(x[:, :, 0].numel() * x.element_size() for x in (self._k, self._v) if x is not None)
 
     @property
     def bytes_a_number(self) -> int:
-        """Of one element of keys that have values; 0: there are none."""
+        """Bytes of one element of keys and values; 0 if the store holds no values."""
         return 0 if self._v is None else self._v.element_size()
 
     @property
     def keys_read(self) -> int:
-        """Slots that the last step read, of the sequence that read most, summed over groups of queries."""
+        """Number of slots that the last step read of the sequence that read most, summed over groups of queries."""
         return sum(_slots_read(read, self._k.shape[1]) for read in self._reads)
 
     def read(self, reads: Sequence[Read], like: Tensor) -> list[tuple[Read, CachedKeys]]:
-        """The keys and values of each read; `like`: keys of the step."""
+        """Returns each read with its keys and values. `like`: keys of the step, for shape and dtype."""
         self._reads = list(reads)
         if reads:
             self._grow(like, like)
@@ -63,17 +63,17 @@ class Store:
         return found
 
     def read_keys(self, slots: int) -> Tensor:
-        """The keys in so many of the first slots."""
+        """The keys in the first `slots` slots."""
         self._reads = [slots]
         return self._k[:, :, :slots]
 
     def read_picks(self, picks: Picks) -> tuple[Tensor, Tensor]:
-        """All keys and values, of which the caller reads those blocks, besides what `read` gave it."""
+        """All keys and values. The caller reads the given blocks of them, which are added to the reads of this step."""
         self._reads.append(picks)
         return self._k, self._v
 
     def gather(self, picks: Picks) -> tuple[Tensor, Tensor]:
-        """Keys and values of the picks, and something for -1: `[batch, queries, selectors, picks * size, head_dim]`."""
+        """Keys and values of the picks, `[batch, queries, selectors, picks * size, head_dim]`; arbitrary for -1."""
         blocks, size = picks.blocks.transpose(1, 2).clamp(min=0).long(), picks.size
         batch, _, selectors, _ = blocks.shape
         at = torch.arange(batch, device=blocks.device)[:, None, None, None]
@@ -82,24 +82,24 @@ class Store:
         return k, v
 
     def write(self, k: Tensor, v: Tensor | None, where: Sequence[Tensor]) -> None:
-        """k and v `[batch, kv_heads, units, head_dim]` into slots as CacheLayout.write gives them, -1 for nowhere."""
+        """Writes k and v `[batch, kv_heads, units, head_dim]` to the slots that CacheLayout.write returned."""
         self._grow(k, v)
-        batch = self.slots.sequence
-        for slot in where:  # -1, the slot behind the last, takes what nobody will read
+        batch = self.layout.sequence
+        for slot in where:  # -1 is an extra slot after the last, which is never read
             self._k[batch, :, slot] = k.transpose(1, 2)
             if v is not None:
                 self._v[batch, :, slot] = v.transpose(1, 2)
 
     def tensors(self) -> list[Tensor]:
-        """All that it holds."""
+        """All tensors of the store."""
         return [x for x in (self._k, self._v) if x is not None]
 
     def _grow(self, k: Tensor, v: Tensor | None) -> None:
-        if self._k is not None and self.slots.needed <= self.capacity:
+        if self._k is not None and self.layout.needed <= self.capacity:
             return
-        listed = self.slots.needed - self.slots.ring
-        growth = 1 if self.slots.reserved else GROWTH
-        wanted = self.slots.ring + (-(-int(listed * growth) // PAGE) * PAGE if listed else 0)
+        listed = self.layout.needed - self.layout.ring
+        growth = 1 if self.layout.reserved else GROWTH
+        wanted = self.layout.ring + (-(-int(listed * growth) // PAGE) * PAGE if listed else 0)
         for name, like in (("_k", k), ("_v", v)):
             if like is None:
                 continue
@@ -119,6 +119,6 @@ def _slots_read(read: Read | Picks | int, kv_heads: int) -> int:
         return int(read.mask.rows.count.sum(-1).max()) * read.mask.block
     if read.count is None:
         return read.mask.shape[3]
-    # A step of fixed shapes has room for later keys, and its kernel skips what no query sees.
+    # A step of fixed shapes has slots for later keys; its kernel skips those that no query sees.
     entry = torch.arange(read.mask.shape[3], device=read.mask.device)
     return int((read.mask.any((1, 2)) & (entry < read.count[:, None])).sum(1).max())

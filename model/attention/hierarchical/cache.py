@@ -1,8 +1,7 @@
-"""The cache of a layer that attends hierarchically: tokens nearby, and summaries that are built as their spans fill.
+"""The cache of hierarchical attention: nearby tokens, and summaries that are computed when their spans are full.
 
-Every level has a store of its own: the tokens a ring, each level of summaries one in units of its span, the coarsest a
-list that grows by one summary a span.
-"""
+Every level has a store: the tokens and the finer levels of summaries a ring, the coarsest level a list that grows by
+one summary per span."""
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from model.kv_cache.store import Store
 
 
 class HierarchicalCachePlanner:
-    """What the layers of one pattern share."""
+    """The plan of a step, which the layers of one pattern share."""
 
     def __init__(self, pattern: Hierarchical, batch: int, device: torch.device) -> None:
         tokens, *levels = pattern.levels
@@ -28,7 +27,7 @@ class HierarchicalCachePlanner:
         self.summaries = SummaryCachePlanner(levels, batch, device)
 
     def plan(self, step: Step) -> tuple:
-        """Of the tokens, and of the summaries."""
+        """The plans of the tokens and of the summaries."""
         return self.tokens.plan(step), self.summaries.plan(step)
 
 
@@ -38,7 +37,7 @@ class HierarchicalCache(LayerCache):
     def __init__(self, planner: HierarchicalCachePlanner) -> None:
         self.planner = planner
         self.summaries = SummaryStores(planner.summaries)
-        self.stores = [Store(planner.tokens.slots), *self.summaries.stores]
+        self.stores = [Store(planner.tokens.layout), *self.summaries.stores]
 
     def attend(self, inputs: Inputs, core: HierarchicalAttention) -> tuple[Tensor, Tensor]:
         planned = self.step.once(self.planner, lambda: self.planner.plan(self.step))

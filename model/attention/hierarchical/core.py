@@ -1,4 +1,4 @@
-"""Hierarchical attention: tokens and summaries in one call, and so in one softmax."""
+"""Hierarchical attention: one call, and thus one softmax, over tokens and summaries."""
 
 from kernels import Axis, attention
 from kernels.patterns import Hierarchical

@@ -1,10 +1,10 @@
-"""How a span's keys and values become one summary, and where that summary is said to stand.
+"""Pools the keys and values of a span into one summary, and gives the summary a position.
 
-Keys are pooled *before* the rotation, and the summary is rotated as the token in the middle of its span would be.
-Rotated keys of one content point in as many directions as they have positions: their mean would cancel in the fast
-frequencies, and the slow ones be left alone to say where it is.
+Keys are pooled *before* the rotation, and the summary gets the rotation of the token in the middle of its span. Rotated
+keys with the same content point in different directions at different positions, so their mean would cancel in the fast
+frequencies and keep a position in the slow ones alone.
 
-A level is pooled from the summaries of the finer one, so that all levels together cost about as much as the first.
+Each level is pooled from the summaries of the next finer level, so all levels together cost about as much as the first.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,11 @@ from model.rope import rotate
 
 
 class SummaryPool(nn.Module):
-    """Makes the summaries of levels whose spans are `spans`, from fine to coarse.
+    """Computes the summaries of all levels; `spans`: tokens per summary of each level, from fine to coarse.
 
-    "mean" has no parameters. "learned" is an attention pool with one query a level and KV head: a key's score is its
-    product with the query, weights are the scores' softmax within the span, and both keys and values are pooled by
-    them. Queries begin at zero, which is the mean.
-    """
+    "mean" has no parameters. "learned" is an attention pool with one query per level and KV head: the score of a key is
+    its product with the query, and the softmax of the scores within a span gives the weights of its keys and values.
+    The queries are initialized to zero, which gives the mean."""
 
     def __init__(self, spans: Sequence[int], pooling: str, config: ModelConfig) -> None:
         super().__init__()
@@ -37,8 +36,8 @@ class SummaryPool(nn.Module):
     def forward(
         self, unrotated_k_BTKD: Tensor, v_BTKD: Tensor, rotation: Rotation, levels: Sequence[Level]
     ) -> list[tuple[Tensor, Tensor]]:
-        """(keys, values), `[batch, kv_heads, slots, head_dim]` each, of every level; `levels` are the first of `spans`
-        (a short sequence lacks the coarsest)."""
+        """Returns (keys, values) of every level, `[batch, kv_heads, summaries, head_dim]` each. `levels`: the first of
+        `spans`; a short sequence lacks the coarsest levels."""
         dtype, unit, summaries = v_BTKD.dtype, 1, []
         keys, values = unrotated_k_BTKD, v_BTKD
         for i, level in enumerate(levels):
@@ -58,8 +57,9 @@ class SummaryPool(nn.Module):
         rotation: Rotation,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        """(keys, values) `[batch, kv_heads, keys, head_dim]` of all levels of `hierarchy`, as its layout wants them;
-        k is None where tokens are none of them. backend: attention's. On a GPU all of it is one operator."""
+        """Returns (keys, values) `[batch, kv_heads, keys, head_dim]` of all levels of `hierarchy`, in the order of its
+        layout. k_BTKD: rotated keys of the tokens; None if tokens are not a level. backend: that of attention. On a GPU
+        one operator computes everything."""
         if can_join(v_BTKD, backend):
             return join_summaries(hierarchy, k_BTKD, unrotated_k_BTKD, v_BTKD, self.query, rotation)
         levels = [level for level in hierarchy.levels if level.span > 1]
@@ -70,8 +70,8 @@ class SummaryPool(nn.Module):
         return hierarchy.join(keys), hierarchy.join(values)
 
     def scores(self, level: int, keys: Tensor) -> Tensor | None:
-        """How much each of the keys `[..., kv_heads, head_dim]` weighs in its summary on this level, from 0:
-        `[..., kv_heads]` before the softmax; None where all weigh alike."""
+        """Scores `[..., kv_heads]`, before the softmax, of keys `[..., kv_heads, head_dim]` in their summaries on this
+        level (0 is the finest). None: all keys have equal weights."""
         if self.query is None:
             return None
         dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32

@@ -1,7 +1,7 @@
-"""What is made of whole spans of tokens, as they fill: pooled keys and values, or a router's key a block.
+"""The summaries in a cache: keys and values of whole spans, pooled when the span is full.
 
-What a span has so far, and cannot be summarized yet, waits as `Pending` pieces: tokens for the finest level, summaries
-of the finer level for the others. The summaries that queries attend to have a store a level, in units of its span.
+The pieces of a span that is not full yet are `Pending`: tokens for the finest level, summaries of the next finer level
+for the others. Each level of summaries has a store, whose units are spans.
 """
 
 from collections.abc import Sequence
@@ -22,58 +22,58 @@ from model.rope import rotate
 
 
 class NewSummaries(Filled):
-    """And what attention needs to know of them: `mask`, which queries of the chunk see them; `cos`, `sin`, of their
-    rotation."""
+    """The spans that a chunk fills, with the `mask` of the queries that see their summaries, and the `cos` and `sin` of
+    the summaries' rotation."""
 
-    def __init__(self, step: Step, slots: CacheLayout, finer: int) -> None:
-        super().__init__(step, slots.span, finer)
+    def __init__(self, step: Step, layout: CacheLayout, finer: int) -> None:
+        super().__init__(step, layout.span, finer)
         if self.units:
-            self.mask = slots.visible(step.position, self.unit)
-            self.cos, self.sin = step.rotary(self.unit * slots.span + slots.span // 2)
+            self.mask = layout.visible(step.position, self.unit)
+            self.cos, self.sin = step.rotary(self.unit * layout.span + layout.span // 2)
 
 
 class SummaryCachePlanner:
-    """What the layers of one pattern share of its levels of summaries, from fine to coarse."""
+    """The plan of a step for all levels of summaries, from fine to coarse; layers of one pattern share it."""
 
     def __init__(self, levels: Sequence[Summaries], batch: int, device: torch.device) -> None:
         self.levels = [CacheLayout(level, batch, device, span=level.span) for level in levels]
 
     def plan(self, step: Step) -> list[tuple[list[Read], NewSummaries, tuple[Tensor, Tensor] | None]]:
-        """By level: what the chunk reads of it, what it adds to it, and where that goes."""
+        """For each level: the reads of the chunk, the new summaries, and the slots of these."""
         found, finer = [], 1
-        for slots in self.levels:
-            reads, new = step.read(slots), NewSummaries(step, slots, finer)
-            found.append((reads, new, slots.write(new.units, new.before, new.new) if new.units else None))
-            finer = slots.span
+        for layout in self.levels:
+            reads, new = step.read(layout), NewSummaries(step, layout, finer)
+            found.append((reads, new, layout.write(new.units, new.before, new.new) if new.units else None))
+            finer = layout.span
         return found
 
 
 class SummaryStores:
-    """One layer's summaries."""
+    """The summaries of one layer, and the pieces of spans that are not full yet."""
 
     def __init__(self, planner: SummaryCachePlanner) -> None:
-        self.stores = [Store(slots) for slots in planner.levels]
+        self.stores = [Store(layout) for layout in planner.levels]
         self._pending = [Pending() for _ in planner.levels]
 
     def make(
         self, inputs: Inputs, pool: SummaryPool, planned: list
     ) -> tuple[list[tuple[Read, CachedKeys]], list[CachedKeys]]:
-        """(what the chunk reads of earlier summaries, the summaries that it fills): to `write` when both are used."""
+        """Returns the cached summaries that the chunk reads, and its new summaries. After their use, call `write`."""
         reads, v = zip(self.stores, planned, strict=True), inputs.v_BKTD
         past = [part for store, (read, *_) in reads for part in store.read(read, v)]
         return past, self._summarize(inputs, pool, [new for _, new, _ in planned])
 
     def write(self, fresh: list[CachedKeys], planned: list) -> None:
-        """Keeps the new summaries. What was read is a view, so that it must not be needed any more."""
+        """Adds the new summaries to the cache. This invalidates the cached summaries that `make` returned, as views."""
         for store, part, (*_, where) in zip(self.stores, fresh, planned, strict=False):
             store.write(part.k, part.v, where)
 
     def tensors(self) -> list[Tensor]:
-        """All that it remembers."""
+        """All tensors of the stores and of the pending pieces."""
         return [tensor for part in (*self.stores, *self._pending) for tensor in part.tensors()]
 
     def _summarize(self, inputs: Inputs, summary_pool: SummaryPool, filled: list[NewSummaries]) -> list[CachedKeys]:
-        """The new summaries of the levels that have any (the finest), as SummaryPool.forward makes them."""
+        """The new summaries of all levels that have any, computed as in SummaryPool.forward."""
         dtype, parts = inputs.v_BKTD.dtype, []
         pieces = inputs.unrotated_k_BTKD, inputs.v_BKTD.transpose(1, 2)
         for index, (level, pending) in enumerate(zip(filled, self._pending, strict=True)):

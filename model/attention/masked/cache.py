@@ -1,4 +1,4 @@
-"""The cache of a layer whose pattern is a mask over the tokens."""
+"""The cache of attention under a mask over the tokens."""
 
 from collections.abc import Sequence
 
@@ -15,15 +15,15 @@ from model.kv_cache.store import Store
 
 
 class MaskedCachePlanner:
-    """What the layers of one pattern (or of one pattern a KV head) share."""
+    """The plan of a step, which the layers of one pattern (or of one pattern per KV head) share."""
 
     def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: object) -> None:
-        self.slots = CacheLayout(pattern, batch, device)
+        self.layout = CacheLayout(pattern, batch, device)
 
     def plan(self, step: Step) -> tuple:
-        """(how the chunk sees itself, what it reads of the past, where its keys go)."""
-        own, reads = step.own(self.slots), step.read(self.slots)
-        return own, reads, self.slots.write(step.chunk, step.lengths, step.new)
+        """The mask or layout within the chunk, the reads of the cache, and the slots of the new keys."""
+        own, reads = step.own(self.layout), step.read(self.layout)
+        return own, reads, self.layout.write(step.chunk, step.lengths, step.new)
 
 
 class MaskedCache(LayerCache):
@@ -31,7 +31,7 @@ class MaskedCache(LayerCache):
 
     def __init__(self, planner: MaskedCachePlanner) -> None:
         self.planner = planner
-        self.stores = [Store(planner.slots)]
+        self.stores = [Store(planner.layout)]
 
     def attend(self, inputs: Inputs, core: AttentionCore) -> tuple[Tensor, Tensor]:
         own, reads, where = self.step.once(self.planner, lambda: self.planner.plan(self.step))

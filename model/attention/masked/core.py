@@ -1,4 +1,4 @@
-"""Patterns that are masks over the tokens: one call of kernels.attention under one layout."""
+"""Attention under a mask over the tokens: one call of kernels.attention with one tile layout."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from model.attention.base import AttentionCore, Inputs
 
 
 class MaskedAttention(AttentionCore):
-    """The only family that also takes one pattern a KV head."""
+    """The only family that also accepts one pattern per KV head."""
 
     @classmethod
     def build_layout(

@@ -1,4 +1,4 @@
-"""The cache of a layer with NSA's three branches: that of routed attention, and the summaries of all past spans."""
+"""The cache of native sparse attention: that of routed attention, and the summaries of all past spans."""
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from model.kv_cache.step import Step
 
 
 class NativeSparseCachePlanner(RoutedCachePlanner):
-    """What the layers of one pattern share."""
+    """The plan of a step, which the layers of one pattern share."""
 
     def __init__(self, pattern: NativeSparse, batch: int, device: torch.device) -> None:
         super().__init__(pattern, batch, device)
         self.summaries = SummaryCachePlanner([Summaries(pattern.summary_span)], batch, device)
 
     def plan(self, step: Step) -> tuple:
-        """Of the window and the blocks, and of the summaries."""
+        """The plans of routed attention and of the summaries."""
         return super().plan(step), self.summaries.plan(step)
 
 
@@ -41,14 +41,14 @@ class NativeSparseCache(RoutedCache):
             branches = self.window_and_routed(inputs, core, planned)
             branches.append(attend_to_past(q, past, fresh, backend))
         else:
-            window, picked = self.parts_of_one(inputs, core, planned)
+            window, picked = self.keys_of_one_token(inputs, core, planned)
             summaries = [*(part for _, part in past), *fresh]
-            # Without gates the three are one softmax.
+            # Without gates, one softmax covers all three branches.
             joined = [[*window, *picked, *summaries]] if core.gates is None else [window, picked, summaries]
             branches = [attend_to_parts(q, parts, backend) for parts in joined]
         self.summaries.write(fresh, of_summaries)
         return core.combine(branches, inputs.x_BTW)
 
     def tensors(self) -> list[Tensor]:
-        # Its summaries' stores are among its stores.
+        # The stores of the summaries are in both lists.
         return list(dict.fromkeys([*super().tensors(), *self.summaries.tensors()]))

@@ -1,4 +1,4 @@
-"""NSA's three branches: the window, the chosen blocks, and the summaries of all past spans."""
+"""Native sparse attention (NSA): branches over the window, the chosen blocks, and summaries of all past spans."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.hierarchy import Hierarchy, build_hierarchy
 from model.attention.base import AttentionOutput, Inputs, unused
 from model.attention.hierarchical.pooling import SummaryPool
-from model.attention.routed.core import Part, RoutedAttention, RoutedLayout
+from model.attention.routed.core import Branch, RoutedAttention, RoutedLayout
 from model.attention.routed.indexer import IndexerTraining
 from model.config import ModelConfig
 
 
 @dataclass(frozen=True, eq=False)
 class NativeSparseLayout(RoutedLayout):
-    """RoutedLayout, and the summaries' axis and layout; None where no span fits the sequence."""
+    """RoutedLayout with the layout of the summaries; None if the sequence is shorter than a span."""
 
     summaries: Hierarchy | None = None
 
@@ -86,7 +86,7 @@ class NativeSparseAttention(RoutedAttention):
             arguments = (inputs.q_BHTD, keys, values, layout.summaries.layout)
             parts.append(attention(*arguments, return_lse=True, backend=self.backend))
         out, lse = self.combine(parts, inputs.x_BTW)
-        # An indexer learns from the attention that blocks really receive: under gates, that of their own softmax.
+        # An indexer learns the attention that the blocks receive: with gates, that of their own softmax.
         received = lse if self.gates is None else routed[1]
         own, diagnostics = self.finish(inputs, received, *routing)
         losses = [own]
@@ -95,11 +95,11 @@ class NativeSparseAttention(RoutedAttention):
         losses = [loss for loss in losses if loss is not None]
         return AttentionOutput(out, lse, sum(losses) if losses else None, diagnostics)
 
-    def combine(self, parts: Sequence[Part], x_BTW: Tensor) -> Part:
-        """The branches, window, chosen blocks and (where there are any) summaries, as one."""
+    def combine(self, parts: Sequence[Branch], x_BTW: Tensor) -> Branch:
+        """Combines the branches: window, chosen blocks and, if there are any, summaries."""
         out, lse = merge(parts)
         if self.gates is not None:
-            # Each branch has a softmax of its own; sinks, if any, are weighed against all of them together.
+            # Each branch has its own softmax. Sinks, if any, compete with all branches together.
             gates = torch.sigmoid(self.gates(x_BTW)).unflatten(-1, (3, -1)).permute(2, 0, 3, 1)[..., None]
             out = sum(gate * part for gate, (part, _) in zip(gates, parts, strict=False))
         return out, lse

@@ -1,7 +1,8 @@
-"""The cache of a layer whose router picks blocks: all tokens are kept, and of them the window and the picked blocks are
-read; beside them the router's key of every whole block, by which blocks are scored.
+"""The cache of routed attention: all tokens, and the router's key of every whole block.
 
-The scores, the rule for equal ones and the order of the picks are kernels/selection/routing.py's own, as in training.
+The router's keys score the blocks. Of the tokens, the window and the chosen blocks are read.
+
+kernels/selection/routing.py computes the scores, breaks ties and orders the chosen blocks, as in training.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kernels.selection.selected_attention import choose_backend
 from model.attention.base import Inputs
 from model.attention.layer_cache import LayerCache
 from model.attention.masked.cache import MaskedCachePlanner
-from model.attention.routed.core import RoutedAttention
+from model.attention.routed.core import Branch, RoutedAttention
 from model.kv_cache.cache_layout import CacheLayout, Read
 from model.kv_cache.chunk_attention import attend_to_all, attend_to_parts, nothing_seen
 from model.kv_cache.spans import Filled, Pending
@@ -27,18 +28,17 @@ from model.kv_cache.step import MAX_UNTILED_TOKENS, Step
 from model.kv_cache.store import Picks, Store
 
 GATHERED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Elements of K in one piece of queries."""
-
-Branch = tuple[Tensor, Tensor]
-"""(out, lse) of attention to some keys."""
+"""Number of elements of K that are gathered for one slice of queries."""
 
 
 @dataclass(frozen=True, eq=False)
 class RoutedStepPlan:
-    """A step of all layers with one pattern. `own`, `reads`, `where`: as MaskedCachePlanner.plan, for the window.
-    `filled`: the blocks that become whole, whose router keys go to the slots `filled_where`. `limit`: as
-    `eligible_range` of kernels/selection/routing.py; no query may pick from block `most` on, which is known without
-    asking the device."""
+    """The plan of a step for all layers with one pattern.
+
+    `own`, `reads`, `where`: as MaskedCachePlanner.plan, for the window. `filled`: the blocks that become whole; their
+    router keys go to the slots `filled_where`. `limit`: as `eligible_range` of kernels/selection/routing.py. `most`: an
+    upper bound of `limit` on the host.
+    """
 
     own: object
     reads: list[Read]
@@ -50,7 +50,7 @@ class RoutedStepPlan:
 
 
 class RoutedCachePlanner:
-    """What the layers of one pattern share."""
+    """The plan of a step, which the layers of one pattern share."""
 
     def __init__(self, pattern: Routed, batch: int, device: torch.device) -> None:
         self.pattern = pattern
@@ -62,7 +62,7 @@ class RoutedCachePlanner:
         where = self.blocks.write(filled.units, filled.before, filled.new) if filled.units else None
         query = step.position.int()
         _, limit = eligible_range(torch.zeros_like(query), pattern.window, pattern.block, query)
-        most = max(0, (step.longest(self.tokens.slots) - pattern.window) // pattern.block)
+        most = max(0, (step.longest(self.tokens.layout) - pattern.window) // pattern.block)
         return RoutedStepPlan(*self.tokens.plan(step), filled, where, limit, most)
 
 
@@ -71,7 +71,7 @@ class RoutedCache(LayerCache):
 
     def __init__(self, planner: RoutedCachePlanner) -> None:
         self.planner = planner
-        self.tokens, self.router_keys = Store(planner.tokens.slots), Store(planner.blocks)
+        self.tokens, self.router_keys = Store(planner.tokens.layout), Store(planner.blocks)
         self.stores = [self.tokens, self.router_keys]
         self._pending = Pending()
 
@@ -79,14 +79,14 @@ class RoutedCache(LayerCache):
         planned = self.step.once(self.planner, lambda: self.planner.plan(self.step))
         if self.step.chunk > 1:
             return merge(self.window_and_routed(inputs, core, planned))
-        window, picked = self.parts_of_one(inputs, core, planned)
+        window, picked = self.keys_of_one_token(inputs, core, planned)
         return attend_to_parts(inputs.q_BHTD, [*window, *picked], core.backend)
 
-    def parts_of_one(
+    def keys_of_one_token(
         self, inputs: Inputs, core: RoutedAttention, planned: RoutedStepPlan
     ) -> tuple[list[CachedKeys], list[CachedKeys]]:
-        """Of one token a sequence: the keys of the window, and of the picked blocks, where they lie; the token's are
-        kept."""
+        """For one new token per sequence: adds it to the cache, and returns the keys of the window and those of the
+        chosen blocks, in place."""
         k, v = inputs.k_BKTD, inputs.v_BKTD
         self.tokens.write(k, v, planned.where)
         self._keep_router_keys(core.router_keys(inputs), planned)
@@ -100,10 +100,10 @@ class RoutedCache(LayerCache):
         return window, [CachedKeys(*kept, seen, chosen[:, :, 0], page=block)]
 
     def window_and_routed(self, inputs: Inputs, core: RoutedAttention, planned: RoutedStepPlan) -> list[Branch]:
-        """Attention to the window, and to the picked blocks; the chunk's keys and values are kept."""
+        """Attention to the window and to the chosen blocks; adds the chunk to the cache."""
         q, k, v = inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD
         window = attend_to_all(q, CachedKeys(k, v, planned.own), self.tokens.read(planned.reads, k), [], core.backend)
-        # A chunk's last queries may pick its first blocks: all blocks are read from the store.
+        # The last queries of a chunk may choose its first blocks, so all blocks are read from the store.
         self.tokens.write(k, v, planned.where)
         self._keep_router_keys(core.router_keys(inputs), planned)
         return [window, self._attend_to_blocks(q, self._choose(inputs, core, planned), planned.most, core.backend)]
@@ -118,11 +118,11 @@ class RoutedCache(LayerCache):
             self.router_keys.write(block_means(keys, None, block), None, planned.filled_where)
 
     def _choose(self, inputs: Inputs, core: RoutedAttention, planned: RoutedStepPlan) -> Tensor:
-        """As Selection.chosen, in no more slots than there are blocks to pick from."""
+        """As Selection.chosen, with no more choices per query than there are blocks."""
         pattern, queries = self.planner.pattern, core.router_queries(inputs)
         if not planned.most:
             return queries.new_empty((*queries.shape[:3], 0), dtype=torch.int32)
-        with torch.autocast(queries.device.type, enabled=False):  # it must not round the scores
+        with torch.autocast(queries.device.type, enabled=False):  # autocast must not round the scores
             keys, slots = self.router_keys.read_keys(planned.most), min(pattern.slots, planned.most)
             return choose(queries, keys, None, planned.limit, slots, pattern.first_block)
 
@@ -144,7 +144,7 @@ class RoutedCache(LayerCache):
 
 
 def attend_to_picks(q: Tensor, store: Store, picks: Picks) -> Branch:
-    """Attention of few queries to their own blocks, which are all that is read: each query is a sequence of its own."""
+    """Attention of a few queries, each to its own blocks and as a sequence of its own. It reads these blocks alone."""
     batch, heads, queries, head_dim = q.shape
     k, v = store.gather(picks)
     mask = (picks.blocks.transpose(1, 2) >= 0).repeat_interleave(picks.size, 3)[:, :, :, None]

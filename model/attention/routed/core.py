@@ -1,4 +1,4 @@
-"""Routed attention: the window and the chosen blocks are two calls of kernels.attention, merged into one softmax."""
+"""Routed attention: one call for the window and one for the chosen blocks, merged into one softmax."""
 
 from dataclasses import dataclass
 
@@ -14,18 +14,18 @@ from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
 from model.attention.routed.indexer import Indexer, IndexerTraining, chosen_target, dense_target, indexer_loss
 from model.config import ModelConfig
 
-SAMPLED = 64
-"""Queries a sequence whose recall is looked at."""
+RECALL_QUERIES = 64
+"""Number of queries per sequence on which the recall of a router is measured."""
 
-Part = tuple[Tensor, Tensor]
-"""(out, lse) of attention to some keys."""
+Branch = tuple[Tensor, Tensor]
+"""(out, lse) of attention to some of the keys."""
 Routing = tuple[Selection, Tensor, Tensor]
-"""The choice, and the router's queries and summaries that it was made by."""
+"""The chosen blocks, and the router's queries and summaries by which they were chosen."""
 
 
 @dataclass(frozen=True, eq=False)
 class RoutedLayout:
-    """What routed attention needs of a batch before it runs: the window's layout, and where documents begin."""
+    """The layout of routed attention: that of the window, and the beginnings of documents. Blocks are chosen later."""
 
     pattern: Routed
     window: BlockLayout
@@ -49,10 +49,11 @@ class RoutedLayout:
         return self.window.overflow
 
     def cost(self, batch: int, heads: int, head_dim: int, selectors: int | None = None) -> AttentionCost:
-        """Window pairs + chosen pairs, and the FLOPs of scoring every past block: T^2 / block work, small, not linear.
+        """Counts the pairs of the window and of the chosen blocks, and the FLOPs of scoring every past block (T² /
+        block: small, but not linear in T).
 
-        A chosen block counts in full, even if a document begins in it. `selectors`: choices per query, one per head if
-        None. The indexer's loss is not counted.
+        A chosen block counts in full, even if a document begins in it. `selectors`: choices per query; None: one per
+        head. The loss of an indexer is not counted.
         """
         pattern = self.pattern
         window = self.window.cost(batch, heads, head_dim)
@@ -65,12 +66,12 @@ class RoutedLayout:
         return AttentionCost(window.visible_pairs + chosen, window.tile_pairs + chosen, causal, window.flops + flops)
 
     def parts(self) -> dict[str, int]:
-        """Visible pairs of one head in the window and in chosen blocks, and how many scores the router makes."""
+        """Visible pairs of one head in the window and in chosen blocks, and the number of scores of the router."""
         scored = int(self._eligible().sum())
         return {"window": int(self.window.pairs.sum()), "chosen blocks": self._chosen_pairs(), "router scores": scored}
 
     def token_masks(self) -> list[tuple[Tensor, float]]:
-        """For pictures, of the first sequence: the window, and lighter what may be chosen."""
+        """The window and, lighter, the blocks that may be chosen, for the first sequence."""
         lowest, limit = eligible_range(self.document_start[:1], self.pattern.window, self.pattern.block)
         block = torch.arange(self.queries, device=lowest.device) // self.pattern.block
         may_be_chosen = (block >= lowest[0, :, None]) & (block < limit[0, :, None])
@@ -78,7 +79,7 @@ class RoutedLayout:
         return [(self.window.dense_mask()[0, 0], 1.0), (may_be_chosen & same_document, 0.25)]
 
     def _eligible(self) -> Tensor:
-        """int64 `[batch, length]`: blocks that a query may choose from."""
+        """Number of blocks that each query may choose from, int64 `[batch, length]`."""
         lowest, limit = eligible_range(self.document_start, self.pattern.window, self.pattern.block, self.query)
         return (limit - lowest).clamp(min=0).long()
 
@@ -126,8 +127,8 @@ class RoutedAttention(AttentionCore):
 
     def window_and_routed(
         self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None
-    ) -> tuple[Part, Part, Routing]:
-        """Attention to the window, attention to the chosen blocks, and how they were chosen."""
+    ) -> tuple[Branch, Branch, Routing]:
+        """Attention to the window, attention to the chosen blocks, and the routing."""
         tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
         routing = self.choose(inputs, layout, summaries)
         window = attention(*tensors, layout.window, return_lse=True, backend=self.backend)
@@ -150,7 +151,7 @@ class RoutedAttention(AttentionCore):
             queries,
             summaries,
             document_start,
-            top_k=min(pattern.top_k, max(1, summaries.shape[2])),  # more slots than blocks would be memory for nothing
+            top_k=min(pattern.top_k, max(1, summaries.shape[2])),  # more than there are blocks would waste memory
             window=pattern.window,
             block=pattern.block,
             first_block=pattern.first_block,
@@ -167,7 +168,7 @@ class RoutedAttention(AttentionCore):
             return block_means(self.router_keys(inputs), document_start, self.pattern.block)
 
     def router_queries(self, inputs: Inputs) -> Tensor:
-        """By which the router scores blocks: `[batch, selectors, length, dim]`."""
+        """Queries by which the router scores blocks: `[batch, selectors, length, dim]`."""
         if self.indexer is not None:
             return self.indexer.queries(inputs.x_BTW)
         queries = inputs.q_BHTD.unflatten(1, (self.selectors, -1))
@@ -175,7 +176,7 @@ class RoutedAttention(AttentionCore):
         return queries.float().mean(2).to(queries.dtype) if queries.shape[2] > 1 else queries[:, :, 0]
 
     def router_keys(self, inputs: Inputs) -> Tensor:
-        """Whose means are the blocks' summaries: `[batch, kv_heads, or 1 for all, length, dim]`."""
+        """Keys whose means are the summaries of the blocks: `[batch, kv_heads or 1, length, dim]`."""
         return inputs.k_BKTD if self.indexer is None else self.indexer.keys(inputs.x_BTW)
 
     def finish(
@@ -184,7 +185,9 @@ class RoutedAttention(AttentionCore):
         """The indexer's weighted loss in training (None without an indexer), and the router's diagnostics."""
         diagnostics: dict[str, Tensor] = {}
         if self.collects_diagnostics:
-            sampled = torch.linspace(0, selection.queries - 1, min(SAMPLED, selection.queries), device=lse.device)
+            sampled = torch.linspace(
+                0, selection.queries - 1, min(RECALL_QUERIES, selection.queries), device=lse.device
+            )
             found = recall(inputs.q_BHTD, inputs.k_BKTD, selection, self.pattern.window, sampled.long())
             diagnostics |= {"recall": found.mean(), "union": union_of_neighbours(selection.chosen)}
         if not self.training:

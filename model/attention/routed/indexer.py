@@ -1,10 +1,10 @@
-"""The indexer: small projections that score past blocks, and the loss by which they learn what attention looks at.
+"""The indexer: small projections that score past blocks, and the loss that trains them to predict attention.
 
-A block's score is query · mean of the indexer keys of its tokens, over sqrt(dim): one query a selector, one key for
-all. It learns by KL(p || softmax(scores)), where p is the attention that each block received, summed over its tokens
-and averaged over the query heads of the selector (DSA's and SeerAttention's target): over the chosen blocks, or, in
-the warm-up, over all past blocks of dense attention. The target is never differentiated.
-"""
+The score of a block is the product of the query and the mean of the indexer keys of its tokens, over sqrt(dim). Each
+selector has a query; all share the keys. The loss is KL(p || softmax(scores)), where p is the attention that each block
+receives, summed over its tokens and averaged over the query heads of the selector (the target of DSA and
+SeerAttention). It covers the chosen blocks; during the warm-up, all past blocks under dense attention. The target has
+no gradient."""
 
 import math
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from model.config import ModelConfig
 SCORES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 Target = Callable[[slice], tuple[Tensor, Tensor]]
-"""A piece of queries -> (which blocks take part, how much attention each received), `[batch, selectors, piece,
-blocks]`."""
+"""Maps a slice of queries to (the blocks that the loss covers, the attention that each block receives), both `[batch,
+selectors, queries of the slice, blocks]`."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Indexer(nn.Module):
         self.k_proj = nn.Linear(config.width, pattern.indexer_dim, bias=False)
 
     def queries(self, x_BTW: Tensor) -> Tensor:
-        """Of the tokens, scaled: `[batch, selectors, length, dim]`."""
+        """Queries of all tokens, divided by sqrt(dim): `[batch, selectors, length, dim]`."""
         dim = self.pattern.indexer_dim
         found = self.q_proj(self._input(x_BTW)).unflatten(-1, (self.selectors, dim))
         return found.transpose(1, 2) * dim**-0.5
 
     def keys(self, x_BTW: Tensor) -> Tensor:
-        """Of the tokens, for all selectors: `[batch, 1, length, dim]`."""
+        """Keys of all tokens, which the selectors share: `[batch, 1, length, dim]`."""
         return self.k_proj(self._input(x_BTW))[:, None]
 
     def _input(self, x_BTW: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Indexer(nn.Module):
 
 
 def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:
-    """The chosen blocks and their share of attention, `mass` `[batch, selectors, queries, slots]`."""
+    """The target over the chosen blocks, of which `mass` `[batch, selectors, queries, top_k]` is the attention."""
 
     def target(piece: slice) -> tuple[Tensor, Tensor]:
         chosen = selection.chosen[:, :, piece]
@@ -87,7 +87,7 @@ def chosen_target(selection: Selection, mass: Tensor, blocks: int) -> Target:
 def dense_target(
     q: Tensor, k: Tensor, selection: Selection, selectors: int, blocks: int, pattern: Routed, scale: float
 ) -> Target:
-    """Every eligible block and its share of dense causal attention: T^2 work, a piece at a time."""
+    """The target over all eligible blocks under dense causal attention: T² work, one slice of queries at a time."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k = q.detach(), k.detach().to(dtype)
     document_start, query_index = selection.document_start, selection.query_index
@@ -110,9 +110,9 @@ def dense_target(
 def indexer_loss(queries: Tensor, summaries: Tensor, target: Target, keys_a_query: int) -> Tensor:
     """KL(target || softmax(queries · summaries)) in nats, summed over queries and averaged over selectors.
 
-    A query whose blocks received nothing counts 0. Gradients flow to queries and summaries; they are taken while a
-    piece's scores are at hand, which are not kept. keys_a_query: what a target holds of a query, to size a piece.
-    """
+    A query whose blocks receive no attention counts 0. Gradients flow to queries and summaries. They are computed in
+    the forward pass, slice by slice, so that no scores are stored. keys_a_query: the number of elements of a target per
+    query, which determines the size of a slice."""
     return _IndexerLoss.apply(queries, summaries, target, keys_a_query)
 
 

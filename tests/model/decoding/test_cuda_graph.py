@@ -86,7 +86,7 @@ def test_what_a_recording_would_read_and_write_stays_in_its_place(name):
     for index in range(25):
         step(texts[:, index : index + 1], [1, index % 2])
         kept = [step._lengths, step._new, step._tokens]
-        kept += [slots.count for layer in cache._layers for slots in (store.slots for store in layer.stores)]
+        kept += [store.layout.count for layer in cache._layers for store in layer.stores]
         kept += [tensor for layer in cache._layers for tensor in layer.tensors()]
         places.add(tuple(tensor.data_ptr() for tensor in kept))
     assert len(places) == 1 and len(next(iter(places))) > 8
@@ -94,10 +94,10 @@ def test_what_a_recording_would_read_and_write_stays_in_its_place(name):
 
 def test_reading_less_than_all_asks_the_device_without_a_fixed_step():
     """What the proof above can see: the same proof fails for a read whose size follows from values."""
-    slots = CacheLayout(PATTERNS["blocks_below_the_tile"], 1, torch.device("cpu"))
-    slots.write(60, [0], [60])
+    layout = CacheLayout(PATTERNS["blocks_below_the_tile"], 1, torch.device("cpu"))
+    layout.write(60, [0], [60])
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
-        slots.read(mode.from_tensor(torch.tensor([[60]])))
+        layout.read(mode.from_tensor(torch.tensor([[60]])))
 
 
 @pytest.mark.parametrize("context", [1, 170])
