@@ -59,8 +59,8 @@ def build_model_config(model: Mapping[str, Any], tokenizer_vocabulary: int) -> M
         settings["vocabulary"] = -(-tokenizer_vocabulary // 64) * 64
     elif settings["vocabulary"] < tokenizer_vocabulary:
         raise ConfigError(
-            f"model.vocabulary={settings['vocabulary']}: the tokenizer has {tokenizer_vocabulary} tokens; "
-            "accepted is that or more, or null"
+            f"model.vocabulary={settings['vocabulary']}: must be at least {tokenizer_vocabulary}, the tokenizer's "
+            "vocabulary, or null"
         )
     try:
         return ModelConfig(**settings)

@@ -130,12 +130,12 @@ def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
         raise ConfigError(f"{prefix}accelerator={accelerator}: this machine has {', '.join(present)}")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "16-mixed" and not on_gpu:
-        raise ConfigError(
-            f"{prefix}precision=16-mixed needs a GPU: accepted on a CPU are 32-true, 64-true, bf16-mixed and bf16-true"
-        )
+        raise ConfigError(f"{prefix}precision=16-mixed: must be 32-true, 64-true, bf16-mixed or bf16-true on a CPU")
     if precision.startswith("bf16") and on_gpu and not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name()
-        raise ConfigError(f"{prefix}precision={precision}: {name} has no bfloat16; accepted are 16-mixed and 32-true")
+        raise ConfigError(
+            f"{prefix}precision={precision}: must be 16-mixed or 32-true on {name}, which has no bfloat16"
+        )
 
 
 def check_devices(trainer: schema.Trainer) -> None:
@@ -178,25 +178,25 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
     backend, block = config["attention"]["backend"], config["attention"]["block"]
     if backend in GPU_BACKENDS and not on_gpu:
-        raise ConfigError(f"attention.backend={backend} needs a GPU: accepted on a CPU are auto, reference and blocked")
+        raise ConfigError(f"attention.backend={backend}: must be auto, reference or blocked on a CPU")
     if backend in ("flex", "flex_flash"):
         if block != 128:
             raise refused("attention.block", block, f"128 with attention.backend={backend}")
         for name, pattern in plan.patterns.items():
             if not pattern.is_mask:
                 raise ConfigError(
-                    f"attention.backend={backend} serves masks alone, and attention.patterns.{name} makes or chooses "
-                    "its keys: accepted are auto, triton, reference and blocked"
+                    f"attention.backend={backend}: must be auto, triton, reference or blocked with "
+                    f"attention.patterns.{name}, which is not a mask over tokens"
                 )
     if backend == "flex_flash" and config["model"]["sink_logits"]:
         raise ConfigError(
-            "attention.backend=flex_flash gives no gradient to sinks: with model.sink_logits=true accepted are auto, "
-            "triton, flex, reference and blocked"
+            "attention.backend=flex_flash: must be auto, triton, flex, reference or blocked with "
+            "model.sink_logits=true, since it gives sinks no gradient"
         )
     if backend == "flash":
         raise ConfigError(
-            "attention.backend=flash takes no packed documents, and training packs them: accepted are auto and "
-            f"{', '.join(name for name in BACKENDS if name != 'flash')}"
+            f"attention.backend=flash: must be auto, {', '.join(name for name in BACKENDS if name != 'flash')}, since "
+            "training packs documents and flash takes none"
         )
 
 

@@ -139,8 +139,8 @@ def _open_evaluator(
     evaluator = open_run(key_tokens["evaluator"], model.embed_tokens.weight.device.type, scorer.precision)
     if evaluator.tokenizer.identity() != tokenizer.identity():
         raise ConfigError(
-            f"evaluation.key_tokens.evaluator={key_tokens['evaluator']}: has another tokenizer than the evaluated run; "
-            "accepted is a run with the same one"
+            f"evaluation.key_tokens.evaluator={key_tokens['evaluator']}: must be a run with the tokenizer of "
+            "the evaluated run, and has another"
         )
     return evaluator
 

@@ -71,5 +71,5 @@ def check_memory(result: Forecast, preflight: str) -> str | None:
         f"{result.device}; {MEMORY_ADVICE}"
     )
     if preflight == "refuse":
-        raise ConfigError(f"preflight=refuse: {warning}; accepted are less memory, or preflight=warn")
+        raise ConfigError(f"preflight=refuse: must be warn, or the run must take less memory: {warning}")
     return warning

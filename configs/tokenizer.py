@@ -43,7 +43,9 @@ def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> di
     file = tokenizer_of(start)
     choices = "data/tokenizer=bpe, bytes, or saved with data.tokenizer.path=..."
     if not file.is_file() and Path(start).exists():
-        raise ConfigError(f"init_from={start}: there is no {file}; accepted is a tokenizer by name: {choices}")
+        raise ConfigError(
+            f"init_from={start}: must have a {FILE} ({file} is missing), or a tokenizer chosen by name: {choices}"
+        )
     vocabulary = given.get("data.tokenizer.vocabulary")
     if vocabulary is not None and file.is_file() and vocabulary not in map(str, _vocabularies(file)):
         raise ConfigError(

@@ -79,7 +79,7 @@ def construct_with(
     built = built or {}
     plain = {name: value for name, value in settings.items() if name != TARGET and name not in built}
     for nested in _targets(plain):
-        raise ConfigError(f"{key}: {TARGET}={nested} among its values; accepted are plain values")
+        raise ConfigError(f"{key}: {TARGET}={nested} must not be among its values: they must be plain")
     companion = companion_of(chosen)
     if companion is None:
         check_arguments(key, plain, chosen, given=built)
@@ -107,15 +107,15 @@ def _import(key: str, target: object, base: type) -> object:
     """What `target` names, where it lies in the package of `base` or the user trusts it."""
     kind, known = _path(base), ", ".join(_accepted(base))
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
-        raise ConfigError(f"{key}={target}: must be the import path of a subclass of {kind}; accepted are {known}")
+        raise ConfigError(f"{key}={target}: must be the import path of a subclass of {kind}, like {known}")
     if target.partition(".")[0] != base.__module__.partition(".")[0] and target not in _trusted.get():
         raise ConfigError(
-            f"{key}={target}: must be this repository's own subclass of {kind}; accepted are {known}, or, if you trust "
-            f"that code, trust={target} on this command line"
+            f"{key}={target}: must be this repository's own subclass of {kind} ({known}), or, if you trust that code, "
+            f"trust={target} must be on this command line"
         )
     found = _load(target)
     if found is None:
-        raise ConfigError(f"{key}={target}: no such class; accepted are {known}, or a class of yours")
+        raise ConfigError(f"{key}={target}: must be a class that exists: {known}, or a class of yours")
     return found
 
 

@@ -102,10 +102,12 @@ def _message(error: Mapping[str, Any], schema: Schema, value: Any, key: str) -> 
             value = value.get(step, _MISSING)
             key = f"{key}.{step}" if key else str(step)
         elif error["type"] == "extra_forbidden":
-            accepted = ", ".join(group.get("properties", {})) or "none"
+            known = ", ".join(group.get("properties", {}))
             name = f"{key}.{step}" if key else str(step)
-            given = f"{name}={as_override(error['input'])}: no such key"
-            return f"{given}; it is {renamed(name)} now" if renamed(name) else f"{given}; accepted are {accepted}"
+            given = f"{name}={as_override(error['input'])}: must be"
+            if renamed(name):
+                return f"{given} {renamed(name)}, as the key is called now"
+            return f"{given} left out; the keys here are {known or 'none'}"
         else:
             break
     group = _group(node, definitions)

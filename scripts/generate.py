@@ -119,8 +119,10 @@ def _stop(config: dict[str, Any]) -> list[str]:
 
     def character(match: re.Match) -> str:
         if match[1] not in ESCAPES:
-            accepted = ", ".join(f"\\{name}" for name in ESCAPES)
-            raise ConfigError(f"stop={as_override(config['stop'])}: has {match[0]}; accepted are {accepted}")
+            known = ", ".join(f"\\{name}" for name in ESCAPES)
+            raise ConfigError(
+                f"stop={as_override(config['stop'])}: must have no escapes but {known}, and has {match[0]}"
+            )
         return ESCAPES[match[1]]
 
     given = config["stop"]

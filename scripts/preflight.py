@@ -51,7 +51,9 @@ def preflight(config: dict[str, Any]) -> None:
     checked = check(config)
     backend = config["attention"]["backend"]
     if backend in AUTOGRAD_BACKENDS:
-        raise ConfigError(f"{NO_FORECAST.format(backend)}; accepted are auto, blocked, triton and flash")
+        raise ConfigError(
+            f"attention.backend={backend}: must be auto, blocked, triton or flash: {NO_FORECAST.format(backend)}"
+        )
     checked.data.setup()
     result = forecast_run(config, checked.data, checked.plan)
     print_forecast(result)

@@ -54,7 +54,7 @@ def save(arguments: argparse.Namespace) -> None:
     model, device = run.model, run.model.embed_tokens.weight.device
     routed = [core for core in model.cores if isinstance(core, RoutedAttention)]
     if not routed:
-        raise ConfigError(f"checkpoint={arguments.checkpoint}: no layer of it routes; accepted is a run with a router")
+        raise ConfigError(f"checkpoint={arguments.checkpoint}: must be a run with a router in one of its layers")
 
     check_writable(arguments.output.parent, str(arguments.output))
     splits = run.data.corpus.splits
@@ -68,7 +68,7 @@ def save(arguments: argparse.Namespace) -> None:
         pieces.append(np.asarray(documents.tokens(index)).astype(np.int64))
         length += len(pieces[-1])
     if length < arguments.tokens:
-        raise ConfigError(f"--tokens {arguments.tokens}: the split {arguments.split} has {length}; accepted is fewer")
+        raise ConfigError(f"--tokens {arguments.tokens}: must be at most {length}, the split {arguments.split}")
     tokens = torch.from_numpy(np.concatenate(pieces)[: arguments.tokens])[None].to(device)
     document = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor([len(p) for p in pieces]))
     document = document[None, : arguments.tokens].to(device)

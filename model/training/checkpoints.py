@@ -183,7 +183,7 @@ def _reason(path: Path, error: Exception) -> str:
         return str(error.strerror)
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused:
-        return f"it names {refused[1]}; accepted are tensors and plain values, and no code of the file was run"
+        return f"it names {refused[1]}, and must hold only tensors and plain values; no code of the file was run"
     if path.stat().st_size == 0:
         return "it is empty"
     if not zipfile.is_zipfile(path):

@@ -173,9 +173,8 @@ class LanguageModel(lightning.LightningModule):
         if self.overflowed:
             raise LayoutOverflowError(
                 "the documents of a batch need more different mask tiles than a layout of fixed size has room for "
-                "(kernels.layout.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. Accepted is a "
-                "pattern whose blocks and strides are multiples of attention.block, align: sequence, or longer "
-                "documents"
+                "(kernels.layout.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. The pattern's blocks "
+                "and strides must be multiples of attention.block, align must be sequence, or documents must be longer"
             )
         step = int(self.diverged_at)
         if step >= 0:

@@ -36,7 +36,10 @@ def test_a_pattern_without_parameters_has_no_training_settings():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(indexer_los=1.0), ["routed.indexer_los=1.0: no such key", "top_k", "indexer_loss", "indexer_warmup"]),
+        (
+            dict(indexer_los=1.0),
+            ["routed.indexer_los=1.0: must be", "top_k", "indexer_loss", "indexer_warmup"],
+        ),
         (dict(indexer_warmup=...), ["routed.indexer_warmup: missing", "an integer"]),
         (dict(top_k=...), ["routed.top_k: missing", "an integer"]),
         (dict(indexer_warmup=-1), ["attention.patterns.routed.indexer_warmup=-1", "an integer >= 0"]),

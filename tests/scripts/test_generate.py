@@ -99,7 +99,7 @@ def test_a_prompt_may_be_a_file(trained, tmp_path):
         (["stop=true"], "stop=true: must be a text"),
         (["stop=0"], "stop=0: must be a text"),
         (["stop=['']"], r"stop=\[''\]: must be a text"),
-        ([r"stop=['\d']"], r"stop=.*has .d; accepted are"),
+        ([r"stop=['\d']"], r"stop=.*: must have .*has .d$"),
         (["temperature=-1"], "temperature=-1: must be a number >= 0"),
         (["cuda_graph=true"], "cuda_graph=true: the model is on cpu, and must be on cuda"),
         (["cuda_graph=maybe"], "cuda_graph=maybe: must be auto, true or false"),

@@ -71,7 +71,7 @@ def test_what_exceeds_the_device_warns_or_refuses(composed, monkeypatch):  # noq
     small = dataclasses.replace(said, device_bytes=said.memory.peak_bytes - 1)
     line = check_memory(small, "warn")
     assert "\n" not in line and "exceeds the" in line and "data.sequence_length" in line
-    with pytest.raises(ConfigError, match=r"preflight=refuse: the forecast of .* exceeds"):
+    with pytest.raises(ConfigError, match=r"preflight=refuse: must be .* the forecast of .* exceeds"):
         check_memory(small, "refuse")
     assert forecast_before_training(config | {"preflight": "off"}, data) == (None, None)
 

@@ -71,7 +71,7 @@ def test_the_smallest_temperature_is_greedy():
     [
         ("evaluation.by_context.contexts=512", "must be a list"),
         ("evaluation.key_tokens.gain=null", "must be a number"),
-        ("+evaluation.by_contxt=1", "no such key"),
+        ("+evaluation.by_contxt=1", "must be left out"),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_refused(override, message):

@@ -41,7 +41,7 @@ COMMANDS = {
         ("train.py", ["preflight=maybe"], "preflight=maybe: must be warn, refuse or off"),
         ("train.py", ["-m", "sweep=widths"], "sweep=widths: no such choice; accepted are lengths, "),
         ("train.py", ["model.hidden=64"], "model.hidden: no such key; it is model.mlp_width now"),
-        ("train.py", ["+model.hidden=64"], "model.hidden=64: no such key; it is model.mlp_width now"),
+        ("train.py", ["+model.hidden=64"], "model.hidden=64: must be model.mlp_width"),
         ("train.py", ["-m", "sweep=patterns", "model.hidden=64"], "it is model.mlp_width now"),
         ("train.py", ["-m", "sweep=patterns", "sweep.isolate=maybe"], "sweep.isolate=maybe"),
         ("train.py", ["-m", "sweep=search", "sweep.search.trials=0"], "sweep.search.trials=0"),
