@@ -22,6 +22,9 @@ from .errors import CorpusError
 
 NO_TARGET = -100  # torch's cross_entropy ignores it by default
 
+Batch = dict[str, torch.Tensor]
+"""The tensors of a sequence, or those of several sequences with a first dimension more."""
+
 
 class Contiguous(Dataset):
     """A split as one stream of documents, cut every `sequence_length` tokens.
@@ -42,7 +45,7 @@ class Contiguous(Dataset):
         # The stream's last token is only a target; the last sequence may be short, and is padded.
         return -(-(self.split.total_tokens - 1) // self.sequence_length)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Batch:
         return assemble(self._pieces(index), self.sequence_length, self.bos)
 
     def documents(self, index: int) -> list[int]:
@@ -83,7 +86,7 @@ class Whole(Dataset):
         """The document of the split that a sequence holds tokens of."""
         return [int(np.searchsorted(self.first, index, side="right") - 1)]
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> Batch:
         (document,) = self.documents(index)
         start = (index - self.first[document]) * self.sequence_length
         piece = self.split.tokens(document)[start : start + self.sequence_length + 1]
@@ -93,7 +96,7 @@ class Whole(Dataset):
 PACKINGS = {"contiguous": Contiguous, "whole": Whole}
 
 
-def assemble(pieces: Iterator[np.ndarray] | list[np.ndarray], length: int, pad: int) -> dict[str, torch.Tensor]:
+def assemble(pieces: Iterator[np.ndarray] | list[np.ndarray], length: int, pad: int) -> Batch:
     """A sequence from pieces of documents with up to `length` + 1 tokens in all, the last one a target only."""
     pieces = list(pieces)
     sizes = [len(piece) for piece in pieces]

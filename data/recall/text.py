@@ -21,9 +21,8 @@ import torch
 from pydantic import Field
 
 from ..errors import CorpusError
-from ..packing import NO_TARGET
+from ..packing import NO_TARGET, Batch
 from ..tokenizers import Tokenizer
-from .synthetic import Batch
 
 WORDS = (
     *("apple", "anchor", "arrow", "basket", "beacon", "bridge", "butter", "button", "camera", "candle", "canyon"),

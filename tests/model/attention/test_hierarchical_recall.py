@@ -8,11 +8,11 @@ a summary of 16 tokens or of 4, since the questions are further away than both l
 import pytest
 import torch
 
-from data.recall import alphabet
 from kernels.patterns import Hierarchical, Pattern, Window
 from model import Transformer
 from model.training.optimizer import build_optimizer
 from tests.model.small import config, lively, plan
+from tests.model.synthetic_recall import alphabet
 
 NEAR, FINE, COARSE, REACH = 8, 4, 16, 32
 LEARNED = Hierarchical(window=NEAR, spans=(FINE, COARSE), reaches=(REACH,), pooling="learned")

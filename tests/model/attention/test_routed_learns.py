@@ -7,7 +7,6 @@ every key at least 66 tokens before its question, where windows of at most 31 to
 import pytest
 import torch
 
-from data.recall import associative_recall
 from kernels.patterns import NativeSparse, Routed
 from kernels.patterns.routed import LocalWindow
 from model import Transformer
@@ -15,6 +14,7 @@ from model.attention.routed.indexer import IndexerTraining
 from model.training.optimizer import build_optimizer
 from tests.model.attention.test_routed import BRANCHES, SETTINGS
 from tests.model.small import config, plan
+from tests.model.synthetic_recall import associative_recall
 
 WINDOW, BLOCK, VOCABULARY, LENGTH, DISTANCE = 16, 16, 64, 120, 66
 SHORT_STEPS, STEPS, WARM_UP = 200, 500, 350

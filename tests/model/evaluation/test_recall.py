@@ -5,12 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from data.recall import associative_recall, needle
 from kernels.patterns import Dense, Window
 from model.evaluation import Answer, answer, effective_length
 from model.evaluation.recall import BAR, answer_spans
 from model.loss import IGNORE
 from tests.model.evaluation.documents import build
+from tests.model.synthetic_recall import associative_recall, needle
 
 
 @torch.no_grad()
