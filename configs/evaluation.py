@@ -10,10 +10,10 @@ import numpy as np
 
 from configs.build import ConfigError, build_protocol
 from configs.runs import Run, open_corpus, open_run
-from data import DataModule, Texts
+from data import DataModule, InMemoryDocuments
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from data.corpus import Corpus, Split
-from data.texts import digest
+from data.in_memory import digest
 from data.tokenizers import Tokenizer
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_run(
-    run: Run, documents: Split | Texts, settings: Mapping[str, Any], scorer: Scorer
+    run: Run, documents: Split | InMemoryDocuments, settings: Mapping[str, Any], scorer: Scorer
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Returns `measure` of a trained run."""
     return measure(
@@ -42,7 +42,7 @@ def measure_run(
 
 def measure(
     model: Transformer,
-    documents: Split | Texts,
+    documents: Split | InMemoryDocuments,
     settings: Mapping[str, Any],
     scorer: Scorer,
     *,

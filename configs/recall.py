@@ -13,10 +13,10 @@ from torch import Tensor
 
 from configs.build import ConfigError, build_task
 from configs.runs import Run
-from data import CorpusError, Texts
+from data import CorpusError, InMemoryDocuments
 from data.corpus import Split
-from data.recall.text import Material
-from data.texts import digest
+from data.in_memory import digest
+from data.recall.haystack import Material
 from model.evaluation.recall import BAR, effective_length
 from model.evaluation.recall_suite import (
     Case,
@@ -31,7 +31,7 @@ from model.precision import autocast
 
 
 def measure_recall(
-    run: Run, documents: Split | Texts, name: str, config: Mapping[str, Any], progress_bar: ProgressBar
+    run: Run, documents: Split | InMemoryDocuments, name: str, config: Mapping[str, Any], progress_bar: ProgressBar
 ) -> dict[str, Any]:
     """Returns the content of recall.json of a run.
 

@@ -12,7 +12,7 @@ import torch
 from configs.aliases import upgrade
 from configs.build import ConfigError, build_data, build_model, build_source
 from configs.tokenizer import with_own_tokenizer
-from data import CorpusError, DataModule, Texts
+from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
 from data.tokenizers import Tokenizer
 from data.tokenizers import load as load_tokenizer
@@ -106,10 +106,10 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     return run
 
 
-def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | Texts, str]:
+def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | InMemoryDocuments, str]:
     """Returns (documents to evaluate `run` on, their name): those of a composed `data` group, or the run's split."""
     if data:
-        return Texts.load(build_source(data), data["path"], run.tokenizer), str(data["path"])
+        return InMemoryDocuments.load(build_source(data), data["path"], run.tokenizer), str(data["path"])
     try:
         splits = run.data.corpus.splits
     except ConfigError as error:
@@ -128,7 +128,7 @@ def open_corpus(run: Run) -> Corpus | None:
         return None
 
 
-def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Split | Texts:
+def retokenize(documents: Split | InMemoryDocuments, name: str, first: Run, run: Run) -> Split | InMemoryDocuments:
     """Returns the `documents` of the run `first` under the tokenizer of another run."""
     if isinstance(documents, Split) and not same_corpus(run, first):
         log.warning(
@@ -137,7 +137,7 @@ def retokenize(documents: Split | Texts, name: str, first: Run, run: Run) -> Spl
     if same_tokenizer(run, first):
         return documents
     rows = [{"name": str(document), "text": documents.text(document)} for document in range(len(documents))]
-    return Texts(rows, run.tokenizer)
+    return InMemoryDocuments(rows, run.tokenizer)
 
 
 def same_corpus(run: Run, other: Run) -> bool:

@@ -1,24 +1,24 @@
-"""Sources -> tokens -> packed sequences with document ids.
+"""Data: sources of documents -> tokens -> packed sequences with document ids.
 
-    sources.py      documents, from the standard library, from files, from the hub
-    tokenizers.py   text <-> integers, exactly
-    preparation.py  documents -> a tokenised corpus on disk, once
-    corpus.py       that corpus, opened in a moment
-    texts.py        documents in memory, under a tokenizer that exists already
-    packing.py      documents -> sequences of one length
-    stream.py       the endless order of training samples, resumable at a cursor
-    module.py       all of it as a LightningDataModule
-    recall/         sequences that can be answered only from far back
-    baselines.py    gzip and a bigram model on the same documents: what any model must beat
+    sources/           documents of the standard library, of files, of the Hugging Face hub
+    tokenizers/        text to integers and back, exactly
+    preparation.py     the corpus of given settings: opened from the cache, or written once (corpus_writer.py)
+    corpus.py          a corpus on disk
+    in_memory.py       documents in memory, for an existing tokenizer
+    packing.py         documents to sequences of one length
+    sampler.py         the endless order of training samples, which resumes at any sample
+    module.py          all of this as a LightningDataModule
+    recall/            sequences with questions about facts from far back
+    baselines.py       gzip and a bigram model on the same documents
 
-Nothing here knows about attention or models: a batch is plain tensors (packing.py says which).
+This package imports nothing of attention or models. A batch is a dict of tensors (packing.py).
 """
 
 from importlib import import_module
 
 from .errors import CorpusError
 
-# Loaded on first use: a command that only wants a name or an error must not wait for torch and datasets.
+# Imported on first use, so that a command that needs only a name or an error does not wait for torch and datasets.
 _WHERE = {
     "BPE": "tokenizers",
     "Bytes": "tokenizers",
@@ -26,7 +26,7 @@ _WHERE = {
     "DataModule": "module",
     "Files": "sources",
     "Hub": "sources",
-    "Texts": "texts",
+    "InMemoryDocuments": "in_memory",
     "StandardLibrary": "sources",
     "prepare": "preparation",
 }

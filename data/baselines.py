@@ -1,6 +1,6 @@
-"""What a model must beat: a compressor that everybody has, and a model that only counts.
+"""Baselines that every model must beat: gzip and a bigram model.
 
-Both are measured on the bytes that a model is scored on, in bits per byte: every document from its start, alone.
+Both are measured as models are: in bits per byte, on each document alone, from its start.
 """
 
 import gzip
@@ -9,22 +9,23 @@ import math
 import numpy as np
 
 from .corpus import Corpus, Split
-from .texts import Texts
+from .in_memory import InMemoryDocuments
 
-COUNTED_TOKENS = 50_000_000  # of training text, at most: the bigram counts of more hardly change
+COUNTED_TOKENS = 50_000_000  # the bigram model counts at most this many training tokens: more hardly change it
 
 
-def gzip_bits_per_byte(documents: Split | Texts) -> float:
-    """`gzip -9` of each document."""
+def gzip_bits_per_byte(documents: Split | InMemoryDocuments) -> float:
+    """Returns the bits per byte of `gzip -9`, which compresses each document alone."""
     compressed = sum(len(gzip.compress(documents.text(document).encode(), 9)) for document in range(len(documents)))
     return 8 * compressed / documents.total_bytes
 
 
-def bigram_bits_per_byte(corpus: Corpus, documents: Split | Texts) -> float:
-    """A bigram model over the corpus's own tokens, counted on train, scored on every token of `documents` but bos.
+def bigram_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments) -> float:
+    """Returns the bits per byte of a bigram model of tokens, counted on the training split of `corpus`.
 
-    Interpolated with the unigram model by Witten and Bell's rule (1991): a token followed by many different ones leaves
-    more room for new ones. The unigrams in turn are interpolated with the uniform distribution in the same way.
+    It is scored on every token of `documents` but bos. Bigrams are interpolated with unigrams, and unigrams with the
+    uniform distribution, by Witten and Bell's rule (1991): the more different tokens followed a token, the more
+    probability remains for others.
     """
     vocabulary, bos = corpus.tokenizer.vocabulary, corpus.tokenizer.bos
     train = corpus.splits["train"].flat[:COUNTED_TOKENS]
@@ -35,8 +36,8 @@ def bigram_bits_per_byte(corpus: Corpus, documents: Split | Texts) -> float:
     unigram = (count + seen / vocabulary) / (count.sum() + seen)
 
     pairs, pair_count = np.unique(previous * vocabulary + token, return_counts=True)
-    after = np.bincount(previous, minlength=vocabulary)  # how often each token was followed by one
-    followers = np.bincount(pairs // vocabulary, minlength=vocabulary)  # and by how many different ones
+    after = np.bincount(previous, minlength=vocabulary)  # how often any token followed each token
+    followers = np.bincount(pairs // vocabulary, minlength=vocabulary)  # and how many different ones did
 
     previous, token = _pairs(documents.flat, bos)
     wanted = previous * vocabulary + token
@@ -51,7 +52,7 @@ def bigram_bits_per_byte(corpus: Corpus, documents: Split | Texts) -> float:
 
 
 def _pairs(tokens: np.ndarray, bos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each token but bos with the one before it, both int64; bos comes before a document's first token."""
+    """Returns (previous, token), both int64 `[pairs]`, for each token but bos. A document's first token follows bos."""
     tokens = tokens.astype(np.int64)
     inside = tokens[1:] != bos
     return tokens[:-1][inside], tokens[1:][inside]

@@ -1,19 +1,19 @@
-"""The tokenised corpus on disk, as preparation.py wrote it: opened in a moment.
+"""A tokenized corpus on disk, as corpus_writer.py writes it.
 
-A corpus is a folder, named after a fingerprint of everything that made it (the files read, the tokenizer's settings,
-the filter), so another setting is another folder and nothing is ever stale:
+A corpus is a folder whose name is a fingerprint of everything that it was made from: the files, the tokenizer's
+settings, the filter. So other settings give another folder, and no folder is out of date.
 
     .cache/data/<fingerprint>/
-      metadata.json      what was made and from what, and the size of every other file
+      metadata.json      the settings, the counts of each split, and the size of every other file
       tokenizer.json
-      train/             (validation/ and test/ alike)
-        tokens.bin       every document's [bos] + tokens, end to end; uint16, or uint32 for large vocabularies
-        offsets.npy      int64 [documents + 1], where each document starts in tokens.bin
+      train/             (validation/ and test/ have the same files)
+        tokens.bin       [bos] + tokens of every document, end to end; uint16, or uint32 for large vocabularies
+        offsets.npy      int64 [documents + 1], the index in tokens.bin at which each document starts
         bytes.npy        int64 [documents], UTF-8 bytes of each document's text
-        documents/       the documents themselves, an Arrow table of name and text
+        documents/       an Arrow table with the name and the text of each document
 
-Opening reads the metadata and compares sizes; tokens are memory-mapped, and the Arrow table is opened by who asks for a
-document's text or name.
+To open a corpus, its metadata is read and file sizes are compared. Tokens are memory-mapped. The Arrow table is opened
+when a text or a name is first needed.
 """
 
 import json
@@ -24,14 +24,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import tokenizers
 from .errors import CorpusError
+from .tokenizers import load
 
 if TYPE_CHECKING:
     import rich.table
     from datasets import Dataset
 
-LONG = (1024, 4096, 16384, 65536)  # tokens: the report says how much of the corpus is in documents at least that long
+LONG = (1024, 4096, 16384, 65536)
+"""Lengths in tokens; the report gives the share of the corpus in documents at least that long."""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class SplitMetadata:
 
 
 class Split:
-    """The documents of one split. Cheap to copy to worker processes: what is on disk is opened where it is used."""
+    """The documents of one split. A pickled copy is small: each process opens the files itself."""
 
     def __init__(self, folder: Path, metadata: SplitMetadata, dtype: str):
         self.folder = folder
@@ -57,7 +58,7 @@ class Split:
         return self.metadata.documents
 
     def tokens(self, document: int) -> np.ndarray:
-        """Integers [tokens of the document], bos first; a view of the memory-mapped file."""
+        """Returns the document's tokens, integers `[tokens]` that begin with bos: a view of the memory-mapped file."""
         return self.flat[self.offsets[document] : self.offsets[document + 1]]
 
     def text(self, document: int) -> str:
@@ -65,24 +66,27 @@ class Split:
 
     @cached_property
     def flat(self) -> np.ndarray:
+        """The tokens of all documents, end to end."""
         return np.memmap(self.folder / "tokens.bin", dtype=self.dtype, mode="r")
 
     @cached_property
     def offsets(self) -> np.ndarray:
+        """int64 `[documents + 1]`: where each document starts in `flat`, and the end."""
         return np.load(self.folder / "offsets.npy", allow_pickle=False)
 
     @cached_property
     def bytes(self) -> np.ndarray:
+        """int64 `[documents]`: UTF-8 bytes of each text."""
         return np.load(self.folder / "bytes.npy", allow_pickle=False)
 
     @cached_property
     def words(self) -> list[int]:
-        """Of each document, separated by white space."""
+        """The number of words, separated by white space, of each document."""
         return [len(text.split()) for text in self.documents["text"]]
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [documents]: tokens of each, bos included."""
+        """int64 `[documents]`: tokens of each document, bos included."""
         return np.diff(self.offsets)
 
     @cached_property
@@ -101,10 +105,13 @@ class Split:
 
 
 class Corpus:
-    """A prepared corpus: `splits`, the `tokenizer` that made it, and the `fingerprint` that names it."""
+    """A prepared corpus.
+
+    splits: a Split by its name. tokenizer: the one that encoded them. fingerprint: the name of the folder.
+    """
 
     def __init__(self, folder: Path):
-        """Open a folder that `prepare` wrote. Raises CorpusError where it is not complete."""
+        """Opens a folder that `prepare` wrote. Raises CorpusError if a file is missing or has another size."""
         try:
             metadata = json.loads((folder / "metadata.json").read_text())
             sizes = {name: (folder / name).stat().st_size for name in metadata["sizes"]}
@@ -115,19 +122,19 @@ class Corpus:
                 raise CorpusError(f"{folder / name}: has {sizes[name]} bytes instead of {size}")
         self.folder = folder
         self.fingerprint: str = metadata["fingerprint"]
-        self.tokenizer = tokenizers.load(folder / "tokenizer.json")
+        self.tokenizer = load(folder / "tokenizer.json")
         self.splits = {
-            split: Split(folder / split, SplitMetadata(**found), metadata["dtype"])
-            for split, found in metadata["splits"].items()
+            split: Split(folder / split, SplitMetadata(**saved), metadata["dtype"])
+            for split, saved in metadata["splits"].items()
         }
 
     @property
     def contents(self) -> dict[str, str]:
-        """sha256 of each split's tokens: equal for equal documents under one tokenizer, wherever they lie."""
+        """The sha256 of each split's tokens. It depends on the documents and the tokenizer, not on paths or dates."""
         return {name: split.metadata.content for name, split in self.splits.items()}
 
     def report(self) -> "rich.table.Table":
-        """Documents, bytes, tokens and the distribution of lengths, a row a split."""
+        """Returns a table with the documents, bytes, tokens and lengths of each split."""
         from rich.table import Table
 
         table = Table(title=f"corpus {self.fingerprint[:12]}, vocabulary {self.tokenizer.vocabulary:,}")

@@ -1,4 +1,4 @@
-"""The error of a setting or a file of the user that the data cannot be made from."""
+"""The error for settings and files from which no data can be made."""
 
 
 class CorpusError(ValueError):

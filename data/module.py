@@ -1,4 +1,4 @@
-"""The data of a run, for Lightning: corpus -> packed sequences -> loaders, and the cursor that makes resume exact."""
+"""The data of a run for Lightning: the corpus, packed sequences, loaders, and the cursor at which a run resumes."""
 
 import hashlib
 import logging
@@ -16,8 +16,8 @@ from .corpus import Corpus
 from .errors import CorpusError
 from .packing import pack
 from .preparation import prepare
+from .sampler import ResumableSampler
 from .sources import Source
-from .stream import Stream
 from .tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,21 @@ log = logging.getLogger(__name__)
 class DataModule(LightningDataModule):
     """Sequences of tokens for training, validation and test. The defaults are in configs/data/*.yaml.
 
-    source, path: how to read documents, and what: `Files(...)` and a folder, `Hub(...)` and a dataset's name
-    tokenizer: what turns text into tokens
+    source, path: a reader of documents, and the path that it reads: `Files(...)` and a folder, `Hub(...)` and a
+        dataset's name
+    tokenizer: converts text to tokens; after `setup`, the trained one
     packing: `contiguous` or `whole` (data/packing.py)
     sequence_length: tokens in a sequence
     batch_size: sequences per device and batch
-    validation_sequences: at most so many, spread evenly over the validation split; null is all of it
+    validation_sequences: the most sequences to validate on, spread evenly over the split; None is all of them
     minimum_tokens: shorter documents are left out
     workers: processes that load batches, 0 for none; the order of the data does not depend on it
-    cache: where prepared corpora are kept
+    cache: the folder of prepared corpora
     seed: of the order of documents and sequences
 
-    A batch is {"tokens": int64, "targets": int64, "document": int32, "position": int32}, each [batch, sequence_length].
-    The training step must call `advance(batch_size)`: then `cursor`, in every checkpoint, is exact. (A loader that
-    counted what it hands out would be ahead by what workers prefetched; a callback after the batch would be behind.)
+    A batch has the tensors of a sequence (data/packing.py), each `[batch, sequence_length]`. The training step must
+    call `advance(batch_size)`, which keeps `cursor` exact in every checkpoint. (A count in the loader would include
+    batches that workers prefetched; a count in a callback after the batch would come after the checkpoint.)
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class DataModule(LightningDataModule):
         source.check(path)
         self.source = source
         self.path = path
-        self.tokenizer = tokenizer  # after setup(): the trained one
+        self.tokenizer = tokenizer
         self.packing = packing
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -70,20 +71,20 @@ class DataModule(LightningDataModule):
         self.workers = workers
         self.cache = Path(cache)
         self.seed = seed
-        self.cursor = 0  # training samples consumed so far, on all devices
-        self.train_batches: int | None = None  # the length of train_dataloader() where no trainer says it
+        self.cursor = 0  # training samples consumed so far on all devices
+        self.train_batches: int | None = None  # the length of train_dataloader() without a trainer
         self.corpus: Corpus | None = None
-        self._resumed_stream: int | None = None
+        self._resumed_order: int | None = None
 
     # The corpus
 
     def prepare_data(self) -> None:
-        """Prepare the corpus where it is not in the cache yet (Lightning: on one process a machine)."""
+        """Prepares the corpus if the cache does not have it. Lightning calls this in one process per machine."""
         if self.corpus is None:
             self.corpus = prepare(self.source, self.path, self.tokenizer, self.minimum_tokens, self.cache)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the corpus. Raises CorpusError where the training split does not fill one sequence."""
+        """Opens the corpus. Raises CorpusError if the training split does not fill one sequence."""
         self.prepare_data()
         self.tokenizer = self.corpus.tokenizer
         tokens = self.corpus.splits["train"].total_tokens
@@ -96,8 +97,8 @@ class DataModule(LightningDataModule):
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
         """Raises CorpusError unless the corpus is the one that `run` was trained on.
 
-        state: what its checkpoint holds of the data module (`state_dict`). Older checkpoints hold no `contents`; of
-        their corpus the training split alone is checked, by `stream`, and a warning names what is not.
+        state: the data module's `state_dict` in the checkpoint of `run`. Older checkpoints have no `contents`: then
+            only the training split is checked, by `stream`, and a warning names the splits that are not checked.
         """
         key = f"data.path={'null' if self.path is None else self.path}"
         if "contents" in state:
@@ -110,7 +111,7 @@ class DataModule(LightningDataModule):
                     f" changed (fingerprint of {changed[0]}: {old} then, {new} now)"
                 )
         elif "stream" in state:
-            if state["stream"] != self._stream_number():
+            if state["stream"] != self._order_number():
                 raise CorpusError(
                     f"{key}: must hold the documents that {run} was trained with; its train split, or the tokenizer"
                     " that was learned from it, changed"
@@ -125,14 +126,14 @@ class DataModule(LightningDataModule):
 
     @property
     def token_bytes(self) -> torch.Tensor:
-        """int64 [vocabulary]: bytes of text that a token stands for, 0 for bos."""
+        """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos."""
         return torch.from_numpy(self.tokenizer.token_bytes)
 
     # Loaders
 
     def train_dataloader(self) -> DataLoader:
-        """An endless stream of batches from the cursor on. Its length is that of the whole run (see data/stream.py)."""
-        if self._resumed_stream not in (None, self._stream_number()):
+        """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
+        if self._resumed_order not in (None, self._order_number()):
             raise CorpusError(
                 f"data.packing={self.packing}, data.sequence_length={self.sequence_length}, data.seed={self.seed}: must"
                 " be those of the checkpoint, as must the corpus and the tokenizer, because the checkpoint counts the"
@@ -141,10 +142,11 @@ class DataModule(LightningDataModule):
         dataset = self._sequences("train", seed=self.seed)
         rank, world_size = self._rank()
         length = self._length_in_batches(dataset, world_size) * self.batch_size
-        return self._loader(dataset, Stream(dataset, self.seed, length, lambda: self.cursor, rank, world_size))
+        sampler = ResumableSampler(dataset, self.seed, length, lambda: self.cursor, rank, world_size)
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation split in order, or `validation_sequences` of it, evenly spread."""
+        """Returns a loader of the validation split in order, or of `validation_sequences` evenly spread over it."""
         dataset = self._sequences("validation")
         if self.validation_sequences is not None and self.validation_sequences < len(dataset):
             count = self.validation_sequences
@@ -152,22 +154,24 @@ class DataModule(LightningDataModule):
         return self._loader(dataset, SequentialSampler(dataset))
 
     def test_dataloader(self) -> DataLoader:
-        """The whole test split in order."""
+        """Returns a loader of the whole test split in order."""
         dataset = self._sequences("test")
         return self._loader(dataset, SequentialSampler(dataset))
 
     def sample(self, sequences: int) -> dict[str, torch.Tensor]:
-        """A batch of at most so many training sequences, the same ones for one seed: what batches are like. Neither the
-        cursor nor any generator of random numbers moves."""
+        """Returns a batch of at most `sequences` random training sequences, the same ones for the same seed.
+
+        It does not change the cursor or the state of any random number generator.
+        """
         dataset = self._sequences("train", seed=self.seed)
         chosen = np.random.default_rng(self.seed).choice(len(dataset), min(sequences, len(dataset)), replace=False)
         return torch.utils.data.default_collate([dataset[int(index)] for index in sorted(chosen)])
 
     def document_names(self, first: int, last: int) -> list[str]:
-        """Names of the documents in the training samples `first` <= n < `last` of the run (see `cursor`), in order."""
+        """Returns the names of the documents in the run's training samples `first` <= n < `last`, in order."""
         dataset = self._sequences("train", seed=self.seed)
-        stream = Stream(dataset, self.seed, 0, lambda: 0, 0, 1)
-        documents = (each for sample in range(first, last) for each in dataset.documents(stream.at(sample)))
+        sampler = ResumableSampler(dataset, self.seed, 0, lambda: 0, 0, 1)
+        documents = (each for sample in range(first, last) for each in dataset.documents(sampler.at(sample)))
         return [dataset.split.names[document] for document in dict.fromkeys(documents)]
 
     def _sequences(self, split: str, seed: int | None = None) -> Dataset:
@@ -181,7 +185,7 @@ class DataModule(LightningDataModule):
             num_workers=self.workers,
             worker_init_fn=_outlive_sigterm,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # else it draws from the one that the model uses
+            generator=torch.Generator().manual_seed(self.seed),  # the default one is the model's
         )
 
     def _length_in_batches(self, dataset: Dataset, world_size: int) -> int:
@@ -191,7 +195,7 @@ class DataModule(LightningDataModule):
         accumulated = self.trainer.accumulate_grad_batches
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps * accumulated
-        return -(-one_pass // accumulated) * accumulated  # max_epochs: whole optimizer steps, about a pass an epoch
+        return -(-one_pass // accumulated) * accumulated  # max_epochs: about one pass, in whole optimizer steps
 
     def _rank(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -199,24 +203,24 @@ class DataModule(LightningDataModule):
     # The cursor
 
     def advance(self, samples: int) -> None:
-        """Count samples of a batch as consumed; called by the training step, on every device alike."""
+        """Counts the samples of a batch as consumed. The training step calls it on every device."""
         self.cursor += samples * self._rank()[1]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, "stream": self._stream_number(), "contents": self.corpus.contents}
+        return {"cursor": self.cursor, "stream": self._order_number(), "contents": self.corpus.contents}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.cursor = state["cursor"]
-        self._resumed_stream = state["stream"]
+        self._resumed_order = state["stream"]
 
-    def _stream_number(self) -> int:
-        """A number that tells streams apart: of the training tokens and of what orders and cuts them."""
+    def _order_number(self) -> int:
+        """A hash of the training tokens and of the settings that cut and order them."""
         content = self.corpus.splits["train"].metadata.content
         settings = f"{content} {self.packing} {self.sequence_length} {self.seed}"
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """A cluster sends SIGTERM to every process of a job. A worker that obeyed would leave the run no batch to finish
-    its step with, before it saves; workers end with the process that started them."""
+    """Ignores SIGTERM in a worker. A cluster sends it to every process of a job, and the main process needs batches to
+    finish its step and save. Workers end with the main process."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

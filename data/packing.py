@@ -1,14 +1,14 @@
-"""Documents to sequences of one length.
+"""Packing: documents to sequences of one length.
 
-    contiguous   the documents of a split, end to end in a seeded order, cut every `sequence_length` tokens
-    whole        one document a sequence; a longer one goes on in further sequences, a shorter one is padded
+    contiguous   the documents of a split in a seeded order, end to end, cut every `sequence_length` tokens
+    whole        one document per sequence; a longer one continues in the next sequences, a shorter one is padded
 
-A sequence never asks the model to predict over a document's end, and nothing is dropped: every token of the split is a
-target exactly once (bos never is: it opens a document, it says nothing). A sequence is
+No target lies in another document than the tokens before it. No token is dropped: each token of the split but bos is a
+target exactly once. A sequence has four tensors:
 
-    tokens, targets    int64 [sequence_length]; the target is the next token, -100 where there is none
-    document           int32 [sequence_length]; 0, 1, 2, ... for each document in the sequence; padding is its own
-    position           int32 [sequence_length]; 0, 1, 2, ... within what the sequence holds of the document
+    tokens, targets    int64 [sequence_length]; a target is the next token, or -100 for none
+    document           int32 [sequence_length]; 0, 1, 2, ... for the documents in the sequence; padding is one more
+    position           int32 [sequence_length]; 0, 1, 2, ... from the document's first token in the sequence
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ Batch = dict[str, torch.Tensor]
 
 
 class Contiguous(Dataset):
-    """A split as one stream of documents, cut every `sequence_length` tokens.
+    """A split's documents end to end, cut every `sequence_length` tokens.
 
-    seed: shuffles the order of the documents; None keeps the split's own order.
+    seed: shuffles the documents; None keeps the order of the split.
     """
 
     def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None):
@@ -39,21 +39,21 @@ class Contiguous(Dataset):
         self.order = np.arange(len(split))
         if seed is not None:
             np.random.default_rng(seed).shuffle(self.order)
-        self.starts = np.concatenate([[0], np.cumsum(split.lengths[self.order])])  # where each document starts
+        self.starts = np.concatenate([[0], np.cumsum(split.lengths[self.order])])  # of the documents, in tokens
 
     def __len__(self) -> int:
-        # The stream's last token is only a target; the last sequence may be short, and is padded.
+        # The very last token is only a target. The last sequence may be short, and is padded.
         return -(-(self.split.total_tokens - 1) // self.sequence_length)
 
     def __getitem__(self, index: int) -> Batch:
         return assemble(self._pieces(index), self.sequence_length, self.bos)
 
     def documents(self, index: int) -> list[int]:
-        """The documents of the split that a sequence holds tokens of."""
+        """Returns the numbers, within the split, of the documents in a sequence."""
         return [int(self.order[place]) for place in self._places(index)]
 
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
-        """What the documents give to the sequence: its tokens, and one more, the last one's target."""
+        """Yields each document's tokens in the sequence, and with the last one the target of the last token."""
         start, stop = self._range(index)
         for place in self._places(index):
             offset = self.starts[place]
@@ -70,20 +70,20 @@ class Contiguous(Dataset):
 
 
 class Whole(Dataset):
-    """One document a sequence; what does not fit goes on in further sequences."""
+    """One document per sequence; a document that does not fit continues in the next sequences."""
 
     def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None):
         self.split = split
         self.sequence_length = sequence_length
         self.bos = bos
         counts = -(-(split.lengths - 1) // sequence_length)  # a document's last token is only a target
-        self.first = np.concatenate([[0], np.cumsum(counts)])  # the first sequence of each document
+        self.first = np.concatenate([[0], np.cumsum(counts)])  # sequence of each document
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     def documents(self, index: int) -> list[int]:
-        """The document of the split that a sequence holds tokens of."""
+        """Returns the number, within the split, of the document in a sequence."""
         return [int(np.searchsorted(self.first, index, side="right") - 1)]
 
     def __getitem__(self, index: int) -> Batch:
@@ -97,7 +97,10 @@ PACKINGS = {"contiguous": Contiguous, "whole": Whole}
 
 
 def assemble(pieces: Iterator[np.ndarray] | list[np.ndarray], length: int, pad: int) -> Batch:
-    """A sequence from pieces of documents with up to `length` + 1 tokens in all, the last one a target only."""
+    """Returns a sequence of pieces of documents, filled up with `pad`.
+
+    The pieces have at most `length + 1` tokens in all; token `length + 1` is only a target.
+    """
     pieces = list(pieces)
     sizes = [len(piece) for piece in pieces]
     missing = length + 1 - sum(sizes)
@@ -116,7 +119,7 @@ def assemble(pieces: Iterator[np.ndarray] | list[np.ndarray], length: int, pad: 
 
 
 def pack(packing: str, split: Split, sequence_length: int, bos: int, seed: int | None = None) -> Contiguous | Whole:
-    """The map-style dataset of a split's sequences. Raises CorpusError for a packing that does not exist."""
+    """Returns a split's sequences as a map-style dataset. Raises CorpusError for an unknown packing."""
     if packing not in PACKINGS:
         raise CorpusError(f"data.packing={packing}: must be {' or '.join(PACKINGS)}")
     return PACKINGS[packing](split, sequence_length, bos, seed)

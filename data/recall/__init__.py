@@ -1,5 +1,8 @@
 """Recall tasks: sequences in which the model must repeat facts from far back.
 
+    text.py       the tasks
+    haystack.py   real text with inserted facts and questions
+
 A batch has the tensors of a DataModule's batch (data/packing.py). Only the tokens of answers are targets; all other
 targets are -100.
 """

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Documents(Protocol):
-    """Tokenized documents, as data.corpus.Split and data.texts.Texts are."""
+    """Tokenized documents, as data.corpus.Split and data.in_memory.InMemoryDocuments are."""
 
     bytes: Sequence[int]
     """Length of each document's text in UTF-8."""

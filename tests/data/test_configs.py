@@ -1,4 +1,4 @@
-"""Every shipped configs/data/*.yaml says what it is for, parses, and builds what it says."""
+"""Every configs/data/*.yaml has a comment with a command, parses, and builds its data module."""
 
 import inspect
 import json
@@ -20,7 +20,7 @@ def composed(name: str, *overrides: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_with_what_it_is_for_and_a_command(name):
+def test_its_comment_ends_with_a_command(name):
     comment = [line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert f"# Try: python train.py data={name}" in comment[-1]
 

@@ -1,4 +1,4 @@
-"""A corpus is prepared once, whole or not at all, and says exactly what is in it."""
+"""A corpus is prepared once, completely or not at all, and its documents come back exactly."""
 
 import errno
 import logging
@@ -53,12 +53,14 @@ def test_everything_comes_back(books, cache, tokenizer):
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(books, cache, tmp_path):
-    from tokenizers import AddedToken
+    from tokenizers import AddedToken, Tokenizer
 
     small = BPE(vocabulary=300)
     small.fit(["some text"])
-    small._tokenizer.add_tokens([AddedToken(f"never{number}", normalized=False) for number in range(70_000)])
-    small.save(tmp_path / "large.json")
+    small.save(tmp_path / "small.json")
+    large = Tokenizer.from_file(str(tmp_path / "small.json"))
+    large.add_tokens([AddedToken(f"never{number}", normalized=False) for number in range(70_000)])
+    large.save(str(tmp_path / "large.json"))
     corpus = prepare_books(books, cache, Saved(str(tmp_path / "large.json")))
     assert corpus.splits["train"].flat.dtype == np.uint32
     assert corpus.tokenizer.decode(corpus.splits["train"].tokens(0)[1:]) == corpus.splits["train"].text(0)
@@ -66,7 +68,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(books, cache, tmp_path):
 
 def test_many_processes_write_the_same(books, cache, tmp_path, monkeypatch):
     one = prepare_books(books, cache)
-    monkeypatch.setattr("data.preparation.PARALLEL_BYTES", 1)
+    monkeypatch.setattr("data.corpus_writer.PARALLEL_BYTES", 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     many = prepare_books(books, tmp_path / "other")
     for split in ("train", "validation"):
@@ -114,14 +116,14 @@ def test_other_settings_are_another_corpus(books, cache):
 
 def test_killed_half_way_leaves_no_corpus(books, cache, caplog):
     program = (
-        "import os, signal, sys; from pathlib import Path; import data.preparation as p\n"
+        "import os, signal, sys; from pathlib import Path; from data import corpus_writer, prepare\n"
         "from data import Files; from data.tokenizers import Bytes\n"
-        "write = p._write_split\n"
-        "def half(folder, split, *rest):\n"
-        "    if split == 'validation': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return write(folder, split, *rest)\n"
-        "p._write_split = half\n"
-        "p.prepare(Files('text'), sys.argv[1], Bytes(), 0, Path(sys.argv[2]))"
+        "write_split = corpus_writer.write_split\n"
+        "def half(folder, *rest):\n"
+        "    if folder.name == 'validation': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return write_split(folder, *rest)\n"
+        "corpus_writer.write_split = half\n"
+        "prepare(Files('text'), sys.argv[1], Bytes(), 0, Path(sys.argv[2]))"
     )
     run = subprocess.run([sys.executable, "-c", program, books, cache], cwd=ROOT, capture_output=True)
     assert run.returncode == -signal.SIGKILL
@@ -254,7 +256,7 @@ def test_a_disk_that_refuses_the_corpus_is_named(books, cache, monkeypatch, numb
     def refuse(self, *_, **__):
         raise RuntimeError("of a library") from OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("data.preparation._write", refuse)
+    monkeypatch.setattr("data.corpus_writer.write", refuse)
     with pytest.raises(CorpusError, match=rf"data\.cache={cache}: must be .*: {os.strerror(number)}") as error:
         prepare_books(books, cache)
     assert ("bytes free" in str(error.value)) == (number == errno.ENOSPC)
@@ -269,6 +271,6 @@ def test_a_plain_file_in_the_caches_place_is_one_line(books, tmp_path, place):
 
 def test_a_document_that_cannot_be_read_is_no_fault_of_the_cache(books, cache, monkeypatch):
     error = PermissionError(errno.EACCES, "Permission denied", str(books / "train"))
-    monkeypatch.setattr("data.preparation._write", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("data.corpus_writer.write", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(PermissionError):
         prepare_books(books, cache)

@@ -162,7 +162,7 @@ def test_the_runs_tokenizer_is_written_whole_or_not_at_all(tmp_path, monkeypatch
         file.write_text("{")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("data.tokenizers._ByteLevel.save", half)
+    monkeypatch.setattr("data.tokenizers.byte_level.ByteLevel.save", half)
     line = fails_in_a_line(f"outputs={tmp_path}")
     (folder,) = (tmp_path / "run").iterdir()
     assert str(folder / "tokenizer.json") in line and "bytes free" in line

@@ -10,7 +10,7 @@ import torch
 from data import CorpusError
 from data.packing import NO_TARGET
 from data.recall import text
-from data.recall.text import Material
+from data.recall.haystack import Material
 from data.tokenizers import BPE, Bytes
 from model.evaluation.recall import answer_spans
 

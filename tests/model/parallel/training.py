@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.stream import Stream
+from data.sampler import ResumableSampler
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
 from model.training import muon
@@ -89,8 +89,8 @@ class Data(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        stream = Stream(Sequences(), 0, 1000, lambda: self.cursor, rank, ranks)
-        return DataLoader(Sequences(), self.batch_size, sampler=stream)
+        sampler = ResumableSampler(Sequences(), 0, 1000, lambda: self.cursor, rank, ranks)
+        return DataLoader(Sequences(), self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size

@@ -1,8 +1,10 @@
-"""Documents in memory under a tokenizer that exists already: what one evaluates a trained model on."""
+"""Documents in memory, tokenized by an existing tokenizer, for the evaluation of a trained model."""
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from .corpus import Split
 
 
-class Texts:
-    """Like a Split of a prepared corpus, but in memory: every document of `rows` (columns name and text), tokenized."""
+class InMemoryDocuments:
+    """The documents of `rows` (columns `name` and `text`), with the attributes of a corpus's Split."""
 
     def __init__(self, rows: "Sequence[dict[str, str]] | Dataset", tokenizer: Tokenizer):
         self.names = [row["name"] for row in rows]
@@ -28,27 +30,28 @@ class Texts:
         self.words = [len(text.split()) for text in self._texts]
 
     @classmethod
-    def load(cls, source: Source, path: str | None, tokenizer: Tokenizer) -> "Texts":
-        """All documents that `source` reads from `path`, whatever their split. CorpusError: there are none."""
-        import tempfile
-        from pathlib import Path
+    def load(cls, source: Source, path: str | None, tokenizer: Tokenizer) -> "InMemoryDocuments":
+        """Reads all documents of `path` that have text, from every split.
 
+        Raises:
+            CorpusError: the path cannot be read, or has no document with text.
+        """
         from datasets import concatenate_datasets
 
         source.check(path)
         with tempfile.TemporaryDirectory() as scratch:
             splits = source.load(path, Path(scratch))
             distinct = {id(rows): rows for rows in splits.values()}  # validation may serve as test
-            texts = cls([row for row in concatenate_datasets(list(distinct.values())) if row["text"]], tokenizer)
-        if not len(texts):
+            documents = cls([row for row in concatenate_datasets(list(distinct.values())) if row["text"]], tokenizer)
+        if not len(documents):
             raise CorpusError(f"data.path={path}: must hold documents with text, and none was found")
-        return texts
+        return documents
 
     def __len__(self) -> int:
         return len(self.names)
 
     def tokens(self, document: int) -> np.ndarray:
-        """Integers [tokens of the document], bos first."""
+        """Returns the document's tokens, integers `[tokens]` that begin with bos."""
         return self._tokens[document]
 
     def text(self, document: int) -> str:
@@ -56,6 +59,7 @@ class Texts:
 
     @cached_property
     def flat(self) -> np.ndarray:
+        """The tokens of all documents in their order."""
         return np.concatenate(self._tokens)
 
     @property
@@ -67,8 +71,8 @@ class Texts:
         return sum(self.bytes)
 
 
-def digest(documents: "Split | Texts") -> str:
-    """sha256 over the texts of all documents in their order. Names and the tokenizer do not change it."""
+def digest(documents: "Split | InMemoryDocuments") -> str:
+    """Returns the sha256 of the texts of all documents in their order. Names and the tokenizer do not change it."""
     found = hashlib.sha256()
     for document in range(len(documents)):
         text = documents.text(document).encode()

@@ -1,0 +1,161 @@
+"""Writes a tokenized corpus to a folder.
+
+source.load (datasets, Arrow) -> tokenizer.fit on train -> map(encode) -> one flat file of tokens for each split
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .corpus import SplitMetadata
+from .errors import CorpusError
+from .sources import SPLITS, Source
+from .tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+PARALLEL_BYTES = 4_000_000  # text from which several processes encode faster than one
+SHORTEST = 2  # tokens: bos and one more, since an empty document has no target
+
+
+def write(
+    folder: Path,
+    fingerprint: str,
+    made_from: dict,
+    source: Source,
+    path: str | None,
+    tokenizer: Tokenizer,
+    minimum_tokens: int,
+) -> None:
+    """Writes the files of a corpus (see corpus.py) to `folder`, which exists and is empty, and flushes them to disk.
+
+    Raises:
+        CorpusError: a split has no document, or none with enough tokens.
+    """
+    started = time.perf_counter()
+    arrow_cache = folder / "arrow"  # intermediate files of `datasets`
+    log.info(f"preparing corpus {fingerprint[:12]}")
+    documents = {split: rows for split, rows in source.load(path, arrow_cache).items() if len(rows)}
+    _check_splits(documents, path)
+    tokenizer.fit(row["text"] for row in documents["train"])
+    log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
+    tokenizer.save(folder / "tokenizer.json")
+
+    dtype = "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"
+    splits = {}
+    for split, rows in documents.items():
+        encoded = encode(rows, tokenizer, dtype, arrow_cache / f"{split}.arrow")
+        splits[split] = asdict(write_split(folder / split, rows, encoded, minimum_tokens, path))
+    shutil.rmtree(arrow_cache, ignore_errors=True)
+
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    metadata = {
+        "fingerprint": fingerprint,
+        "made_from": made_from,
+        "dtype": dtype,
+        "splits": splits,
+        "sizes": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))
+    for written in (*folder.rglob("*"), folder):
+        flush(written)
+    log.info(f"corpus {fingerprint[:12]} prepared in {time.perf_counter() - started:.1f} s")
+
+
+def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "Dataset":
+    """Adds the columns `bytes` (int64) and `tokens` (lists of `dtype`, bos first) to rows of `text`."""
+    from datasets import Features, List, Value
+
+    cache_file.parent.mkdir(exist_ok=True)
+    processes = min(len(os.sched_getaffinity(0)), len(rows)) if rows.data.nbytes > PARALLEL_BYTES else 1
+    # Each process encodes a contiguous range of rows. Sources put long documents first, so rows are dealt out in turn.
+    dealt = [row for process in range(processes) for row in range(process, len(rows), processes)]
+    encoded = rows.select(dealt).map(
+        _encode_batch,
+        batched=True,
+        batch_size=16,
+        fn_kwargs={"tokenizer": tokenizer, "several_processes": processes > 1},
+        features=Features(rows.features | {"bytes": Value("int64"), "tokens": List(Value(dtype))}),
+        num_proc=processes if processes > 1 else None,
+        cache_file_name=str(cache_file),
+        desc=f"tokenize {cache_file.stem}",
+    )
+    return encoded.select(np.argsort(dealt))
+
+
+def write_split(
+    folder: Path, rows: "Dataset", encoded: "Dataset", minimum_tokens: int, path: str | None
+) -> SplitMetadata:
+    """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order."""
+    split = folder.name
+    folder.mkdir()
+    shortest = max(minimum_tokens, SHORTEST)
+    kept, lengths, longest, digest = [], [], 0, hashlib.sha256()
+    with open(folder / "tokens.bin", "wb") as file:
+        for index, row in enumerate(encoded.with_format("numpy", columns=["tokens"])):
+            tokens = row["tokens"].astype(encoded.features["tokens"].feature.dtype, copy=False)
+            longest = max(longest, len(tokens))
+            if len(tokens) >= shortest:
+                file.write(tokens.tobytes())
+                digest.update(tokens.tobytes())
+                kept.append(index)
+                lengths.append(len(tokens))
+    dropped = len(rows) - len(kept)
+    if dropped:
+        log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")
+    if not kept and longest < SHORTEST:
+        raise CorpusError(f"data.path={path}: must hold documents with text, and those of the {split} split are empty")
+    if not kept:
+        known = f"{longest}, the length of the longest document of the {split} split"
+        raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
+    sizes = np.array(encoded["bytes"], dtype=np.int64)[kept]
+    _save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    _save(folder / "bytes.npy", sizes)
+    rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
+    return SplitMetadata(len(kept), sum(lengths), int(sizes.sum()), dropped, digest.hexdigest())
+
+
+def flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_splits(documents: "dict[str, Dataset]", path: str | None) -> None:
+    if not documents:
+        raise CorpusError(f"data.path={path}: must hold documents, and none was found")
+    for split in SPLITS:
+        if split not in documents:
+            counts = ", ".join(f"{len(rows)} in {name}" for name, rows in documents.items())
+            raise CorpusError(
+                f"data.path={path}: must hold documents of every split, and the {split} split has none ({counts}); add"
+                " documents, or put them into folders train/, validation/ and test/"
+            )
+
+
+def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) -> dict:
+    if several_processes:  # more threads than cores would slow all of them
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in batch["text"]]
+    return {"bytes": [len(text.encode()) for text in batch["text"]], "tokens": tokens}
+
+
+def _save(file: Path, numbers: np.ndarray) -> None:
+    content = io.BytesIO()  # an error of NumPy's own writing to a full disk has no error number
+    np.save(content, numbers)
+    file.write_bytes(content.getvalue())

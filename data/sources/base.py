@@ -1,0 +1,31 @@
+"""The interface of all sources of documents."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Source(ABC):
+    """Reads the documents of a `path`. A document stays whole, and belongs to one split."""
+
+    @abstractmethod
+    def check(self, path: str | None) -> None:
+        """Raises CorpusError for a path that cannot be read. Takes milliseconds: it runs before a training starts."""
+
+    @abstractmethod
+    def identity(self, path: str | None) -> dict:
+        """Returns plain values that change if the documents change; the fingerprint of the corpus includes them."""
+
+    @abstractmethod
+    def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]":
+        """Returns the documents of each split of SPLITS that has any: rows with the columns `name` and `text`.
+
+        arrow_cache: a folder for the files of `datasets`; it is deleted after the corpus is written.
+        """

@@ -1,0 +1,70 @@
+"""Datasets of the Hugging Face hub as a source."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CorpusError
+from .base import Name, Source
+from .splits import SPLIT_NAMES, split_by_name, with_test_split
+from .text import name_and_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+
+class Hub(Source):
+    """Any Hugging Face dataset. `path` is its name on the hub, or a folder that `datasets.load_dataset` can read.
+
+    config, revision: arguments of `load_dataset`. A pinned revision keeps the data from changing.
+    split: one split of the dataset, whose documents are divided by a hash of their number; None takes the dataset's own
+        splits.
+    text_column: the column with the documents' text.
+    """
+
+    def __init__(self, config: Name | None, split: Name | None, revision: Name | None, text_column: Name):
+        self.config = config
+        self.split = split
+        self.revision = revision
+        self.text_column = text_column
+
+    def check(self, path: str | None) -> None:
+        if not path:
+            raise CorpusError("data.path=null: must be a dataset's name, for example emozilla/pg19")
+        if path == "pandas":  # a builder of `datasets` that unpickles the files in the working directory
+            raise CorpusError("data.path=pandas: must be a dataset's name, or a folder (./pandas)")
+
+    def identity(self, path: str | None) -> dict:
+        identity = {"source": "hub", "path": path, **vars(self)}
+        if Path(path).is_dir():  # the files of a local folder may change while its name stays
+            files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
+            identity["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return identity
+
+    def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]":
+        from datasets import Dataset, load_dataset
+        from datasets.exceptions import DatasetNotFoundError
+
+        try:
+            # Downloads stay in the hub's own cache; a local folder is read into ours, which is deleted.
+            cache = str(arrow_cache) if Path(path).is_dir() else None
+            loaded = load_dataset(path, self.config, split=self.split, revision=self.revision, cache_dir=cache)
+        except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+            asked = {"config": self.config, "split": self.split, "revision": self.revision}
+            given = "".join(f", data.source.{key}={value}" for key, value in asked.items() if value is not None)
+            reason = str(error).splitlines()[0]
+            raise CorpusError(f"data.path={path}{given}: must be a dataset that exists: {reason}") from error
+        if isinstance(loaded, Dataset):
+            return split_by_name(name_and_text(loaded, self.text_column, path))
+        splits = {}
+        for name, rows in loaded.items():
+            split = SPLIT_NAMES.get(name)
+            if split is None:
+                log.warning(f"{path}: split {name!r} is not read (read are {', '.join(SPLIT_NAMES)})")
+            else:
+                splits[split] = name_and_text(rows, self.text_column, f"{path}/{name}")
+        if set(splits) == {"train"}:
+            return split_by_name(splits["train"])
+        return with_test_split(splits, path)

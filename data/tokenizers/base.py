@@ -1,0 +1,43 @@
+"""The interface of all tokenizers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+class Tokenizer(ABC):
+    """Converts text to integers and back.
+
+    vocabulary: the number of tokens, `bos` included.
+    bos: the token that begins a document.
+    """
+
+    vocabulary: int
+    bos: int
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> np.ndarray:
+        """int64 `[vocabulary]`: bytes of text that each token stands for, 0 for bos."""
+
+    @abstractmethod
+    def identity(self) -> dict:
+        """Returns plain values that determine the tokens of any text, given the training documents."""
+
+    @abstractmethod
+    def fit(self, texts: Iterable[str]) -> None:
+        """Learns from the training documents, if there is anything to learn. `encode` works only after it."""
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Returns integers `[tokens]`, without bos."""
+
+    @abstractmethod
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Returns the text of tokens; bos adds nothing to it."""
+
+    @abstractmethod
+    def save(self, file: Path) -> None:
+        """Writes a tokenizer.json that `load` reads."""

@@ -1,0 +1,98 @@
+"""Encoding and decoding with a byte-level tokenizer of the `tokenizers` library."""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import CorpusError
+from .base import Tokenizer
+from .chunks import chunks
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BOS = "<|bos|>"
+KNOWN_BOS = (BOS, "<|endoftext|>", "<|begin_of_text|>", "<s>")
+"""Tokens that begin a document, here and in the tokenizers of others."""
+
+
+class ByteLevel(Tokenizer):
+    """Base class: subclasses train or load a `tokenizers.Tokenizer` and pass it to `_use`."""
+
+    _tokenizer: "tokenizers.Tokenizer"
+    bos: int
+
+    def _use(self, tokenizer: "tokenizers.Tokenizer", origin: str) -> None:
+        """Encodes and decodes with `tokenizer` from now on.
+
+        Raises:
+            CorpusError: it is not lossless, or has no token that begins a document. The message starts with `origin`.
+        """
+        model = json.loads(tokenizer.to_str())
+        cutting = json.dumps(model["pre_tokenizer"])
+        lossless = '"ByteLevel"' in cutting and '"add_prefix_space": true' not in cutting
+        if not lossless or model["normalizer"] is not None:
+            raise CorpusError(f"{origin}: must be lossless: byte-level, without a normalizer or a prefix space")
+        bos = [tokenizer.token_to_id(name) for name in KNOWN_BOS if tokenizer.token_to_id(name) is not None]
+        if not bos:
+            raise CorpusError(f"{origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
+        tokenizer.encode_special_tokens = True  # text that spells <|bos|> is text
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.bos = bos[0]
+
+    @property
+    def vocabulary(self) -> int:
+        return max(self._tokenizer.get_vocab().values()) + 1  # ids may have gaps
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """The bytes of each token."""
+        # Byte-level tokenizers write each byte as one printable character. This inverts GPT-2's table.
+        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        others = [byte for byte in range(256) if byte not in printable]
+        byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+        table = [b""] * self.vocabulary
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            if all(character in byte_of for character in token):
+                table[number] = bytes(byte_of[character] for character in token)
+        for number, added in self._tokenizer.get_added_tokens_decoder().items():
+            table[number] = b"" if added.special else added.content.encode()
+        return table
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(token) for token in self._bytes], dtype=np.int64)
+
+    def encode(self, text: str) -> np.ndarray:
+        tokens, remaining = [], chunks(text)
+        while batch := list(islice(remaining, 16)):  # the library encodes the chunks of a batch in parallel
+            encoded = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            tokens.extend(np.array(chunk.ids, dtype=np.uint32) for chunk in encoded)
+        return np.concatenate(tokens)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return b"".join(self._bytes[int(token)] for token in tokens).decode(errors="replace")
+
+    def save(self, file: Path) -> None:
+        file.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save() raises no OSError
+
+    def __getstate__(self) -> dict:
+        """Adds the tokenizer as JSON, because the pickle of `tokenizers` omits `encode_special_tokens`."""
+        return {key: value for key, value in vars(self).items() if key not in ("_tokenizer", "_bytes")} | {
+            "json": self._tokenizer.to_str()
+        }
+
+    def __setstate__(self, state: dict) -> None:
+        from tokenizers import Tokenizer
+
+        text = state.pop("json")
+        vars(self).update(state)
+        self._use(Tokenizer.from_str(text), "tokenizer")

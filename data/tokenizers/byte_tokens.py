@@ -1,0 +1,35 @@
+"""The tokenizer without a learned vocabulary."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .base import Tokenizer
+
+
+class Bytes(Tokenizer):
+    """A token for each of the 256 bytes, and bos."""
+
+    vocabulary = 257
+    bos = 256
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        return np.array([1] * 256 + [0], dtype=np.int64)
+
+    def identity(self) -> dict:
+        return {"tokenizer": "bytes"}
+
+    def fit(self, texts: Iterable[str]) -> None:
+        pass
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return bytes(token for token in map(int, tokens) if token != self.bos).decode(errors="replace")
+
+    def save(self, file: Path) -> None:
+        file.write_text(json.dumps(self.identity()))

@@ -1,0 +1,125 @@
+"""Files are whole documents, in the split of their folder, and none is left out silently."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from data import CorpusError, Files
+from tests.data.sources.rows import by_name
+
+BOOKS = Path(__file__).parents[4] / "shared" / "data" / "books.tar.xz"
+
+
+def test_files_of_every_kind(tmp_path):
+    import datasets
+
+    folder = tmp_path / "mixed"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_bytes(b"line\r\nline \xc3\xa9\n")
+    (folder / "deep" / "b.md").write_text("# b")
+    (folder / "c.py").write_text("c = 1")
+    (folder / "ignored.csv").write_text("1,2")
+    (folder / "d.jsonl").write_text("".join(json.dumps({"text": f"row {n}", "id": n}) + "\n" for n in range(3)))
+    datasets.Dataset.from_dict({"text": ["p0", "p1"]}).to_parquet(str(folder / "e.parquet"))
+    documents = by_name(Files("text").load(str(folder), tmp_path / "arrow"))
+    assert documents == {
+        "a.txt": "line\r\nline é\n",
+        "deep/b.md": "# b",
+        "c.py": "c = 1",
+        "d.jsonl:0": "row 0",
+        "d.jsonl:1": "row 1",
+        "d.jsonl:2": "row 2",
+        "e.parquet:0": "p0",
+        "e.parquet:1": "p1",
+    }
+
+
+def test_files_by_glob_and_one_file(tmp_path):
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text(name)
+    assert set(by_name(Files("text").load(str(tmp_path / "*.txt"), tmp_path / "arrow"))) == {"a.txt", "b.txt"}
+    assert set(by_name(Files("text").load(str(tmp_path / "c.md"), tmp_path / "arrow2"))) == {"c.md"}
+
+
+def test_folders_are_splits_and_validation_serves_as_test(books, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (books / "stray.txt").write_text("left out")
+    splits = Files("text").load(str(books), tmp_path / "arrow")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 12, "validation": 3, "test": 3}
+    assert "validation serves as test" in caplog.text
+    assert "1 files outside" in caplog.text
+    (books / "test").mkdir()
+    (books / "test" / "t.txt").write_text("tested")
+    assert Files("text").load(str(books), tmp_path / "arrow2")["test"]["name"][:] == ["test/t.txt"]
+
+
+def test_files_identity_follows_changes(books):
+    source = Files("text")
+    before = source.identity(str(books))
+    assert source.identity(str(books)) == before != Files("body").identity(str(books))
+    file = books / "train" / "00.txt"
+    file.write_text(file.read_text()[::-1])
+    os.utime(file, ns=(1, 1))
+    assert source.identity(str(books)) != before
+
+
+def test_files_that_are_not_utf8_are_named(books, tmp_path, caplog):
+    (books / "train" / "bad.txt").write_bytes(b"\xff\xfe")
+    splits = Files("text").load(str(books), tmp_path / "arrow")
+    assert len(splits["train"]) == 12
+    assert "1 files are not UTF-8" in caplog.text and "bad.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, r"^data\.path=null: must be "),
+        ("missing", r"^data\.path=\S+/missing: must be "),
+        ("*.txt", r"^data\.path=\S+/\*\.txt: must .* \.txt \.md \.py \.jsonl \.parquet$"),
+        ("empty", r"^data\.path=\S+/empty: must .*\.txt"),
+    ],
+)
+def test_files_that_are_not_there(tmp_path, path, message):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match=message):
+        Files("text").check(path and str(tmp_path / path))
+
+
+def test_train_without_validation(books, tmp_path):
+    import shutil
+
+    shutil.rmtree(books / "valid")
+    with pytest.raises(CorpusError, match=rf"^data\.path={books}: must .*validation"):
+        Files("text").check(str(books))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_missing_column_lists_the_columns(tmp_path, kind):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"body": ["x"], "id": [1]})
+    (rows.to_json if kind == "jsonl" else rows.to_parquet)(str(tmp_path / f"a.{kind}"))
+    with pytest.raises(CorpusError, match=r"^data\.source\.text_column=text: must .* body, id$"):
+        Files("text").load(str(tmp_path / f"a.{kind}"), tmp_path / "arrow")
+    assert by_name(Files("body").load(str(tmp_path / f"a.{kind}"), tmp_path / "arrow"))[f"a.{kind}:0"] == "x"
+
+
+@pytest.mark.skipif(not BOOKS.exists(), reason=f"{BOOKS} is not here")
+def test_real_books_keep_their_splits(tmp_path):
+    import tarfile
+
+    with tarfile.open(BOOKS) as archive:
+        taken = 0
+        for member in archive:  # the first few files of the archive are enough
+            if member.isfile():
+                archive.extract(member, tmp_path, filter="data")
+                taken += 1
+                if {"train", "valid"} <= {path.name for path in (tmp_path / "books").iterdir()} and taken > 4:
+                    break
+    files = Files("text").find(str(tmp_path / "books"))
+    assert {"train", "validation", "test"} == set(files)
+    splits = Files("text").load(str(tmp_path / "books"), tmp_path / "arrow")
+    assert min(len(text) for text in splits["train"]["text"][:2]) > 10_000
