@@ -1,5 +1,5 @@
-"""The settings of every command: YAML groups that Hydra composes, the types and checks of the result, and the objects
-that it describes."""
+"""The settings of every command: YAML groups that Hydra composes, the checks of a composed config, and the functions
+that build objects from it."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 
 def on_gpu(gpu: Any, cpu: Any) -> Any:
-    """The first value on a machine with a CUDA device, otherwise the second: `${on_gpu:cuda,cpu}` in a config."""
+    """Returns the first value on a machine with a CUDA device, else the second: `${on_gpu:cuda,cpu}` in a config."""
     import torch
 
     return gpu if torch.cuda.is_available() else cpu

@@ -14,7 +14,7 @@ ADDED: dict[str, Any] = {"model.z_loss": 0.0}
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config under the current names. A key that has both its old and its new name keeps the new one."""
+    """Returns a saved config under the current names. Where it has both the old and the new key, the new one counts."""
     upgraded = dict(config)
     for key, name in ALIASES.items():
         upgraded = _replace(upgraded, key.split("."), name)

@@ -1,4 +1,4 @@
-"""From a composed config to the objects that it describes. What cannot be built is a ConfigError with its key."""
+"""Builds the objects that a composed config describes. A setting that cannot be built is a ConfigError with its key."""
 
 import functools
 import inspect
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 OF_THE_SUITE = {"passkey": ("depth",), "copy": ("distance",)}
-"""Arguments that the recall suite adds to the settings of a task."""
+"""Arguments of a task that the recall suite gives."""
 
 
 def build_pattern(key: str, settings: Mapping[str, Any]) -> tuple[Pattern, object | None]:
@@ -37,7 +37,7 @@ def build_pattern(key: str, settings: Mapping[str, Any]) -> tuple[Pattern, objec
 
 
 def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
-    """The plan of a composed `attention` group. A pattern set to null is left out."""
+    """Returns the plan of a composed `attention` group. A pattern set to null is left out."""
     entries = {name: entry for name, entry in attention["patterns"].items() if entry is not None}
     built = {name: build_pattern(f"attention.patterns.{name}", entry) for name, entry in entries.items()}
     try:
@@ -53,7 +53,7 @@ def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
 
 
 def build_model_config(model: Mapping[str, Any], tokenizer_vocabulary: int) -> ModelConfig:
-    """The sizes of a composed `model` group; a vocabulary of null becomes the tokenizer's, rounded up to 64."""
+    """Returns the sizes of a composed `model` group. A vocabulary of null becomes the tokenizer's, rounded up to 64."""
     settings = {key: value for key, value in model.items() if key != "name"}
     if settings["vocabulary"] is None:
         settings["vocabulary"] = -(-tokenizer_vocabulary // 64) * 64
@@ -75,7 +75,7 @@ def build_model(config: Mapping[str, Any], tokenizer_vocabulary: int, plan: Atte
 
 
 def build_protocol(protocol: Mapping[str, Any], sequence_length: int) -> "Protocol":
-    """The scoring protocol; a window of null is as long as the training sequences."""
+    """Returns the scoring protocol. A window of null is as long as the training sequences."""
     from model.evaluation import Protocol
 
     settings = dict(protocol)
@@ -88,7 +88,11 @@ def build_protocol(protocol: Mapping[str, Any], sequence_length: int) -> "Protoc
 
 
 def build_data(data: Mapping[str, Any]) -> "DataModule":
-    """The data module of a composed `data` group, not set up yet. Raises data.CorpusError for what it cannot be."""
+    """Returns the data module of a composed `data` group, not set up yet.
+
+    Raises:
+        ConfigError, data.CorpusError: a setting is refused.
+    """
     from data import CorpusError, DataModule
     from data.tokenizers import Tokenizer
 
@@ -102,14 +106,14 @@ def build_data(data: Mapping[str, Any]) -> "DataModule":
 
 
 def build_source(data: Mapping[str, Any]) -> "Source":
-    """The source of a composed `data` group: what reads its `path`."""
+    """Returns the source of a composed `data` group, which reads its `path`."""
     from data.sources import Source
 
     return construct("data.source", data.get("source"), Source)
 
 
 def build_task(key: str, settings: Mapping[str, Any]) -> Callable:
-    """The function of one entry of recall.tasks (like data.recall.text.needles), with its settings as arguments."""
+    """Returns the function of one entry of recall.tasks (data.recall.text.needles, ...) with its settings bound."""
     from data.recall.text import TASKS
 
     arguments = {name: value for name, value in settings.items() if name != TARGET}
@@ -122,7 +126,7 @@ def build_task(key: str, settings: Mapping[str, Any]) -> Callable:
 
 
 def build_loggers(logger: Mapping[str, Any], config: Mapping[str, Any], folder: "RunFolder") -> "list[Logger]":
-    """What a `logger` group adds to metrics.csv. wandb is imported only here, and only where it was chosen."""
+    """Returns the loggers of a `logger` group besides metrics.csv. wandb is imported only if it is chosen."""
     if logger["name"] == "csv":
         return []
     from lightning.pytorch.loggers import WandbLogger

@@ -1,8 +1,8 @@
 """Checks the config of every command before any work starts.
 
-The type and the range of each key come first (schema.py), then the conditions that join several keys or ask this
-machine, one function a group. The first setting that fails is a ConfigError: one line with key, value, and what is
-accepted.
+The type and the range of each key come first (schema.py), then the conditions on several keys or on this machine, one
+function per group. The first setting that fails is a ConfigError: one line with the key, the value, and the accepted
+values.
 """
 
 import os
@@ -85,14 +85,14 @@ def check_show_pattern(config: Mapping[str, Any]) -> None:
 
 
 def check_model(model: schema.Model) -> None:
-    """A factor of RoPE without a scaling that applies it; ModelConfig checks how the sizes fit together."""
+    """Checks that the sizes fit each other (ModelConfig), and that a factor of RoPE has a scaling that applies it."""
     build_model_config(model.model_dump(), tokenizer_vocabulary=1)
     if model.rope_scaling == "none" and model.rope_factor != 1:
         raise refused("model.rope_factor", model.rope_factor, "1 with model.rope_scaling=none, which applies no factor")
 
 
 def check_attention(config: Mapping[str, Any], plan: AttentionPlan) -> None:
-    """Whether every layer of the model can attend with the pattern that the schedule gives it."""
+    """Checks that each layer of the model can attend with its pattern of the schedule."""
     model = config["model"]
     for layer in range(model["layers"]):
         try:
@@ -102,8 +102,7 @@ def check_attention(config: Mapping[str, Any], plan: AttentionPlan) -> None:
 
 
 def check_data(config: Mapping[str, Any]) -> DataModule:
-    """The length of the sequences, and everything that the source can check without reading documents. Returns the data
-    module."""
+    """Checks the length of the sequences, and the source without reading documents. Returns the data module."""
     length, limit = config["data"]["sequence_length"], config["model"]["max_length"]
     if length > limit:
         raise refused("data.sequence_length", length, f"at most model.max_length={limit}")
@@ -111,7 +110,7 @@ def check_data(config: Mapping[str, Any]) -> DataModule:
 
 
 def check_trainer(trainer: schema.Trainer) -> None:
-    """The end of the run, and whether this machine and Lightning can give the devices that are asked for."""
+    """Checks that the run has an end, and that this machine and Lightning have its devices."""
     if trainer.max_steps is None and trainer.max_seconds is None:
         raise refused("trainer.max_steps", None, "an integer >= 1, or null with trainer.max_seconds=...")
     check_device(trainer.accelerator, trainer.precision, "trainer.")
@@ -119,7 +118,7 @@ def check_trainer(trainer: schema.Trainer) -> None:
 
 
 def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
-    """Whether this machine has the device, and the device the precision.
+    """Checks that this machine has the device, and that the device has the precision.
 
     prefix: the group of the two keys, with its dot.
     """
@@ -139,7 +138,7 @@ def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
 
 
 def check_devices(trainer: schema.Trainer) -> None:
-    """How many devices there are, and whether Lightning has the strategy for them."""
+    """Checks the number of devices, and that Lightning has the strategy for them."""
     import torch
     from lightning.pytorch import Trainer
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -172,7 +171,7 @@ def check_devices(trainer: schema.Trainer) -> None:
 
 
 def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
-    """Whether the attention backend that is named outright can run on the device that is asked for."""
+    """Checks that an attention backend that is chosen by name can run on the chosen device."""
     import torch
 
     on_gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
@@ -201,7 +200,7 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
 
 
 def check_optimizer(optimizer: schema.AdamW) -> None:
-    """Whether warm-up and decay leave each other room."""
+    """Checks that warm-up and decay do not overlap."""
     schedule = optimizer.schedule
     if isinstance(schedule, schema.WarmupStableDecay) and schedule.warmup_fraction + schedule.decay_fraction > 1:
         accepted = f"at most 1 - optimizer.schedule.warmup_fraction={schedule.warmup_fraction}: the two overlap"
@@ -209,7 +208,7 @@ def check_optimizer(optimizer: schema.AdamW) -> None:
 
 
 def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_length: int) -> None:
-    """Whether the windows fit each other and the model, and whether there is an evaluator."""
+    """Checks that the windows fit each other and the model, and that the evaluator of key tokens exists."""
     protocol = build_protocol(evaluation["protocol"], sequence_length)
     by_context = evaluation["by_context"]
     if protocol.name != "whole" and protocol.window > max_length:
@@ -223,7 +222,7 @@ def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_le
 
 
 def check_recall(recall: Mapping[str, Any]) -> None:
-    """The tasks: functions, and their arguments."""
+    """Checks the tasks: that each is a function, and its arguments."""
     if not any(recall["tasks"].values()):
         raise refused("recall.tasks", recall["tasks"], "a mapping with at least one task that is not null")
     for name, entry in recall["tasks"].items():
@@ -232,7 +231,7 @@ def check_recall(recall: Mapping[str, Any]) -> None:
 
 
 def check_runs(config: Mapping[str, Any]) -> None:
-    """The runs that `resume` and `init_from` name, and the name of the new one."""
+    """Checks the runs that `resume` and `init_from` name, and the name of the new run."""
     from model.training.run_folder import RunFolder, folder_of, new_run_path
 
     if config["resume"] and config["init_from"]:

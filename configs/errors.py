@@ -1,4 +1,4 @@
-"""The error of a setting that a user can mend, and how settings are written in its message."""
+"""The error of a wrong setting, and the notation of settings in its message."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A setting that is refused. The message is one line: the key, the value, and which values are accepted."""
+    """A setting is refused. The message is one line: the key, the value, and the accepted values."""
 
 
 def refused(key: str, value: Any, accepted: str) -> ConfigError:
@@ -15,7 +15,7 @@ def refused(key: str, value: Any, accepted: str) -> ConfigError:
 
 
 def as_override(value: Any) -> str:
-    """Writes a value of a YAML file as Hydra's command line takes it."""
+    """Returns a value of a YAML file in the notation of Hydra's command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -26,15 +26,15 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-"""Of a moving average: 1 would never take anything in."""
+"""Decay of a moving average; with 1 it would never change."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""As NumPy's generators take it, too."""
+"""The range of NumPy's seeds."""
 Accelerator = Literal["auto", "cpu", "cuda", "gpu"]
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
 
 
 Trust = Text | tuple[Text, ...] | None
-"""Left out once configs/trust.py has read it."""
+"""configs/trust.py reads the key and removes it."""
 
 
 class Settings(BaseModel):
@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
 
 class Target(Settings):
-    """A class by its path, and its arguments, which its own signature checks (validation.check_arguments)."""
+    """A class by its import path, and its arguments, which validation.check_arguments compares with its signature."""
 
     model_config = ConfigDict(extra="allow")
     target: Text = Field(alias="_target_")
@@ -229,7 +229,7 @@ class Preflight(Train):
 
 
 class Device(Settings):
-    """Where a trained model runs."""
+    """The device and precision of a trained model."""
 
     accelerator: Accelerator
     precision: Precision

@@ -1,4 +1,4 @@
-"""Which tokenizer a run gets: a run that exists keeps its own, and a run that starts from its weights takes it over."""
+"""The tokenizer of a run: a resumed run keeps its own, and a run that starts from its weights uses the same one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,28 +9,27 @@ import yaml
 from configs.build import ConfigError
 
 FILE = "tokenizer.json"
-"""Of a run's folder."""
+"""The file of a run's tokenizer in its folder."""
 
 BY_NAME = ("data/tokenizer", "data.tokenizer", "data.tokenizer._target_")
-"""Overrides that choose a tokenizer; others below `data.tokenizer` set one that is chosen."""
+"""Overrides that choose a tokenizer. Other overrides below `data.tokenizer` change its settings."""
 
 
 def as_resumed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The config of the run in `folder` that goes on: with its own tokenizer, and without `init_from`, which it has
-    behind it."""
+    """Returns the config of a resumed run in `folder`: with its own tokenizer, and without `init_from`."""
     return {**config, "init_from": None, "data": with_own_tokenizer(config["data"], folder)}
 
 
 def with_own_tokenizer(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The `data` group of the run in `folder`, with the tokenizer.json there in the place of the settings that made it.
-    Older folders hold none: their settings stay."""
+    """Returns the `data` group of the run in `folder` with the tokenizer.json of that folder. Folders of early versions
+    have none; the group's settings then stay."""
     file = folder / FILE
     return {**data, **({"tokenizer": _saved(file)} if file.is_file() else {})}
 
 
 def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A composed training config; under `init_from` with the checkpoint's tokenizer, unless `overrides` (the command
-    line's) choose one by name.
+    """Returns a composed training config. Under `init_from` it has the checkpoint's tokenizer, unless `overrides` (of
+    the command line) choose another by name.
 
     Raises:
         ConfigError: the overrides give a vocabulary that the checkpoint's tokenizer does not have, or the checkpoint
@@ -56,7 +55,7 @@ def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> di
 
 
 def tokenizer_of(checkpoint: str | Path) -> Path:
-    """Where the tokenizer.json of a run lies, by the name of its folder or of a checkpoint alone."""
+    """Returns the path of a run's tokenizer.json, from the path of its folder or of a checkpoint."""
     path = Path(checkpoint)
     if path.suffix == ".ckpt":
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -66,7 +65,7 @@ def tokenizer_of(checkpoint: str | Path) -> Path:
 
 
 def _vocabularies(file: Path) -> set[int]:
-    """The sizes by which a tokenizer may be called: its own, and the one that its run asked for."""
+    """Vocabulary sizes that describe a tokenizer: its own, and the one in its run's config."""
     from data.tokenizers import load
 
     config = file.with_name("config.yaml")
@@ -75,5 +74,5 @@ def _vocabularies(file: Path) -> set[int]:
 
 
 def _saved(file: Path) -> dict[str, str]:
-    """The `data.tokenizer` settings of a tokenizer.json, as in configs/data/tokenizer/saved.yaml."""
+    """Returns the `data.tokenizer` settings of a tokenizer.json, as in configs/data/tokenizer/saved.yaml."""
     return {"_target_": "data.tokenizers.Saved", "path": str(file)}

@@ -1,13 +1,13 @@
-"""Which classes a config may name, and the call of one. A stranger's checkpoint must run no code of its own.
+"""The classes that a config may name, so that a checkpoint from elsewhere cannot run code of its own.
 
 Checkpoints and run folders hold configs, and a config names classes (`_target_`). Only these classes may be called:
 
-- classes of this repository, subclasses of the class that the key asks for (a data source, a tokenizer, a pattern);
-- classes that the user of this very process named: in the YAML files and overrides that its command line composed, or,
-  for what a checkpoint names, in `trust=my_package.MyPattern`.
+- this repository's subclasses of the class that the key needs (a data source, a tokenizer, a pattern);
+- classes that the user of this process named: in the YAML files and overrides of the command line, or, for those of a
+  checkpoint, in `trust=my_package.MyPattern`.
 
-Both are checked before the call, and the name before any import, since the import of a module runs its code. A process
-begins with no class of the second kind: a command that never calls `trust` refuses them all.
+Both are checked before the call, and the name before any import, since the import of a module runs its code. At the
+start of a process no class of the second kind is trusted, so a command that never calls `trust` refuses them all.
 """
 
 import inspect
@@ -25,11 +25,11 @@ Companion = TypeVar("Companion")
 TARGET = "_target_"
 
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
-"""Import paths that the user of this process named."""
+"""Import paths of the classes that the user of this process trusts."""
 
 
 def trust(names: object) -> None:
-    """Trusts these import paths of classes from here on: one, a list, or null."""
+    """Trusts import paths of classes until the process ends: one, a list, or null."""
     listed = [names] if isinstance(names, str) else [] if names is None else names
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) and "." in name for name in listed):
         raise ConfigError(f"trust={names}: must be the import path of a class, like my_package.MyPattern, or a list")
@@ -37,8 +37,8 @@ def trust(names: object) -> None:
 
 
 def trust_named(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Trusts all that a config names which this process's command line composed, its key `trust` included. Returns the
-    config without that key: trust lasts for one call, and no folder keeps it. Never pass a config that was read."""
+    """Trusts all classes that a config names, its key `trust` included. The config must be composed from this process's
+    command line, never read from a file. Returns it without that key, so that no run folder holds it."""
     own = {key: value for key, value in config.items() if key != "trust"}
     trust(config.get("trust"))
     trust([name for name in _targets(own) if "." in name])
@@ -46,17 +46,17 @@ def trust_named(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def construct(key: str, settings: object, base: type[Base], built: Mapping[str, object] | None = None) -> Base:
-    """An instance of the class that `settings` names, with the other settings as keyword arguments.
+    """Returns an instance of the class that `settings` names, with the other settings as keyword arguments.
 
     Args:
         key: of `settings` in the config, for errors.
         settings: `_target_`, the class's import path, and plain values.
         base: the class must be a subclass of it.
-        built: further arguments, objects that were constructed before; they replace settings of the same name.
+        built: further arguments, which are objects already; they replace settings of the same name.
 
     Raises:
-        ConfigError: the class may not be named here, is not a `base`, or takes other arguments. Errors of the
-            constructor itself pass through.
+        ConfigError: the class is not trusted, is no subclass of `base`, or takes other arguments. Errors of the
+            constructor itself are not changed.
     """
     return construct_with(key, settings, base, lambda chosen: None, built)[0]
 
@@ -90,7 +90,7 @@ def construct_with(
 
 
 def function_of(key: str, target: object, ours: Mapping[str, Callable]) -> Callable:
-    """The function that a `_target_` names: one of `ours` (by import path), or one of the user's own.
+    """Returns the function that a `_target_` names: one of `ours` (by import path), or a trusted one of the user.
 
     Raises:
         ConfigError: it is neither.
@@ -104,7 +104,7 @@ def function_of(key: str, target: object, ours: Mapping[str, Callable]) -> Calla
 
 
 def _import(key: str, target: object, base: type) -> object:
-    """What `target` names, where it lies in the package of `base` or the user trusts it."""
+    """Imports `target` if it lies in the package of `base` or the user trusts it."""
     kind, known = _path(base), ", ".join(_accepted(base))
     if not isinstance(target, str) or not all(name.isidentifier() for name in target.split(".")):
         raise ConfigError(f"{key}={target}: must be the import path of a subclass of {kind}, like {known}")
@@ -120,7 +120,7 @@ def _import(key: str, target: object, base: type) -> object:
 
 
 def _load(target: str) -> object:
-    """What an import path names; None where there is no such thing."""
+    """Returns the object of an import path; None if there is none."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(import_module(module), name)
@@ -129,7 +129,7 @@ def _load(target: str) -> object:
 
 
 def _targets(values: object) -> Iterator[str]:
-    """Every `_target_` in nested dicts and lists."""
+    """Yields every `_target_` in nested dicts and lists."""
     if isinstance(values, Mapping):
         if TARGET in values:
             yield str(values[TARGET])
@@ -140,7 +140,7 @@ def _targets(values: object) -> Iterator[str]:
 
 
 def _accepted(base: type) -> list[str]:
-    """Import paths of this repository's own public subclasses of `base`, or of `base` itself where it has none."""
+    """Returns the import paths of this repository's public subclasses of `base`; of `base` itself if it has none."""
     found, left = [], base.__subclasses__()
     while left:
         each = left.pop()
@@ -152,7 +152,7 @@ def _accepted(base: type) -> list[str]:
 
 
 def _path(named: type) -> str:
-    """The shortest import path of a class: that of its package where the package exports it."""
+    """Returns the shortest import path of a class: that of its package if the package exports it."""
     package = named.__module__.rpartition(".")[0]
     exported = package and getattr(import_module(package), named.__name__, None) is named
     return f"{package if exported else named.__module__}.{named.__name__}"

@@ -49,7 +49,7 @@ def check_arguments(key: str, settings: Mapping[str, Any], *functions: Callable,
         key: where `settings` stand in the config.
         settings: plain values; `_target_` is left out of them.
         functions: one, or several that share the settings.
-        given: parameters that the caller passes besides.
+        given: parameters that the caller passes in addition.
     """
     arguments = {name: value for name, value in settings.items() if name != "_target_"}
     validated(_arguments_of(functions, frozenset(given)), arguments, key)
@@ -95,7 +95,7 @@ def _message(error: Mapping[str, Any], schema: Schema, value: Any, key: str) -> 
     node = schema
     for step in error["loc"]:
         group = _group(node, definitions)
-        if "discriminator" in group:  # a step of its own: which member of a union was chosen
+        if "discriminator" in group:  # this step only names the chosen member of a union
             node = {"$ref": group["discriminator"]["mapping"][step]}
         elif step in group.get("properties", {}) or isinstance(group.get("additionalProperties"), Mapping):
             node = group.get("properties", {}).get(step, group.get("additionalProperties"))
