@@ -51,9 +51,12 @@ KEPT = (
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`total`: nats over all scored tokens, differentiable, in training with the z-loss. `per_token` `[batch, length]`:
-    each one's, detached. `count`: how many. `auxiliary`: what is added to `total` to train by and is no part of the
-    model's quality (a router's loss: nats, summed over queries and layers, weighted), differentiable; None without."""
+    """The next-token loss of a batch, in nats.
+
+    total: sum over all scored tokens, differentiable; in training it includes the z-loss. per_token: `[batch, length]`,
+    detached. count: number of scored tokens. auxiliary: the weighted loss of routers, summed over queries and layers,
+    differentiable. Training adds it to `total`; it is no part of the model's quality. None without a router's loss.
+    """
 
     total: Tensor
     per_token: Tensor
@@ -63,12 +66,12 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one forward and backward pass over a batch costs; in training FLOPs, recomputation not counted."""
+    """The cost of one forward and backward pass over a batch, in training FLOPs without recomputation."""
 
     attention: AttentionCost
     flops: int
     dense_flops: int
-    """What the same batch would cost under dense causal attention."""
+    """FLOPs of the same batch under dense causal attention."""
 
 
 class FeedForward(nn.Module):
@@ -125,7 +128,7 @@ class Layer(nn.Module):
         return self.compute(x, rotation, layout)
 
     def compute(self, x: Tensor, rotation: Rotation, layout: AttentionLayout | LayerCache) -> LayerOutput:
-        """As `forward`, without checkpointing."""
+        """As `forward`, without activation checkpointing."""
         attended, auxiliary, diagnostics = self.self_attn(self.input_layernorm(x), rotation, layout)
         h = x + attended
         return LayerOutput(h + self.mlp(self.post_attention_layernorm(h)), auxiliary, diagnostics)
@@ -153,9 +156,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """GPT-2's init: N(0, 0.02), and what writes to the residual stream smaller by sqrt(2 * layers).
+        """Initializes as GPT-2: N(0, 0.02), and matrices that write to the residual stream divided by sqrt(2 * layers).
 
-        Wide matrices get N(0, 1 / sqrt(width)) where that is smaller, so that depth and width leave the variance alone.
+        Wide matrices get N(0, 1 / sqrt(width)) if that is smaller, so that the variance depends on neither depth nor
+        width.
         """
         std = min(0.02, self.config.width**-0.5)
         for name, parameter in self.named_parameters():
@@ -183,13 +187,14 @@ class Transformer(nn.Module):
 
     def bytes_sent(self, shards: Sequence[SequenceShard], batch: int, key_bytes: int) -> list[tuple[int, int]]:
         """Bytes that this rank sends to others in each layer, in the forward and the backward pass over `batch`
-        sequences; `key_bytes`: of one number of a key or value. Recomputation sends those of the forward pass again."""
+        sequences. `key_bytes`: bytes of one element of a key or value. Recomputation sends those of the forward pass
+        again."""
         sent = [shard.bytes_sent(core, key_bytes) for shard, core in zip(shards, self.cores, strict=True)]
         return [(forward * batch, backward * batch) for forward, backward in sent]
 
     @staticmethod
     def overflow(layouts: Sequence[AttentionLayout]) -> Tensor | None:
-        """bool `[]` on the device: whether a layout of fixed sizes is wrong for want of room; None: none is fixed."""
+        """Whether a layout of fixed sizes was too small for its tiles, bool `[]` on the device; None: none is fixed."""
         return any_overflow(list(dict.fromkeys(layouts)))
 
     def forward(self, tokens: Tensor, position: Tensor, layouts: Sequence[AttentionLayout | LayerCache]) -> Tensor:
@@ -199,7 +204,7 @@ class Transformer(nn.Module):
     def _run(
         self, tokens: Tensor, position: Tensor, layouts: Sequence[AttentionLayout | LayerCache]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Final hidden states, and the layers' own losses."""
+        """Returns the final hidden states, and the auxiliary losses of the layers."""
         x = self.embed_tokens(tokens)
         rotation = self.rotary(position)
         losses, self._diagnostics = [], []
@@ -225,7 +230,7 @@ class Transformer(nn.Module):
         return self.lm_head(hidden)
 
     def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[AttentionLayout]) -> LossOutput:
-        """Next-token loss; tokens, targets, position int64 `[batch, length]`, a target of -100 is not scored."""
+        """Next-token loss of tokens, targets and position, int64 `[batch, length]`; targets of -100 are not scored."""
         hidden, losses = self._run(tokens, position, layouts)
         penalty = self.config.z_loss if self.training else 0.0
         total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), penalty)
@@ -234,6 +239,7 @@ class Transformer(nn.Module):
 
     @property
     def cores(self) -> list[AttentionCore]:
+        """The attention core of each layer."""
         return [layer.self_attn.core for layer in self.layers]
 
     def set_step(self, step: int) -> None:
@@ -242,7 +248,8 @@ class Transformer(nn.Module):
             core.set_step(step)
 
     def collect_diagnostics(self, collect: bool) -> None:
-        """Whether layers compute diagnostics too expensive for every step, such as a router's recall in validation."""
+        """Sets whether layers also compute diagnostics that are too expensive for every step, such as a router's
+        recall."""
         for core in self.cores:
             core.collects_diagnostics = collect
 
@@ -253,7 +260,8 @@ class Transformer(nn.Module):
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
     def cost(self, layouts: Sequence[AttentionLayout], batch: int = 1) -> ModelCost:
-        """What training on a batch with these layouts costs; `batch` counts where the layouts are shared (batch 1)."""
+        """Counts the cost of training on a batch with these layouts. `batch`: the number of sequences, if they share
+        the layouts (whose batch is 1 then)."""
         batch = max(batch, max(layout.batch for layout in layouts))
         once = {id(layout): core.cost(layout, batch) for layout, core in zip(layouts, self.cores, strict=True)}
         total = sum((once[id(layout)] for layout in layouts), AttentionCost(0, 0, 0, 0))
@@ -265,5 +273,5 @@ class Transformer(nn.Module):
         return ModelCost(total, 6 * matrices * tokens + total.flops, 6 * matrices * tokens + dense)
 
     def parameter_count(self) -> int:
-        """Trainable numbers; a tied matrix counts once."""
+        """Number of trainable parameters; a tied matrix counts once."""
         return sum(p.numel() for p in self.parameters())

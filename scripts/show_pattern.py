@@ -82,7 +82,7 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
     table = Table("layers", "pattern", "pairs that a path connects", "past tokens that the last one can know of",
                   "furthest", title=f"reach by depth, one document of {length:,} tokens")  # fmt: skip
     for depth in depths:
-        cells = (str(depth.layers), depth.pattern, f"{depth.share:.2%}", f"{depth.last_knows:,}", f"{depth.furthest:,}")
+        cells = (str(depth.layers), depth.pattern, f"{depth.share:.2%}", f"{depth.influences:,}", f"{depth.furthest:,}")
         table.add_row(*cells)
     console.print(table)
     console.print(f"seen by some layer or head: {union_density(list(masks.values())):.2%} of the pairs")

@@ -1,4 +1,4 @@
-"""Which past tokens can influence a token after some layers: what its pattern sees, then along every path of layers.
+"""The reach of a plan: which past tokens can influence a token after some layers, along any path through them.
 
 The state of a token depends on the token itself (the residual stream) and on the tokens that it attends to. With M_l
 the mask of layer l including its diagonal, the states after layer l depend on the boolean product M_l M_(l-1) ... M_1.
@@ -21,14 +21,14 @@ class Depth:
     """The reach after `layers` layers.
 
     share: fraction of all causal pairs that some path connects.
-    last_knows: number of past tokens on which the last token's state depends.
+    influences: number of past tokens on which the last token's state depends.
     furthest: distance in tokens to the furthest of them.
     """
 
     layers: int
     pattern: str
     share: float
-    last_knows: int
+    influences: int
     furthest: int
 
 
@@ -37,7 +37,7 @@ def layer_mask(plan: AttentionPlan, layer: int, length: int) -> tuple[str, Tenso
 
     Tokens in a summary count as visible, and so does every block that a router may choose.
     """
-    entry = plan.schedule[layer % len(plan.schedule)]
+    entry = plan.entry(layer)
     pattern = plan.pattern(layer, kv_heads=1 if isinstance(entry, str) else len(entry))
     layout = build_attention_layout(pattern, Axis.tokens(length), plan.block)
     masks = [mask for mask, _ in layout.token_masks()]
@@ -46,19 +46,19 @@ def layer_mask(plan: AttentionPlan, layer: int, length: int) -> tuple[str, Tenso
 
 def reach_by_depth(plan: AttentionPlan, layers: int, length: int) -> tuple[list[Depth], Tensor]:
     """Returns (one Depth per layer, bool `[length, length]`: the tokens on which the last layer's states depend)."""
-    known = torch.eye(length, dtype=torch.bool)
+    connected = torch.eye(length, dtype=torch.bool)
     causal = length * (length + 1) // 2
     depths, masks = [], {}
     for layer in range(layers):
-        place = layer % len(plan.schedule)
-        if place not in masks:
-            masks[place] = layer_mask(plan, layer, length)
-        name, mask = masks[place]
-        known = product(mask | torch.eye(length, dtype=torch.bool), known)
-        (past,) = known[-1].nonzero(as_tuple=True)
-        share = float(known.sum(dtype=torch.int64)) / causal
+        entry = plan.entry(layer)
+        if entry not in masks:
+            masks[entry] = layer_mask(plan, layer, length)
+        name, mask = masks[entry]
+        connected = product(mask | torch.eye(length, dtype=torch.bool), connected)
+        (past,) = connected[-1].nonzero(as_tuple=True)
+        share = float(connected.sum(dtype=torch.int64)) / causal
         depths.append(Depth(layer + 1, name, share, len(past) - 1, length - 1 - int(past[0])))
-    return depths, known
+    return depths, connected
 
 
 def product(first: Tensor, second: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ def product(first: Tensor, second: Tensor) -> Tensor:
     return first.float() @ second.float() > 0
 
 
-def unreached(known: Tensor) -> int:
+def unreached(connected: Tensor) -> int:
     """Returns how many causal pairs no path connects."""
-    length = len(known)
-    return length * (length + 1) // 2 - int(known.sum(dtype=torch.int64))
+    length = len(connected)
+    return length * (length + 1) // 2 - int(connected.sum(dtype=torch.int64))
 
 
 def union_density(masks: Sequence[Tensor]) -> float:

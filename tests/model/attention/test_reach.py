@@ -43,7 +43,7 @@ def test_reach_is_what_walking_finds(overrides, layers):
     expected = walked(plan, layers)
     assert torch.equal(known, expected)
     assert depths[-1].share == pytest.approx(float(expected.sum()) / (LENGTH * (LENGTH + 1) / 2))
-    assert depths[-1].last_knows == int(expected[-1].sum()) - 1
+    assert depths[-1].influences == int(expected[-1].sum()) - 1
     assert unreached(known) == int((~expected).tril().sum())
 
 
