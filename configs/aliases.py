@@ -9,7 +9,7 @@ ALIASES: dict[str, str | None] = {
 }
 """Old key -> its new name in the same group, or None if it was removed. `*` stands for any one name."""
 
-ADDED: dict[str, Any] = {"model.z_loss": 0.0}
+ADDED: dict[str, Any] = {"model.z_loss": 0.0, "trainer.context_parallel": 1}
 """Key -> the value under which a run of a version without the key was trained."""
 
 

@@ -18,7 +18,8 @@ from configs.validation import validated
 from data import DataModule
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
 from model import AttentionPlan
-from model.attention import family_of
+from model.attention import family_of, shard_unit
+from model.forecasting import devices_of
 from model.precision import SHARDED
 
 # The commands
@@ -57,6 +58,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     data = check_data(config)
     check_trainer(settings.trainer)
     check_backend(config, plan)
+    check_context_parallel(config, plan)
     check_optimizer(settings.optimizer)
     check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
     check_runs(config)
@@ -197,6 +199,33 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
             f"attention.backend=flash: must be auto, {', '.join(name for name in BACKENDS if name != 'flash')}, since "
             "training packs documents and flash takes none"
         )
+
+
+def check_context_parallel(config: Mapping[str, Any], plan: AttentionPlan) -> None:
+    """Whether devices, lengths, patterns and backend permit that devices share sequences."""
+    trainer, ranks = config["trainer"], config["trainer"]["context_parallel"]
+    if ranks == 1:
+        return
+    devices = devices_of(trainer)
+    if devices % ranks:
+        raise refused("trainer.context_parallel", ranks, f"a divisor of the number of devices, {devices}")
+    if trainer["strategy"] not in ("auto", "ddp", SHARDED):
+        accepted = f"auto, ddp or {SHARDED} with trainer.context_parallel={ranks}"
+        raise refused("trainer.strategy", trainer["strategy"], accepted)
+    backend, accepted = config["attention"]["backend"], ("auto", "triton", "blocked", "reference")
+    if backend not in accepted:
+        accepted = f"one of {', '.join(accepted)} with trainer.context_parallel={ranks}"
+        raise refused("attention.backend", backend, accepted)
+    layers, kv_heads = range(config["model"]["layers"]), config["model"]["kv_heads"]
+    patterns = [plan.pattern(layer, kv_heads) for layer in layers]
+    length = config["data"]["sequence_length"]
+    try:
+        unit = ranks * shard_unit(patterns, plan.block, length)
+    except ValueError as error:
+        raise ConfigError(f"trainer.context_parallel={ranks}: {error}") from None
+    if length % unit:
+        accepted = f"a multiple of {unit} tokens with trainer.context_parallel={ranks} and these patterns"
+        raise refused("data.sequence_length", length, accepted)
 
 
 def check_optimizer(optimizer: schema.AdamW) -> None:

@@ -13,7 +13,18 @@ from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
 from model.precision import device_of
 from model.training.failures import MEMORY_ADVICE, size
 
-NO_FORECAST = "attention.backend={} runs under PyTorch's autograd as a whole: its memory cannot be forecast"
+
+def why_no_forecast(config: Mapping[str, Any]) -> str | None:
+    """Returns why the memory of a run cannot be forecast, with what is accepted, or None."""
+    backend, ranks = config["attention"]["backend"], config["trainer"]["context_parallel"]
+    if backend in AUTOGRAD_BACKENDS:
+        return (
+            f"attention.backend={backend}: must be auto, blocked, triton or flash: it runs under PyTorch's autograd as "
+            "a whole, and its memory cannot be forecast"
+        )
+    if ranks > 1:
+        return f"trainer.context_parallel={ranks}: must be 1: the memory of a part of a sequence cannot be forecast"
+    return None
 
 
 def draw_sample(
@@ -52,9 +63,9 @@ def forecast_before_training(
     """
     if config["preflight"] == "off":
         return None, None
-    backend = config["attention"]["backend"]
-    if backend in AUTOGRAD_BACKENDS:
-        return None, f"no forecast: {NO_FORECAST.format(backend)}"
+    reason = why_no_forecast(config)
+    if reason:
+        return None, f"no forecast: {reason}"
     result = forecast_run(config, data, plan)
     return result.summary(), check_memory(result, config["preflight"])
 

@@ -142,6 +142,7 @@ class Trainer(Settings):
     accelerator: Accelerator
     devices: Literal["auto", -1] | Count | Annotated[tuple[CountOrZero, ...], Field(min_length=1)]
     strategy: Text
+    context_parallel: Count
     on_nan: Literal[ON_NAN]
     max_skipped_steps: CountOrZero
     compile: bool

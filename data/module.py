@@ -72,6 +72,7 @@ class DataModule(LightningDataModule):
         self.cache = Path(cache)
         self.seed = seed
         self.cursor = 0  # training samples consumed so far on all devices
+        self.ranks_per_sequence = 1  # so many ranks in a row take the same sequences
         self.train_batches: int | None = None  # the length of train_dataloader() without a trainer
         self.corpus: Corpus | None = None
         self._resumed_order: int | None = None
@@ -198,7 +199,10 @@ class DataModule(LightningDataModule):
         return -(-one_pass // accumulated) * accumulated  # max_epochs: about one pass, in whole optimizer steps
 
     def _rank(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        """Which share of the training stream is this process', and of how many."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank // self.ranks_per_sequence, self.trainer.world_size // self.ranks_per_sequence
 
     # The cursor
 

@@ -38,9 +38,8 @@ def preflight(config: dict[str, Any]) -> None:
     """Prints the forecast, warns where it exceeds the device, and writes the file `output`."""
     from configs.build import ConfigError
     from configs.checks import check, check_types
-    from configs.forecasting import NO_FORECAST, check_memory, forecast_run
+    from configs.forecasting import check_memory, forecast_run, why_no_forecast
     from configs.tokenizer import as_resumed
-    from kernels.attention import AUTOGRAD_BACKENDS
     from model.training.run_folder import find_checkpoint, folder_of
     from model.training.storage import write_json
 
@@ -49,11 +48,9 @@ def preflight(config: dict[str, Any]) -> None:
     if config["resume"]:
         config = as_resumed(config, folder_of(find_checkpoint(config["resume"], prefer="last")))
     checked = check(config)
-    backend = config["attention"]["backend"]
-    if backend in AUTOGRAD_BACKENDS:
-        raise ConfigError(
-            f"attention.backend={backend}: must be auto, blocked, triton or flash: {NO_FORECAST.format(backend)}"
-        )
+    reason = why_no_forecast(config)
+    if reason:
+        raise ConfigError(reason)
     checked.data.setup()
     result = forecast_run(config, checked.data, checked.plan)
     print_forecast(result)

@@ -57,7 +57,8 @@ class Sample:
     def sequences_per_step(self) -> int:
         """Sequences of one optimizer step, on all devices together."""
         trainer = self.config["trainer"]
-        return self.config["data"]["batch_size"] * trainer["accumulate"] * devices_of(trainer)
+        batches = trainer["accumulate"] * devices_of(trainer) // trainer["context_parallel"]
+        return self.config["data"]["batch_size"] * batches
 
     @property
     def tokens_per_step(self) -> int:

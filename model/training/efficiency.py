@@ -219,7 +219,7 @@ class Efficiency(Callback):
         return self.seconds + running
 
     def _cost(self, module: LightningModule) -> dict[str, float]:
-        cost, tokens = module.model.cost(module.layouts, module.batch_size), module.batch_tokens
+        cost, tokens = module.step_cost()
         return {
             "density_pairs": cost.attention.density_pairs,
             "density_tiles": cost.attention.density_tiles,

@@ -71,6 +71,7 @@ def fit(
     accelerator: str,
     devices: int | str,
     strategy: str,
+    context_parallel: int,
     on_nan: str,
     max_skipped_steps: int,
     loggers: Sequence[Logger] = (),
@@ -93,6 +94,8 @@ def fit(
         log_every: optimizer steps between rows of metrics.csv.
         precision, accelerator, devices, strategy: as Lightning's Trainer takes them; `ddp` and `fsdp2` are those of
             strategies.py.
+        context_parallel: ranks that share each sequence, a divisor of the number of ranks. `datamodule` must then give
+            the same batch to ranks that share one.
         on_nan: "stop" ends the run at a loss or gradient that is not finite. "skip_step" leaves weights and optimizer
             unchanged and continues; each step then waits for the device.
         max_skipped_steps: largest number of skipped steps in the whole run.
@@ -113,6 +116,9 @@ def fit(
         max_skipped_steps,
         folder.checkpoints / "last.ckpt",
     )
+    module.context_parallel = context_parallel
+    if context_parallel > 1:
+        datamodule.ranks_per_sequence = context_parallel
     quieten_lightning()
     fetch_timer, interrupt = FetchTimer(), Interrupt()
     efficiency = Efficiency(fetch_timer)

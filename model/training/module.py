@@ -14,6 +14,7 @@ token of the step, whatever the split: accumulate=3 equals one batch three times
 router's) is a sum over queries and is added to the nats: it trains, weighted alike, and is in no reported loss.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -22,13 +23,18 @@ from typing import Any
 
 import lightning
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from kernels.layout.cost import AttentionCost
 from model.loss import IGNORE
+from model.parallel.context import Context, context_group
+from model.parallel.ranges import take
 from model.training.checkpoints import check_keys
-from model.training.failures import ON_NAN, DivergedError, diverged_message
+from model.training.failures import ON_NAN, DivergedError, diverged_message, size
 from model.training.optimizer import build_optimizer, build_schedule
 from model.training.strategies import FullyShardedStrategy
+from model.transformer import ModelCost
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +73,9 @@ class LanguageModel(lightning.LightningModule):
         self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() says otherwise
         self.skipped_steps = 0  # over all sessions
         self.checkpoint: Path | None = None  # where the last one is saved
+        self.context_parallel = 1  # ranks that share each sequence; fit() sets it
+        self.context_group: dist.ProcessGroup | None = None  # of this rank and those that share its sequences
+        self.logged_traffic = False
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_model(self) -> None:
@@ -83,6 +92,8 @@ class LanguageModel(lightning.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
+        if self.context_parallel > 1:
+            self.context_group = context_group(self.context_parallel, self.device)
         # Plain tensors and not buffers: Lightning's bf16-true precision would cast a float64 buffer.
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step
         self.gradient_norm = torch.zeros((), device=self.device)
@@ -116,8 +127,10 @@ class LanguageModel(lightning.LightningModule):
         overflow = self.model.overflow(self.layouts)
         if overflow is not None:
             self.overflowed |= overflow
-        self.batch_size, self.batch_tokens = len(batch["tokens"]), batch["tokens"].numel()
-        self.sums += self._totals(out.per_token, batch["targets"])
+        self.batch_size, self.batch_tokens = len(batch["tokens"]), out.per_token.numel()
+        if self.context_group is not None and not self.logged_traffic:
+            self._log_traffic(batch["tokens"].shape[1])
+        self.sums += self._totals(out.per_token, self._own(batch)["targets"])
         loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / self.batch_tokens
         self._watch(loss)
         return loss
@@ -160,8 +173,16 @@ class LanguageModel(lightning.LightningModule):
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
             **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
-            **{f"train/routing_{name}": value.item() for name, value in self.model.diagnostics().items()},
+            **{f"train/routing_{name}": value for name, value in self._routing_metrics().items()},
         }
+
+    def _routing_metrics(self) -> dict[str, float]:
+        """The latest diagnostics of the routers; where ranks share sequences, their mean over all ranks."""
+        diagnostics = self.model.diagnostics()
+        if self.context_group is not None and diagnostics:
+            means = self._over_ranks(torch.stack(list(diagnostics.values())).double()) / self.trainer.world_size
+            diagnostics = dict(zip(diagnostics, means, strict=True))
+        return {name: value.item() for name, value in diagnostics.items()}
 
     def check_sound(self) -> None:
         """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step, and
@@ -224,10 +245,12 @@ class LanguageModel(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         out, _ = self._forward(batch)
+        length = batch["tokens"].shape[1]
+        batch = self._own(batch)
         for name, value in self.model.diagnostics().items():
             self.validation_noted.setdefault(name, []).append(value)
         targets, position = batch["targets"], batch["position"]
-        parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * targets.shape[1] // 4)
+        parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4)
         for row, part in enumerate(parts):
             self.validation_sums[row] += self._totals(out.per_token, targets.where(part, IGNORE))
 
@@ -245,12 +268,46 @@ class LanguageModel(lightning.LightningModule):
         # For callbacks that monitor something; metrics.py writes the float64 values out.
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
 
+    def step_cost(self) -> tuple[ModelCost, int]:
+        """What the latest training batch cost, and its tokens; over all ranks where they share sequences."""
+        cost = self.model.cost(self.layouts, self.batch_size)
+        if self.context_group is None:
+            return cost, self.batch_tokens
+        counts = [*dataclasses.astuple(cost.attention), cost.flops, cost.dense_flops, self.batch_tokens]
+        counts = self._over_ranks(torch.tensor(counts, dtype=torch.float64, device=self.device)).tolist()
+        *attention, flops, dense_flops, tokens = map(int, counts)
+        return ModelCost(AttentionCost(*attention), flops, dense_flops), tokens
+
+    def _log_traffic(self, length: int) -> None:
+        """Logs what the ranks that share sequences send one another, of each kind of layer."""
+        self.logged_traffic = True
+        device, context = self.device.type, self._context(length)
+        dtype = self.model.embed_tokens.weight.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        sent = torch.tensor(self.model.bytes_sent(self.layouts, self.batch_size, dtype.itemsize)).double()
+        sent = self._over_ranks(sent.to(self.device)).tolist()
+        order = "contiguous" if len(context.own) == 1 else "interleaved"
+        log.info("%d ranks share each sequence of %s tokens, in %s parts", self.context_parallel, f"{length:,}", order)
+        for pattern, (forward, backward) in dict(zip(self.model.patterns, sent, strict=True)).items():
+            log.info("a layer sends %s forward and %s backward a batch: %s", size(forward), size(backward), pattern)
+
     # Shared
 
     def _forward(self, batch: dict[str, Tensor]) -> tuple[Any, list]:
-        tokens = batch["tokens"]
-        layouts = self.model.build_layouts(batch["document"], tokens.shape[1])
-        return self.model.loss(tokens, batch["targets"], batch["position"], layouts), layouts
+        length = batch["tokens"].shape[1]
+        context = self._context(length)
+        layouts = self.model.build_layouts(batch["document"], length, *([] if context is None else [context]))
+        own = self._own(batch)
+        return self.model.loss(own["tokens"], own["targets"], own["position"], layouts), layouts
+
+    def _context(self, length: int) -> Context | None:
+        """How ranks share sequences of `length`; None: each sequence is one rank's."""
+        return None if self.context_group is None else self.model.share_sequences(self.context_group, length)
+
+    def _own(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tokens of a batch of whole sequences that this rank computes."""
+        context = self._context(batch["tokens"].shape[1])
+        return batch if context is None else {name: take(x, context.own) for name, x in batch.items()}
 
     def _totals(self, per_token: Tensor, targets: Tensor) -> Tensor:
         """float64 [3]: nats, scored tokens and bytes over the scored targets."""

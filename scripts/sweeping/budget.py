@@ -84,7 +84,8 @@ class ComputeMatch:
 
     def _tokens(self, config: Mapping[str, Any]) -> int:
         data, trainer = config["data"], config["trainer"]
-        return data["sequence_length"] * data["batch_size"] * trainer["accumulate"] * devices_of(trainer)
+        batches = trainer["accumulate"] * devices_of(trainer) // trainer["context_parallel"]
+        return data["sequence_length"] * data["batch_size"] * batches
 
     def _flops(self, config: Mapping[str, Any]) -> float:
         key = str(sorted(config["data"].items()))

@@ -83,6 +83,23 @@ WRONG = [
     (["trainer.devices=-1"], ["trainer.devices=-1", "processes on a CPU"]),
     (["trainer.devices=[0]"], ["trainer.devices=[0]", "processes on a CPU"]),
     (["trainer.devices=100000"], ["trainer.devices=100000", "CPU cores"]),
+    (["trainer.context_parallel=0"], ["trainer.context_parallel=0", "an integer >= 1"]),
+    (["trainer.context_parallel=2"], ["trainer.context_parallel=2", "the number of devices, 1"]),
+    (
+        ["trainer.devices=2", "trainer.context_parallel=2", "data.sequence_length=4000"],
+        ["data.sequence_length=4000", "a multiple of 256 tokens", "trainer.context_parallel=2"],
+    ),
+    (
+        [
+            *("attention=hierarchical", "attention.patterns.hierarchy.spans=[16,1024]", "trainer.devices=2"),
+            *("trainer.context_parallel=2", "data.sequence_length=5120"),
+        ],
+        ["data.sequence_length=5120", "a multiple of 2048 tokens"],
+    ),
+    (
+        ["trainer.devices=2", "trainer.context_parallel=2", "trainer.strategy=ddp_spawn"],
+        ["trainer.strategy=ddp_spawn", "auto, ddp or fsdp2 with trainer.context_parallel=2"],
+    ),
     (["trainer.max_seconds=nan"], ["trainer.max_seconds=nan", "a finite number > 0"]),
     (["trainer.max_seconds=inf"], ["trainer.max_seconds=inf", "a finite number > 0"]),
     (["trainer.max_steps=true"], ["trainer.max_steps=true", "an integer >= 1"]),

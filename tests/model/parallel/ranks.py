@@ -1,4 +1,4 @@
-"""Runs a function on several ranks: processes of this machine that communicate through gloo."""
+"""Runs a function on several ranks: processes of this machine that communicate through gloo, or GPUs through NCCL."""
 
 import datetime
 import tempfile
@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 
-def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
+def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, backend: str = "gloo") -> list[Any]:
     """What `function(*arguments)` returns on each of `ranks` ranks; in it, the default process group is theirs.
 
     The function must be importable, and its result must be one that torch.load(weights_only=True) accepts.
@@ -19,16 +19,16 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> l
     with tempfile.TemporaryDirectory() as folder:
         # Ranks are forked from a server that has imported what they need: each would take seconds for that.
         torch.multiprocessing.set_forkserver_preload([function.__module__])
-        arguments = (function, ranks, folder, arguments)
+        arguments = (function, ranks, folder, arguments, backend)
         torch.multiprocessing.start_processes(_run, arguments, ranks, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-def _run(rank: int, function: Callable[..., Any], ranks: int, folder: str, arguments: tuple) -> None:
+def _run(rank: int, function: Callable[..., Any], ranks: int, folder: str, arguments: tuple, backend: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     torch.save(function(*arguments), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -6,7 +6,7 @@ import torch
 from model.parallel.ranges import contiguous, interleaved, take
 from tests.model.parallel.models import BATCH, CONTIGUOUS, LENGTH, MASKS, PATTERNS, SCHEDULES
 from tests.model.parallel.ranks import run_on_ranks
-from tests.model.parallel.workers import all_models, losses_and_gradients
+from tests.model.parallel.workers import all_models, losses_and_gradients, sent_bytes
 
 NAMES = [*PATTERNS, *SCHEDULES]
 INTERLEAVED = [name for name in NAMES if name not in CONTIGUOUS]
@@ -47,8 +47,31 @@ def test_interleaved_parts(name, found_interleaved, expected):
     assert_same(name, found_interleaved, expected, interleaved(LENGTH, len(found_interleaved)))
 
 
+def test_a_layer_compiles_as_one_graph(expected):
+    """Exchanges are operators, so that a GPU's compiled layers hold them."""
+    names = ["window", "dense", "hierarchical", "native_sparse_learned"]
+    found = run_on_ranks(all_models, 2, names, False, True)
+    for name in names:
+        assert_same(name, found, expected, contiguous(LENGTH, 2))
+
+
 def test_documents_cross_every_cut():
     """What the other tests rely on."""
     for cut in range(64, LENGTH, 64):
         assert (BATCH["document"][:, cut] == BATCH["document"][:, cut - 1]).all()
     assert set(MASKS) < set(NAMES)
+
+
+MEASURED = [name for name in NAMES if name != "window"]
+"""All but the model with activation checkpointing, which sends what the forward pass sent again."""
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_bytes_sent_are_those_that_the_layouts_name(ranks):
+    found = run_on_ranks(sent_bytes, ranks, MEASURED)
+    for name in MEASURED:
+        for result in (each[name] for each in found):
+            assert result["computed"] == result["measured"], name
+        assert sum(result[name]["measured"][0] for result in found) > 0
+    halo, everything = (found[0][name]["measured"][0] for name in ("dilated", "dense"))
+    assert halo < everything / 2, "a window's ranks exchange a halo alone"

@@ -51,6 +51,7 @@ TRAINER: dict[str, Any] = dict(
     log_every=1,
     precision="32-true",
     accelerator="cpu",
+    context_parallel=1,
     on_nan="stop",
     max_skipped_steps=0,
 )

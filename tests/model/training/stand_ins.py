@@ -42,6 +42,7 @@ TRAINER = dict(
     accelerator="cpu",
     devices=1,
     strategy="auto",
+    context_parallel=1,
     on_nan="stop",
     max_skipped_steps=0,
 )
