@@ -52,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
     except MissingConfigException as error:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options or () if option != "base"]
-        sys.exit(_fail(f"{group}={choice}: no such choice; accepted are {', '.join(options)}"))
+        sys.exit(_fail(f"{group}={choice}: must be one of {', '.join(options)}"))
     except (ConfigCompositionException, OverrideParseException) as error:
         sys.exit(_fail(_explain(error)))
     except ValueError as error:
@@ -74,14 +74,11 @@ def _explain(error: Exception) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         if renamed(cause.full_key):
             return f"{cause.full_key}: no such key; it is {renamed(cause.full_key)} now"
-        accepted = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
-        parent = cause.full_key.rpartition(".")[0]
-        return f"{cause.full_key}: no such key; " + (
-            f"accepted are {accepted}" if accepted else f"{parent} has no keys here"
-        )
+        known = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
+        return f"{cause.full_key}: no such key; the keys here are {known or 'none'}"
     if isinstance(error, OverrideParseException):
-        form = "accepted are key=value, key=a,b with -m, and 'key=[a,b]', quoted where the shell needs it"
-        return f"{error.override}: cannot be read as an override; {form}"
+        form = "key=value, key=a,b with -m, or 'key=[a,b]', quoted where the shell needs it"
+        return f"{error.override}: must be {form}"
     return str(error).splitlines()[0]
 
 
@@ -91,7 +88,7 @@ def _explain_choice(arguments: Sequence[str]) -> str | None:
         group, _, choice = argument.partition("=")
         options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if file.stem != "base")
         if choice and options and choice not in options:
-            return f"{argument}: no such choice; accepted are {', '.join(options)}"
+            return f"{argument}: must be one of {', '.join(options)}"
     return None
 
 

@@ -49,7 +49,7 @@ class ComputeMatch:
             if len(values) > 1:
                 raise ConfigError(
                     f"{key}={','.join(map(str, values))}: must be one value with sweep.match={self.match}, which "
-                    "determines it; accepted with sweep.match=null"
+                    "determines it, or sweep.match must be null"
                 )
 
     def overrides(self, job: Overrides, config: Mapping[str, Any]) -> Overrides:

@@ -67,7 +67,7 @@ class Composer:
                 )
             if override.is_delete() and self.loader.get_group_options(override.key_or_group):
                 key = override.key_or_group
-                raise ConfigError(f"{override.input_line}: must not be deleted; accepted is {key}=...")
+                raise ConfigError(f"{override.input_line}: must be {key}=..., since a run needs it")
 
     def __exit__(self, *details: Any) -> None:
         self._initialized.__exit__(*details)
@@ -108,8 +108,8 @@ class Composer:
                 continue
             choices = self.loader.get_group_options(override.key_or_group)
             if choices:
-                accepted = ", ".join(choice for choice in choices if choice != "base")
-                raise ConfigError(f"{override.input_line}: no such choice; accepted are {accepted}")
+                names = ", ".join(choice for choice in choices if choice != "base")
+                raise ConfigError(f"{override.input_line}: must be one of {names}")
         return self.loader.load_configuration("train", overrides=list(lines), run_mode=mode)
 
     def launcher(self, folder: Path, worker: Worker) -> Any:

@@ -62,7 +62,7 @@ def test_a_choice_that_hydra_reads_as_a_value_is_one_line(argument, monkeypatch,
         console.run(lambda: compose("seed=2", argument))
     line = capsys.readouterr().err
     assert end.value.code == 2 and line.count("\n") == 1
-    assert line.startswith(f"error: {argument}: no such choice; accepted are ")
+    assert line.startswith(f"error: {argument}: must be one of ")
 
 
 def test_another_value_error_is_no_users_mistake(monkeypatch):

@@ -86,7 +86,7 @@ def test_the_same_questions_are_asked_every_time(run, monkeypatch):
             ["recall.tasks.passkey._target_=data.recall.text.pass_key"],
             r"recall.tasks.passkey._target_=.*must be a function like",
         ),
-        (["recall.lengths=[20]", "recall.tasks.copy=null"], "length=20: too short for this task"),
+        (["recall.lengths=[20]", "recall.tasks.copy=null"], r"length=20: must be at least \d+ tokens"),
     ],
 )
 def test_what_cannot_be_is_one_line(run, overrides, message):
