@@ -144,7 +144,10 @@ class LanguageModel(lightning.LightningModule):
         """Weighs the accumulated gradient by scored tokens (see the top of the file), measures its norm, clips it."""
         trainer = self.trainer
         positions = self.batch_tokens * trainer.accumulate_grad_batches * trainer.world_size
-        scale = positions / self._over_ranks(self.sums)[1].clamp(min=1)
+        # A layout that is too small on one rank stops all ranks, at the same step.
+        _, scored, _, overflowed = self._over_ranks(torch.cat([self.sums, self.overflowed.double()[None]]))
+        self.overflowed = overflowed > 0
+        scale = positions / scored.clamp(min=1)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for gradient in gradients:
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # an FSDP2 shard

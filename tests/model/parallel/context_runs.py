@@ -54,8 +54,17 @@ def data_settings(books: Path, batch_size: int) -> dict[str, Any]:
     return compose(*settings, "data.sequence_length=128", f"data.batch_size={batch_size}")["data"]
 
 
-def train(path: Path, books: Path, family: str, context_parallel: int, resume: bool = False, **changes: Any) -> dict:
-    """Trains on sequences of 128 tokens, two of them a batch over all ranks, in the run folder `path`.
+def train(
+    path: Path,
+    books: Path,
+    family: str,
+    context_parallel: int,
+    resume: bool = False,
+    overflows: bool = False,
+    **changes: Any,
+) -> dict:
+    """Trains on sequences of 128 tokens, two of them a batch over all ranks, in the run folder `path`. overflows: the
+    layouts of this rank are too small.
 
     Returns the COLUMNS of each row of metrics.csv, the tokens that summary.json counts, and what was logged.
     """
@@ -65,6 +74,8 @@ def train(path: Path, books: Path, family: str, context_parallel: int, resume: b
     data.setup()
     sizes = config(vocabulary=320, sink_logits=True, activation_checkpointing=True)
     model = lively(Transformer(sizes, plan(PATTERNS[family]))).double()
+    if overflows:
+        model.overflow = lambda layouts: torch.tensor(True)
     saved = {"name": "tiny", "seed": 0}
     module = LanguageModel(model, OPTIMIZER, data.token_bytes, saved)
     folder = RunFolder(path)
@@ -105,3 +116,14 @@ def train_on_ranks(cases: Mapping[str, Sequence[Mapping[str, Any]]], root: str, 
             found[name] = train(Path(root) / name, Path(books), resume=number > 0, **session)
             dist.barrier()
     return found
+
+
+def one_rank_overflows(root: str, books: str) -> str:
+    """The error that ends a run on this rank where the layouts of the last rank are too small."""
+    join_ranks()
+    try:
+        is_last = dist.get_rank() == dist.get_world_size() - 1
+        train(Path(root) / "run", Path(books), "interleaved", dist.get_world_size(), overflows=is_last)
+    except Exception as error:
+        return type(error).__name__
+    return "none"

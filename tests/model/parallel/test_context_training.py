@@ -67,6 +67,11 @@ def test_the_bytes_of_each_kind_of_layer_are_logged_once(together):
         assert [line.split(": ", 1)[1] for line in lines] == [str(pattern) for pattern in patterns]
 
 
+def test_a_layout_that_is_too_small_on_one_rank_ends_the_run_on_all(tmp_path, books):
+    """No rank waits for one that has stopped."""
+    assert run_on_ranks(context_runs.one_rank_overflows, 2, str(tmp_path), str(books)) == ["LayoutOverflowError"] * 2
+
+
 def test_train_py_on_two_ranks(tmp_path, books):
     """Each rank trains on its part of the sequences, and the first evaluates the whole model."""
     settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={tmp_path / 'cache'}", "evaluation=chunked")
