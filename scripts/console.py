@@ -160,7 +160,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
     With `resume`, this is the run's own config with the command line's overrides. Third-party classes in it are called
     only if `trust` names them (configs/trust.py). Overrides of its attention, model or data are a ConfigError; use
-    `init_from` for those. The corpus may have moved (`MOVABLE`); train.py checks its fingerprint.
+    `init_from` for those. The corpus may have moved (`MOVABLE`); train.py checks its fingerprint. Another number of
+    devices may take another `data.batch_size`, so that a step trains on as many sequences as before.
     """
     from configs.aliases import upgrade
     from configs.build import ConfigError
@@ -178,10 +179,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
     saved = with_later_keys(upgrade(run.read_config()), plain)
+    batch_size, sequences = saved.data.batch_size, sequences_of(saved)
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
         kept = ("attention", "model", "data", "optimizer", "experiment", "seed")
-        if re.split("[./@]", key)[0] in kept and key not in MOVABLE:
+        if re.split("[./@]", key)[0] in kept and key not in (*MOVABLE, "data.batch_size"):
             raise ConfigError(
                 f"{key}={value}: must not be set with resume; to start a new run from its weights, set init_from"
             )
@@ -193,9 +195,22 @@ def resolve(config: DictConfig) -> dict[str, Any]:
                 "counts micro-batches; to change it, start a new run with init_from"
             )
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    if saved.data.batch_size != batch_size and sequences_of(saved) != sequences:
+        raise ConfigError(
+            f"data.batch_size={saved.data.batch_size}: must make {sequences} sequences on all devices, as before; "
+            f"it makes {sequences_of(saved)}"
+        )
     resumed = OmegaConf.to_container(saved, resolve=True)
     resumed.pop("trust", None)
     return resumed
+
+
+def sequences_of(config: DictConfig) -> int:
+    """Sequences of a micro-batch on all devices together."""
+    from model.forecasting import devices_of
+
+    devices = devices_of(OmegaConf.to_container(config.trainer, resolve=True))
+    return config.data.batch_size * devices // config.trainer.context_parallel
 
 
 def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:

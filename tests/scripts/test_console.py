@@ -122,6 +122,15 @@ def test_a_checkpoint_that_is_named_by_an_empty_text_is_refused(command, check):
         check(compose("checkpoint=", config_name=command))
 
 
+def test_a_run_resumes_on_other_devices_with_as_many_sequences_a_step(tmp_path):
+    shared = ("data.batch_size=4", "trainer.devices=2", "trainer.strategy=ddp")
+    run = make_run(tmp_path / "outputs", write_books(tmp_path / "books"), *shared)
+    alone = f"resume={run}", "trainer.devices=1", "trainer.strategy=auto"
+    assert resolved(*alone, "data.batch_size=8")["data"]["batch_size"] == 8
+    with pytest.raises(ConfigError, match=r"^data\.batch_size=6: must make 8 sequences [^\n]* it makes 6$"):
+        resolved(*alone, "data.batch_size=6")
+
+
 def test_a_resumed_run_keeps_its_accumulation(tmp_path):
     run = make_run(tmp_path, write_books(tmp_path / "books"), "trainer.accumulate=2")
     with pytest.raises(ConfigError, match=r"trainer\.accumulate=3: must be 2") as error:

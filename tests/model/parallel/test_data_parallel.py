@@ -12,6 +12,7 @@ from tests.scripts.runs import SMALL, write_books
 SETTINGS: dict[str, dict] = {
     **{family: dict(family=family) for family in training.PATTERNS},
     "float32": dict(dtype=torch.float32),
+    "compiled": dict(compile=True, family="routed"),
     "adamw": dict(optimizer="adamw", sizes=dict(tie_embeddings=False, sink_logits=True)),
     "accumulate": dict(accumulate=2, sizes=dict(activation_checkpointing=True)),
 }

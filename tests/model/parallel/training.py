@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.sampler import ResumableSampler
+from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
+from model.attention import build_layouts
 from model.training import muon
 from model.training.checkpoints import CheckpointFile
 from model.training.fit import fit
@@ -128,7 +132,12 @@ def train(
     with computing_in(dtype):
         model = Transformer(config(vocabulary=VOCABULARY, **(sizes or {})), plan(PATTERNS[family]))
     if compile:
-        model.compile_layers()
+        # Layouts of fixed sizes, as on a GPU; and no compiler behind the tracing, which takes minutes on a CPU.
+        model.build_layouts = lambda document, length, context=None: build_layouts(
+            model.patterns, Axis.tokens(length, document), model.plan.block, True, context
+        )
+        with mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")):
+            model.compile_layers()
     module = LanguageModel(model, OPTIMIZERS[optimizer], torch.ones(VOCABULARY), {"name": "tiny", "seed": 0})
     folder = RunFolder(path)
     if not resume and (ranks == 1 or dist.get_rank() == 0):
