@@ -135,7 +135,7 @@ class RoutedAttention(AttentionCore):
         routed = attention(*tensors, routing[0], return_lse=True, backend=self.backend)
         return window, routed, routing
 
-    def choose(self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None) -> Routing:
+    def choose(self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None = None) -> Routing:
         """The selection, and the router's queries and summaries that it was made by, `[batch, selectors, ...]`."""
         pattern = self.pattern
         document_start = layout.document_start.expand(len(inputs.q_BHTD), -1)
