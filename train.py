@@ -24,9 +24,11 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(config: DictConfig) -> None:
-    from scripts.console import resolve, user_errors
+    from scripts.console import user_errors
 
     with user_errors():
+        from configs.resolve import resolve
+
         settings = resolve(config)
 
         from lightning.pytorch.utilities import rank_zero_only

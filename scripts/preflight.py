@@ -28,7 +28,8 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="preflight")
 def main(config: DictConfig) -> None:
-    from scripts.console import resolve, user_errors
+    from configs.resolve import resolve
+    from scripts.console import user_errors
 
     with user_errors():
         preflight(resolve(config) | {"output": config["output"]})

@@ -24,7 +24,7 @@ def resolved(*overrides: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from scripts.console import resolve
+    from configs.resolve import resolve
 
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         config = compose("train", overrides=list(overrides), return_hydra_config=True)

@@ -64,7 +64,7 @@ class Worker:
         """Runs the job. Returns whether the user stopped it."""
         from lightning.pytorch.utilities import rank_zero_only
 
-        from scripts.console import resolve
+        from configs.resolve import resolve
 
         start_logging()
         settings = resolve(config)

@@ -9,10 +9,10 @@ import pytest
 
 from configs.build import ConfigError
 from configs.checks import check_evaluate, check_generate
+from configs.resolve import with_later_keys
 from model.training.checkpoints import CheckpointError, Checkpoints
 from model.training.run_folder import RunFolder
 from scripts import console
-from scripts.console import with_later_keys
 from tests.commands import compose, resolved
 from tests.scripts.runs import SMALL, make_run, write_books
 from train import train

@@ -95,7 +95,7 @@ def test_a_corpus_that_changed_is_refused_by_name(run, books, split):
 
 def test_a_corpus_that_is_gone_is_refused_by_name(run, books):
     shutil.rmtree(books)
-    with pytest.raises(ConfigError, match=rf"checkpoint=.*data\.path={books}: no such .*data=files data\.path="):
+    with pytest.raises(ConfigError, match=rf"checkpoint=.*data\.path={books}: must be .*data=files data\.path="):
         evaluate(run)
 
 

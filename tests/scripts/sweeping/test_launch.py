@@ -250,7 +250,7 @@ def test_a_launcher_that_is_not_installed_says_how_it_would_be(monkeypatch):
 
 
 def test_a_job_that_cannot_even_begin_says_why(tmp_path, small, reports, monkeypatch, capsys):
-    monkeypatch.setattr("scripts.console.resolve", fails(ValueError("no such thing")))
+    monkeypatch.setattr("configs.resolve.resolve", fails(ValueError("no such thing")))
     monkeypatch.setattr("scripts.sweeping.worker.start_logging", lambda: None)
     assert run_sweep(tmp_path, *PAIR, *small) == 1
     assert set(states(tmp_path / "patterns").values()) == {"failed"}

@@ -1,0 +1,74 @@
+"""From the config that a command line composes to the config of the run: as composed, or as the resumed run's own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from configs.aliases import upgrade
+from configs.checks import check_types
+from configs.errors import ConfigError
+from configs.tokenizer import inherit_tokenizer
+from configs.trust import trust, trust_named
+from model.forecasting import devices_of
+from model.training.run_folder import RunFolder, find_checkpoint, folder_of
+
+MOVABLE = ("data.path", "data.cache", "data.workers")
+"""Data settings that a resumed run may change: the location of the same documents, and the number of workers."""
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Returns the composed config as plain dicts, with all interpolations resolved.
+
+    With `resume`, this is the run's own config with the command line's overrides. Third-party classes in it are called
+    only if `trust` names them (configs/trust.py). Overrides of its attention, model or data are a ConfigError; use
+    `init_from` for those. The corpus may have moved (`MOVABLE`); train.py checks its fingerprint. Another number of
+    devices may take another `data.batch_size`, so that a step trains on as many sequences as before.
+    """
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    check_types(plain)
+    if not plain["resume"]:
+        own = trust_named(plain)
+        return inherit_tokenizer(own, HydraConfig.get().overrides.task) if own["init_from"] else own
+    trust(plain.pop("trust", None))  # the run's own config trusts nothing
+    run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
+    saved = with_later_keys(upgrade(run.read_config()), plain)
+    batch_size, sequences = saved.data.batch_size, sequences_of(saved)
+    for override in HydraConfig.get().overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        kept = ("attention", "model", "data", "optimizer", "experiment", "seed")
+        if re.split("[./@]", key)[0] in kept and key not in (*MOVABLE, "data.batch_size"):
+            raise ConfigError(
+                f"{key}={value}: must not be set with resume; to start a new run from its weights, set init_from"
+            )
+        if key == "init_from" and plain["init_from"]:
+            raise ConfigError(f"{key}={value}: must be null with resume, which has weights already")
+        if key == "trainer.accumulate" and OmegaConf.select(config, key) != saved.trainer.accumulate:
+            raise ConfigError(
+                f"{key}={value}: must be {saved.trainer.accumulate} as at the run's start, because its checkpoint "
+                "counts micro-batches; to change it, start a new run with init_from"
+            )
+        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    if saved.data.batch_size != batch_size and sequences_of(saved) != sequences:
+        raise ConfigError(
+            f"data.batch_size={saved.data.batch_size}: must make {sequences} sequences on all devices, as before; "
+            f"it makes {sequences_of(saved)}"
+        )
+    resumed = OmegaConf.to_container(saved, resolve=True)
+    resumed.pop("trust", None)
+    return resumed
+
+
+def sequences_of(config: DictConfig) -> int:
+    """Sequences of a micro-batch on all devices together."""
+    devices = devices_of(OmegaConf.to_container(config.trainer, resolve=True))
+    return config.data.batch_size * devices // config.trainer.context_parallel
+
+
+def with_later_keys(saved: Mapping[str, Any], composed: Mapping[str, Any]) -> DictConfig:
+    """Returns a run's config with the keys that later versions added to evaluation, preflight and the run's end."""
+    endings = {key: composed["trainer"][key] for key in ("max_seconds", "on_nan", "max_skipped_steps")}
+    later = {"evaluation": composed["evaluation"], "preflight": composed["preflight"], "trainer": endings}
+    return OmegaConf.merge(later, saved)
