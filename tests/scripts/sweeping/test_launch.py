@@ -122,7 +122,7 @@ def test_a_real_job_that_cannot_be_says_why(tmp_path, small, reports, capsys):
     assert run_sweep(tmp_path, *PAIR, *small, *arguments) == 1
     (job,) = read_manifest(tmp_path / "patterns").jobs
     assert job.state == "failed" and job.exit_reason.startswith("attention.patterns.local.width=0: must be")
-    assert "check_attention" in (tmp_path / "patterns" / job.folder / "train.log").read_text()
+    assert "build_pattern" in (tmp_path / "patterns" / job.folder / "train.log").read_text()
 
 
 def test_a_changed_config_is_a_new_job(tmp_path, small, quick, reports):
