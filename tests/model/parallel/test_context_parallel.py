@@ -49,7 +49,7 @@ def test_interleaved_parts(name, found_interleaved, expected):
 
 def test_a_layer_compiles_as_one_graph(expected):
     """Exchanges are operators, so that a GPU's compiled layers hold them."""
-    names = ["window", "dense", "hierarchical", "native_sparse_learned"]
+    names = ["window", "dense", "native_sparse_learned"]
     found = run_on_ranks(all_models, 2, names, False, True)
     for name in names:
         assert_same(name, found, expected, contiguous(LENGTH, 2))

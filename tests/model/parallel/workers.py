@@ -32,9 +32,9 @@ def exchange_all(cases: dict[str, tuple], x: Tensor, weight: Tensor) -> dict:
 
 def losses_and_gradients(name: str, interleave: bool = False, compiled: bool = False) -> dict[str, Tensor]:
     """Per-token losses of this rank's tokens of BATCH, and this rank's gradients of all parameters; without ranks,
-    those of all tokens. compiled: each layer is traced as one graph."""
+    those of all tokens. compiled: the first layer is traced as one graph."""
     model, batch = model_of(name), BATCH
-    for layer in model.layers if compiled else []:
+    for layer in model.layers[:1] if compiled else []:
         layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False, backend="aot_eager")
     context = None
     if dist.is_initialized():
