@@ -149,6 +149,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         self.rotary = RotaryEmbedding(config)
+        self.compiled = False
         self._diagnostics: list[dict[str, Tensor]] = []  # of each layer, in the latest call
         self.initialize()
         if config.tie_embeddings:
@@ -174,10 +175,10 @@ class Transformer(nn.Module):
         With `context`, whose ranks share the sequences, of this rank's tokens; `document` is that of all tokens.
 
         Layers with the same pattern share one layout (a BlockLayout, if the pattern is a mask over the tokens); without
-        documents, layouts are cached. When training on a GPU, layouts have fixed sizes, so that no step waits for the
-        device: see `overflow`.
+        documents, layouts are cached. When training on a GPU or with compiled layers, layouts have fixed sizes, so that
+        no step waits for the device and no layer is compiled again: see `overflow`.
         """
-        fixed = self.training and self.embed_tokens.weight.is_cuda
+        fixed = self.training and (self.embed_tokens.weight.is_cuda or self.compiled)
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
         return build_layouts(self.patterns, tokens, self.plan.block, fixed, context)
 
@@ -218,9 +219,10 @@ class Transformer(nn.Module):
     def compile_layers(self) -> None:
         """Compiles the training step's pass through each layer as one graph, in which attention is one operator.
 
-        Layers of equal patterns share one graph, as do batches of one shape: layouts have fixed sizes in training on a
-        GPU. Evaluation and decoding, whose shapes vary, stay as they are.
+        Layers of equal patterns share one graph, as do batches of one shape, whatever their documents: their layouts
+        have fixed sizes. Evaluation and decoding, whose shapes vary, stay as they are.
         """
+        self.compiled = True
         load_backends()
         for layer in self.layers:
             layer.compile_in_training()

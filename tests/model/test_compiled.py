@@ -1,5 +1,6 @@
 """Compiled layers: one graph for all of them, none more when documents change, and the same numbers."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -7,10 +8,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
-from model.attention import build_layouts
 from tests.kernels.oracle import packing
 from tests.model.small import INDEXER, config, lively, plan
 
@@ -48,12 +47,11 @@ def graphs(monkeypatch) -> CompileCounterWithBackend:
 def step(
     model: Transformer, document: torch.Tensor | None, number: int, tokens: torch.Tensor = TOKENS
 ) -> dict[str, torch.Tensor]:
-    """The loss and gradients of one training step, under layouts of fixed sizes as on a GPU."""
+    """The loss and gradients of one training step."""
     model.set_step(number)
     model.zero_grad()
     device = tokens.device
-    axis = Axis.tokens(tokens.shape[1], document, device=device)
-    layouts = build_layouts(model.patterns, axis, model.plan.block, fixed=True)
+    layouts = model.build_layouts(document, tokens.shape[1])
     position = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         out = model.loss(tokens, tokens.roll(-1, 1), position, layouts)
@@ -102,22 +100,28 @@ def test_evaluation_runs_without_the_compiler(graphs):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("checkpointing", [False, "selective"])
 @pytest.mark.parametrize("name", PLANS)
-def test_a_compiled_step_on_a_gpu_waits_for_nothing_and_equals_the_plain_one(name, checkpointing):
-    """With the compiler, in bf16, in a mode in which waiting for the device is an error; documents change."""
+def test_a_compiled_step_on_a_gpu_waits_for_nothing_and_is_as_exact_as_the_plain_one(name, checkpointing):
+    """With the compiler, in bf16, in a mode in which waiting for the device is an error; documents change. Both steps
+    are compared with float64 on the CPU."""
     sizes = config(width=64, head_dim=32, mlp_width=128, sink_logits=True, activation_checkpointing=checkpointing)
-    model = lively(Transformer(sizes, PLANS[name])).cuda().train()
-    documents, tokens = [None, *(document.cuda() for document in PACKINGS)], TOKENS.cuda()
-    wanted = [step(model, document, 2, tokens) for document in documents]
+    model = lively(Transformer(sizes, PLANS[name])).train()
+    exact = [step(copy.deepcopy(model).double(), document, 2) for document in (None, *PACKINGS)]
+    model, tokens = model.cuda(), TOKENS.cuda()
+    documents = [None, *(document.cuda() for document in PACKINGS)]
+    plain = [step(model, document, 2, tokens) for document in documents]
     torch._dynamo.reset()
     model.compile_layers()
     for document in documents[:2]:
         step(model, document, 2, tokens)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        actual = [step(model, document, 2, tokens) for document in documents]
+        compiled = [step(model, document, 2, tokens) for document in documents]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for ours, plain in zip(actual, wanted, strict=True):
-        for key, value in ours.items():
-            error = (value - plain[key]).float().norm() / plain[key].float().norm().clamp(min=1e-6)
-            assert error < 0.05, f"{key}: {error}"
+    for wanted, *both in zip(exact, plain, compiled, strict=True):
+        norms = {key: value.norm() for key, value in wanted.items()}
+        errors = [{key: (values[key].cpu().double() - wanted[key]).norm() for key in wanted} for values in both]
+        for key, error in errors[1].items():
+            assert error < 0.2 * norms[key], f"{key}: {error / norms[key]}"  # bf16 gives a few hundredths
+        whole = [sum(error[key] ** 2 for key in wanted) ** 0.5 for error in errors]
+        assert whole[1] < 1.5 * whole[0]

@@ -113,40 +113,42 @@ def indexer_loss(queries: Tensor, summaries: Tensor, target: Target, keys_a_quer
     A query whose blocks receive no attention counts 0. Gradients flow to queries and summaries. They are computed in
     the forward pass, slice by slice, so that no scores are stored. keys_a_query: the number of elements of a target per
     query, which determines the size of a slice."""
-    return _IndexerLoss.apply(queries, summaries, target, keys_a_query)
+    total, *gradients = _loss_and_gradients(queries.detach(), summaries.detach(), target, keys_a_query)
+    # A sum whose gradients are the given ones, and whose value is subtracted again. Compiled by PyTorch 2.11, an
+    # autograd.Function that fills its gradients slice by slice returns zeros.
+    for tensor, gradient in zip((queries, summaries), gradients, strict=True):
+        linear = (tensor * gradient).sum()
+        total = total + (linear - linear.detach())
+    return total
 
 
-class _IndexerLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, queries: Tensor, summaries: Tensor, target: Target, keys_a_query: int) -> Tensor:
-        dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
-        batch, selectors, length, _ = queries.shape
-        grad_queries = torch.zeros_like(queries, dtype=dtype)
-        grad_summaries = torch.zeros_like(summaries, dtype=dtype)
-        total = torch.zeros((), dtype=dtype, device=queries.device)
-        at_once = max(1, SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * keys_a_query))
-        with torch.autocast(queries.device.type, enabled=False):
-            keys = summaries.to(dtype)
-            for first in range(0, length, at_once):
-                piece = slice(first, first + at_once)
-                takes_part, received = target(piece)
-                states = queries[:, :, piece].to(dtype)
-                received = torch.where(takes_part, received, 0.0).to(dtype)
-                sums = received.sum(-1, keepdim=True)
-                counts = sums > 0
-                wanted = received / torch.where(counts, sums, 1.0)
-                logits = (states @ keys.mT).masked_fill(~takes_part, torch.finfo(dtype).min)
-                log_shares = logits.log_softmax(-1)
-                part = torch.special.xlogy(wanted, wanted) - torch.where(takes_part, wanted * log_shares, 0.0)
-                total += part.sum() / selectors
-                grad = torch.where(takes_part & counts, log_shares.exp() - wanted, 0.0) / selectors
-                # A NaN makes the gradients of its own row of logits NaN; a weight of 0 would not hide it from others.
-                grad_queries[:, :, piece] = grad @ torch.where(keys.isfinite(), keys, 0.0)
-                grad_summaries += grad.mT @ torch.where(states.isfinite(), states, 0.0)
-        ctx.save_for_backward(grad_queries.to(queries.dtype), grad_summaries.to(summaries.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_queries, grad_summaries = ctx.saved_tensors
-        return grad_queries * grad_total.to(grad_queries.dtype), grad_summaries * grad_total, None, None
+@torch.no_grad()
+def _loss_and_gradients(
+    queries: Tensor, summaries: Tensor, target: Target, keys_a_query: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value of `indexer_loss` and its gradients to queries and summaries, in their dtypes."""
+    dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+    batch, selectors, length, _ = queries.shape
+    grad_queries = torch.zeros_like(queries, dtype=dtype)
+    grad_summaries = torch.zeros_like(summaries, dtype=dtype)
+    total = torch.zeros((), dtype=dtype, device=queries.device)
+    at_once = max(1, SCORES_AT_ONCE["cuda" if queries.is_cuda else "cpu"] // (batch * selectors * keys_a_query))
+    with torch.autocast(queries.device.type, enabled=False):
+        keys = summaries.to(dtype)
+        for first in range(0, length, at_once):
+            piece = slice(first, first + at_once)
+            takes_part, received = target(piece)
+            states = queries[:, :, piece].to(dtype)
+            received = torch.where(takes_part, received, 0.0).to(dtype)
+            sums = received.sum(-1, keepdim=True)
+            counts = sums > 0
+            wanted = received / torch.where(counts, sums, 1.0)
+            logits = (states @ keys.mT).masked_fill(~takes_part, torch.finfo(dtype).min)
+            log_shares = logits.log_softmax(-1)
+            part = torch.special.xlogy(wanted, wanted) - torch.where(takes_part, wanted * log_shares, 0.0)
+            total += part.sum() / selectors
+            grad = torch.where(takes_part & counts, log_shares.exp() - wanted, 0.0) / selectors
+            # A NaN makes the gradients of its own row of logits NaN; a weight of 0 would not hide it from others.
+            grad_queries[:, :, piece] = grad @ torch.where(keys.isfinite(), keys, 0.0)
+            grad_summaries += grad.mT @ torch.where(states.isfinite(), states, 0.0)
+    return total, grad_queries.to(queries.dtype), grad_summaries.to(summaries.dtype)
