@@ -92,6 +92,50 @@ def gpu_run() -> str:
     )
 
 
+def gpu_steps() -> str:
+    """Returns speed and memory of compiled training steps on a GPU, a row for each result file."""
+    rows = []
+    for file in sorted((RESULTS / "training_h200").glob("*.json")):
+        content = read(f"training_h200/{file.name}")
+        (row,), settings = content["rows"], content["settings"]
+        checkpointing = [s for s in settings["overrides"] if s.startswith("model.activation_checkpointing=")]
+        rows.append(
+            {
+                "model": settings["model"],
+                "attention": row["attention"],
+                "length": f"{row['length']:,}",
+                "documents": "packed" if settings["documents"] else "one",
+                "recomputed": {"true": "all", "selective": "all but attention"}[checkpointing[0].partition("=")[2]]
+                if checkpointing
+                else "nothing",
+                "pairs": f"{row['density_pairs']:.1%}",
+                "tokens/s": f"{row['tokens_per_second']:,}",
+                "MFU": f"{row['mfu']:.1%}",
+                "memory": f"{row['peak_memory_gb']:.1f} GB",
+                "first step": f"{row['first_step_seconds']:.0f} s",
+                "record": f"[{file.stem}](results/training_h200/{file.name})",
+            }
+        )
+    return markdown(rows)
+
+
+def data_parallel() -> str:
+    """Returns the speed of data parallelism, and its share of as many times one device's."""
+    rows = read("scaling_h200.json")["rows"]
+    one = where(rows, devices=1)["tokens_per_second"]
+    return markdown(
+        [
+            {
+                "GPUs": row["devices"],
+                "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row["strategy"]],
+                "tokens/s": f"{row['tokens_per_second']:,}",
+                "of linear": f"{row['tokens_per_second'] / one / row['devices']:.1%}",
+            }
+            for row in rows
+        ]
+    )
+
+
 def gpu_runs() -> str:
     """Returns speed and memory of the training runs at 32,768 tokens."""
     names = {
