@@ -53,7 +53,7 @@ NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "ev
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
 FRACTION += ("optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "evaluation.key_tokens.gain")
-FRACTION += ("sweep.tokens", "sweep.seconds", "sweep.flops", "attention.patterns.*.indexer_loss")
+FRACTION += ("sweep.tokens", "sweep.seconds", "sweep.flops", "attention.patterns.*.indexer_loss", "model.z_loss")
 """Keys that take 2.5. (`model.rope_factor` does with a scaling of RoPE.)"""
 
 NEGATIVE = ("evaluation.key_tokens.confidence",)
