@@ -7,13 +7,14 @@ import torch
 
 from kernels import Selection
 from tests.commands import run
+from tests.scripts.runs import write_books
 
 SMALL = [
     *("attention=routed", "attention.block=32", "name=router"),
     *(f"attention.patterns.routed.{setting}" for setting in ("window=32", "block=32", "top_k=2", "router=indexer")),
     "attention.patterns.routed.indexer_warmup=1",
     *(f"model.{size}" for size in ("width=32", "layers=2", "heads=4", "kv_heads=2", "head_dim=8", "mlp_width=64")),
-    *("data.source.tests=false", "data.tokenizer.vocabulary=512", "data.sequence_length=256", "data.batch_size=2"),
+    *("data=files", "data.tokenizer.vocabulary=512", "data.sequence_length=256", "data.batch_size=2"),
     *("data.validation_sequences=2", "data.workers=0", "trainer.max_steps=3", "trainer.validate_every=3"),
     *("trainer.accumulate=2", "trainer.log_every=1", "evaluation=chunked", "evaluation.long_document=1024"),
     "model.activation_checkpointing=true",
@@ -21,7 +22,8 @@ SMALL = [
 
 
 def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
-    run("train.py", *SMALL, f"outputs={tmp_path}")
+    books = write_books(tmp_path / "books", documents=24, words=1500)
+    run("train.py", *SMALL, f"data.path={books}", f"data.cache={tmp_path / 'cache'}", f"outputs={tmp_path}")
     (folder,) = (tmp_path / "router").iterdir()
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
