@@ -52,10 +52,10 @@ def measure(
     checkpoint: Path | None,
     label: str,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Returns (row of evaluation.json, token losses of each document) of a model under the `evaluation` group's
-    `settings`.
+    """Evaluates a model. Returns its row of evaluation.json, and the token losses of each document.
 
     Args:
+        settings: the `evaluation` group of the config.
         tokenizer: the model's.
         sequence_length: of the model's training, the default window of the protocol.
         corpus: its training split is counted for the bigram baseline, which None leaves out.

@@ -45,8 +45,8 @@ class Filled:
 
 
 class Pending:
-    """The pieces of the spans of one level that are not full yet, `[batch, ratio + 1, heads, dim]`. The last place
-    receives the pieces that are not kept, and is never read."""
+    """The entries of each sequence's unfinished span on one level, `[batch, ratio + 1, heads, dim]`. Entries that need
+    not be kept are written to the last position, which is never read."""
 
     def __init__(self) -> None:
         self._held: tuple[Tensor, ...] | None = None

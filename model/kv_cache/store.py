@@ -24,7 +24,7 @@ class Picks(NamedTuple):
 
 
 class Store:
-    """Keys and values `[batch, kv_heads, slots, head_dim]`, or keys alone. Memory is allocated by the first `write`."""
+    """Stores keys and values `[batch, kv_heads, slots, head_dim]`, or keys alone. `write` allocates memory."""
 
     def __init__(self, layout: CacheLayout) -> None:
         self.layout = layout

@@ -193,9 +193,8 @@ def fit(
     except SystemExit as stop:  # Lightning's answer to KeyboardInterrupt, and the end of a Hydra sweep
         raise KeyboardInterrupt from stop
     finally:
-        measured = (
-            efficiency.summary() if efficiency.session_steps else {}
-        )  # else the numbers of an earlier session stay
+        # Without a step in this session, the numbers of an earlier session stay.
+        measured = efficiency.summary() if efficiency.session_steps else {}
         written = TRAINED if state == "finished" else state  # "finished" means trained and evaluated
         summary = measured | _quality(module) | {"state": written, "step": trainer.global_step}
         if module.skipped_steps:

@@ -101,7 +101,7 @@ def finite(value: Any) -> float | None:
 
 
 def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
-    """Reads every sweep among `folders`, in order, and then all runs without a manifest as one sweep.
+    """Reads the sweeps among `folders`, in order. Runs outside of sweeps form one more sweep, which comes last.
 
     Raises:
         RunFolderError: a folder is neither a sweep nor a run, or its manifest.json cannot be read.

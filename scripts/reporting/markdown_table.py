@@ -1,4 +1,4 @@
-"""Markdown tables, and cells of numbers with their bounds."""
+"""Formats Markdown tables, and table cells of numbers with confidence bounds."""
 
 import re
 from collections.abc import Sequence

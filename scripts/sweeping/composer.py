@@ -118,7 +118,7 @@ class Composer:
         from hydra.core.plugins import Plugins
         from hydra.types import HydraContext
 
-        # Processes that the launcher starts import our packages from here.
+        # Lets processes that the launcher starts import this repository's packages.
         paths = dict.fromkeys([str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         config = copy.deepcopy(self.master)

@@ -110,7 +110,7 @@ def dense_target(
 def indexer_loss(queries: Tensor, summaries: Tensor, target: Target, keys_a_query: int) -> Tensor:
     """KL(target || softmax(queries · summaries)) in nats, summed over queries and averaged over selectors.
 
-    A query whose blocks receive no attention counts 0. Gradients flow to queries and summaries. They are computed in
+    A query whose blocks receive no attention adds 0. Gradients flow to queries and summaries. They are computed in
     the forward pass, slice by slice, so that no scores are stored. keys_a_query: the number of elements of a target per
     query, which determines the size of a slice."""
     total, *gradients = _loss_and_gradients(queries.detach(), summaries.detach(), target, keys_a_query)

@@ -14,7 +14,7 @@ class SelectionConfig:
     stages: int
     registers: int | None = None
     tma_store: bool = False
-    """Whether the copy engine (TMA), not the threads, writes partial results. The backward pass then needs at least 2
+    """Whether TMA writes partial results, instead of ordinary stores. The backward pass then needs at least 2
     stages: with 1, Triton 3.6 gave wrong gradients on an H200 (docs/kernels.md)."""
     transposed: bool = False
     """Backward pass: whether a step computes dQ^T, which takes one wgmma for any number of rows, and transposes it."""
