@@ -1,0 +1,1 @@
+"""Models in Hugging Face's format: the names of their parameters, their config.json and their safetensors files."""
