@@ -9,7 +9,15 @@ ALIASES: dict[str, str | None] = {
 }
 """Old key -> its new name in the same group, or None if it was removed. `*` stands for any one name."""
 
-ADDED: dict[str, Any] = {"model.z_loss": 0.0, "trainer.context_parallel": 1}
+ADDED: dict[str, Any] = {
+    "model.z_loss": 0.0,
+    "model.qk_norm": True,
+    "model.rope_beta_fast": 32.0,
+    "model.rope_beta_slow": 1.0,
+    "model.rope_attention_factor": None,
+    "model.rope_truncate": True,
+    "trainer.context_parallel": 1,
+}
 """Key -> the value under which a run of a version without the key was trained."""
 
 

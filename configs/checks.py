@@ -216,6 +216,9 @@ def check_context_parallel(config: Mapping[str, Any], plan: AttentionPlan) -> No
     if backend not in accepted:
         accepted = f"one of {', '.join(accepted)} with trainer.context_parallel={ranks}"
         raise refused("attention.backend", backend, accepted)
+    if config["model"]["rope_scaling"] == "dynamic":
+        accepted = f"another one with trainer.context_parallel={ranks}: it needs the length of whole documents"
+        raise refused("model.rope_scaling", "dynamic", accepted)
     layers, kv_heads = range(config["model"]["layers"]), config["model"]["kv_heads"]
     patterns = [plan.pattern(layer, kv_heads) for layer in layers]
     length = config["data"]["sequence_length"]

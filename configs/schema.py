@@ -73,9 +73,14 @@ class Model(Settings):
     rope_scaling: Literal[ROPE_SCALINGS]
     rope_factor: Annotated[float, Field(ge=1)]
     rope_original_length: Count
+    rope_beta_fast: Positive
+    rope_beta_slow: Positive
+    rope_attention_factor: Positive | None
+    rope_truncate: bool
     tie_embeddings: bool
     sink_logits: bool
     norm_epsilon: Positive
+    qk_norm: bool
     activation_checkpointing: bool | Literal["selective"]
     z_loss: NotNegative
 

@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 
 from kernels.patterns import Pattern
 
-ROPE_SCALINGS = ("none", "ntk", "yarn")
+ROPE_SCALINGS = ("none", "linear", "ntk", "dynamic", "llama3", "yarn", "yarn_hf")
+"""The scalings of rotary embeddings; model/rope.py describes them."""
+
+ATTENTION_FACTORS = ("yarn", "yarn_hf")
+"""The scalings that also multiply cosines and sines by a factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +29,23 @@ class ModelConfig:
     """Longest sequence the model accepts."""
     rope_theta: float
     rope_scaling: str
-    """"none", "ntk" (bloc97 2023) or "yarn" (Peng et al. 2023), by `rope_factor` beyond `rope_original_length`."""
+    """One of ROPE_SCALINGS: how to reach `rope_factor` times beyond `rope_original_length`."""
     rope_factor: float
     rope_original_length: int
+    rope_beta_fast: float
+    rope_beta_slow: float
+    """llama3, yarn, yarn_hf: a frequency with more than `rope_beta_fast` turns in the original length stays, and one
+    with fewer than `rope_beta_slow` is divided by `rope_factor`."""
+    rope_attention_factor: float | None
+    """yarn, yarn_hf: the factor on cosines and sines; None is 0.1 ln(rope_factor) + 1."""
+    rope_truncate: bool
+    """yarn_hf: the two ends of the transition are rounded outwards to whole dimensions."""
     tie_embeddings: bool
     sink_logits: bool
     """Each head has a learned logit in its softmax, which takes weight and adds no value (gpt-oss)."""
     norm_epsilon: float
+    qk_norm: bool
+    """RMSNorm on each head's queries and keys before the rotation, as in Qwen3; Llama and Mistral have none."""
     activation_checkpointing: bool | str
     """Recompute each layer in the backward pass from its input alone (True), or from its input and the results of its
     attention ("selective")."""
@@ -41,7 +55,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._require(self.heads % self.kv_heads == 0, "kv_heads", f"a divisor of heads ({self.heads})")
         self._require(self.head_dim % 2 == 0, "head_dim", "even (rotary embeddings turn pairs)")
-        self._require(self.rope_scaling != "ntk" or self.head_dim > 2, "head_dim", "at least 4 for rope_scaling=ntk")
+        by_base = self.rope_scaling in ("ntk", "dynamic")
+        self._require(not by_base or self.head_dim > 2, "head_dim", f"at least 4 for rope_scaling={self.rope_scaling}")
+        self._require(
+            self.rope_beta_fast > self.rope_beta_slow, "rope_beta_fast", f"above rope_beta_slow={self.rope_beta_slow}"
+        )
+        scales = self.rope_attention_factor is None or self.rope_scaling in ATTENTION_FACTORS
+        self._require(scales, "rope_attention_factor", f"null with rope_scaling={self.rope_scaling}")
 
     def _require(self, condition: bool, name: str, accepted: str) -> None:
         if not condition:

@@ -35,8 +35,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon)
-        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else nn.Identity()
         self.sink_logits = nn.Parameter(torch.zeros(config.heads)) if config.sink_logits else None
         # The name of this module in checkpoints is `attend`; all other code calls it `core`.
         self.attend = family_of(pattern).core(pattern, config, backend, training_settings)

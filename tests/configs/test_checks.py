@@ -100,6 +100,10 @@ WRONG = [
         ["trainer.devices=2", "trainer.context_parallel=2", "trainer.strategy=ddp_spawn"],
         ["trainer.strategy=ddp_spawn", "auto, ddp or fsdp2 with trainer.context_parallel=2"],
     ),
+    (
+        ["trainer.devices=2", "trainer.context_parallel=2", "model.rope_scaling=dynamic"],
+        ["model.rope_scaling=dynamic", "trainer.context_parallel=2"],
+    ),
     (["trainer.max_seconds=nan"], ["trainer.max_seconds=nan", "a finite number > 0"]),
     (["trainer.max_seconds=inf"], ["trainer.max_seconds=inf", "a finite number > 0"]),
     (["trainer.max_steps=true"], ["trainer.max_steps=true", "an integer >= 1"]),

@@ -49,16 +49,19 @@ NULL += (
     "sweep.tokens",
 )
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
+NULL += ("model.rope_attention_factor",)
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
 FRACTION += ("optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "evaluation.key_tokens.gain")
 FRACTION += ("sweep.tokens", "sweep.seconds", "sweep.flops", "attention.patterns.*.indexer_loss", "model.z_loss")
-"""Keys that take 2.5. (`model.rope_factor` does with a scaling of RoPE.)"""
+FRACTION += ("model.rope_beta_slow", "model.rope_beta_fast")
+"""Keys that take 2.5. (`model.rope_factor` and `model.rope_attention_factor` do with a scaling of RoPE.)"""
 
 NEGATIVE = ("evaluation.key_tokens.confidence",)
 
 TRUE = ("model.tie_embeddings", "model.sink_logits", "model.activation_checkpointing", "trainer.compile")
+TRUE += ("model.rope_truncate", "model.qk_norm")
 TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
 TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")
 
