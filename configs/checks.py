@@ -6,7 +6,7 @@ values.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,19 @@ def check_evaluate(config: Mapping[str, Any]) -> None:
     settings = validated(schema.Evaluate, config)
     check_device(settings.accelerator, settings.precision)
     check_recall(config["recall"])
+
+
+def check_probe(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """As `check`, for scripts/probe.py. What depends on the run is checked with it (configs/probing.py).
+
+    overrides: those of the command line.
+    """
+    settings = validated(schema.Probe, config)
+    check_device(settings.accelerator, settings.precision)
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "attention.schedule":
+            raise ConfigError(f"{key}={value}: must be left out, since the probe changes one layer at a time")
 
 
 def check_generate(config: Mapping[str, Any]) -> None:

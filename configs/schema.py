@@ -13,6 +13,7 @@ from data.sources import SPLITS
 from kernels.dispatch import BACKENDS
 from kernels.shapes import BLOCK_SIZES
 from model.config import ROPE_SCALINGS
+from model.evaluation.layer_schedules import MEASURES
 from model.evaluation.protocol import NAMES as PROTOCOLS
 from model.training.failures import ON_NAN
 
@@ -250,6 +251,21 @@ class Evaluate(Device):
     evaluation: Evaluation
     recall: Recall
     data: Data | None = None
+
+
+class Probe(Device):
+    checkpoint: Text
+    output: Text | None
+    attention: Attention
+    data: Data | None = None
+    split: Literal[SPLITS]
+    length: Count | None
+    tokens: Count
+    tokens_at_once: Count
+    per_head: bool
+    measure: Literal[MEASURES]
+    tolerance: NotNegative
+    queries: Count
 
 
 Prompt = Annotated[

@@ -164,7 +164,7 @@ class Transformer(nn.Module):
         """
         std = min(0.02, self.config.width**-0.5)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() == 2 and not parameter.is_meta:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if residual else std)
 

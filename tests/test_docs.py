@@ -24,6 +24,7 @@ CONFIGS = {
     "scripts/evaluate.py": "evaluate",
     "scripts/generate.py": "generate",
     "scripts/preflight.py": "preflight",
+    "scripts/probe.py": "probe",
     "scripts/show_pattern.py": "show_pattern",
 }
 

@@ -11,10 +11,14 @@
     comparison.py       the paired difference of two runs on the same documents
     recall.py           whether a model answers a batch of questions
     recall_suite.py     cases of the recall suite, and their summary
+    replacement.py      another pattern in some layers or KV heads of a dense model, under the same weights
+    layer_probe.py      the loss when one layer or KV head of a dense model attends by another pattern
+    distance_mass.py    the share of dense attention at each distance
+    layer_schedules.py  schedules that keep the most important layers dense, their losses and their costs
     statistics.py       confidence intervals over documents
     evaluation_file.py  the rows of evaluation.json
 
-configs/evaluation.py and configs/recall.py build these from a config, with the data.
+configs/evaluation.py, configs/recall.py and configs/probing.py build these from a config, with the data.
 """
 
 from model.evaluation.comparison import Difference, compare

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class LossStore:
         content = io.BytesIO()  # NumPy's own error about a full disk carries no error number
         np.save(content, losses)
         write_atomically(self.folder / f"{name}.npy", content.getvalue())
+
+    def delete(self) -> None:
+        """Deletes the folder, and the folder above it if that is empty then."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()
 
 
 def fingerprint(checkpoint: Path, documents: Documents, settings: Mapping[str, object]) -> str:

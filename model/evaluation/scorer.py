@@ -1,6 +1,5 @@
 """Scores documents with the settings of one command: batch size, precision, progress bar, and a folder for losses."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -77,9 +76,7 @@ class Scorer:
     def finish(self) -> None:
         """Deletes the losses that were kept for a restart."""
         for store in self._stores:
-            shutil.rmtree(store.folder, ignore_errors=True)
-            if store.folder.parent.is_dir() and not any(store.folder.parent.iterdir()):
-                store.folder.parent.rmdir()
+            store.delete()
 
     def _store(self, documents: Documents, protocol: Mapping[str, object], checkpoint: Path | None) -> LossStore | None:
         if checkpoint is None:

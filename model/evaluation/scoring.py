@@ -3,10 +3,12 @@
 A document is [bos] + tokens. Each token of its text is scored once; bos itself is never predicted.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.decoding.cache import Cache
 from model.evaluation.documents import Documents
@@ -21,6 +23,21 @@ Work = tuple[int, Segment]
 
 Progress = Callable[[int], None]
 """Called with the number of tokens that were scored since its last call."""
+
+
+class PackedSegments(NamedTuple):
+    """Segments side by side in one sequence, int64 `[1, tokens]`. document: the number of each token's segment; None if
+    there is one segment. sizes: tokens of each segment."""
+
+    tokens: Tensor
+    targets: Tensor
+    position: Tensor
+    document: Tensor | None
+    sizes: list[int]
+
+    def split(self, per_token: np.ndarray) -> list[np.ndarray]:
+        """Splits values of all tokens `[tokens]` by segment."""
+        return np.split(per_token, np.cumsum(self.sizes)[:-1])
 
 
 def token_losses(
@@ -82,7 +99,7 @@ def score_segments(
     pattern counts positions from the start of the packed sequence, each segment is a sequence of its own, so that its
     losses do not depend on the segments beside it.
     """
-    for batch in _batches(work, 0 if _counts_from_sequence(model) else tokens_at_once):
+    for batch in batches(work, 0 if counts_from_sequence(model) else tokens_at_once):
         document, segment = batch[0]
         with evaluating(model):
             if segment.stop - segment.start > tokens_at_once:
@@ -93,12 +110,13 @@ def score_segments(
         yield from scored
 
 
-def _counts_from_sequence(model: Transformer) -> bool:
+def counts_from_sequence(model: Transformer) -> bool:
+    """Whether a pattern counts positions from the start of the packed sequence."""
     by_head = (pattern if isinstance(pattern, tuple) else (pattern,) for pattern in model.patterns)
     return any(pattern.anchor == "sequence" for patterns in by_head for pattern in patterns)
 
 
-def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
+def batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
     """Yields the segments in order, as many at once as fit into `tokens_at_once`, and at least one."""
     batch: list[Work] = []
     size = 0
@@ -113,20 +131,25 @@ def _batches(work: Iterable[Work], tokens_at_once: int) -> Iterator[list[Work]]:
         yield batch
 
 
-def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Iterator[tuple[int, Segment, np.ndarray]]:
-    """Scores one packed sequence."""
-    device = model.embed_tokens.weight.device
-    pieces = [documents.tokens(document)[s.start : s.stop + 1].astype(np.int64) for document, s in batch]
-    sizes = [len(piece) - 1 for piece in pieces]
-    tokens, targets = (np.concatenate(part) for part in ([p[:-1] for p in pieces], [p[1:] for p in pieces]))
+def pack(documents: Documents, batch: Sequence[Work], device: torch.device) -> PackedSegments:
+    """Packs segments into one sequence."""
+    texts = [documents.tokens(document)[s.start : s.stop + 1].astype(np.int64) for document, s in batch]
+    sizes = [len(text) - 1 for text in texts]
+    tokens, targets = np.concatenate([text[:-1] for text in texts]), np.concatenate([text[1:] for text in texts])
     position = np.concatenate([np.arange(size) for size in sizes])
     document = np.repeat(np.arange(len(sizes)), sizes)
     tokens, targets, position, document = (
         torch.from_numpy(x)[None].to(device) for x in (tokens, targets, position, document)
     )
-    layouts = model.build_layouts(document if len(sizes) > 1 else None, tokens.shape[1])
-    per_token = model.loss(tokens, targets, position, layouts).per_token[0].double().cpu().numpy()
-    for (index, segment), nats in zip(batch, np.split(per_token, np.cumsum(sizes)[:-1]), strict=True):
+    return PackedSegments(tokens, targets, position, document if len(sizes) > 1 else None, sizes)
+
+
+def _score(model: Transformer, documents: Documents, batch: list[Work]) -> Iterator[tuple[int, Segment, np.ndarray]]:
+    """Scores one packed sequence."""
+    packed = pack(documents, batch, model.embed_tokens.weight.device)
+    layouts = model.build_layouts(packed.document, packed.tokens.shape[1])
+    per_token = model.loss(packed.tokens, packed.targets, packed.position, layouts).per_token[0].double().cpu().numpy()
+    for (index, segment), nats in zip(batch, packed.split(per_token), strict=True):
         yield index, segment, nats[segment.scored - 1 - segment.start :]
 
 

@@ -97,6 +97,40 @@ def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     _save(figure, file)
 
 
+def draw_probe(result: Mapping[str, Any], file: Path) -> None:
+    """Writes a PNG of the content of probe.json: the loss change of each layer or KV head, in total and by position,
+    and its attention by distance."""
+    units = result["units"]
+    names = [str(row["layer"]) if row["head"] is None else f"{row['layer']}.{row['head']}" for row in units]
+    height = max(3.0, 1.4 + 0.22 * len(units))
+    figure, panels = plt.subplots(1, 3, figsize=(13, height), sharey=True, width_ratios=(1, 1, 1.6))
+    rows = np.arange(len(units))
+    change = np.array([row["change"] for row in units])
+    bounds = np.array([[row["low"], row["high"]] for row in units]).T
+    panels[0].barh(rows, change, xerr=np.abs(bounds - change), color="#1f4e79", error_kw={"ecolor": "#888888"})
+    panels[0].axvline(0, color="black", linewidth=0.8)
+    panels[0].set_xlabel("loss change (nats/token)")
+    panels[0].set_ylabel("changed layer" if units[0]["head"] is None else "changed layer.head")
+    panels[0].set_yticks(rows, names)
+    panels[0].invert_yaxis()
+
+    by_position = np.array([[each["change"] for each in row["by_position"]] for row in units])
+    largest = float(np.abs(by_position).max()) or 1.0
+    heat = panels[1].imshow(by_position, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+    starts = [each["start"] for each in units[0]["by_position"]]
+    panels[1].set_xticks(range(len(starts)), [f"{start:,}" for start in starts], rotation=45)
+    panels[1].set_xlabel("position from (tokens)")
+    figure.colorbar(heat, label="loss change (nats/token)")
+
+    heat = panels[2].imshow([row["mass"] for row in units], cmap=SHADES, vmin=0, aspect="auto")
+    starts = result["mass_edges"][:-1]
+    panels[2].set_xticks(range(len(starts)), [f"{start:,}" for start in starts], rotation=45)
+    panels[2].axvline(starts.index(result["near"]) - 0.5, color="#c0392b", linewidth=1)
+    panels[2].set_xlabel("distance from (tokens)")
+    figure.colorbar(heat, label="share of dense attention")
+    _save(figure, file)
+
+
 def _shades(layout: DrawableLayout, cells: int, last: int | None = None) -> np.ndarray:
     return sum(
         shade * _shrink(mask.numpy()[-(last or 0) :, -(last or 0) :], cells) for mask, shade in layout.token_masks()

@@ -16,6 +16,7 @@ COMMANDS = {
     "scripts/generate.py": (["checkpoint=missing"], "missing"),
     "scripts/lm_harness.py": (["--model", "farsight", "--model_args", "checkpoint=missing"], "lm-eval"),
     "scripts/preflight.py": (["attention.block=7"], "attention.block=7"),
+    "scripts/probe.py": (["checkpoint=missing"], "missing"),
     "scripts/report.py": (["missing"], "missing"),
     "scripts/save_selection.py": (["missing"], "missing"),
     "scripts/show_pattern.py": (["attention.block=7"], "attention.block=7"),

@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 import scripts.evaluate
 import scripts.generate
 import scripts.preflight
+import scripts.probe
 import scripts.show_pattern
 import train
 from scripts import console
@@ -18,6 +19,7 @@ COMMANDS = {
     "scripts/evaluate.py": scripts.evaluate.main,
     "scripts/generate.py": scripts.generate.main,
     "scripts/preflight.py": scripts.preflight.main,
+    "scripts/probe.py": scripts.probe.main,
     "scripts/show_pattern.py": scripts.show_pattern.main,
 }
 
@@ -55,6 +57,14 @@ COMMANDS = {
         ("scripts/generate.py", ["checkpoint=x", "accelerator=tpu"], "accelerator=tpu"),
         ("scripts/preflight.py", ["output=5"], "output=5"),
         ("scripts/preflight.py", ["attention.backend=reference"], "attention.backend=reference"),
+        ("scripts/probe.py", [], "checkpoint"),
+        ("scripts/probe.py", ["checkpoint=nowhere", "accelerator=cpu"], "at nowhere: give a run folder"),
+        ("scripts/probe.py", ["checkpoint=x", "measure=some"], "measure=some: must be octaves or all"),
+        ("scripts/probe.py", ["checkpoint=x", "length=0"], "length=0"),
+        ("scripts/probe.py", ["checkpoint=x", "attention=windw"], "attention=windw: must be one of ... window"),
+        ("scripts/probe.py", ["checkpoint=x", "attention.patterns.local.width=0"], "attention.patterns.local.width=0"),
+        ("scripts/probe.py", ["checkpoint=x", "attention=growing_window"], "attention.patterns=[window_128,"),
+        ("scripts/probe.py", ["checkpoint=x", "attention.schedule=[local]"], "attention.schedule=[local]: must be"),
         ("scripts/show_pattern.py", ["length=null"], "length=null"),
     ],
 )

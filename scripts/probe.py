@@ -1,0 +1,76 @@
+"""Which layers of a dense model need full attention, on your long documents.
+
+    python scripts/probe.py checkpoint=RUN_DIR                                 windows of 256, the run's test split
+    python scripts/probe.py checkpoint=RUN_DIR data=files data.path=books/ attention.patterns.local.width=1024
+    python scripts/probe.py checkpoint=RUN_DIR attention=hierarchical attention.patterns.hierarchy.pooling=mean
+    python scripts/probe.py checkpoint=RUN_DIR per_head=true measure=all
+
+The result goes to the screen, into probe.json and probe.csv in the run's folder, and into report/probe.png, where a
+later probe replaces it. A probe that was killed continues when the command is given again.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # import this repository's packages, not files of this folder or installed namesakes
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger("farsight")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="probe")
+def main(config: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from configs.trust import trust_named
+    from scripts.console import user_errors
+
+    with user_errors():
+        settings = trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        probe(settings, HydraConfig.get().overrides.task)
+
+
+def probe(config: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Probes the run that a composed config names. Prints the tables, writes the files, and returns the content of
+    probe.json. `overrides`: those of the command line."""
+    from rich.console import Console
+
+    from configs.checks import check_probe
+    from configs.probing import build_replacement, check_probed, probe_run
+    from configs.runs import open_documents, open_run
+    from model.training.run_folder import check_writable
+    from scripts.console import progress_bar
+    from scripts.reporting.probe_tables import layer_table, recommendation, schedule_table, write_probe
+
+    check_probe(config, overrides)
+    build_replacement(config["attention"])
+    run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
+    check_probed(run, config["length"])
+    documents, name = open_documents(run, config["split"], config.get("data"))
+    output = Path(config["output"]) if config["output"] else run.folder / "probe.json"
+    check_writable(output.parent, config["output"])
+    result, store = probe_run(run, documents, name, config, overrides, output.parent, progress_bar)
+    picture = output.with_suffix(".png") if config["output"] else run.folder / "report" / "probe.png"
+    write_probe(result, output, picture)
+    store.delete()
+    console = Console()
+    for table in (layer_table(run.label, result), schedule_table(result)):
+        console.print(table)
+    if result["documents"] == 1:
+        log.warning("one document: the bounds are equal to the change")
+    console.print(recommendation(result, config["checkpoint"]), soft_wrap=True, highlight=False, markup=False)
+    log.info("written to %s, %s and %s", output, output.with_suffix(".csv"), picture)
+    return result
+
+
+if __name__ == "__main__":
+    from scripts.console import run
+
+    run(main)

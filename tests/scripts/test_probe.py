@@ -1,0 +1,130 @@
+"""scripts/probe.py as a whole: its files, its schedule line in train.py, and its errors."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from configs.build import ConfigError, build_model
+from configs.checks import check
+from configs.runs import open_run
+from model.evaluation import Protocol, token_losses
+from model.training.checkpoints import CheckpointFile, load_weights
+from model.training.run_folder import find_checkpoint
+from scripts import probe as command
+from tests.commands import compose, resolved
+from tests.scripts.runs import SMALL, make_run, write_books
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory) -> Path:
+    return write_books(tmp_path_factory.mktemp("corpus") / "books")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def dense(outputs, books) -> Path:
+    return make_run(outputs, books, "attention=dense", name="dense")
+
+
+def probe(*overrides: str) -> dict:
+    """What the command line `overrides` gives."""
+    composed = compose(*overrides, "accelerator=cpu", "attention.block=16", config_name="probe")
+    return command.probe(composed, [*overrides, "attention.block=16"])
+
+
+def loss_of(config: dict, run_folder: Path) -> float:
+    """Mean loss of the model that train.py would build from a config and the weights of a run, on the run's test split
+    in chunks of 64 tokens."""
+    run = open_run(run_folder, "cpu", "64-true")
+    model = build_model(config, run.tokenizer.vocabulary).double()
+    load_weights(model, CheckpointFile(find_checkpoint(run_folder, prefer="last")))
+    documents = run.data.corpus.splits["test"]
+    losses = token_losses(model.eval(), documents, Protocol("chunked", 64, None), tokens_at_once=4096)
+    return sum(float(each.sum()) for each in losses) / sum(map(len, losses))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["attention.patterns.local.width=8"],
+        ["attention.patterns.local.width=8", "per_head=true"],
+        ["attention=hierarchical", "attention.patterns.hierarchy.window=8", "attention.patterns.hierarchy.spans=[4]",
+         "attention.patterns.hierarchy.reaches=[]", "attention.patterns.hierarchy.pooling=mean"],
+    ],
+    ids=["window", "per_head", "hierarchical"],
+)  # fmt: skip
+def test_the_printed_line_gives_train_the_schedule_that_was_measured(
+    overrides, dense, books, outputs, tmp_path, capsys
+):
+    output = tmp_path / "probe.json"
+    result = probe(f"checkpoint={dense}", "precision=64-true", "measure=all", "tolerance=0.0", f"output={output}",
+                   "split=test", *overrides)  # fmt: skip
+    printed = capsys.readouterr().out
+    assert result["overrides"] in printed.replace("\n", "")
+    chosen = result["schedules"][result["recommended"]]
+    own = [*SMALL, "data=files", f"data.path={books}", f"data.cache={outputs / 'cache'}", f"init_from={dense}"]
+    config = resolved(*own, "trainer.accelerator=cpu", *shlex.split(result["overrides"]))
+    check(config)
+    assert [entry if isinstance(entry, str) else list(entry) for entry in config["attention"]["schedule"]] == (
+        chosen["schedule"]
+    )
+    # The last chunk of a document is scored by the probe only if the pattern hides something from it.
+    assert result["chunks"] == sum(1 for _ in _chunks(dense)), "every chunk is long enough here"
+    expected = loss_of(config, dense)
+    assert result["dense_loss"] + chosen["measured"]["change"] == pytest.approx(expected, abs=1e-10)
+    assert json.loads(output.read_text()) == json.loads(json.dumps(result))
+
+
+def _chunks(run_folder: Path):
+    documents = open_run(run_folder, "cpu", "64-true").data.corpus.splits["test"]
+    for document in range(len(documents)):
+        yield from Protocol("chunked", 64, None).segments(len(documents.tokens(document)))
+
+
+def test_the_files_hold_a_row_per_layer(dense):
+    result = probe(f"checkpoint={dense}", "attention.patterns.local.width=8", "tokens=700", "queries=5")
+    assert result["checkpoint"] == "checkpoints/last.ckpt" and result["documents_from"] == "test"
+    assert result["tokens"] <= 700 and result["documents"] == 4 and result["longest"] == 64
+    assert json.loads((dense / "probe.json").read_text()) == json.loads(json.dumps(result))
+    with open(dense / "probe.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["change"]) for row in rows] == [row["change"] for row in result["units"]]
+    assert [row["layer"] for row in rows] == ["0", "1"] and "change_32_64" in rows[0] and "mass_8_16" in rows[0]
+    for row in result["units"]:
+        assert row["low"] <= row["change"] <= row["high"] and sum(row["mass"]) == pytest.approx(1, abs=1e-4)
+    assert (dense / "report" / "probe.png").read_bytes().startswith(b"\x89PNG")
+    assert not (dense / "probe.partial").exists()
+    assert [row["kept"] for row in result["schedules"] if row["measured"]] == [0, 1, 2]
+    assert result["schedules"][-1]["cache_bytes"] == 2 * 2 * 2 * 8 * 64 * 4, "layers, k and v, KV heads, ..., float32"
+
+
+def test_what_cannot_be_probed_is_one_line(dense, outputs, books, tmp_path):
+    def refused(words: str, *overrides: str) -> None:
+        with pytest.raises(ConfigError) as error:
+            probe(*overrides)
+        line = str(error.value)
+        assert "\n" not in line and all(each in line for each in words.split("... ")), line
+
+    window = make_run(outputs, books, "attention=window_dense", name="window")
+    refused(
+        "checkpoint=... last.ckpt: must be a run whose layers are all dense; layer 0 ... Window", f"checkpoint={window}"
+    )
+    refused("length=9999999: must be at most ... max_length=", f"checkpoint={dense}", "length=9999999")
+    short = tmp_path / "short.txt"
+    short.write_text("a short text")
+    refused("data.path=... short.txt: must hold documents longer than ... Window(width=256",
+            f"checkpoint={dense}", "data=files", f"data.path={short}")  # fmt: skip
+    refused("split=test: must hold documents longer than ... length=64", f"checkpoint={dense}")
+    refused("attention.patterns.hierarchy={... pooling:learned... must be a pattern without parameters",
+            f"checkpoint={dense}", "attention=hierarchical")  # fmt: skip
+    refused("attention.patterns.routed={... router:indexer... must be a pattern without parameters",
+            f"checkpoint={dense}", "attention=routed", "attention.patterns.routed.router=indexer")  # fmt: skip
+    refused("per_head=true: must be false ... Routed", f"checkpoint={dense}", "attention=routed", "per_head=true")
+    assert not (dense / "probe.partial").exists()
