@@ -1,0 +1,170 @@
+"""Reads config.json: the sizes of a Qwen3, Llama, Mistral or Ministral model, and the window of each of its layers.
+
+A missing key has the default of transformers' class of that model. Keys that change nothing in the forward pass of
+these models are not read.
+"""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.pretrained.errors import PretrainedError, refused
+from model.pretrained.rope_parameters import rope_settings
+
+FILE = "config.json"
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+    "llama": {"num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048, "sliding_window": None},
+    "mistral": {
+        "num_key_value_heads": 8,
+        "head_dim": None,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+}
+DEFAULTS["ministral"] = DEFAULTS["mistral"]
+"""Model type -> transformers' defaults that differ between the four."""
+
+ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "attention_dropout": 0}
+"""Key -> the one value that our model can compute."""
+
+WINDOWS = {"full_attention": False, "sliding_attention": True}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a config.json determines.
+
+    settings: the fields of ModelConfig that follow from it, under their names.
+    windows: for each layer, how many tokens a query sees, itself included; None for all.
+    """
+
+    settings: dict[str, Any]
+    windows: tuple[int | None, ...]
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Returns the architecture of the model in `folder`.
+
+    Raises:
+        PretrainedError: there is no model that can be read, or a key has a value that our model does not have.
+    """
+    keys = ConfigFile(folder)
+    kind = keys.one_of("model_type", DEFAULTS)
+    keys.check_heads()
+    for key, accepted in ONLY.items():
+        if keys.values.get(key, accepted) not in (accepted, None):
+            raise keys.refused(key, json.dumps(accepted))
+    default = DEFAULTS[kind]
+    width, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    length = keys.count("max_position_embeddings", default["max_position_embeddings"])
+    rope = rope_settings(keys.values, keys.file, length)
+    layers = keys.count("num_hidden_layers")
+    settings = {
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": keys.count("num_key_value_heads", default["num_key_value_heads"] or heads),
+        "head_dim": keys.count("head_dim", default["head_dim"] or width // heads),
+        "mlp_width": keys.count("intermediate_size"),
+        "vocabulary": keys.count("vocab_size"),
+        "max_length": math.floor(length * rope["rope_factor"]) if rope["rope_scaling"] == "dynamic" else length,
+        **rope,
+        "tie_embeddings": keys.flag("tie_word_embeddings", False),
+        "norm_epsilon": keys.number("rms_norm_eps", 1e-6),
+        "qk_norm": kind == "qwen3",
+    }
+    return Architecture(settings, keys.windows(kind, layers, default["sliding_window"]))
+
+
+class ConfigFile:
+    """The keys of the config.json of `folder`. Each is checked when it is read.
+
+    Raises:
+        PretrainedError: the folder holds no model in this format: no config.json, one that is no JSON, an adapter, or
+            quantized weights.
+    """
+
+    def __init__(self, folder: Path):
+        self.file = folder / FILE
+        if (folder / "adapter_config.json").is_file():
+            raise PretrainedError(
+                f"{folder / 'adapter_config.json'}: must be merged into its base model before (merge_and_unload of "
+                "peft): an adapter alone is no model"
+            )
+        try:
+            self.values: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise PretrainedError(f"{folder}: must hold a {FILE}, the weights and a tokenizer.json") from None
+        except (ValueError, UnicodeDecodeError) as error:
+            raise PretrainedError(f"{self.file}: must be JSON: {error}") from None
+        if not isinstance(self.values, dict):
+            raise PretrainedError(f"{self.file}: must be a JSON object with the keys of a model")
+        for key in ("quantization_config", "compression_config"):
+            if self.values.get(key) is not None:
+                method = self.values[key].get("quant_method") if isinstance(self.values[key], Mapping) else None
+                raise PretrainedError(
+                    f"{self.file}: {key} (quant_method={json.dumps(method)}): must be left out: give the model's "
+                    "checkpoint in bfloat16, float16 or float32"
+                )
+
+    def refused(self, key: str, accepted: str) -> PretrainedError:
+        return refused(self.file, key, self.values.get(key), accepted)
+
+    def one_of(self, key: str, accepted: Collection[str]) -> str:
+        if self.values.get(key) not in accepted:
+            raise self.refused(key, f"one of {', '.join(accepted)}")
+        return self.values[key]
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A positive integer; `default` where the key is missing or null."""
+        found = self.values.get(key)
+        found = default if found is None else found
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise self.refused(key, "an integer >= 1")
+        return found
+
+    def number(self, key: str, default: float) -> float:
+        found = self.values.get(key, default)
+        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < math.inf:
+            raise self.refused(key, "a number > 0")
+        return float(found)
+
+    def flag(self, key: str, default: bool) -> bool:
+        found = self.values.get(key, default)
+        if not isinstance(found, bool):
+            raise self.refused(key, "true or false")
+        return found
+
+    def check_heads(self) -> None:
+        """Checks that the model is a language model, and no classifier on the same layers."""
+        classes = self.values.get("architectures") or ["ForCausalLM"]
+        if not all(isinstance(name, str) and name.endswith("ForCausalLM") for name in classes):
+            raise self.refused("architectures", "a class whose name ends in ForCausalLM")
+
+    def windows(self, kind: str, layers: int, default: int | None) -> tuple[int | None, ...]:
+        """The window of each layer. transformers' window of n tokens counts the query itself, as ours does."""
+        has_windows = default is not None and (kind != "qwen3" or self.flag("use_sliding_window", False))
+        width = self.values.get("sliding_window", default) if has_windows else None
+        if width is not None:
+            self.count("sliding_window", default)
+        types = self.values.get("layer_types")
+        if types is None:
+            first = self.values.get("max_window_layers", 28) if kind == "qwen3" else 0
+            return tuple(width if layer >= first else None for layer in range(layers))
+        if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= set(WINDOWS):
+            raise self.refused("layer_types", f"a list of {layers}, each {' or '.join(WINDOWS)}")
+        if width is None and "sliding_attention" in types:
+            where = "use_sliding_window=true and " if kind == "qwen3" else ""
+            accepted = f"full_attention in every layer without {where}a sliding_window"
+            raise self.refused("layer_types", accepted)
+        return tuple(width if WINDOWS[each] else None for each in types)
