@@ -91,6 +91,17 @@ def check_generate(config: Mapping[str, Any]) -> None:
     check_device(settings.accelerator, settings.precision)
 
 
+def check_export(config: Mapping[str, Any]) -> None:
+    """As `check`, for scripts/export.py."""
+    from model.training.run_folder import check_writable
+
+    validated(schema.Export, config)
+    output = Path(config["output"]).expanduser()
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise refused("output", config["output"], "a folder that does not exist yet, or an empty one")
+    check_writable(output.parent, config["output"])
+
+
 def check_show_pattern(config: Mapping[str, Any]) -> None:
     """As `check`, for scripts/show_pattern.py."""
     validated(schema.ShowPattern, config)

@@ -15,9 +15,11 @@ from kernels.shapes import BLOCK_SIZES
 from model.config import ROPE_SCALINGS
 from model.evaluation.layer_schedules import MEASURES
 from model.evaluation.protocol import NAMES as PROTOCOLS
+from model.pretrained.export import DTYPES
 from model.training.failures import ON_NAN
 
 BACKEND_NAMES = ("auto", *BACKENDS)
+EXPORT_DTYPES = tuple(DTYPES)
 PACKING_NAMES = tuple(PACKINGS)
 
 Text = Annotated[str, Field(min_length=1)]
@@ -284,6 +286,14 @@ class Generate(Device):
     stop: Text | tuple[Text, ...] | None
     prefill_chunk: Count
     cuda_graph: Literal["auto"] | bool
+
+
+class Export(Settings):
+    checkpoint: Text
+    format: Literal["hf"]
+    output: Text
+    dtype: Literal[EXPORT_DTYPES]
+    trust: Trust = ()
 
 
 class ShowPattern(Settings):

@@ -22,6 +22,7 @@ PYTHON = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", 
 CONFIGS = {
     "train.py": "train",
     "scripts/evaluate.py": "evaluate",
+    "scripts/export.py": "export",
     "scripts/generate.py": "generate",
     "scripts/preflight.py": "preflight",
     "scripts/probe.py": "probe",

@@ -5,6 +5,7 @@
     saved.py         Saved: a byte-level tokenizer.json that exists already
     byte_level.py    what BPE and Saved share
     chunks.py        long texts in chunks that encode as the whole does
+    hugging_face.py  the tokenizer files of an exported model
 
 Every tokenizer is lossless: `decode(encode(text)) == text` for any text. A token stands for a fixed number of bytes, so
 a loss in nats per token converts to bits per byte exactly. `bos` is the only special token. It begins a document and
@@ -18,6 +19,7 @@ with the corpus as tokenizer.json. A new tokenizer is a subclass of `Tokenizer` 
 from .base import Tokenizer
 from .bpe import BPE
 from .byte_tokens import Bytes
+from .hugging_face import hugging_face_files
 from .saved import Saved, load
 
-__all__ = ["BPE", "Bytes", "Saved", "Tokenizer", "load"]
+__all__ = ["BPE", "Bytes", "Saved", "Tokenizer", "hugging_face_files", "load"]

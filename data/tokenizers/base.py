@@ -3,8 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class Tokenizer(ABC):
@@ -41,3 +45,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def save(self, file: Path) -> None:
         """Writes a tokenizer.json that `load` reads."""
+
+    def to_library(self) -> "tokenizers.Tokenizer":
+        """Returns a tokenizer of the `tokenizers` library with the same tokens for any text.
+
+        Raises:
+            NotImplementedError: the class has none, and its models cannot be exported.
+        """
+        raise NotImplementedError

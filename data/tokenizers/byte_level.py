@@ -21,6 +21,14 @@ KNOWN_BOS = (BOS, "<|endoftext|>", "<|begin_of_text|>", "<s>")
 """Tokens that begin a document, here and in the tokenizers of others."""
 
 
+def byte_characters() -> list[str]:
+    """Returns the printable character with which byte-level tokenizers write each byte: GPT-2's table."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    character = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [character[byte] for byte in range(256)]
+
+
 class ByteLevel(Tokenizer):
     """Base class: subclasses train or load a `tokenizers.Tokenizer` and pass it to `_use`."""
 
@@ -54,11 +62,7 @@ class ByteLevel(Tokenizer):
     @cached_property
     def _bytes(self) -> list[bytes]:
         """The bytes of each token."""
-        # Byte-level tokenizers write each byte as one printable character. This inverts GPT-2's table.
-        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-        others = [byte for byte in range(256) if byte not in printable]
-        byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
+        byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         table = [b""] * self.vocabulary
         for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
             if all(character in byte_of for character in token):
@@ -80,6 +84,11 @@ class ByteLevel(Tokenizer):
 
     def decode(self, tokens: Iterable[int]) -> str:
         return b"".join(self._bytes[int(token)] for token in tokens).decode(errors="replace")
+
+    def to_library(self) -> "tokenizers.Tokenizer":
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self._tokenizer.to_str())
 
     def save(self, file: Path) -> None:
         file.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save() raises no OSError

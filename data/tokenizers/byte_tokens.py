@@ -3,10 +3,15 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .base import Tokenizer
+from .byte_level import BOS, byte_characters
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class Bytes(Tokenizer):
@@ -33,3 +38,12 @@ class Bytes(Tokenizer):
 
     def save(self, file: Path) -> None:
         file.write_text(json.dumps(self.identity()))
+
+    def to_library(self) -> "tokenizers.Tokenizer":
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.add_special_tokens([BOS])
+        return tokenizer

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all. Errors name the file, and on a full disk the missing space."""
+"""Writes files and folders whole or not at all. Errors name the file, and on a full disk the missing space."""
 
 import contextlib
 import errno
@@ -93,6 +93,30 @@ def replacing(path: Path, needed: int | None = None, partial: Path | None = None
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """Yields a new folder that becomes `path` when the block ends. An error removes it.
+
+    Args:
+        path: does not exist, or is an empty folder.
+        needed: as for `replacing`.
+
+    Raises:
+        StorageError: the folder or a file in it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    make_folder(path.parent)
+    with naming(path, needed):
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
+        try:
+            partial.mkdir()
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "train.py": (["attention.block=7"], "attention.block=7"),
     "scripts/benchmark.py": (["training", "--lengths", "-1"], "lengths"),
     "scripts/evaluate.py": (["checkpoint=missing"], "missing"),
+    "scripts/export.py": (["checkpoint=missing", "output=exported"], "missing"),
     "scripts/generate.py": (["checkpoint=missing"], "missing"),
     "scripts/lm_harness.py": (["--model", "farsight", "--model_args", "checkpoint=missing"], "lm-eval"),
     "scripts/preflight.py": (["attention.block=7"], "attention.block=7"),

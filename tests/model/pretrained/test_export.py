@@ -1,0 +1,253 @@
+"""Exported models, read back through transformers: the same logits, the same weights, and refusals of what it lacks."""
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, NativeSparse, Routed, Strided, Window
+from model import AttentionPlan, Transformer
+from model.pretrained.export import ExportError, export, hugging_face_config, layer_windows, rope_parameters
+from model.rope import RotaryEmbedding
+from model.training.storage import StorageError
+from tests.model.small import config, lively, plan
+
+transformers = pytest.importorskip("transformers")
+
+LENGTH, WIDTH, BOS, VOCABULARY = 100, 24, 3, 60
+HYBRID = plan({"local": Window(WIDTH), "full": Dense()}, ["local", "full", "local"])
+PLANS = {"dense": plan(Dense()), "window": plan(Window(WIDTH)), "window_dense": HYBRID}
+
+
+def build(attention: AttentionPlan, **changes: Any) -> Transformer:
+    """Its logits are below 2, so that rounding in float32 stays well below the tolerance."""
+    model = lively(Transformer(config(layers=3, **changes), attention))
+    torch.nn.init.constant_(model.norm.weight, 0.25)
+    return model.eval()
+
+
+def exported(folder: Path, model: Transformer, dtype: str = "float32", **arguments: Any) -> Path:
+    export(folder / "exported", model, {}, BOS, VOCABULARY, dtype, **arguments)
+    return folder / "exported"
+
+
+def tokens_of(length: int = LENGTH) -> Tensor:
+    tokens = torch.randint(4, VOCABULARY, (2, length), generator=torch.Generator().manual_seed(1))
+    tokens[:, 0] = BOS
+    return tokens
+
+
+@torch.no_grad()
+def our_logits(model: Transformer, tokens: Tensor) -> Tensor:
+    length = tokens.shape[1]
+    position = torch.arange(length).expand(tokens.shape)
+    return model.logits(model(tokens, position, model.build_layouts(None, length)))
+
+
+@torch.no_grad()
+def their_logits(folder: Path, tokens: Tensor, **arguments: Any) -> Tensor:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **arguments).eval()(tokens).logits
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_transformers_computes_our_logits(tmp_path, name, attention):
+    model = build(PLANS[name])
+    close(
+        their_logits(exported(tmp_path, model), tokens_of(), attn_implementation=attention),
+        our_logits(model, tokens_of()),
+    )
+
+
+@pytest.mark.parametrize("name", ["window", "window_dense"])
+@pytest.mark.parametrize("width", [WIDTH - 1, WIDTH + 1])
+def test_a_window_off_by_one_would_give_other_logits(tmp_path, name, width):
+    model = build(PLANS[name])
+    folder = exported(tmp_path, model)
+    rewrite(folder, sliding_window=width)
+    difference = (their_logits(folder, tokens_of()) - our_logits(model, tokens_of())).abs().amax((0, 2))
+    same = min(width, WIDTH)  # the first queries see all earlier tokens under both widths
+    assert difference[:same].max() < 1e-5 and difference[same:].min() > 1e-3
+
+
+def test_full_and_window_layers_are_not_exchanged(tmp_path):
+    model = build(HYBRID)
+    folder = exported(tmp_path, model)
+    written = json.loads((folder / "config.json").read_text())["layer_types"]
+    assert written == ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+@pytest.mark.parametrize("name", PLANS)
+@torch.no_grad()
+def test_cached_decoding_through_transformers_gives_our_logits(tmp_path, name):
+    model, tokens = build(PLANS[name]), tokens_of()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(exported(tmp_path, model)).eval()
+    cache = transformers.DynamicCache(config=theirs.config)
+    start = LENGTH - 8
+    parts = [tokens[:, :start], *tokens[:, start:].split(1, 1)]
+    logits = [theirs(part, past_key_values=cache, use_cache=True).logits for part in parts]
+    close(torch.cat(logits, 1), our_logits(model, tokens))
+
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "base": {"rope_theta": 5e5},
+    "linear": {},
+    "ntk": {},
+    "dynamic": {},
+    "llama3": {"rope_beta_fast": 4.0},
+    "yarn": {"rope_attention_factor": 1.2},
+    "yarn_hf": {"rope_truncate": False, "rope_beta_fast": 16.0},
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_rope_is_ours_beyond_the_original_length(tmp_path, name):
+    scaling = {} if name == "base" else {"rope_scaling": name, "rope_factor": 4.0, "rope_original_length": 32}
+    model = build(PLANS["dense"], head_dim=16, **scaling | SCALINGS[name])
+    folder = exported(tmp_path, model)
+    close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
+    rewrite(folder, rope_theta=10000.0, rope_scaling=None, rope_parameters=None)
+    assert (their_logits(folder, tokens_of()) - our_logits(model, tokens_of())).abs().max() > 1e-3
+
+
+WITHOUT_NORMS = [("dense", "Llama"), ("window", "Mistral"), ("window_dense", "Ministral")]
+
+
+@pytest.mark.parametrize(("name", "family"), WITHOUT_NORMS)
+def test_a_model_without_norms_of_queries_and_keys_has_another_class(tmp_path, name, family):
+    model = build(PLANS[name], qk_norm=False)
+    folder = exported(tmp_path, model)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [f"{family}ForCausalLM"]
+    close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
+
+
+def test_yarn_of_transformers_is_another_one():
+    """So its name in config.json would be wrong."""
+    ours = RotaryEmbedding(config(rope_scaling="yarn", rope_factor=4.0, head_dim=64, rope_original_length=4096))
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 4096}
+    theirs = transformers.Qwen3Config(head_dim=64, max_position_embeddings=16384, rope_parameters=rope)
+    frequencies, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
+    assert (frequencies / ours.frequencies - 1).abs().max() > 0.1
+    written = rope_parameters(ours.config)
+    frequencies, magnitude = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["longrope"](
+        transformers.Qwen3Config(head_dim=64, max_position_embeddings=16384, rope_parameters=written), "cpu"
+    )
+    torch.testing.assert_close(frequencies.double(), ours.frequencies, atol=0, rtol=1e-6)
+    assert magnitude == pytest.approx(ours.magnitude)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_file_holds_every_weight_once_bit_for_bit(tmp_path, tied):
+    model = build(PLANS["dense"], tie_embeddings=tied)
+    with safe_open(exported(tmp_path, model) / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    parameters = dict(model.named_parameters())  # a tied matrix once
+    assert ("lm_head.weight" in stored) is not tied
+    assert len(stored) == len(parameters)
+    for name, value in parameters.items():
+        assert torch.equal(stored[name if name == "lm_head.weight" else f"model.{name}"], value)
+
+
+def test_bfloat16_rounds_the_weights(tmp_path):
+    model = build(PLANS["dense"])
+    folder = exported(tmp_path, model, "bfloat16")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.model.embed_tokens.weight, model.embed_tokens.weight.bfloat16())
+
+
+def test_a_large_model_is_several_files_and_an_index(tmp_path):
+    model = build(PLANS["dense"])
+    folder = exported(tmp_path, model, shard_bytes=8000)
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    assert len(files) > 1 and all((folder / file).stat().st_size < 12000 for file in files)
+    assert set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values()) == set(files)
+    close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
+
+
+def test_rows_that_are_no_tokens_are_never_generated(tmp_path):
+    model = build(PLANS["window"], tie_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[VOCABULARY:] = 50 * torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(exported(tmp_path, model))
+    tokens = tokens_of(5)
+    assert (our_logits(model, tokens)[:, -1].argmax(-1) >= VOCABULARY).any()
+    generated = loaded.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=20)
+    assert generated.max() < VOCABULARY and generated.shape[1] > 5
+    assert loaded.generation_config.bos_token_id == loaded.generation_config.eos_token_id == BOS
+
+
+def test_a_window_as_long_as_the_model_is_full_attention():
+    sizes = config(layers=2, max_length=WIDTH)
+    assert layer_windows(sizes, PLANS["window"]) == [None, None]
+    assert hugging_face_config(sizes, PLANS["window"], BOS, "float32")["use_sliding_window"] is False
+
+
+ROUTER: dict[str, Any] = dict(
+    window=16, block=16, top_k=2, router="mean_key", share="group", first_block=False, indexer_dim=8
+)
+OTHERS = {
+    "strided": Strided(window=16, stride=32),
+    "fixed": Fixed(segment=32, summary=4),
+    "blocks": BlockSparse(block_size=16, window_blocks=2, global_blocks=1, random_blocks=1),
+    "dilated": Dilated(width=8, dilation=2),
+    "sinks": Window(16, sink_tokens=4),
+    "hierarchy": Hierarchical(window=32, spans=(4,), reaches=(), pooling="mean"),
+    "routed": Routed(**ROUTER),
+    "native_sparse": NativeSparse(**ROUTER, summary_span=8, pooling="mean", combine="lse"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_pattern_that_transformers_lacks_is_refused_by_name(tmp_path, name):
+    model = build(plan({"full": Dense(), name: OTHERS[name]}))
+    with pytest.raises(ExportError) as error:
+        exported(tmp_path, model)
+    line = str(error.value)
+    assert line.startswith(f"attention.patterns.{name}={type(OTHERS[name]).__name__}(") and "\n" not in line
+    assert "must be" in line and "Dense" in line and "Window" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("attention", "changes", "words"),
+    [
+        (plan({"a": Window(16), "b": Window(32)}), {}, ("a has width 16", "b has width 32")),
+        (plan({"a": Window(16), "b": Dense()}, [["a", "b"]]), {}, ("attention.schedule=[a,b]",)),
+        (plan(Dense()), {"sink_logits": True}, ("model.sink_logits=true: must be false",)),
+    ],
+)
+def test_other_models_that_transformers_lacks_are_one_line(tmp_path, attention, changes, words):
+    with pytest.raises(ExportError) as error:
+        exported(tmp_path, build(attention, **changes))
+    line = str(error.value)
+    assert all(word in line for word in words) and "\n" not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    model = build(PLANS["dense"])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
+    try:
+        with pytest.raises(StorageError) as error:
+            exported(tmp_path, model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value).startswith(str(tmp_path / "exported")) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
