@@ -19,8 +19,7 @@ from data import DataModule
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
 from model import AttentionPlan
 from model.attention import family_of, shard_unit
-from model.forecasting import devices_of
-from model.precision import SHARDED
+from model.precision import SHARDED, devices_of
 
 # The commands
 

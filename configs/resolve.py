@@ -12,7 +12,7 @@ from configs.checks import check_types
 from configs.errors import ConfigError
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust, trust_named
-from model.forecasting import devices_of
+from model.precision import devices_of
 from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
 MOVABLE = ("data.path", "data.cache", "data.workers")

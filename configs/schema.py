@@ -151,6 +151,7 @@ class Trainer(Settings):
     devices: Literal["auto", -1] | Count | Annotated[tuple[CountOrZero, ...], Field(min_length=1)]
     strategy: Text
     context_parallel: Count
+    rank_timeout: Positive
     on_nan: Literal[ON_NAN]
     max_skipped_steps: CountOrZero
     compile: bool

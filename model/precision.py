@@ -22,6 +22,18 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cuda" if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available() else "cpu")
 
 
+def devices_of(trainer: Mapping[str, Any]) -> int:
+    """Returns how many devices a `trainer` group trains on. `devices` is a number, a list of indices, or -1 or "auto"
+    for every device of this machine (a CPU is one device), as in Lightning."""
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("-1", "auto"):
+        on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
+        return torch.cuda.device_count() if on_gpu else 1
+    return int(devices)
+
+
 def describe_device(trainer: Mapping[str, Any]) -> str:
     """The device, precision and compilation that the settings of a trainer choose, in words."""
     device = device_of(trainer["accelerator"])

@@ -24,7 +24,10 @@ CONFIGS = ROOT / "configs"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Environment variable of Hydra that makes errors appear with their tracebacks."""
 
-_full_error = bool(os.environ.get(FULL_ERROR))
+SINGLE_LINES = "FARSIGHT_SINGLE_LINES"
+"""Environment variable of the ranks that a command starts: FULL_ERROR is the command's and not the user's."""
+
+_full_error = bool(os.environ.get(FULL_ERROR)) and not os.environ.get(SINGLE_LINES)
 
 OUR_LOGGERS = ("farsight", "configs", "data", "kernels", "model", "scripts")
 """Loggers whose messages appear from level INFO; those of libraries appear from WARNING."""
@@ -35,6 +38,7 @@ def start_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OUR_LOGGERS)
+    handler.addFilter(lambda record: not getattr(record, "file_alone", False))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
@@ -44,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
 
     if _full_error:
         return main()
-    os.environ[FULL_ERROR] = "1"  # Hydra then raises its exceptions instead of printing them
+    os.environ[FULL_ERROR] = os.environ[SINGLE_LINES] = "1"  # Hydra then raises its exceptions and prints none
     try:
         main()
     except MissingConfigException as error:
@@ -62,7 +66,8 @@ def run(main: Callable[[], None]) -> None:
     except HydraException as error:  # a job of a multirun failed
         sys.exit(_fail(str(error).splitlines()[0]))
     finally:
-        os.environ.pop(FULL_ERROR, None)  # only for this call, so that processes started later print single lines
+        for name in (FULL_ERROR, SINGLE_LINES):  # only for this call
+            os.environ.pop(name, None)
 
 
 def _explain(error: Exception) -> str:
@@ -107,6 +112,8 @@ def user_errors() -> Iterator[None]:
     except Exception as error:
         if _full_error or not is_for_users(error):
             raise
+        if getattr(error, "reported", False):  # by another rank
+            sys.exit(2)
         line = one_line(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             job = " ".join(HydraConfig.get().overrides.task)
@@ -142,11 +149,12 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from model.training.checkpoints import CheckpointError
     from model.training.failures import DivergedError, RunOutOfMemoryError
     from model.training.module import LayoutOverflowError
+    from model.training.ranks import RankLostError
     from model.training.run_folder import RunFolderError
     from model.training.slurm import SlurmError
 
     ours = ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, LayoutOverflowError
-    return *ours, SlurmError, RunOutOfMemoryError, OmegaConfBaseException
+    return *ours, SlurmError, RunOutOfMemoryError, RankLostError, OmegaConfBaseException
 
 
 @contextmanager

@@ -9,6 +9,6 @@ forecast.py          all of these for one run
 """
 
 from .forecast import Forecast, LayerForecast, forecast
-from .sample import Sample, devices_of, sequences_to_sample
+from .sample import Sample, sequences_to_sample
 
-__all__ = ["Forecast", "LayerForecast", "Sample", "devices_of", "forecast", "sequences_to_sample"]
+__all__ = ["Forecast", "LayerForecast", "Sample", "forecast", "sequences_to_sample"]

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from ..decoding import expected_bytes
+from ..precision import devices_of
 from .peak_memory import MemoryForecast, device_bytes, forecast_memory
-from .sample import Sample, devices_of
+from .sample import Sample
 
 
 @dataclass(frozen=True)

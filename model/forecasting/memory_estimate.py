@@ -22,13 +22,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import loss
 from ..attention import AttentionLayout
-from ..precision import AUTOCAST, DTYPES, SHARDED
+from ..precision import AUTOCAST, DTYPES, SHARDED, devices_of
 from ..training.optimizer import build_optimizer
 from ..transformer import Transformer
 from .compiled import trace_compiled
 from .fake_layouts import map_tensors, tensors_of
 from .memory_tracker import MemoryTracker
-from .sample import devices_of
 from .workspace import workspace_bytes
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "weights, copies in low precision", "gradients", "optimizer state"

@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels import Axis
 
 from ..attention import AttentionLayout, build_layouts
+from ..precision import devices_of
 from ..transformer import ModelCost, Transformer
 
 SAMPLE_TOKENS = {"cpu": 1 << 15, "cuda": 1 << 18}
@@ -69,15 +70,3 @@ class Sample:
         """FLOPs of one optimizer step on all devices, forward and backward, without recomputation: the mean over the
         sample, counted as model/training/efficiency.py counts them."""
         return self.cost.flops / len(self.document) * self.sequences_per_step
-
-
-def devices_of(trainer: Mapping[str, Any]) -> int:
-    """Returns how many devices a `trainer` group trains on. `devices` is a number, a list of indices, or -1 or "auto"
-    for every device of this machine (a CPU is one device), as in Lightning."""
-    devices = trainer["devices"]
-    if isinstance(devices, list):
-        return len(devices)
-    if str(devices) in ("-1", "auto"):
-        on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-        return torch.cuda.device_count() if on_gpu else 1
-    return int(devices)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from model.precision import devices_of
 from model.training.checkpoints import (
     AtomicCheckpointIO,
     CheckpointFile,
@@ -31,6 +32,7 @@ from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
 from model.training.progress import Progress
+from model.training.ranks import Ranks
 from model.training.run_folder import RunFolder, config_hash, resume_command
 from model.training.run_length import FOREVER, RunLength
 from model.training.slurm import cluster_environment
@@ -38,6 +40,9 @@ from model.training.storage import StorageError
 from model.training.strategies import build_strategy
 
 log = logging.getLogger(__name__)
+
+FILE_ALONE = {"file_alone": True}
+"""Of a record for train.log whose line the command prints when the run ends."""
 
 
 TRAINED = "trained"
@@ -72,6 +77,7 @@ def fit(
     devices: int | str,
     strategy: str,
     context_parallel: int,
+    rank_timeout: float,
     on_nan: str,
     max_skipped_steps: int,
     loggers: Sequence[Logger] = (),
@@ -93,9 +99,10 @@ def fit(
         save_every: optimizer steps between further saves of last.ckpt, besides those after validations; None for none.
         log_every: optimizer steps between rows of metrics.csv.
         precision, accelerator, devices, strategy: as Lightning's Trainer takes them; `ddp` and `fsdp2` are those of
-            strategies.py.
+            strategies.py, and `auto` is `ddp` on several devices.
         context_parallel: ranks that share each sequence, a divisor of the number of ranks. `datamodule` must then give
             the same batch to ranks that share one.
+        rank_timeout: seconds without a finished batch after which a run on several ranks ends (ranks.py).
         on_nan: "stop" ends the run at a loss or gradient that is not finite. "skip_step" leaves weights and optimizer
             unchanged and continues; each step then waits for the device.
         max_skipped_steps: largest number of skipped steps in the whole run.
@@ -107,6 +114,7 @@ def fit(
     Raises:
         CheckpointError: `resume` does not fit the model, or a run cannot continue from it. No file has changed.
         DivergedError: the loss or gradient is not finite; the state in summary.json is `failed`.
+        RankLostError: another rank was killed, has failed or hangs; the state in summary.json is that rank's.
         RunOutOfMemoryError: a device ran out of memory; the state in summary.json is `out of memory`.
         StorageError: a file cannot be written; the state in summary.json is `failed`, and last.ckpt is the last whole
             one.
@@ -120,7 +128,7 @@ def fit(
     if context_parallel > 1:
         datamodule.ranks_per_sequence = context_parallel
     quieten_lightning()
-    fetch_timer, interrupt = FetchTimer(), Interrupt()
+    fetch_timer, interrupt, ranks = FetchTimer(), Interrupt(), Ranks(folder, rank_timeout)
     efficiency = Efficiency(fetch_timer)
     run_length = RunLength(max_steps, max_seconds, efficiency)
     progress = Progress(run_length)
@@ -130,6 +138,7 @@ def fit(
     metrics = MetricsCSV(folder.metrics_file)
     recorder = Recorder(log_every, metrics, efficiency, run_length, progress)
     checkpoints = Checkpoints(folder.checkpoints, interrupt, run_length, validate_every, save_every)
+    several = devices_of({"accelerator": accelerator, "devices": devices}) > 1
     trainer = Trainer(
         max_steps=max_steps or FOREVER,
         max_epochs=-1,
@@ -143,7 +152,7 @@ def fit(
         precision=precision,
         accelerator=accelerator,
         devices=devices,
-        strategy=build_strategy(strategy),
+        strategy=build_strategy("ddp" if strategy == "auto" and several else strategy, ranks),
         # The order matters: a step is measured, logged, shown, and saved last, so that a checkpoint holds all of these.
         callbacks=[
             interrupt,
@@ -153,6 +162,7 @@ def fit(
             progress,
             *callbacks,
             checkpoints,
+            ranks,
         ],
         logger=[metrics, *loggers],
         plugins=[AtomicCheckpointIO(resume), *cluster_environment()],
@@ -186,6 +196,10 @@ def fit(
         if rank_zero:
             log.warning("interrupted by %s; continue with: %s", request, resume_command(folder.path))
     except Exception as error:
+        lost = ranks.lost(error)
+        if lost is not None:
+            state = lost.state
+            raise lost from None
         if not is_out_of_memory(error):
             raise
         state, step = OUT_OF_MEMORY, trainer.global_step
@@ -193,6 +207,7 @@ def fit(
     except SystemExit as stop:  # Lightning's answer to KeyboardInterrupt, and the end of a Hydra sweep
         raise KeyboardInterrupt from stop
     finally:
+        ranks.stop(failed=state not in ("finished", "interrupted"))
         # Without a step in this session, the numbers of an earlier session stay.
         measured = efficiency.summary() if efficiency.session_steps else {}
         written = TRAINED if state == "finished" else state  # "finished" means trained and evaluated
@@ -204,7 +219,7 @@ def fit(
     if short is not None:
         message = out_of_memory_message(short, step, trainer.strategy.root_device, forecast)
         if rank_zero:
-            log.error(message)
+            log.error(message, extra=FILE_ALONE)
         raise RunOutOfMemoryError(message)
     return FitResult(
         state=state,

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
 """Signals that end a run after its step. `sbatch --signal=USR1@120` sends SIGUSR1 before the time limit."""
@@ -49,8 +50,9 @@ class Interrupt(Callback):
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number).name
-            # No logging: the handler may run in the middle of a log call.
-            os.write(2, f"\n{self.received}: finishing this step, then saving. Ctrl-C aborts at once.\n".encode())
+            if rank_zero_only.rank == 0:
+                # No logging: the handler may run in the middle of a log call.
+                os.write(2, f"\n{self.received}: finishing this step, then saving. Ctrl-C aborts at once.\n".encode())
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():  # the only one in which Python sets handlers

@@ -8,6 +8,7 @@ A checkpoint of a sharded run is the file that one process writes: rank 0 gather
 the CPU's memory. So it resumes on any number of ranks, and every command reads it.
 """
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,55 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from model.precision import SHARDED
+from model.training.ranks import Launcher, Ranks
 
 SUPERSEDED = ("fsdp", "fsdp_cpu_offload", "model_parallel")
 """Lightning's names that fail here: FSDP1 flattens the matrices that Muon needs, and the last needs our `shard`."""
 
 
-def build_strategy(name: str) -> Strategy | str:
-    """The strategy that `trainer.strategy` names, as Lightning's Trainer takes it: one of ours, or Lightning's name."""
+COLLECTIVE_SECONDS = 60.0
+"""How much longer than `trainer.rank_timeout` gloo and NCCL wait, whose messages are for developers."""
+
+
+def build_strategy(name: str, ranks: Ranks | None = None) -> Strategy | str:
+    """The strategy that `trainer.strategy` names, as Lightning's Trainer takes it: one of ours, or Lightning's name.
+
+    ranks: watches over the ranks of a run; None where no run starts.
+    """
     if name == "ddp":
-        return DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=False)
-    return FullyShardedStrategy() if name == SHARDED else name
+        return ReplicatedStrategy(ranks)
+    return FullyShardedStrategy(ranks) if name == SHARDED else name
 
 
-class FullyShardedStrategy(ModelParallelStrategy):
+class WatchedRanks(ParallelStrategy):
+    """Starts ranks that end together (ranks.py)."""
+
+    ranks: Ranks | None
+
+    def _configure_launcher(self) -> None:
+        if self.ranks is None:
+            return super()._configure_launcher()
+        self._launcher = Launcher(self.ranks, self.cluster_environment, self.num_processes, self.num_nodes)
+
+    @staticmethod
+    def timeout(ranks: Ranks | None) -> dict[str, datetime.timedelta]:
+        return {} if ranks is None else {"timeout": datetime.timedelta(seconds=ranks.timeout + COLLECTIVE_SECONDS)}
+
+
+class ReplicatedStrategy(WatchedRanks, DDPStrategy):
+    """DDP, whose gradients are views of the buckets in which they are averaged."""
+
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        super().__init__(gradient_as_bucket_view=True, find_unused_parameters=False, **self.timeout(ranks))
+        self.ranks = ranks
+
+
+class FullyShardedStrategy(WatchedRanks, ModelParallelStrategy):
     """FSDP2 over all ranks, with checkpoints that hold whole tensors."""
 
-    def __init__(self) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        super().__init__(save_distributed_checkpoint=False, **self.timeout(ranks))
+        self.ranks = ranks
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1

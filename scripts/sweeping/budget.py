@@ -17,7 +17,7 @@ from configs.checks import check_data, check_devices
 from configs.errors import ConfigError
 from configs.forecasting import flops_per_step
 from configs.validation import validated
-from model.forecasting import devices_of
+from model.precision import devices_of
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES, Settings
 

@@ -156,9 +156,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def _out_of_memory(error: BaseException) -> bool:
+    from model.training.failures import OUT_OF_MEMORY as STATE
     from model.training.failures import RunOutOfMemoryError, is_out_of_memory
 
-    return isinstance(error, RunOutOfMemoryError) or is_out_of_memory(error)
+    of_rank = getattr(error, "state", None) == STATE  # RankLostError
+    return of_rank or isinstance(error, RunOutOfMemoryError) or is_out_of_memory(error)
 
 
 def _free_process_state() -> None:

@@ -54,7 +54,14 @@ NULL += ("model.rope_attention_factor",)
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
 FRACTION += ("optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "evaluation.key_tokens.gain")
-FRACTION += ("sweep.tokens", "sweep.seconds", "sweep.flops", "attention.patterns.*.indexer_loss", "model.z_loss")
+FRACTION += (
+    "sweep.tokens",
+    "sweep.seconds",
+    "sweep.flops",
+    "attention.patterns.*.indexer_loss",
+    "model.z_loss",
+    "trainer.rank_timeout",
+)
 FRACTION += ("model.rope_beta_slow", "model.rope_beta_fast")
 """Keys that take 2.5. (`model.rope_factor` and `model.rope_attention_factor` do with a scaling of RoPE.)"""
 

@@ -5,7 +5,8 @@ import torch
 
 from configs.build import build_model
 from configs.forecasting import draw_sample, flops_per_step
-from model.forecasting.sample import MAX_SEQUENCES, devices_of
+from model.forecasting.sample import MAX_SEQUENCES
+from model.precision import devices_of
 
 ROUTED = ("window=16", "block=16", "top_k=2")
 SMALL_PATTERNS = {

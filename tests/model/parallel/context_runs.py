@@ -40,6 +40,7 @@ TRAINER: dict[str, Any] = dict(
     log_every=1,
     precision="32-true",  # of what is not double already
     accelerator="cpu",
+    rank_timeout=60,
     on_nan="stop",
     max_skipped_steps=0,
 )

@@ -56,6 +56,7 @@ TRAINER: dict[str, Any] = dict(
     precision="32-true",
     accelerator="cpu",
     context_parallel=1,
+    rank_timeout=60,
     on_nan="stop",
     max_skipped_steps=0,
 )
@@ -140,7 +141,7 @@ def train(
             model.compile_layers()
     module = LanguageModel(model, OPTIMIZERS[optimizer], torch.ones(VOCABULARY), {"name": "tiny", "seed": 0})
     folder = RunFolder(path)
-    if not resume and (ranks == 1 or dist.get_rank() == 0):
+    if not resume and rank_zero_only.rank == 0:
         folder = RunFolder.create(path, {"name": "tiny"})
     settings = TRAINER | dict(devices=ranks, strategy=strategy) | changes
     with computing_in(dtype):

@@ -43,6 +43,7 @@ TRAINER = dict(
     devices=1,
     strategy="auto",
     context_parallel=1,
+    rank_timeout=60,
     on_nan="stop",
     max_skipped_steps=0,
 )
