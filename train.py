@@ -59,8 +59,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.checks import check
     from configs.evaluation import evaluate_trained
     from configs.forecasting import forecast_before_training
-    from configs.tokenizer import as_resumed, tokenizer_of
-    from data.tokenizers import load as load_tokenizer
+    from configs.runs import start_from
+    from configs.tokenizer import as_resumed
     from model.precision import SHARDED, describe_device
     from model.training.checkpoints import CheckpointFile, load_weights
     from model.training.fit import fit
@@ -104,10 +104,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     forecast, warning = forecast_before_training(composed, data, checked.plan)
     model = build_model(config, data.vocabulary, checked.plan)
     if config["init_from"] and not resumes:
-        load_weights(model, CheckpointFile(find_checkpoint(config["init_from"])))
-        before = tokenizer_of(config["init_from"])
-        if before.is_file() and load_tokenizer(before).identity() != data.tokenizer.identity():
-            log.warning("init_from=%s: its weights were trained with another tokenizer", config["init_from"])
+        start_from(config["init_from"], model, data.tokenizer)
     if config["trainer"]["compile"]:
         model.compile_layers()
 

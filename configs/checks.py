@@ -14,10 +14,12 @@ from typing import Any
 from configs import schema
 from configs.build import build_data, build_model_config, build_plan, build_protocol, build_task
 from configs.errors import ConfigError, refused
+from configs.pretrained import is_pretrained, weights_of
 from configs.validation import validated
 from data import DataModule
+from data.tokenizers import Saved
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
-from model import AttentionPlan
+from model import AttentionPlan, Transformer
 from model.attention import family_of, shard_unit
 from model.precision import SHARDED, devices_of
 
@@ -61,6 +63,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     check_optimizer(settings.optimizer)
     check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
     check_runs(config)
+    check_pretrained(config, plan, data)
     return Checked(plan, data)
 
 
@@ -293,9 +296,24 @@ def check_runs(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"init_from={config['init_from']}: must be null with resume, which has weights already")
     if config["resume"]:
         RunFolder.open(folder_of(checkpoint_of("resume", config["resume"], prefer="last")))
-    if config["init_from"]:
+    if config["init_from"] and not is_pretrained(config["init_from"]):
         checkpoint_of("init_from", config["init_from"])
     new_run_path(config["outputs"], config["name"])
+
+
+def check_pretrained(config: Mapping[str, Any], plan: AttentionPlan, data: DataModule) -> None:
+    """Checks that the weights of `init_from=hf:...` fit the model, and the tokenizer its embedding. Opens headers."""
+    import torch
+
+    start, vocabulary = config["init_from"], config["model"]["vocabulary"]
+    if not is_pretrained(start):
+        return
+    if isinstance(data.tokenizer, Saved) and data.tokenizer.vocabulary > vocabulary:
+        accepted = f"at least {data.tokenizer.vocabulary}, as many as {config['data']['tokenizer']['path']} has tokens"
+        raise refused("model.vocabulary", vocabulary, accepted)
+    with torch.device("meta"):
+        model = Transformer(build_model_config(config["model"], tokenizer_vocabulary=1), plan)
+    weights_of(start).check(model)
 
 
 def checkpoint_of(key: str, run: str, prefer: str = "best") -> Path:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from configs.aliases import upgrade
 from configs.checks import check_types
 from configs.errors import ConfigError
+from configs.pretrained import with_pretrained
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust, trust_named
 from model.precision import devices_of
@@ -22,12 +23,15 @@ MOVABLE = ("data.path", "data.cache", "data.workers")
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Returns the composed config as plain dicts, with all interpolations resolved.
 
+    With `init_from=hf:...`, the sizes and the attention of model=hf and attention=hf are those of its config.json.
     With `resume`, this is the run's own config with the command line's overrides. Third-party classes in it are called
     only if `trust` names them (configs/trust.py). Overrides of its attention, model or data are a ConfigError; use
     `init_from` for those. The corpus may have moved (`MOVABLE`); train.py checks its fingerprint. Another number of
     devices may take another `data.batch_size`, so that a step trains on as many sequences as before.
     """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if not plain["resume"]:
+        plain = with_pretrained(plain)
     check_types(plain)
     if not plain["resume"]:
         own = trust_named(plain)

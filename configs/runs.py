@@ -11,13 +11,15 @@ import torch
 
 from configs.aliases import upgrade
 from configs.build import ConfigError, build_data, build_model, build_source
-from configs.tokenizer import with_own_tokenizer
+from configs.pretrained import PREFIX, groups_of, is_pretrained, pretrained_folder, weights_of
+from configs.tokenizer import FILE, tokenizer_of, with_own_tokenizer
 from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
 from data.tokenizers import Tokenizer
 from data.tokenizers import load as load_tokenizer
 from model import Transformer
 from model.precision import DTYPES, device_of
+from model.pretrained import Weights
 from model.training.checkpoints import CheckpointFile, load_weights
 from model.training.run_folder import find_checkpoint, folder_of
 
@@ -29,13 +31,13 @@ class Run:
     """A trained run. Tokenizer, data and model are built when they are first used: a run whose training corpus is gone
     still has the other two.
 
-    file: the checkpoint of the weights.
-    folder: the run's folder (`folder_of`).
+    file: the checkpoint of the weights, or the weights of a model in Hugging Face's format.
+    folder: the run's folder (`folder_of`), or that model's.
     config: the training config, under the current names of its keys.
     data_state: the data module's state in the checkpoint.
     """
 
-    file: CheckpointFile
+    file: CheckpointFile | Weights
     folder: Path
     config: dict[str, Any]
     data_state: Mapping[str, Any]
@@ -49,7 +51,7 @@ class Run:
     @property
     def label(self) -> str:
         """The run's name in tables and pictures."""
-        which = "" if self.checkpoint.stem == "last" else f"/{self.checkpoint.stem}"
+        which = "" if self.checkpoint.stem == "last" or isinstance(self.file, Weights) else f"/{self.checkpoint.stem}"
         return f"{self.config['name']}/{self.folder.name}{which}"
 
     @property
@@ -68,8 +70,10 @@ class Run:
         """The training data under the run's tokenizer, set up.
 
         Raises:
-            ConfigError: the corpus is gone, or is not the one of the training.
+            ConfigError: the corpus is gone, is not the one of the training, or was never one of ours.
         """
+        if isinstance(self.file, Weights):
+            raise ConfigError(f"checkpoint={PREFIX}{self.folder}: must be a run of ours where its corpus is needed")
         try:
             data = build_data(with_own_tokenizer(self.config["data"], self.folder))
             data.setup()
@@ -84,7 +88,10 @@ class Run:
     def model(self) -> Transformer:
         """The model with the weights of `checkpoint`, on the run's device and in its precision."""
         model = build_model(self.config, self.tokenizer.vocabulary)
-        load_weights(model, self.file)
+        if isinstance(self.file, Weights):
+            self.file.load(model)
+        else:
+            load_weights(model, self.file)
         return model.to(device_of(self.accelerator), DTYPES.get(self.precision, torch.float32)).eval()
 
 
@@ -92,18 +99,47 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     """Opens the run of a checkpoint, and loads its weights; a run folder stands for its last checkpoint.
 
     Args:
-        checkpoint: as model.training.run_folder.find_checkpoint takes it.
+        checkpoint: as model.training.run_folder.find_checkpoint takes it, or `hf:NAME` (configs/pretrained.py).
         accelerator, precision: as Lightning's Trainer takes them.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model of its config.
+        PretrainedError: the same of a model in Hugging Face's format.
     """
+    if is_pretrained(checkpoint):
+        return open_pretrained(str(checkpoint), accelerator, precision)
     file = CheckpointFile(find_checkpoint(checkpoint, prefer="last"))
     saved = file.read("hyper_parameters")
     config = upgrade(saved["hyper_parameters"])
     run = Run(file, folder_of(file.path), config, saved.get("DataModule", {}), accelerator, precision)
     run.model  # noqa: B018  (raises the error about weights that do not fit)
     return run
+
+
+def open_pretrained(name: str, accelerator: str, precision: str) -> Run:
+    """As `open_run`, for `hf:NAME`. It has no corpus, and its sequences are as long as the model's longest."""
+    groups, folder = groups_of(name), pretrained_folder(name)
+    if not (folder / FILE).is_file():
+        raise ConfigError(f"checkpoint={name}: must have a {FILE} ({folder / FILE} is missing)")
+    config = {"name": "hf", **groups, "data": {"sequence_length": groups["model"]["max_length"]}}
+    run = Run(weights_of(name), folder, config, {}, accelerator, precision)
+    run.model  # noqa: B018  (raises the error about weights that do not fit)
+    return run
+
+
+def start_from(start: str, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Loads the weights that `init_from` names into `model`. Warns where they were trained with another tokenizer."""
+    if is_pretrained(start):
+        weights_of(start).load(model)
+    else:
+        load_weights(model, CheckpointFile(find_checkpoint(start)))
+    before = tokenizer_of(start)
+    try:
+        same = not before.is_file() or load_tokenizer(before).identity() == tokenizer.identity()
+    except CorpusError:  # a tokenizer that no run can have
+        same = False
+    if not same:
+        log.warning("init_from=%s: its weights were trained with another tokenizer", start)
 
 
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | InMemoryDocuments, str]:
@@ -142,7 +178,9 @@ def retokenize(documents: Split | InMemoryDocuments, name: str, first: Run, run:
 
 def same_corpus(run: Run, other: Run) -> bool:
     """Whether both were trained on the same documents under the same tokenizer. For early checkpoints, which hold no
-    fingerprint, the fingerprint of their present corpus is compared."""
+    fingerprint, the fingerprint of their present corpus is compared. The corpus of a stranger's model is unknown."""
+    if isinstance(run.file, Weights) or isinstance(other.file, Weights):
+        return False
     contents = [each.data_state.get("contents") or each.data.corpus.contents for each in (run, other)]
     return contents[0] == contents[1]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
+from configs.pretrained import is_pretrained, pretrained_folder
 
 FILE = "tokenizer.json"
 """The file of a run's tokenizer in its folder."""
@@ -41,7 +42,7 @@ def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> di
         return dict(config)
     file = tokenizer_of(start)
     choices = "data/tokenizer=bpe, bytes, or saved with data.tokenizer.path=..."
-    if not file.is_file() and Path(start).exists():
+    if not file.is_file() and (is_pretrained(start) or Path(start).exists()):
         raise ConfigError(
             f"init_from={start}: must have a {FILE} ({file} is missing), or a tokenizer chosen by name: {choices}"
         )
@@ -55,7 +56,9 @@ def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> di
 
 
 def tokenizer_of(checkpoint: str | Path) -> Path:
-    """Returns the path of a run's tokenizer.json, from the path of its folder or of a checkpoint."""
+    """Returns the path of a run's tokenizer.json, from the path of its folder or of a checkpoint, or from `hf:NAME`."""
+    if is_pretrained(checkpoint):
+        return pretrained_folder(str(checkpoint)) / FILE
     path = Path(checkpoint)
     if path.suffix == ".ckpt":
         path = path.parent.parent if path.parent.name == "checkpoints" else path.parent

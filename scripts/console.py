@@ -146,6 +146,7 @@ def user_error_types() -> tuple[type[Exception], ...]:
     """Returns the errors with a message for users. Imports them late, because most runs end without one."""
     from configs.build import ConfigError
     from data import CorpusError
+    from model.pretrained.errors import PretrainedError
     from model.training.checkpoints import CheckpointError
     from model.training.failures import DivergedError, RunOutOfMemoryError
     from model.training.module import LayoutOverflowError
@@ -153,8 +154,8 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from model.training.run_folder import RunFolderError
     from model.training.slurm import SlurmError
 
-    ours = ConfigError, CorpusError, CheckpointError, RunFolderError, DivergedError, LayoutOverflowError
-    return *ours, SlurmError, RunOutOfMemoryError, RankLostError, OmegaConfBaseException
+    ours = ConfigError, CorpusError, CheckpointError, PretrainedError, RunFolderError, DivergedError
+    return *ours, LayoutOverflowError, SlurmError, RunOutOfMemoryError, RankLostError, OmegaConfBaseException
 
 
 @contextmanager

@@ -113,7 +113,9 @@ def _all_patterns() -> "dict[str, Pattern]":
     from configs.build import build_plan
 
     files = sorted((Path(__file__).parent.parent / "configs" / "attention").glob("*.yaml"))
-    plans = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files if file.stem != "base"}
+    plans = {
+        file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files if file.stem not in ("base", "hf")
+    }
     built = {name: build_plan(plan | {"block": 128, "backend": "auto"}).patterns for name, plan in plans.items()}
     return {name: next(iter(patterns.values())) for name, patterns in built.items() if len(patterns) == 1}
 

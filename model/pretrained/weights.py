@@ -73,6 +73,12 @@ class Weights:
             raise PretrainedError(f"{where} has the dtype {tensor.dtype}: must be one of {', '.join(DTYPES)}")
         self.stored[own] = tensor
 
+    @property
+    def path(self) -> Path:
+        """The file that stands for all: the single file, or the index of the shards."""
+        single = self.folder / SINGLE_FILE
+        return single if single.is_file() else self.folder / INDEX
+
     def check(self, model: nn.Module) -> None:
         """Raises PretrainedError unless every parameter of `model` is stored with its shape, and nothing else is.
         Parameters of an attention pattern need not be. Reads no weights; the model may be on the meta device."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.pretrained import with_pretrained
 from configs.schema import Seed
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust_named
@@ -60,7 +61,7 @@ class Plan:
 
     def _plain(self, job: Overrides) -> dict[str, Any]:
         plain = OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
-        return inherit_tokenizer(trust_named(plain), as_lines(job))
+        return inherit_tokenizer(with_pretrained(trust_named(plain)), as_lines(job))
 
     def has_key(self, job: Overrides, key: str) -> bool:
         """Whether the config that `job` composes has this key."""

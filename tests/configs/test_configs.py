@@ -16,6 +16,9 @@ from scripts.sweeping.composer import Composer
 from scripts.sweeping.plan import Plan
 from tests.commands import ROOT, compose
 
+FOLLOWS = "hf"
+"""The choice of `model` and `attention` that follows a config.json: see test_pretrained.py."""
+
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
@@ -43,7 +46,7 @@ def test_the_commands_at_the_heads_of_the_yamls_compose():
             assert compose(*overrides)["name"], file
 
 
-@pytest.mark.parametrize("attention", options("attention"))
+@pytest.mark.parametrize("attention", [each for each in options("attention") if each != FOLLOWS])
 def test_every_attention_passes_the_checks_and_builds_layouts(attention):
     config = compose(f"attention={attention}")
     check(config)
@@ -54,7 +57,7 @@ def test_every_attention_passes_the_checks_and_builds_layouts(attention):
         assert layout.cost(batch=1, heads=1, head_dim=1).visible_pairs > 0
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", [each for each in options("model") if each != FOLLOWS])
 def test_every_model_builds(model):
     with torch.device("meta"):
         built = build_model(compose(f"model={model}"), tokenizer_vocabulary=1000)
