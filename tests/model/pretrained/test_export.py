@@ -1,5 +1,6 @@
 """Exported models, read back through transformers: the same logits, the same weights, and refusals of what it lacks."""
 
+import dataclasses
 import json
 import resource
 from pathlib import Path
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, NativeSparse, Routed, Strided, Window
 from model import AttentionPlan, Transformer
-from model.pretrained.export import ExportError, export, hugging_face_config, layer_windows, rope_parameters
+from model.pretrained import Weights, read_architecture
+from model.pretrained.export import (
+    SHARD_BYTES,
+    ExportError,
+    export,
+    hugging_face_config,
+    layer_windows,
+    rope_parameters,
+)
 from model.rope import RotaryEmbedding
 from model.training.storage import StorageError
 from tests.model.small import config, lively, plan
@@ -161,6 +170,31 @@ def test_the_file_holds_every_weight_once_bit_for_bit(tmp_path, tied):
     assert len(stored) == len(parameters)
     for name, value in parameters.items():
         assert torch.equal(stored[name if name == "lm_head.weight" else f"model.{name}"], value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"qk_norm": False}], ids=str)
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 8000])
+def test_the_folder_read_back_is_the_same_model_bit_for_bit(tmp_path, name, changes, shard_bytes):
+    model = build(PLANS[name], **changes)
+    folder = exported(tmp_path, model, shard_bytes=shard_bytes)
+    architecture = read_architecture(folder)
+    assert list(architecture.windows) == layer_windows(model.config, model.plan)
+    again = Transformer(dataclasses.replace(model.config, **architecture.settings), model.plan)
+    Weights(folder).load(again)
+    weights = again.state_dict()
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in SCALINGS if name not in ("ntk", "yarn")])
+def test_rope_read_back_has_the_same_settings(tmp_path, name):
+    scaling = {} if name == "base" else {"rope_scaling": name, "rope_factor": 8.0, "rope_original_length": 32}
+    sizes = config(head_dim=16, **scaling | SCALINGS[name])  # max_length is 8 times the original length
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(sizes, PLANS["dense"], BOS, "float32")))
+    settings = read_architecture(tmp_path).settings
+    if name in ("base", "linear"):  # they do not depend on the original length
+        del settings["rope_original_length"]
+    assert settings == {key: getattr(sizes, key) for key in settings}
 
 
 def test_bfloat16_rounds_the_weights(tmp_path):
