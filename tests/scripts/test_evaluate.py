@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from configs.runs import open_run
 from model import Transformer
 from model.training.run_folder import RunFolderError
 from scripts import evaluate as command
-from tests.commands import ROOT, compose
+from tests.commands import compose, started
 from tests.scripts.runs import make_run, write_books
 
 
@@ -199,9 +197,9 @@ def test_after_a_kill_finished_documents_are_not_scored_again(window, tmp_path, 
     output = tmp_path / "evaluation.json"
     arguments = [f"checkpoint={window}", f"output={output}", "evaluation.protocol.stride=1"]
     arguments.append("evaluation.baselines=false")
-    command = [sys.executable, "scripts/evaluate.py", *arguments, "accelerator=cpu", "evaluation.tokens_at_once=64"]
+    command = ["scripts/evaluate.py", *arguments, "accelerator=cpu", "evaluation.tokens_at_once=64"]
     partial = tmp_path / "evaluation.partial"
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    with started(*command) as process:
         deadline = time.monotonic() + 120
         while not list(partial.glob("*/*.npy")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)

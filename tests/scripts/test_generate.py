@@ -9,7 +9,7 @@ import torch
 from configs.build import ConfigError
 from model.decoding.streaming import TextStream
 from scripts.generate import write
-from tests.commands import compose, run
+from tests.commands import compose, run_forked
 from tests.scripts.runs import make_run, write_books
 
 
@@ -26,7 +26,7 @@ def generate(checkpoint: Path, *overrides: str) -> list[str]:
 
 def test_the_command_prints_the_text_and_nothing_else_to_standard_output(trained):
     arguments = [f"checkpoint={trained}", "prompt='the river'", "new_tokens=30", "accelerator=cpu"]
-    result = run("scripts/generate.py", *arguments)
+    result = run_forked("scripts/generate.py", *arguments)
     assert result.stdout.startswith("the river") and len(result.stdout) > 30
     (expected,) = generate(trained, "prompt='the river'", "new_tokens=30")
     assert result.stdout == f"the river{expected}\n"

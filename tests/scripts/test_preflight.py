@@ -13,7 +13,7 @@ from model.forecasting.memory_estimate import estimate_step
 from model.training.run_folder import RunFolder
 from scripts.console import report_rows
 from scripts.preflight import forecast_rows
-from tests.commands import run
+from tests.commands import run, run_forked
 from tests.model.forecasting.conftest import books, composed  # noqa: F401  (fixtures)
 
 
@@ -24,7 +24,7 @@ def settings(books):  # noqa: F811
 
 
 def test_the_command_prints_a_table_and_writes_a_file(books, tmp_path):  # noqa: F811
-    result = run("scripts/preflight.py", *settings(books), "attention=window", f"output={tmp_path}/said.json")
+    result = run_forked("scripts/preflight.py", *settings(books), "attention=window", f"output={tmp_path}/said.json")
     for words in ("parameters", "tokens a step", "layers 0-1: local", "FLOPs", "peak memory", "activations of local"):
         assert words in result.stdout, words
     said = json.loads((tmp_path / "said.json").read_text())

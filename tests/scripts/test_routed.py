@@ -6,7 +6,7 @@ import json
 import torch
 
 from kernels import Selection
-from tests.commands import run
+from tests.commands import run_forked
 from tests.scripts.runs import write_books
 
 SMALL = [
@@ -23,7 +23,7 @@ SMALL = [
 
 def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
     books = write_books(tmp_path / "books", documents=24, words=1500)
-    run("train.py", *SMALL, f"data.path={books}", f"data.cache={tmp_path / 'cache'}", f"outputs={tmp_path}")
+    run_forked("train.py", *SMALL, f"data.path={books}", f"data.cache={tmp_path / 'cache'}", f"outputs={tmp_path}")
     (folder,) = (tmp_path / "router").iterdir()
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -34,7 +34,7 @@ def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
     file = tmp_path / "selection.pt"
     shared = tmp_path / "sharing.json"
     command = "scripts/save_selection.py", str(folder), "--tokens", "512", "--output", str(file)
-    run(*command, "--sharing", str(shared), PYTHONPATH=".")
+    run_forked(*command, "--sharing", str(shared), PYTHONPATH=".")
     assert [0.5 <= row["2 queries"] <= 1 for row in json.loads(shared.read_text())["rows"]] == [True, True]
     saved = torch.load(file, weights_only=True)
     assert (
@@ -45,7 +45,7 @@ def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
     query = torch.arange(512)[:, None]
     assert ((selection.chosen + 1) * 32 <= query - 31 + 32).all(), "whole blocks before the window"
 
-    wrong = run("scripts/save_selection.py", str(folder), "--tokens", "99999999", check=False, PYTHONPATH=".")
+    wrong = run_forked("scripts/save_selection.py", str(folder), "--tokens", "99999999", check=False, PYTHONPATH=".")
     assert wrong.returncode == 2 and "--tokens 99999999" in wrong.stderr
-    wrong = run("scripts/save_selection.py", str(folder), "--split", "tset", check=False, PYTHONPATH=".")
+    wrong = run_forked("scripts/save_selection.py", str(folder), "--split", "tset", check=False, PYTHONPATH=".")
     assert wrong.returncode == 2 and "--split tset: must be one of train" in wrong.stderr

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from scripts.show_pattern import terminal_picture
-from tests.commands import run
+from tests.commands import run_forked
 
 
 def test_a_mask_in_characters_is_darker_where_more_pairs_are_visible():
@@ -14,7 +14,7 @@ def test_a_mask_in_characters_is_darker_where_more_pairs_are_visible():
 
 def test_the_command_prints_density_masks_and_reach(tmp_path):
     arguments = ("attention=window", "attention.patterns.local.width=32", "length=512", "reach_length=256", "zoom=64")
-    result = run("scripts/show_pattern.py", *arguments, "layers=3", f"output={tmp_path}/w.png")
+    result = run_forked("scripts/show_pattern.py", *arguments, "layers=3", f"output={tmp_path}/w.png")
     text = " ".join(result.stdout.split())
     for words in (
         "reach by depth",
@@ -29,7 +29,7 @@ def test_the_command_prints_density_masks_and_reach(tmp_path):
     picture = matplotlib.image.imread(tmp_path / "w.png")
     assert picture.shape[0] > 1.5 * picture.shape[1], "whole above, zoomed below"
     assert np.ptp(picture[..., 0]) > 0.5
-    dense = run(
+    dense = run_forked(
         "scripts/show_pattern.py", "attention=dense", "length=256", "reach_length=128", f"output={tmp_path}/d.png"
     )
     assert "warning" not in dense.stdout

@@ -16,7 +16,7 @@ from configs.trust import trust_named
 from scripts import generate, lm_harness
 from scripts.evaluate import evaluate
 from scripts.reporting.write import write_report
-from tests.commands import compose, run
+from tests.commands import compose, run_forked
 from tests.configs.attacks import ATTACKS, MODULE, PATTERN, Traps, trusting_itself
 from tests.scripts.runs import SMALL, make_run, write_books
 from tests.scripts.test_console import resolved
@@ -142,8 +142,8 @@ def test_the_refusal_and_the_trust_on_a_command_line(honest, traps, tmp_path):
     change = ATTACKS[f"{PATTERN}: an import"]
     checkpoint = attacked(honest, tmp_path, lambda config: change(config, traps))
     arguments = ("scripts/generate.py", f"checkpoint={checkpoint}", "accelerator=cpu", "new_tokens=2")
-    refused = run(*arguments, check=False, PYTHONPATH=str(tmp_path))
+    refused = run_forked(*arguments, check=False, PYTHONPATH=str(tmp_path))
     assert refused.returncode == 2 and len(refused.stderr.strip().splitlines()) == 1, refused.stderr
     assert f"trust={MODULE}.MyPattern" in refused.stderr and not traps.ran.exists()
-    run(*arguments, f"trust={MODULE}.MyPattern", PYTHONPATH=str(tmp_path))
+    run_forked(*arguments, f"trust={MODULE}.MyPattern", PYTHONPATH=str(tmp_path))
     assert traps.ran.is_dir()

@@ -212,4 +212,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(1)
     result = train(Path(sys.argv[1]), max_steps=int(sys.argv[2]), accumulate=8, workers=2, callbacks=[Slow()])
-    print("state", result.state)
+    logging.info("state %s", result.state)

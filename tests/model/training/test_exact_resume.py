@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from stand_ins import train
 
 from model.training import optimizer as optimizers
 from model.training.checkpoints import CheckpointError
+from tests.commands import ROOT, started
 
-REPOSITORY = Path(__file__).parents[3]
 EXACT = (
     "step",
     "train/loss",
@@ -208,18 +206,15 @@ def test_resuming_a_finished_run_changes_nothing_and_still_reports(tmp_path):
 def test_signal_from_outside(tmp_path, number):
     """As a cluster or a terminal sends it: to all processes, data workers included, while gradients accumulate."""
     steps = 25
-    program = [sys.executable, REPOSITORY / "tests/model/training/stand_ins.py", tmp_path / "stopped", str(steps)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-    process = subprocess.Popen(program, env=environment, start_new_session=True, **streams)
-    metrics, deadline = tmp_path / "stopped" / "metrics.csv", time.monotonic() + 60
-    while not (metrics.exists() and len(logged(tmp_path / "stopped")) > 5):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    os.killpg(process.pid, number)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0 and "state interrupted" in out, errors
+    program = "tests/model/training/stand_ins.py", tmp_path / "stopped", str(steps)
+    with started(*program, PYTHONPATH=str(ROOT)) as process:
+        metrics, deadline = tmp_path / "stopped" / "metrics.csv", time.monotonic() + 60
+        while not (metrics.exists() and len(logged(tmp_path / "stopped")) > 5):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, number)
+        errors = process.stderr.read()
+    assert process.returncode == 0 and "state interrupted" in errors, errors
     assert f"python train.py resume={tmp_path / 'stopped'}" in errors
     assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["state"] == "interrupted"
 

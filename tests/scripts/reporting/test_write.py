@@ -16,7 +16,7 @@ from scripts.reporting.markdown_table import escape
 from scripts.reporting.page import write_page
 from scripts.reporting.table import CSV_COLUMNS, MINUS, significant, write_csv
 from scripts.reporting.write import write_report
-from tests.commands import run
+from tests.commands import run, run_forked
 from tests.scripts.reporting.sweeps import make_sweep
 
 FILES = {"pareto.csv", "report.md", "report.html", "pareto.png", "pareto.svg", "loss_curves.png", "loss_curves.svg",
@@ -233,5 +233,5 @@ def test_the_command_of_a_run_without_a_manifest_composes_the_runs_own_config(tm
     make_sweep(tmp_path / "s", ["strided"], [7])
     (file,) = (tmp_path / "s").glob("*/config.yaml")
     (job,) = gather([file.parent]).jobs
-    composed = run(*job.command.split()[1:], "--cfg", "job").stdout
+    composed = run_forked(*job.command.split()[1:], "--cfg", "job").stdout
     assert yaml.safe_load(composed) == yaml.safe_load(file.read_text())

@@ -1,11 +1,9 @@
 """Sweeps of jobs that take a second, or, with `quick`, none."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from scripts.reporting.manifest import read_manifest
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.launch import launch
 from scripts.sweeping.plan import Draft, Plan
-from tests.commands import ROOT
+from tests.commands import ForkedProcess, started
 from tests.scripts.runs import SMALL, write_books
 
 TRAINER = ("trainer.max_steps=6", "trainer.validate_every=3", "trainer.save_every=2", "trainer.log_every=1")
@@ -88,15 +86,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def start(outputs: Path, *arguments: str) -> subprocess.Popen:
+def start(outputs: Path, *arguments: str) -> AbstractContextManager[ForkedProcess]:
     """The sweep in a process of its own, and a process group of its own, as a terminal makes one."""
-    command = [sys.executable, "train.py", "-m", *arguments, f"outputs={outputs}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    told = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, process_group=0, **told)
+    return started("train.py", "-m", *arguments, f"outputs={outputs}")
 
 
-def at(process: subprocess.Popen, words: str) -> None:
+def at(process: ForkedProcess, words: str) -> None:
     """Reads the process's log up to the line that holds `words`."""
     lines = []
     for line in process.stderr:

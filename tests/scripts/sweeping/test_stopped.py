@@ -90,15 +90,12 @@ def test_joblibs_workers_save_and_end_when_the_sweep_is_killed(tmp_path, small, 
     with start(
         tmp_path, *TWO[:2], "attention=window", *small, *LONG, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     ) as process:
-        try:
-            at(process, "step 5/3000")
-            process.kill()
-            wait_for(lambda: states(folder)["window seed=1"] != "running", seconds=20)
-            job = read_manifest(folder).jobs[0]
-            assert (job.state, job.exit_reason) == ("interrupted", f"stopped at step {saved_step(folder)}")
-            wait_for(lambda: not is_running(folder, job), seconds=20)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+        at(process, "step 5/3000")
+        process.kill()
+        wait_for(lambda: states(folder)["window seed=1"] != "running", seconds=20)
+        job = read_manifest(folder).jobs[0]
+        assert (job.state, job.exit_reason) == ("interrupted", f"stopped at step {saved_step(folder)}")
+        wait_for(lambda: not is_running(folder, job), seconds=20)
 
 
 ORPHAN = """
