@@ -89,10 +89,10 @@ CHANGES = {
 }
 
 
+# The reference backend has no tiles, whose edges are between some queries.
 @every_plan
-@every_query
-@both_backends
-def test_nothing_depends_on_later_tokens_or_other_documents(name, i, backend):
+@pytest.mark.parametrize(("backend", "i"), [*(("blocked", i) for i in QUERIES), ("reference", 50)])
+def test_nothing_depends_on_later_tokens_or_other_documents(name, backend, i):
     model, tokens = build(name, backend), random_tokens(0)
     before = observe(model, tokens, i)
 

@@ -98,7 +98,8 @@ def full_logits(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def cached_logits(model: Transformer, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
+def cached_logits(model: Transformer, tokens: torch.Tensor, chunk: int | list[int]) -> torch.Tensor:
+    """chunk: the tokens that are read at once, or a list of as many as there are chunks."""
     cache = Cache(model, len(tokens))
     return torch.cat([model.logits(cache.extend(part)) for part in tokens.split(chunk, 1)], 1)
 
@@ -134,8 +135,9 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
     monkeypatch.setattr("kernels.backends.direct.SCORES_PER_CHUNK", 500)
     model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
-    for chunk in (1, 7, 17):
-        assert (cached_logits(model, tokens, chunk) - whole).abs().max() <= 1e-12
+    sizes = [1] * 23 + [7] * 3 + [17] * 2  # LENGTH tokens
+    for chunks in (sizes, sizes[::-1]):
+        assert (cached_logits(model, tokens, chunks) - whole).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("chunk", [7, BLOCK, 4 * BLOCK - 1])  # single tokens follow each of them

@@ -17,8 +17,9 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, back
     The function must be importable, and its result must be one that torch.load(weights_only=True) accepts.
     """
     with tempfile.TemporaryDirectory() as folder:
-        # Ranks are forked from a server that has imported what they need: each would take seconds for that.
-        torch.multiprocessing.set_forkserver_preload([function.__module__])
+        # Ranks are forked from a server that has imported what they need: each would take seconds for that. It begins
+        # with the first call of all tests, which may be of a module that needs less.
+        torch.multiprocessing.set_forkserver_preload([function.__module__, "datasets", "lightning.pytorch"])
         arguments = (function, ranks, folder, arguments, backend)
         torch.multiprocessing.start_processes(_run, arguments, ranks, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
