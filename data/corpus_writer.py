@@ -20,6 +20,7 @@ from .corpus import SplitMetadata
 from .errors import CorpusError
 from .sources import SPLITS, Source
 from .tokenizers import Tokenizer
+from .tokenizers.base import warn_of_normalized
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +76,8 @@ def write(
 
 
 def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "Dataset":
-    """Adds the columns `bytes` (int64) and `tokens` (lists of `dtype`, bos first) to rows of `text`."""
+    """Adds the columns `bytes` (int64), `tokens` (lists of `dtype`, bos first) and `normalized` (bool: the tokens stand
+    for another text) to rows of `text`."""
     from datasets import Features, List, Value
 
     cache_file.parent.mkdir(exist_ok=True)
@@ -87,7 +89,9 @@ def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) 
         batched=True,
         batch_size=16,
         fn_kwargs={"tokenizer": tokenizer, "several_processes": processes > 1},
-        features=Features(rows.features | {"bytes": Value("int64"), "tokens": List(Value(dtype))}),
+        features=Features(
+            rows.features | {"bytes": Value("int64"), "tokens": List(Value(dtype)), "normalized": Value("bool")}
+        ),
         num_proc=processes if processes > 1 else None,
         cache_file_name=str(cache_file),
         desc=f"tokenize {cache_file.stem}",
@@ -112,6 +116,7 @@ def write_split(
                 digest.update(tokens.tobytes())
                 kept.append(index)
                 lengths.append(len(tokens))
+    warn_of_normalized(sum(encoded["normalized"]), len(rows), f"{split}: ")
     dropped = len(rows) - len(kept)
     if dropped:
         log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")
@@ -152,7 +157,11 @@ def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) ->
     if several_processes:  # more threads than cores would slow all of them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in batch["text"]]
-    return {"bytes": [len(text.encode()) for text in batch["text"]], "tokens": tokens}
+    return {
+        "bytes": [len(text.encode()) for text in batch["text"]],
+        "tokens": tokens,
+        "normalized": [tokenizer.normalized(text) != text for text in batch["text"]],
+    }
 
 
 def _save(file: Path, numbers: np.ndarray) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from .errors import CorpusError
 from .sources import Source
 from .tokenizers import Tokenizer
+from .tokenizers.base import warn_of_normalized
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +27,8 @@ class InMemoryDocuments:
         self.names = [row["name"] for row in rows]
         self._texts = [row["text"] for row in rows]
         self._tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in self._texts]
+        changed = sum(tokenizer.normalized(text) != text for text in self._texts)
+        warn_of_normalized(changed, len(self._texts))
         self.bytes = [len(text.encode()) for text in self._texts]
         self.words = [len(text.split()) for text in self._texts]
 

@@ -2,14 +2,16 @@
 
     byte_tokens.py   Bytes: a token for each byte
     bpe.py           BPE: byte-pair encoding, learned from the training documents
-    saved.py         Saved: a byte-level tokenizer.json that exists already
+    saved.py         Saved: a lossless tokenizer.json that exists already
     byte_level.py    what BPE and Saved share
+    byte_fallback.py   tokenizers like those of Llama 2 and Mistral 7B
     chunks.py        long texts in chunks that encode as the whole does
     hugging_face.py  the tokenizer files of an exported model
 
-Every tokenizer is lossless: `decode(encode(text)) == text` for any text. A token stands for a fixed number of bytes, so
-a loss in nats per token converts to bits per byte exactly. `bos` is the only special token. It begins a document and
-stands for no bytes; text never encodes to it, not even text that spells it.
+Every tokenizer is lossless: `decode(encode(text)) == text` for any text. The tokenizers of some pretrained models write
+a few characters in another form of Unicode (`normalized`); documents with such characters are a warning. A token stands
+for a fixed number of bytes, so a loss in nats per token converts to bits per byte exactly. `bos` is the only special
+token. It begins a document and stands for no bytes; text never encodes to it, not even text that spells it.
 
 A tokenizer is defined by its settings (`identity`), is ready after `fit` (only BPE learns from the text), and is saved
 with the corpus as tokenizer.json. A new tokenizer is a subclass of `Tokenizer` (base.py) that a config names as

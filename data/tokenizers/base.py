@@ -1,5 +1,6 @@
 """The interface of all tokenizers."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+log = logging.getLogger(__name__)
 
 
 class Tokenizer(ABC):
@@ -42,6 +46,10 @@ class Tokenizer(ABC):
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of tokens; bos adds nothing to it."""
 
+    def normalized(self, text: str) -> str:
+        """Returns the text that the tokens of `text` stand for: the same text, unless the tokenizer normalizes it."""
+        return text
+
     @abstractmethod
     def save(self, file: Path) -> None:
         """Writes a tokenizer.json that `load` reads."""
@@ -53,3 +61,12 @@ class Tokenizer(ABC):
             NotImplementedError: the class has none, and its models cannot be exported.
         """
         raise NotImplementedError
+
+
+def warn_of_normalized(changed: int, documents: int, prefix: str = "") -> None:
+    """Logs how many of the documents a tokenizer normalizes, if there is any."""
+    if changed:
+        log.warning(
+            f"{prefix}the tokenizer normalizes {changed} of {documents} documents: the model reads another form of some"
+            " of their characters"
+        )

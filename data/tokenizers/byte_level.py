@@ -1,4 +1,4 @@
-"""Encoding and decoding with a byte-level tokenizer of the `tokenizers` library."""
+"""Encoding and decoding with a tokenizer of the `tokenizers` library that has a token for every byte."""
 
 import json
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import CorpusError
+from . import byte_fallback
 from .base import Tokenizer
 from .chunks import chunks
 
@@ -41,11 +42,17 @@ class ByteLevel(Tokenizer):
         Raises:
             CorpusError: it is not lossless, or has no token that begins a document. The message starts with `origin`.
         """
-        model = json.loads(tokenizer.to_str())
-        cutting = json.dumps(model["pre_tokenizer"])
+        settings = json.loads(tokenizer.to_str())
+        cutting = json.dumps(settings["pre_tokenizer"])
         lossless = '"ByteLevel"' in cutting and '"add_prefix_space": true' not in cutting
-        if not lossless or model["normalizer"] is not None:
-            raise CorpusError(f"{origin}: must be lossless: byte-level, without a normalizer or a prefix space")
+        by_characters = None if lossless else byte_fallback.without_prefix_space(settings)
+        if by_characters is not None:
+            tokenizer = type(tokenizer).from_str(json.dumps(by_characters))
+        elif not lossless or settings["normalizer"] not in (None, {"type": "NFC"}):
+            raise CorpusError(
+                f"{origin}: must be lossless: byte-level without a prefix space, or BPE with byte_fallback; without a"
+                " normalizer but NFC"
+            )
         bos = [tokenizer.token_to_id(name) for name in KNOWN_BOS if tokenizer.token_to_id(name) is not None]
         if not bos:
             raise CorpusError(f"{origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
@@ -53,6 +60,7 @@ class ByteLevel(Tokenizer):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
+        self._by_characters = by_characters is not None
         self.bos = bos[0]
 
     @property
@@ -65,7 +73,9 @@ class ByteLevel(Tokenizer):
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         table = [b""] * self.vocabulary
         for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            if all(character in byte_of for character in token):
+            if self._by_characters:
+                table[number] = byte_fallback.bytes_of(token)
+            elif all(character in byte_of for character in token):
                 table[number] = bytes(byte_of[character] for character in token)
         for number, added in self._tokenizer.get_added_tokens_decoder().items():
             table[number] = b"" if added.special else added.content.encode()
@@ -89,6 +99,12 @@ class ByteLevel(Tokenizer):
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(self._tokenizer.to_str())
+
+    def normalized(self, text: str) -> str:
+        if self._by_characters:
+            return byte_fallback.normalized(text)
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else "".join(map(normalizer.normalize_str, chunks(text)))
 
     def save(self, file: Path) -> None:
         file.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save() raises no OSError

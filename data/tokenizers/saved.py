@@ -12,7 +12,7 @@ from .byte_tokens import Bytes
 
 
 class Saved(ByteLevel):
-    """A byte-level tokenizer that was trained before.
+    """A lossless tokenizer that was trained before: byte-level, or BPE with a token for every byte.
 
     path: a tokenizer.json, or a folder, like that of a run, that holds one. A file that `Bytes` wrote gives a `Bytes`.
     """

@@ -1,5 +1,6 @@
 """Lossless on any text, exact in bytes, the same from chunks as from the whole, the same in every process."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import CorpusError
-from data.tokenizers import BPE, Bytes, Saved, load
+from data import CorpusError, InMemoryDocuments
+from data.preparation import prepare
+from data.sources import Files
+from data.tokenizers import BPE, Bytes, Saved, Tokenizer, load
 from data.tokenizers.chunks import chunks
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -180,3 +183,122 @@ def test_saved_tokenizers_that_do_not_fit(tmp_path):
     words.save(str(tmp_path / "no_bos.json"))
     with refused("no_bos.json"):
         Saved(str(tmp_path / "no_bos.json"))
+
+
+# Tokenizers of pretrained models
+
+
+def written(settings: dict, file: Path) -> Tokenizer:
+    file.write_text(json.dumps(settings))
+    return load(file)
+
+
+def like_qwen(bpe: BPE, folder: Path) -> dict:
+    """A byte-level tokenizer.json that normalizes to NFC."""
+    bpe.save(folder / "bytes.json")
+    return json.loads((folder / "bytes.json").read_text()) | {"normalizer": {"type": "NFC"}}
+
+
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+LLAMA = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+
+
+def like_llama(code: str) -> dict:
+    """The tokenizer.json of a BPE on characters with a token for every byte, which puts a space before the text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    alphabet = [*map(chr, range(33, 127)), "▁"]
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, limit_alphabet=96, show_progress=False
+    )
+    tokenizer.train_from_iterator([code], trainer)
+    settings = json.loads(tokenizer.to_str())
+    vocabulary = settings["model"]["vocab"]
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    return settings | {"normalizer": LLAMA, "pre_tokenizer": None}
+
+
+@pytest.fixture(scope="module", params=["NFC", "Llama 2", "Metaspace"])
+def pretrained(request, bpe, code, tmp_path_factory) -> tuple[Tokenizer, dict]:
+    """(a tokenizer, the tokenizer.json that it was read from)."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    settings = like_qwen(bpe, folder) if request.param == "NFC" else like_llama(code)
+    if request.param == "Metaspace":
+        settings |= {"normalizer": None, "pre_tokenizer": METASPACE}
+    return written(settings, folder / "tokenizer.json"), settings
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.one_of(any_text, st.sampled_from(["e\u0301 a\u0308", "a▁b", "  two  spaces ", "<s> </s> <0x41>"])))
+def test_tokens_of_a_pretrained_tokenizer_give_the_normalized_text_back(pretrained, text):
+    tokenizer, _ = pretrained
+    tokens, normalized = tokenizer.encode(text), tokenizer.normalized(text)
+    assert tokenizer.decode(tokens) == normalized
+    assert tokenizer.token_bytes[tokens.astype(np.int64)].sum() == len(normalized.encode())
+    assert tokenizer.bos not in tokens and tokenizer.token_bytes[tokenizer.bos] == 0
+    if text.isascii():
+        assert normalized == text
+
+
+def test_a_pretrained_tokenizer_gives_its_own_tokens_after_the_first_word(pretrained, code):
+    """The tokens of the library, which puts a space before the text, for a text that begins with one."""
+    from tokenizers import Tokenizer as Library
+
+    tokenizer, settings = pretrained
+    prefix = "" if settings["pre_tokenizer"] and settings["pre_tokenizer"]["type"] == "Sequence" else " "
+    library = Library.from_str(json.dumps(settings))
+    expected = library.encode(code, add_special_tokens=False).ids
+    assert tokenizer.encode(prefix + code).tolist() == expected
+    assert len(list(chunks(prefix + code))) > 2
+
+
+def test_a_pretrained_tokenizer_stays_itself_when_it_is_saved_and_pickled(pretrained, tmp_path):
+    tokenizer, _ = pretrained
+    tokenizer.save(tmp_path / "again.json")
+    text = "def f(x): # e\u0301 <s>\n"
+    for other in (load(tmp_path / "again.json"), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.identity() == tokenizer.identity()
+        assert other.encode(text).tolist() == tokenizer.encode(text).tolist()
+        assert other.normalized(text) == tokenizer.normalized(text)
+
+
+def test_tokenizers_of_strangers_that_lose_text_are_refused(bpe, code, tmp_path):
+    lower = like_qwen(bpe, tmp_path) | {"normalizer": {"type": "Lowercase"}}
+    llama = like_llama(code)
+    lacks_a_byte = llama | {"model": llama["model"] | {"vocab": dict(llama["model"]["vocab"])}}
+    lacks_a_byte["model"]["vocab"].pop("<0x7F>")
+    across = llama | {"model": llama["model"] | {"vocab": llama["model"]["vocab"] | {"of▁the": 800}}}
+    strips = llama | {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Strip", "strip_left": True, "strip_right": True}, SPACES],
+        }
+    }
+    for name, content in {"lower": lower, "lacks": lacks_a_byte, "across": across, "strips": strips}.items():
+        with pytest.raises(CorpusError, match=rf"^data\.tokenizer\.path=\S+{name}\.json: must be lossless"):
+            written(content, tmp_path / f"{name}.json")
+
+
+def test_a_corpus_that_the_tokenizer_normalizes_is_a_warning(bpe, tmp_path, caplog):
+    tokenizer = written(like_qwen(bpe, tmp_path), tmp_path / "tokenizer.json")
+    rows = [{"name": "a", "text": "e\u0301"}, {"name": "b", "text": "\u00e9"}]
+    assert InMemoryDocuments(rows[1:], tokenizer) and not caplog.messages
+    InMemoryDocuments(rows, tokenizer)
+    assert len(caplog.messages) == 1 and "1 of 2 documents" in caplog.messages[0]
+    for split, texts in {
+        "train": ["cafe\u0301", "caf\u00e9"],
+        "validation": ["caf\u00e9"],
+        "test": ["cafe\u0301"],
+    }.items():
+        (tmp_path / "books" / split).mkdir(parents=True)
+        for number, text in enumerate(texts):
+            (tmp_path / "books" / split / f"{number}.txt").write_text(text)
+    caplog.clear()
+    prepare(Files("text"), str(tmp_path / "books"), tokenizer, 0, tmp_path / "cache")
+    warned = [message for message in caplog.messages if "normalizes" in message]
+    assert [line.partition(":")[0] for line in warned] == ["train", "test"]
+    assert "1 of 2 documents" in warned[0] and "1 of 1 documents" in warned[1]
