@@ -110,6 +110,7 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     panels[0].barh(rows, change, xerr=np.abs(bounds - change), color="#1f4e79", error_kw={"ecolor": "#888888"})
     panels[0].axvline(0, color="black", linewidth=0.8)
     panels[0].set_xlabel("loss change (nats/token)")
+    panels[0].locator_params(axis="x", nbins=4)
     panels[0].set_ylabel("changed layer" if units[0]["head"] is None else "changed layer.head")
     panels[0].set_yticks(rows, names)
     panels[0].invert_yaxis()
