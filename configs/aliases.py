@@ -11,6 +11,7 @@ ALIASES: dict[str, str | None] = {
 
 ADDED: dict[str, Any] = {
     "model.z_loss": 0.0,
+    "optimizer.freeze": [],
     "model.qk_norm": True,
     "model.rope_beta_fast": 32.0,
     "model.rope_beta_slow": 1.0,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import schema
-from configs.build import build_data, build_model_config, build_plan, build_protocol, build_task
+from configs.build import build_data, build_model, build_model_config, build_plan, build_protocol, build_task
 from configs.errors import ConfigError, refused
 from configs.pretrained import is_pretrained, weights_of
 from configs.validation import validated
@@ -61,6 +61,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     check_backend(config, plan)
     check_context_parallel(config, plan)
     check_optimizer(settings.optimizer)
+    check_freeze(config, plan)
     check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
     check_runs(config)
     check_pretrained(config, plan, data)
@@ -263,6 +264,28 @@ def check_optimizer(optimizer: schema.AdamW) -> None:
     if isinstance(schedule, schema.WarmupStableDecay) and schedule.warmup_fraction + schedule.decay_fraction > 1:
         accepted = f"at most 1 - optimizer.schedule.warmup_fraction={schedule.warmup_fraction}: the two overlap"
         raise refused("optimizer.schedule.decay_fraction", schedule.decay_fraction, accepted)
+
+
+def check_freeze(config: Mapping[str, Any], plan: AttentionPlan) -> None:
+    """Checks that every name of frozen parameters is one of the model's, and that the optimizer has some to train."""
+    patterns = config["optimizer"]["freeze"]
+    if not patterns:
+        return
+    import torch
+
+    from model.training.freezing import freeze_parameters
+    from model.training.optimizer import split_parameters
+
+    with torch.device("meta"):
+        model = build_model(config, 1, plan)
+    try:
+        freeze_parameters(model, patterns)
+    except ValueError as error:
+        accepted = "names of the model's parameters, and leave some of them to train"
+        raise ConfigError(f"{refused('optimizer.freeze', patterns, accepted)}: {error}") from None
+    hidden, *_ = split_parameters(model)
+    if config["optimizer"]["name"] == "muon" and not hidden:
+        raise refused("optimizer.freeze", patterns, "fewer names with optimizer=muon, which trains hidden matrices")
 
 
 def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_length: int) -> None:

@@ -12,6 +12,7 @@ from model import AttentionPlan
 from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
 from model.precision import device_of
 from model.training.failures import MEMORY_ADVICE, size
+from model.training.freezing import freeze_parameters
 
 
 def why_no_forecast(config: Mapping[str, Any]) -> str | None:
@@ -38,6 +39,7 @@ def draw_sample(
     """
     with torch.device("meta"):
         model = build_model(config, data.vocabulary, plan)
+    freeze_parameters(model, config["optimizer"]["freeze"])
     device = device_of(config["trainer"]["accelerator"])
     sequences = sequences or sequences_to_sample(device, data.sequence_length)
     return Sample(model, data.sample(sequences)["document"].to(device), config)

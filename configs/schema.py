@@ -127,6 +127,7 @@ class AdamW(Settings):
     weight_decay: NotNegative
     betas: tuple[Decay, Decay]
     epsilon: Positive
+    freeze: tuple[Text, ...]
     schedule: Annotated[Cosine | WarmupStableDecay | Constant, Field(discriminator="name")]
 
 

@@ -275,5 +275,5 @@ class Transformer(nn.Module):
         return ModelCost(total, 6 * matrices * tokens + total.flops, 6 * matrices * tokens + dense)
 
     def parameter_count(self) -> int:
-        """Number of trainable parameters; a tied matrix counts once."""
+        """Number of parameters; a tied matrix counts once."""
         return sum(p.numel() for p in self.parameters())

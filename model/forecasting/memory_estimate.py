@@ -75,7 +75,10 @@ def estimate_step(
     config: a composed training config
     """
     kinds = [model.plan.entry(layer) for layer in range(model.config.layers)]
-    layers = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    # Of layers with one pattern, that with the fewest frozen parameters: the peak is never forecast too low.
+    trained = [sum(p.numel() for p in layer.parameters() if p.requires_grad) for layer in model.layers]
+    numbers = range(len(kinds))
+    layers = [max((n for n in numbers if kinds[n] == kind), key=lambda n: trained[n]) for kind in dict.fromkeys(kinds)]
     step = FakeStep(model, layouts, layers, batch, length, config, device)
     step.run()
     return step.at_depth(Counter(kinds))
@@ -105,6 +108,11 @@ class FakeStep:
             plan = dataclasses.replace(model.plan, schedule=schedule)
             with _default_dtype(DTYPES.get(config["trainer"]["precision"], torch.float32)):
                 self.model = Transformer(dataclasses.replace(model.config, layers=len(layers)), plan).train()
+        originals = [model.embed_tokens, *(model.layers[layer] for layer in layers), model.norm, model.lm_head]
+        fakes = [self.model.embed_tokens, *self.model.layers, self.model.norm, self.model.lm_head]
+        for original, fake in zip(originals, fakes, strict=True):
+            for parameter, own in zip(original.parameters(), fake.parameters(), strict=True):
+                own.requires_grad_(parameter.requires_grad)
         with self._running(LAYOUTS):
             storages = {t.untyped_storage()._cdata: t.untyped_storage() for v in shared.values() for t in tensors_of(v)}
             # The previous batch's layouts are freed only after the forward pass.
@@ -130,7 +138,8 @@ class FakeStep:
         tracker = self.tracker
         for parameter in self.model.parameters():
             tracker.label_copies(parameter, COPIES)
-            parameter.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, GRADIENTS))
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: tracker.relabel(p.grad, GRADIENTS))
         for kind, layer in zip(self.kinds, self.model.layers, strict=True):
             if self.config["trainer"]["compile"]:
                 trace_compiled(layer, tracker)
@@ -153,8 +162,9 @@ class FakeStep:
                 self._forward()  # traces the compiled modules, outside the tracker
         with self._running(GRADIENTS):
             for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-        settings = {key: value for key, value in self.config["optimizer"].items() if key != "schedule"}
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        kept = ("schedule", "freeze")
+        settings = {key: value for key, value in self.config["optimizer"].items() if key not in kept}
         with self._running(UPDATE):
             self.optimizer = optimizer = build_optimizer(self.model, **settings)
             tracker.phase = "first update"  # creates the optimizer's state
@@ -191,11 +201,12 @@ class FakeStep:
         fixed, gradients, activations, copies_in_forward, copies_kept = (Counter[str]() for _ in range(5))
         for kind, layer in zip(self.kinds, self.model.layers, strict=True):
             more, name = layers[kind] - 1, self.names[kind]
-            weights = sum(self._rounded(p.numel() * p.element_size()) for p in layer.parameters())
+            sizes = {p: self._rounded(p.numel() * p.element_size()) for p in layer.parameters()}
+            weights, trained = sum(sizes.values()), sum(size for p, size in sizes.items() if p.requires_grad)
             states = (value for p in layer.parameters() for value in self.optimizer.state[p].values())
             state = sum(self._rounded(t.numel() * t.element_size()) for t in states if isinstance(t, Tensor))
             fixed.update({WEIGHTS: more * weights, OPTIMIZER: more * state})
-            gradients.update({GRADIENTS: more * weights})
+            gradients.update({GRADIENTS: more * trained})
             activations.update({LAYER + name: more * self.held.get(LAYER + name, 0)})
             copies_in_forward.update({COPIES: more * self.tracker.peak_by_label["forward"].get(COPIES_OF + name, 0)})
             copies_kept.update({COPIES: more * self.held.get(COPIES_OF + name, 0)})

@@ -32,6 +32,7 @@ from model.parallel.context import Context, context_group
 from model.parallel.ranges import take
 from model.training.checkpoints import check_keys
 from model.training.failures import ON_NAN, DivergedError, diverged_message, size
+from model.training.freezing import freeze_parameters
 from model.training.optimizer import build_optimizer, build_schedule
 from model.training.strategies import FullyShardedStrategy
 from model.transformer import ModelCost
@@ -60,6 +61,10 @@ class LanguageModel(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.optimizer_settings = dict(optimizer)
+        # Before the strategy wraps the model: DDP and FSDP2 read which parameters have gradients.
+        frozen = freeze_parameters(model, self.optimizer_settings.pop("freeze"))
+        if frozen:
+            log.info("%s of %s parameters are frozen", f"{frozen:,}", f"{sum(p.numel() for p in model.parameters()):,}")
         self.register_buffer("token_bytes", token_bytes.long(), persistent=False)
         self.save_hyperparameters(config)
         self.stepped = True  # has the optimizer stepped since the last training_step?

@@ -83,6 +83,7 @@ class TrainingStep:
 
         from configs.build import build_model
         from model.precision import AUTOCAST, device_of
+        from model.training.freezing import freeze_parameters
         from model.training.optimizer import build_optimizer
         from scripts.benchmarks.models import composed
 
@@ -94,7 +95,8 @@ class TrainingStep:
         self.model = build_model(config, config["data"]["tokenizer"]["vocabulary"]).to(self.device).train()
         if config["trainer"]["compile"]:
             self.model.compile_layers()
-        settings = {key: value for key, value in config["optimizer"].items() if key != "schedule"}
+        freeze_parameters(self.model, config["optimizer"]["freeze"])
+        settings = {key: value for key, value in config["optimizer"].items() if key not in ("schedule", "freeze")}
         self.optimizer = build_optimizer(self.model, **settings)
         self.batch = max(1, arguments.tokens // length)
         self.length, self.tokens = length, self.batch * length

@@ -22,6 +22,7 @@ from model.forecasting.memory_estimate import (
 )
 from model.forecasting.memory_tracker import HEAP_BLOCK, MemoryTracker
 from model.precision import AUTOCAST
+from model.training.freezing import freeze_parameters
 from tests.model.forecasting.test_sample import SMALL_PATTERNS
 
 CPU = torch.device("cpu")
@@ -71,6 +72,21 @@ def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precis
     booked = sum(held for label, held in fake_step.held.items() if label.startswith((LAYER, "copies of ")))
     saved += 64 * len(diagnostics)
     assert booked == saved
+
+
+@pytest.mark.parametrize("frozen", [["layers.*.mlp.*"], ["layers.*.mlp.*", "!layers.2.mlp.*"]], ids=["all", "some"])
+def test_frozen_parameters_have_no_gradient_and_no_state_in_the_forecast(composed, frozen):
+    """Where layers of one pattern differ, the forecast counts the layer with the fewest frozen parameters for all."""
+    overrides = "optimizer=adamw", "model.layers=3", "trainer.accumulate=2"
+    config, model, _, layouts = model_and_layouts(composed, "dense", *overrides)
+    whole = estimate_step(model, layouts, BATCH, LENGTH, config, CPU)
+    freeze_parameters(model, frozen)
+    parts = estimate_step(model, layouts, BATCH, LENGTH, config, CPU).parts
+    matrices = [p for p in model.parameters() if not p.requires_grad] if len(frozen) == 1 else []
+    saved = sum(4 * p.numel() for p in matrices)
+    assert parts[WEIGHTS] == whole.parts[WEIGHTS]
+    assert whole.parts[GRADIENTS] - parts[GRADIENTS] == saved
+    assert whole.parts[OPTIMIZER] - parts[OPTIMIZER] == 2 * saved + 64 * len(matrices), "two moments, and the step"
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])

@@ -29,7 +29,7 @@ PATTERNS: dict[str, dict[str, Pattern]] = {
     "contiguous": {"summaries": Hierarchical(16, (4, 16), (32,), "learned"), "routed": Routed(**ROUTED)},
 }
 OPTIMIZER = dict(name="adamw", learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], epsilon=1e-8)
-OPTIMIZER |= dict(schedule=dict(name="constant", warmup_fraction=0.0))
+OPTIMIZER |= dict(freeze=[], schedule=dict(name="constant", warmup_fraction=0.0))
 TRAINER: dict[str, Any] = dict(
     max_steps=4,
     max_seconds=None,

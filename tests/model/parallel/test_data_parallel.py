@@ -14,6 +14,7 @@ SETTINGS: dict[str, dict] = {
     "float32": dict(dtype=torch.float32),
     "compiled": dict(compile=True, family="routed"),
     "adamw": dict(optimizer="adamw", sizes=dict(tie_embeddings=False, sink_logits=True)),
+    "frozen": dict(family="routed", freeze=["embed_tokens.*", "layers.0.*", "!layers.0.mlp.*"]),
     "accumulate": dict(accumulate=2, sizes=dict(activation_checkpointing=True)),
 }
 

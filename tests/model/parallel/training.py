@@ -4,7 +4,7 @@ import contextlib
 import csv
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,7 +40,7 @@ PATTERNS = {
     },
 }
 OPTIMIZER: dict[str, Any] = dict(learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], epsilon=1e-8)
-OPTIMIZER |= dict(schedule=dict(name="constant", warmup_fraction=0.0))
+OPTIMIZER |= dict(freeze=[], schedule=dict(name="constant", warmup_fraction=0.0))
 OPTIMIZERS = {
     "adamw": OPTIMIZER | dict(name="adamw"),
     "muon": OPTIMIZER | dict(name="muon", momentum=0.9),
@@ -114,6 +114,7 @@ def train(
     strategy: str = "auto",
     family: str = "window_dense",
     optimizer: str = "muon",
+    freeze: Sequence[str] = (),
     sizes: Mapping[str, Any] | None = None,
     resume: bool = False,
     compile: bool = False,
@@ -139,7 +140,8 @@ def train(
         )
         with mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")):
             model.compile_layers()
-    module = LanguageModel(model, OPTIMIZERS[optimizer], torch.ones(VOCABULARY), {"name": "tiny", "seed": 0})
+    settings = OPTIMIZERS[optimizer] | {"freeze": freeze}
+    module = LanguageModel(model, settings, torch.ones(VOCABULARY), {"name": "tiny", "seed": 0})
     folder = RunFolder(path)
     if not resume and rank_zero_only.rank == 0:
         folder = RunFolder.create(path, {"name": "tiny"})

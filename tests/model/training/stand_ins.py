@@ -28,6 +28,7 @@ OPTIMIZER = dict(
     weight_decay=0.1,
     betas=[0.9, 0.95],
     epsilon=1e-8,
+    freeze=[],
     schedule=dict(name="cosine", warmup_fraction=0.2, final_fraction=0.1),
 )
 TRAINER = dict(

@@ -134,6 +134,13 @@ def test_muon(tmp_path):
     assert_same_end(tmp_path / "straight", tmp_path / "stopped")
 
 
+def test_frozen_parameters(tmp_path):
+    frozen = stand_ins.OPTIMIZER | dict(freeze=["embed.*", "hidden.*", "!hidden.bias"])
+    train(tmp_path / "straight", optimizer=frozen)
+    train_in_sessions(tmp_path / "stopped", [5], optimizer=frozen)
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
 def test_best_is_remembered(tmp_path):
     """The best validation comes before the stop, and later ones do not replace it."""
     settings = dict(validate_every=1, max_steps=7)
