@@ -34,7 +34,9 @@ def export_run(config: dict[str, Any]) -> list[Path]:
     from configs.checks import check_export
     from configs.runs import open_run
     from data.tokenizers import hugging_face_files
-    from model.pretrained.export import ExportError, export
+    from model.pretrained.errors import ExportError
+    from model.pretrained.export import FARSIGHT, export, layer_windows
+    from scripts.console import ROOT
 
     check_export(config)
     output = Path(config["output"]).expanduser()
@@ -47,9 +49,14 @@ def export_run(config: dict[str, Any]) -> list[Path]:
         raise ConfigError(f"checkpoint={config['checkpoint']}: {error}") from None
     for file in written:
         print(f"{file.stat().st_size:>15,} bytes  {file}")
+    more = ""
+    if layer_windows(model.config, model.plan) is None:
+        more = f', attn_implementation="{FARSIGHT}"'
+        print("\n# no class of transformers has these patterns: a file of this repository computes them\nimport sys")
+        print(f"sys.path.insert(0, {str(ROOT)!r})\nfrom model.pretrained import attention_interface")
     print("\nfrom transformers import AutoModelForCausalLM, AutoTokenizer")
     print(f"tokenizer = AutoTokenizer.from_pretrained({str(output)!r})")
-    print(f"model = AutoModelForCausalLM.from_pretrained({str(output)!r})")
+    print(f"model = AutoModelForCausalLM.from_pretrained({str(output)!r}{more})")
     return written
 
 

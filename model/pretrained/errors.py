@@ -1,4 +1,4 @@
-"""The error of a folder in Hugging Face's format that cannot be read."""
+"""The errors of folders in Hugging Face's format: one that cannot be read, and a model that cannot be written."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,10 @@ from typing import Any
 
 class PretrainedError(ValueError):
     """A file or a key does not fit. The message is one line: the file, the key, its value, and what is accepted."""
+
+
+class ExportError(ValueError):
+    """A model that the format cannot express. The message is one line: the setting, its value, and what is accepted."""
 
 
 def refused(file: Path, key: str, value: Any, accepted: str) -> PretrainedError:

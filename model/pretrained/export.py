@@ -2,7 +2,8 @@
 
 config.json names the class Qwen3ForCausalLM, whose parameters are ours (names.py), or without `qk_norm` Llama's,
 Mistral's or Ministral's. Layers have full attention or a sliding window, which is counted as ours: a query sees the
-last `sliding_window` tokens, itself included.
+last `sliding_window` tokens, itself included. Other masks over the tokens stand in config.json by their settings, under
+a model type that transformers has once attention_interface.py is imported.
 """
 
 import json
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from kernels.patterns import Pattern
 from model.config import AttentionPlan, ModelConfig
+from model.pretrained.errors import ExportError
 from model.pretrained.names import HEAD, to_hugging_face
+from model.pretrained.plan_settings import plan_settings
 from model.rope import RotaryEmbedding
 from model.training.storage import replacing_folder
 from model.transformer import Transformer
@@ -30,12 +33,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHARD_BYTES = 5_000_000_000
 """Largest size of one safetensors file, unless a single tensor is larger."""
 
-MASKS = "Dense, or Window with sink_tokens=0 and one width in all layers"
-"""The patterns that a class of transformers can have."""
+MASKS = "Dense, Window, Dilated, Strided, Fixed or BlockSparse"
 
+FARSIGHT = "farsight"
+"""Model type and attention function of patterns that no class of transformers has (attention_interface.py)."""
 
-class ExportError(ValueError):
-    """A model that the format cannot express. The message is one line: the setting, its value, and what is accepted."""
+PLAN = "attention_plan"
+"""The key of config.json that holds the patterns of such a model."""
 
 
 def export(
@@ -87,11 +91,12 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
             "model.sink_logits=true: must be false for format=hf, since no class with our layers has sinks"
         )
     windows = layer_windows(config, plan)
+    attention = _own_class(config, plan) if windows is None else _class_of_transformers(config, windows)
     rope = rope_parameters(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     # transformers takes the original length of "dynamic" from max_position_embeddings, which limits nothing.
     longest = config.rope_original_length if config.rope_scaling == "dynamic" else config.max_length
-    return _class_settings(config, windows) | {
+    return attention | {
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -117,8 +122,8 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
     }
 
 
-def _class_settings(config: ModelConfig, windows: Sequence[int | None]) -> dict[str, Any]:
-    """Returns the class and its settings of the layers' attention."""
+def _class_of_transformers(config: ModelConfig, windows: Sequence[int | None]) -> dict[str, Any]:
+    """Returns the keys that depend on the class: that of transformers whose layers have these windows."""
     width = next((window for window in windows if window is not None), None)
     types = ["full_attention" if window is None else "sliding_attention" for window in windows]
     if config.qk_norm:
@@ -140,31 +145,41 @@ def _class_settings(config: ModelConfig, windows: Sequence[int | None]) -> dict[
     return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": width}
 
 
-def layer_windows(config: ModelConfig, plan: AttentionPlan) -> list[int | None]:
-    """Returns the width of each layer's sliding window; None for full attention.
-
-    Raises:
-        ExportError: a layer's pattern is neither, or two layers have windows of different widths.
-    """
-    widths: dict[int, str] = {}
-    windows = []
+def _own_class(config: ModelConfig, plan: AttentionPlan) -> dict[str, Any]:
+    """As `_class_of_transformers`, of the class in attention_interface.py."""
     for layer in range(config.layers):
         name, pattern = plan.entry(layer), plan.pattern(layer, config.kv_heads)
-        if not isinstance(name, str):
+        if isinstance(pattern, Pattern) and not pattern.is_mask:
             raise ExportError(
-                f"attention.schedule=[{','.join(name)}] for the KV heads of layer {layer}: must be one pattern for all "
-                f"KV heads of a layer for format=hf ({MASKS})"
+                f"attention.patterns.{name}={pattern}: must be a mask over the tokens for format=hf: {MASKS}"
             )
-        width = pattern.plain_window(config.max_length) if isinstance(pattern, Pattern) and pattern.is_mask else None
-        if width is None:
-            raise ExportError(f"attention.patterns.{name}={pattern}: must be {MASKS} for format=hf")
-        windows.append(None if width >= config.max_length else width)
-        if width < config.max_length:
-            widths.setdefault(width, name)
-    if len(widths) > 1:
-        found = ", ".join(f"{name} has width {width}" for width, name in widths.items())
-        raise ExportError(f"attention.patterns: {found}; must be {MASKS} for format=hf")
-    return windows
+    if not config.qk_norm:
+        only = "Dense, or Window with sink_tokens=0 and one width in all layers"
+        raise ExportError(f"model.qk_norm=false: must be true for format=hf with other patterns than {only}")
+    try:
+        settings = plan_settings(plan)
+    except ValueError as error:
+        raise ExportError(f"{error} for format=hf") from None
+    return {
+        "architectures": ["FarsightForCausalLM"],
+        "model_type": FARSIGHT,
+        "layer_types": ["full_attention"] * config.layers,  # a cache keeps every token
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": config.layers,
+        PLAN: settings,
+    }
+
+
+def layer_windows(config: ModelConfig, plan: AttentionPlan) -> list[int | None] | None:
+    """Returns the width of each layer's sliding window, or None in the list for full attention. Returns None if the
+    layers are no such thing, or have windows of several widths: no class of transformers has them."""
+    patterns = [plan.pattern(layer, config.kv_heads) for layer in range(config.layers)]
+    if not all(isinstance(pattern, Pattern) and pattern.is_mask for pattern in patterns):
+        return None
+    widths = [pattern.plain_window(config.max_length) for pattern in patterns]
+    windows = [width if width is None or width < config.max_length else None for width in widths]
+    return None if None in widths or len({*windows} - {None}) > 1 else windows
 
 
 def rope_parameters(config: ModelConfig) -> dict[str, Any]:

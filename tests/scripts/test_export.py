@@ -118,10 +118,19 @@ def test_a_run_that_does_not_exist_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_whose_pattern_does_not_fit_is_one_line(runs, tmp_path):
+def test_a_pattern_that_transformers_lacks_is_loaded_with_our_file(runs, tmp_path, capsys):
     strided = make_run(tmp_path, runs["bpe"].parents[2] / "books", "attention=strided", name="strided")
+    export(strided, tmp_path / "exported")
+    printed = capsys.readouterr().out
+    names: dict = {}
+    exec(printed[printed.index("import sys") :], names)
+    assert type(names["model"]).__name__ == "FarsightForCausalLM"
+
+
+def test_a_run_whose_pattern_does_not_fit_is_one_line(runs, tmp_path):
+    routed = make_run(tmp_path, runs["bpe"].parents[2] / "books", "attention=routed", name="routed")
     with pytest.raises(ConfigError) as error:
-        export(strided, tmp_path / "exported")
+        export(routed, tmp_path / "exported")
     line = str(error.value)
-    assert line.startswith(f"checkpoint={strided}: attention.patterns.strided=Strided(") and "\n" not in line
+    assert line.startswith(f"checkpoint={routed}: attention.patterns.routed=Routed(") and "\n" not in line
     assert not (tmp_path / "exported").exists()
