@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Train = Callable[[dict[str, Any], Path], dict[str, Any]]
 """Trains a resolved config in a run folder and returns the run's summary: `train` of train.py, which imports us."""
 
-_stopped: list[bool] = []
+stopped: list[bool] = []
 """Not empty once the user has stopped a job of this process, a worker of joblib's."""
 
 
@@ -57,8 +57,8 @@ class Worker:
         # An exception here makes joblib kill the other workers before they have saved. A worker that was stopped
         # accepts the remaining jobs instead and leaves them waiting.
         with ending_with_parent(sweep.pid):
-            if not _stopped and self._run(config):
-                _stopped.append(True)
+            if not stopped and self._run(config):
+                stopped.append(True)
 
     def _run(self, config: DictConfig) -> bool:
         """Runs the job. Returns whether the user stopped it."""

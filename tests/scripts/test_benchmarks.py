@@ -8,13 +8,13 @@ import pytest
 
 from model.training.storage import StorageError
 from scripts.benchmarks.results import write
-from tests.commands import ROOT, run
+from tests.commands import ROOT, run_forked
 
 
 def test_decode_reports_times_and_memory(tmp_path):
     output = tmp_path / "decode.json"
     arguments = ["--attention", "window", "dense", "--contexts", "100", "400", "--tokens", "2", "--batch", "2"]
-    result = run("scripts/benchmark.py", "decode", *arguments, "--prefill-chunk", "64", "--output", str(output))
+    result = run_forked("scripts/benchmark.py", "decode", *arguments, "--prefill-chunk", "64", "--output", str(output))
     rows = {(row["attention"], row["context"]): row for row in json.loads(output.read_text())["rows"]}
     assert len(rows) == 4 and "| window | 400 |" in result.stdout
     token = 2 * 4 * 4 * 32 * 4 * 2 / 2**30  # k and v, layers, KV heads, head_dim, bytes, sequences
@@ -28,7 +28,7 @@ def test_memory_of_a_users_run_is_forecast_within_a_tenth(tmp_path):
     """The default run's process on a CPU, with shorter sequences."""
     output = tmp_path / "memory.json"
     settings = ("--attention", "window", "--lengths", "1024", "--checkpointing", "off")
-    result = run("scripts/benchmark.py", "memory", *settings, "--output", str(output))
+    result = run_forked("scripts/benchmark.py", "memory", *settings, "--output", str(output))
     (row,) = json.loads(output.read_text())["rows"]
     assert row["forecast_mb"] == pytest.approx(row["measured_mb"], rel=0.1), row
     assert row["ratio"] == pytest.approx(row["forecast_mb"] / row["measured_mb"], abs=2e-3)

@@ -10,7 +10,7 @@ from configs.build import ConfigError
 from configs.runs import open_run
 from model.training.run_folder import RunFolderError
 from scripts.export import export_run
-from tests.commands import compose, run
+from tests.commands import compose, run_forked
 from tests.scripts.runs import make_run, write_books
 
 transformers = pytest.importorskip("transformers")
@@ -48,7 +48,9 @@ def export(checkpoint: Path, output: Path, *overrides: str) -> list[Path]:
 
 def test_the_command_writes_a_folder_and_prints_how_to_load_it(runs, tmp_path):
     output = tmp_path / "exported"
-    result = run("scripts/export.py", f"checkpoint={runs['bpe']}", "format=hf", f"output={output}", "dtype=bfloat16")
+    result = run_forked(
+        "scripts/export.py", f"checkpoint={runs['bpe']}", "format=hf", f"output={output}", "dtype=bfloat16"
+    )
     assert {file.name for file in output.iterdir()} == FILES
     assert all(str(output / file) in result.stdout for file in FILES)
     assert [file.name for file in tmp_path.iterdir()] == ["exported"]

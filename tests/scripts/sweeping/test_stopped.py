@@ -21,7 +21,6 @@ from scripts.sweeping.composer import Composer
 from scripts.sweeping.locks import changing_job, is_running
 from tests.commands import ROOT
 from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for
-from train import train
 
 TWO = ("sweep=patterns", "sweep.baseline=null", "attention=window,strided")
 LONG = ("trainer.max_steps=3000", "trainer.validate_every=3000", "trainer.save_every=3000")
@@ -69,18 +68,20 @@ def test_ctrl_c_lets_joblibs_workers_save_before_it_stops_the_sweep(tmp_path, sm
     assert reports == [["waiting", "waiting"]] and signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_path, monkeypatch):
-    ran, bound = [], []
-    monkeypatch.setattr(worker_module.Worker, "_run", lambda self, config: ran.append(config) or config == "stopped")
-    monkeypatch.setattr(worker_module, "_stopped", [])
-    worker = worker_module.Worker(train, tmp_path, {})
+def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_path, small, quick, reports, monkeypatch):
+    jobs = ("sweep=patterns", "sweep.baseline=null", "attention=dense,window,strided", *small)
+    begun, bound = [], []
+    quick["dense"] = lambda: begun.append("dense")
+    quick["window"] = lambda: begun.append("window") or signal.raise_signal(signal.SIGINT)
+    quick["strided"] = lambda: begun.append("strided")
+    monkeypatch.setattr(worker_module, "stopped", [])
     with pytest.raises(KeyboardInterrupt):
-        worker("stopped")  # in the sweep's own process
+        run_sweep(tmp_path, *jobs)  # in the sweep's own process
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(pid=7))
     monkeypatch.setattr(worker_module, "ending_with_parent", lambda pid: bound.append(pid) or contextlib.nullcontext())
-    for config in ("done", "stopped", "next"):
-        worker(config)
-    assert ran == ["stopped", "done", "stopped"] and bound == [7, 7, 7]
+    assert run_sweep(tmp_path, *jobs) == 1
+    assert list(states(tmp_path / "patterns").values()) == ["done", "interrupted", "waiting"]
+    assert begun == ["dense", "window", "window"] and bound == [7, 7]
 
 
 @pytest.mark.slow  # two processes, which import everything, one after the other
