@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.attention import AttentionLayout
 from model.evaluation.distance_mass import mass_by_distance, octave_edges
 from model.evaluation.documents import Documents
 from model.evaluation.loss_store import LossStore
@@ -163,10 +164,13 @@ class _DenseReading:
 
     def __init__(self, model: Transformer, packed: PackedSegments) -> None:
         self.model, self.packed = model, packed
+        self._layouts: dict[int, Sequence[AttentionLayout]] = {}
 
-    @cached_property
-    def _layouts(self) -> list:
-        return self.model.build_layouts(self.packed.document, self.packed.tokens.shape[1])
+    def _layouts_of(self, model: Transformer) -> Sequence[AttentionLayout]:
+        """The layouts of the batch for a model. They are built once a model, since all its layers use them."""
+        if id(model) not in self._layouts:
+            self._layouts[id(model)] = model.build_layouts(self.packed.document, self.packed.tokens.shape[1])
+        return self._layouts[id(model)]
 
     @cached_property
     def _pass(self) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
@@ -179,8 +183,8 @@ class _DenseReading:
         hooks = [layer.register_forward_pre_hook(keep) for layer in self.model.layers]
         try:
             with torch.no_grad(), evaluating(self.model):
-                packed = self.packed
-                losses = self.model.loss(packed.tokens, packed.targets, packed.position, self._layouts).per_token
+                packed, layouts = self.packed, self._layouts_of(self.model)
+                losses = self.model.loss(packed.tokens, packed.targets, packed.position, layouts).per_token
         finally:
             for hook in hooks:
                 hook.remove()
@@ -195,7 +199,7 @@ class _DenseReading:
     def losses_with(self, variant: Transformer, changed: int) -> np.ndarray:
         """As `losses`, where the layer `changed` is that of `variant`."""
         _, arguments = self._pass
-        layout = variant.build_layouts(self.packed.document, self.packed.tokens.shape[1])[changed]
+        layout = self._layouts_of(variant)[changed]
         x, *rest, _ = arguments[changed]
         with evaluating(self.model):
             x = variant.layers[changed](x.to(self.packed.tokens.device), *rest, layout).x

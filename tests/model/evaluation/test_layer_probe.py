@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.patterns import Dense, Hierarchical, Pattern, Routed, Strided, Window
+from kernels.patterns import Dense, Hierarchical, NativeSparse, Pattern, Routed, Strided, Window
 from model import Transformer
 from model.evaluation.distance_mass import mass_by_distance, near_distance, octave_edges
 from model.evaluation.layer_probe import chunks_to_probe, layer_passes, probe_units, schedule_losses
@@ -104,6 +104,7 @@ PATTERNS = {
     "strided": Strided(6, 16, 2, "document"),
     "hierarchical": Hierarchical(12, (4,), (), "mean"),
     "routed": Routed(8, 16, 1, "mean_key", "group", False, 8),
+    "native_sparse": NativeSparse(8, 16, 1, "mean_key", "group", False, 8, 4, "mean", "lse"),
 }
 
 
