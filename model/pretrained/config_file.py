@@ -125,12 +125,12 @@ class ConfigFile:
             raise self.refused(key, f"one of {', '.join(accepted)}")
         return self.values[key]
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """A positive integer; `default` where the key is missing or null."""
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """An integer of at least `least`; `default` where the key is missing or null."""
         found = self.values.get(key)
         found = default if found is None else found
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            raise self.refused(key, "an integer >= 1")
+        if not isinstance(found, int) or isinstance(found, bool) or found < least:
+            raise self.refused(key, f"an integer >= {least}")
         return found
 
     def number(self, key: str, default: float) -> float:
@@ -159,7 +159,7 @@ class ConfigFile:
             self.count("sliding_window", default)
         types = self.values.get("layer_types")
         if types is None:
-            first = self.values.get("max_window_layers", 28) if kind == "qwen3" else 0
+            first = self.count("max_window_layers", 28, least=0) if kind == "qwen3" else 0
             return tuple(width if layer >= first else None for layer in range(layers))
         if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= set(WINDOWS):
             raise self.refused("layer_types", f"a list of {layers}, each {' or '.join(WINDOWS)}")

@@ -44,6 +44,31 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
     assert qwen.settings["head_dim"] == 128 and qwen.settings["qk_norm"] and qwen.windows == (None,) * 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        (dict(use_sliding_window=True, sliding_window=10, max_window_layers=1), (None, 10, 10)),
+        (dict(use_sliding_window=True, sliding_window=10), (None,) * 3),
+        (dict(use_sliding_window=True, sliding_window=10, max_window_layers=0), (10,) * 3),
+        (dict(use_sliding_window=False, sliding_window=10, max_window_layers=0), (None,) * 3),
+        (dict(use_sliding_window=True, sliding_window=None, max_window_layers=0), (None,) * 3),
+        (
+            dict(
+                use_sliding_window=True,
+                sliding_window=10,
+                max_window_layers=0,
+                layer_types=["full_attention", "sliding_attention", "full_attention"],
+            ),
+            (None, 10, None),
+        ),
+    ],
+    ids=str,
+)
+def test_qwen3_has_windows_in_its_last_layers_or_by_layer_types(tmp_path, changes, windows):
+    qwen = dict(model_type="qwen3", architectures=["Qwen3ForCausalLM"], num_key_value_heads=2)
+    assert architecture(tmp_path, **qwen | changes).windows == windows
+
+
 OLD = dict(
     rope_theta=1e6, rope_scaling=dict(type="yarn", factor=4.0, beta_fast=16, original_max_position_embeddings=512)
 )
@@ -105,6 +130,10 @@ REFUSED = [
     (dict(layer_types=["chunked_attention"] * 3), ["layer_types=", "full_attention or sliding_attention"]),
     (dict(layer_types=["sliding_attention"] * 3), ["layer_types=", "without a sliding_window"]),
     (dict(model_type="mistral", sliding_window=0), ["sliding_window=0", "an integer >= 1"]),
+    (
+        dict(model_type="qwen3", num_key_value_heads=4, use_sliding_window=True, max_window_layers=-1),
+        ["max_window_layers=-1", ">= 0"],
+    ),
 ]
 
 
