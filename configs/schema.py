@@ -15,11 +15,9 @@ from kernels.shapes import BLOCK_SIZES
 from model.config import ROPE_SCALINGS
 from model.evaluation.layer_schedules import MEASURES
 from model.evaluation.protocol import NAMES as PROTOCOLS
-from model.pretrained.export import DTYPES
 from model.training.failures import ON_NAN
 
 BACKEND_NAMES = ("auto", *BACKENDS)
-EXPORT_DTYPES = tuple(DTYPES)
 PACKING_NAMES = tuple(PACKINGS)
 
 Text = Annotated[str, Field(min_length=1)]
@@ -294,7 +292,7 @@ class Export(Settings):
     checkpoint: Text
     format: Literal["hf"]
     output: Text
-    dtype: Literal[EXPORT_DTYPES]
+    dtype: Literal["float32", "bfloat16"]
     trust: Trust = ()
 
 

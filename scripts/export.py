@@ -30,6 +30,8 @@ def main(config: DictConfig) -> None:
 
 def export_run(config: dict[str, Any]) -> list[Path]:
     """Writes the folder `config["output"]` and prints its files, and the code that loads them. Returns the files."""
+    import torch
+
     from configs.build import ConfigError
     from configs.checks import check_export
     from configs.runs import open_run
@@ -44,7 +46,7 @@ def export_run(config: dict[str, Any]) -> list[Path]:
     model, tokenizer = run.model, run.tokenizer
     files = hugging_face_files(tokenizer, model.config.max_length)
     try:
-        written = export(output, model, files, tokenizer.bos, tokenizer.vocabulary, config["dtype"])
+        written = export(output, model, files, tokenizer.bos, tokenizer.vocabulary, getattr(torch, config["dtype"]))
     except ExportError as error:
         raise ConfigError(f"checkpoint={config['checkpoint']}: {error}") from None
     for file in written:

@@ -27,9 +27,6 @@ from model.rope import RotaryEmbedding
 from model.training.storage import replacing_folder
 from model.transformer import Transformer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Dtypes of exported weights."""
-
 SHARD_BYTES = 5_000_000_000
 """Largest size of one safetensors file, unless a single tensor is larger."""
 
@@ -48,7 +45,7 @@ def export(
     tokenizer_files: Mapping[str, str],
     bos: int,
     vocabulary: int,
-    dtype: str,
+    dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[Path]:
     """Writes the folder `output` whole or not at all, and returns its files.
@@ -58,7 +55,7 @@ def export(
         tokenizer_files: file name -> content (data.tokenizers.hugging_face_files).
         bos: the token that begins a document, and so ends the one before it.
         vocabulary: number of tokens of the tokenizer; the model's is at least as large.
-        dtype: one of DTYPES.
+        dtype: that of the weights.
 
     Raises:
         ExportError: transformers has no class that computes this model.
@@ -70,7 +67,7 @@ def export(
         "generation_config.json": _json(generation_config(model.config, bos, vocabulary)),
         **tokenizer_files,
     }
-    weights = hugging_face_weights(model, DTYPES[dtype])
+    weights = hugging_face_weights(model, dtype)
     needed = sum(weight.nbytes for weight in weights.values()) + sum(map(len, texts.values()))
     with replacing_folder(output, needed) as folder:
         for name, text in texts.items():
@@ -80,7 +77,7 @@ def export(
     return [output / name for name in names]
 
 
-def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtype: str) -> dict[str, Any]:
+def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtype: torch.dtype) -> dict[str, Any]:
     """Returns config.json. RoPE and the dtype stand in it as transformers 4 reads them, and as transformers 5 does.
 
     Raises:
@@ -92,6 +89,7 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
         )
     windows = layer_windows(config, plan)
     attention = _own_class(config, plan) if windows is None else _class_of_transformers(config, windows)
+    dtype_name = str(dtype).removeprefix("torch.")
     rope = rope_parameters(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     # transformers takes the original length of "dynamic" from max_position_embeddings, which limits nothing.
@@ -117,8 +115,8 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
         "rope_parameters": rope,
         "bos_token_id": bos,
         "eos_token_id": bos,
-        "torch_dtype": dtype,
-        "dtype": dtype,
+        "torch_dtype": dtype_name,
+        "dtype": dtype_name,
     }
 
 

@@ -23,7 +23,7 @@ def build(attention: AttentionPlan, **changes: Any) -> Transformer:
     return model.eval()
 
 
-def exported(folder: Path, model: Transformer, dtype: str = "float32", **arguments: Any) -> Path:
+def exported(folder: Path, model: Transformer, dtype: torch.dtype = torch.float32, **arguments: Any) -> Path:
     export(folder / "exported", model, {}, BOS, VOCABULARY, dtype, **arguments)
     return folder / "exported"
 

@@ -164,7 +164,7 @@ def test_the_folder_read_back_is_the_same_model_bit_for_bit(tmp_path, name, chan
 def test_rope_read_back_has_the_same_settings(tmp_path, name):
     scaling = {} if name == "base" else {"rope_scaling": name, "rope_factor": 8.0, "rope_original_length": 32}
     sizes = config(head_dim=16, **scaling | SCALINGS[name])  # max_length is 8 times the original length
-    (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(sizes, PLANS["dense"], BOS, "float32")))
+    (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(sizes, PLANS["dense"], BOS, torch.float32)))
     settings = read_architecture(tmp_path).settings
     if name in ("base", "linear"):  # they do not depend on the original length
         del settings["rope_original_length"]
@@ -173,7 +173,7 @@ def test_rope_read_back_has_the_same_settings(tmp_path, name):
 
 def test_bfloat16_rounds_the_weights(tmp_path):
     model = build(PLANS["dense"])
-    folder = exported(tmp_path, model, "bfloat16")
+    folder = exported(tmp_path, model, torch.bfloat16)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert loaded.dtype == torch.bfloat16
     assert torch.equal(loaded.model.embed_tokens.weight, model.embed_tokens.weight.bfloat16())
@@ -203,7 +203,7 @@ def test_rows_that_are_no_tokens_are_never_generated(tmp_path):
 def test_a_window_as_long_as_the_model_is_full_attention():
     sizes = config(layers=2, max_length=WIDTH)
     assert layer_windows(sizes, PLANS["window"]) == [None, None]
-    assert hugging_face_config(sizes, PLANS["window"], BOS, "float32")["use_sliding_window"] is False
+    assert hugging_face_config(sizes, PLANS["window"], BOS, torch.float32)["use_sliding_window"] is False
 
 
 ROUTER: dict[str, Any] = dict(
