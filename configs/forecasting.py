@@ -17,14 +17,12 @@ from model.training.freezing import freeze_parameters
 
 def why_no_forecast(config: Mapping[str, Any]) -> str | None:
     """Returns why the memory of a run cannot be forecast, with what is accepted, or None."""
-    backend, ranks = config["attention"]["backend"], config["trainer"]["context_parallel"]
+    backend = config["attention"]["backend"]
     if backend in AUTOGRAD_BACKENDS:
         return (
             f"attention.backend={backend}: must be auto, blocked, triton or flash: it runs under PyTorch's autograd as "
             "a whole, and its memory cannot be forecast"
         )
-    if ranks > 1:
-        return f"trainer.context_parallel={ranks}: must be 1: the memory of a part of a sequence cannot be forecast"
     return None
 
 

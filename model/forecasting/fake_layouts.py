@@ -8,6 +8,9 @@ from torch import Tensor
 
 from kernels.patterns import Pattern
 
+from ..attention import SequenceShard
+from ..attention.hierarchical.shard import SummaryShard
+
 
 def tensors_of(value: Any) -> list[Tensor]:
     """Returns every tensor in a layout, at any depth."""
@@ -22,6 +25,10 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(value)
     if isinstance(value, list | tuple):
         return type(value)(map_tensors(each, function) for each in value)
+    if isinstance(value, SequenceShard | SummaryShard):
+        copy = object.__new__(type(value))
+        vars(copy).update({name: map_tensors(part, function) for name, part in vars(value).items()})
+        return copy
     if dataclasses.is_dataclass(value) and not isinstance(value, Pattern):
         copy = object.__new__(type(value))
         for field in dataclasses.fields(value):

@@ -3,10 +3,11 @@
 The model that runs has one layer of each pattern. A deeper model has more layers of the same kinds, and each phase of a
 step holds a known share of what they add:
 
-    update      weights, optimizer state, gradients
+    update      weights, optimizer state, gradients, and the stacks of Muon's matrices of one shape
     forward     the same (the previous step's gradients are freed after the forward pass), and the activations
     backward    weights, optimizer state, and either the activations of all lower layers (while the last layer runs) or
-                the gradients of all upper layers (while the first one runs); with accumulation, all gradients
+                the gradients of all upper layers (while the first one runs); with accumulation, and in the buckets of
+                DDP, all gradients
 """
 
 import dataclasses
@@ -21,13 +22,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import loss
-from ..attention import AttentionLayout
+from ..attention import AttentionLayout, SequenceShard
+from ..parallel.ranges import take
 from ..precision import AUTOCAST, DTYPES, SHARDED, devices_of
+from ..training.muon import MuonWithAdamW
 from ..training.optimizer import build_optimizer
 from ..transformer import Transformer
 from .compiled import trace_compiled
 from .fake_layouts import map_tensors, tensors_of
 from .memory_tracker import MemoryTracker
+from .muon_workspace import muon_workspace
 from .workspace import workspace_bytes
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "weights, copies in low precision", "gradients", "optimizer state"
@@ -71,7 +75,8 @@ def estimate_step(
 ) -> StepMemory:
     """Returns the peak memory of a training step of `model`, of which only the sizes are used (it may be on meta).
 
-    layouts: one per layer, for a batch of `batch` sequences of `length` tokens, with the tensor sizes of training
+    layouts: one per layer, for a batch of `batch` sequences of `length` tokens, with the tensor sizes of training.
+        Where ranks share the sequences, they are a rank's, and so is the memory
     config: a composed training config
     """
     kinds = [model.plan.entry(layer) for layer in range(model.config.layers)]
@@ -98,6 +103,10 @@ class FakeStep:
         device: torch.device,
     ) -> None:
         self.config, self.device = config, device
+        trainer = config["trainer"]
+        self.ranks, sharded = devices_of(trainer), trainer["strategy"] == SHARDED
+        self.shards = self.ranks if sharded else 1
+        self.keeps_gradients = trainer["accumulate"] > 1 or (self.ranks > 1 and not sharded)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.tracker = MemoryTracker(GRANULARITY[device.type], workspace_bytes)
         self.kinds = [model.plan.entry(layer) for layer in layers]
@@ -125,7 +134,10 @@ class FakeStep:
             self.layouts = [fakes[id(layouts[layer])] for layer in layers]
         with self._running(BATCH):
             new = lambda dtype: torch.zeros(batch, length, dtype=dtype, device=device)  # noqa: E731
-            self.tokens, self.targets, self.position = new(torch.int64), new(torch.int64), new(torch.int32)
+            self.batch = new(torch.int64), new(torch.int64), new(torch.int32)
+            first = self.layouts[0]
+            own = first.context.own if isinstance(first, SequenceShard) else (range(length),)
+            self.tokens, self.targets, self.position = (take(x, own) for x in self.batch)
         self._label_tensors()
 
     @contextmanager
@@ -183,7 +195,8 @@ class FakeStep:
                     # As in Lightning's closure, gradients are freed after the forward pass.
                     self.held = dict(tracker.held)
                     self.previous_layouts = None
-                    optimizer.zero_grad()
+                    if self.shards == self.ranks:
+                        optimizer.zero_grad()
             tracker.phase = "backward"
             with self._running(BACKWARD):
                 total.backward()
@@ -210,9 +223,9 @@ class FakeStep:
             activations.update({LAYER + name: more * self.held.get(LAYER + name, 0)})
             copies_in_forward.update({COPIES: more * self.tracker.peak_by_label["forward"].get(COPIES_OF + name, 0)})
             copies_kept.update({COPIES: more * self.held.get(COPIES_OF + name, 0)})
-        accumulated = gradients if self.config["trainer"]["accumulate"] > 1 else Counter[str]()
+        accumulated = gradients if self.keeps_gradients else Counter[str]()
         phases = [
-            ("update", fixed + gradients),
+            ("update", fixed + gradients + self._stacks(layers)),
             ("forward", fixed + gradients + activations + copies_in_forward),
             ("backward", fixed + accumulated + activations + copies_kept),
             ("backward", fixed + gradients),
@@ -225,7 +238,7 @@ class FakeStep:
 
     def _of_one_rank(self, parts: Counter[str], phase: str) -> dict[str, int]:
         """Returns what one rank holds where FSDP2 shards the model: its share, and what is gathered around a layer."""
-        ranks = devices_of(self.config["trainer"]) if self.config["trainer"]["strategy"] == SHARDED else 1
+        ranks = self.shards
         if ranks == 1:
             return dict(parts)
         share = {label: -(-parts[label] // ranks) for label in (WEIGHTS, OPTIMIZER, GRADIENTS)}
@@ -239,9 +252,26 @@ class FakeStep:
         gathered = {"update": 0, "forward": root + 2 * layer, "backward": 2 * root + 4 * layer}[phase]
         return dict(parts) | share | {GATHERED: gathered}
 
+    def _stacks(self, layers: Mapping[Kind, int]) -> Counter[str]:
+        """What one rank's update of Muon allocates, with the given number of layers of each kind."""
+        if not isinstance(self.optimizer, MuonWithAdamW):
+            return Counter()
+        copies = {
+            id(p): layers[kind]
+            for kind, layer in zip(self.kinds, self.model.layers, strict=True)
+            for p in layer.parameters()
+        }
+        size = muon_workspace(
+            self.optimizer.muon, copies, self.shards, self.device, self.mode, self.tracker.granularity
+        )
+        return Counter({UPDATE: size})
+
     def _at_peak(self, phase: str) -> Counter[str]:
+        """What is held at a phase's peak, without the stacks of the few matrices that this model has."""
         held = Counter[str]()
         for label, size in self.tracker.peak_by_label[phase].items():
+            if label == UPDATE and isinstance(self.optimizer, MuonWithAdamW):
+                continue
             held[COPIES if label.startswith(COPIES_OF) else label] += size
         return held
 

@@ -6,7 +6,8 @@ import torch
 
 from kernels import Axis
 
-from ..attention import AttentionLayout, build_layouts
+from ..attention import AttentionLayout, build_layouts, share_sequences
+from ..parallel.context import StandInGroup
 from ..training.efficiency import give_back_free_memory, resident_bytes
 from .memory_estimate import estimate_step
 from .memory_limit import memory_limit
@@ -73,8 +74,12 @@ def device_bytes(device: torch.device) -> int | None:
 
 def _training_layouts(sample: Sample, batch: int) -> list[AttentionLayout]:
     """The layouts of a batch of `batch` sequences, with the tensor sizes of training (fixed sizes on a GPU). The sample
-    is repeated if it has fewer sequences."""
+    is repeated if it has fewer sequences. Where ranks share sequences, the layouts are those of a rank in the middle,
+    which receives tokens from both sides."""
     document = sample.document.repeat(-(-batch // len(sample.document)), 1)[:batch]
     tokens = Axis.tokens(document.shape[1], document)
-    block, fixed = sample.model.plan.block, document.is_cuda
-    return build_layouts(sample.model.patterns, tokens, block, fixed)
+    patterns, block, fixed = sample.model.patterns, sample.model.plan.block, document.is_cuda
+    ranks, context = sample.config["trainer"]["context_parallel"], None
+    if ranks > 1:
+        context = share_sequences(patterns, block, StandInGroup(ranks, ranks // 2), document.shape[1])
+    return build_layouts(patterns, tokens, block, fixed, context)

@@ -1,8 +1,10 @@
 """Memory that attention operators allocate internally, which the memory tracker cannot see.
 
-The formulas follow the allocations in kernels/backends, in elements of the dtype that each backend computes in.
+The formulas follow the allocations in kernels/backends and model/parallel/exchange.py, in elements of the dtype that
+each backend computes in.
 """
 
+import functools
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from kernels.backends import blocked, gathered
+
+from ..parallel import exchange
 
 
 def workspace_bytes(operator: Any, arguments: tuple) -> int:
@@ -91,4 +95,6 @@ _WORKSPACES: dict[tuple[str, str], Callable[..., int]] = {
     ("attention_backward", "triton"): _triton_backward,
     ("selected_attention", "triton"): _triton_selected_forward,
     ("selected_attention_backward", "triton"): _triton_selected_backward,
+    ("exchange", ""): exchange.workspace_bytes,
+    ("exchange_backward", ""): functools.partial(exchange.workspace_bytes, backward=True),
 }

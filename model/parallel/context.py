@@ -46,6 +46,21 @@ class Context:
         return sum((each.start + 1 + each.stop) * len(each) // 2 for each in self.own)
 
 
+class StandInGroup:
+    """A group of ranks of which none exists, for the exchanges of rank `own` that a forecast counts."""
+
+    group_name = "forecast"
+
+    def __init__(self, ranks: int, own: int) -> None:
+        self.ranks, self.own = ranks, own
+
+    def size(self) -> int:
+        return self.ranks
+
+    def rank(self) -> int:
+        return self.own
+
+
 def context_group(ranks: int, device: torch.device) -> dist.ProcessGroup:
     """The group of this rank and those that share its sequences: `ranks` ranks in a row. All ranks call it together.
 

@@ -64,6 +64,15 @@ class Exchange:
         backward = sum(move.count for peer in others for move in self.moves(peer, self.rank))
         return forward, backward
 
+    def workspace_bytes(self, tensors: Sequence[Tensor], backward: bool) -> int:
+        """Bytes that the exchange of `tensors`, or of gradients, allocates besides its results."""
+        sizes = [x.numel() * x.element_size() for x in tensors]
+        if self.is_gather:  # of one tensor after another
+            copies = len(self.held) * (len(self.held[0]) > 1)  # where parts are interleaved, a copy in order
+            return max(sizes) * (1 if backward else 1 + copies)
+        entries = size(self.wanted_here if backward else self.held[self.rank])
+        return sum(sizes) // entries * sum(self.sent())  # what is sent, and what arrives
+
     def moves(self, holder: int, receiver: int) -> list[Move]:
         """The entries that one rank holds and another one wants."""
         found, source = [], 0
@@ -156,6 +165,11 @@ class Exchange:
             for work in dist.batch_isend_irecv(operations):
                 work.wait()
         return received
+
+
+def workspace_bytes(tensors: Sequence[Tensor], dim: int, handle: int, backward: bool = False) -> int:
+    """Exchange.workspace_bytes of a call of the operator."""
+    return _exchanges[handle].workspace_bytes(tensors, backward)
 
 
 @torch.library.custom_op("farsight::exchange", mutates_args=())

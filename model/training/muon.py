@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
@@ -99,7 +98,9 @@ class Muon(torch.optim.Muon):
             self.orthogonalize, coefficients=group["ns_coefficients"], steps=group["ns_steps"], epsilon=group["eps"]
         )
         if isinstance(first, DTensor):
-            stack = orthogonalize_shards(stack, len(first), first.device_mesh, function)
+            mesh = first.device_mesh
+            exchange = functools.partial(dist.all_to_all_single, group=mesh.get_group())
+            stack = orthogonalize_shards(stack, len(first), mesh.size(), exchange, function)
         else:
             stack = function(stack)
         # In the layout and dtype of the parameters, for which one kernel adds them all.
@@ -115,9 +116,13 @@ def _own_rows(tensor: Tensor) -> Tensor:
 
 
 def orthogonalize_shards(
-    stack: Tensor, rows: int, mesh: DeviceMesh, orthogonalize: Callable[[Tensor], Tensor]
+    stack: Tensor,
+    rows: int,
+    ranks: int,
+    exchange: Callable[[Tensor, Tensor], Any],
+    orthogonalize: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Orthogonalizes matrices whose rows lie on the ranks of a mesh of one dimension, in torch.chunk's shares.
+    """Orthogonalizes matrices whose rows lie on several ranks, in torch.chunk's shares.
 
     Each rank orthogonalizes an equal share of whole matrices. Two exchanges send each rank, there and back,
     (ranks - 1) / ranks of the stack's bytes.
@@ -125,21 +130,21 @@ def orthogonalize_shards(
     Args:
         stack: [count, rows that this rank holds, columns]
         rows: of a whole matrix
+        exchange: (received, sent), as dist.all_to_all_single
         orthogonalize: maps [count, rows, columns] to the same
 
     Returns:
         A tensor like `stack`: this rank's rows of the results.
     """
-    ranks = mesh.size()
     (count, own, columns), share, most = stack.shape, -(-len(stack) // ranks), -(-rows // ranks)
     sent = stack.new_zeros(ranks, share, most, columns)  # [rank that orthogonalizes, its matrix, row, column]
     sent.flatten(0, 1)[:count, :own] = stack
     received = torch.empty_like(sent)  # [rank that holds the rows, own matrix, row, column]
-    dist.all_to_all_single(received, sent, group=mesh.get_group())
+    exchange(received, sent)
     whole = received.transpose(0, 1).flatten(1, 2)  # chunks have equally many rows, but for the last of them
     whole[:, :rows] = orthogonalize(whole[:, :rows])
     sent.copy_(whole.unflatten(1, (ranks, most)).transpose(0, 1))
-    dist.all_to_all_single(received, sent, group=mesh.get_group())
+    exchange(received, sent)
     return received.flatten(0, 1)[:count, :own]
 
 

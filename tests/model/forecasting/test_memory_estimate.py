@@ -1,12 +1,11 @@
 """The rehearsal books what a real step keeps: held to autograd's own saved tensors, and to a step's real end."""
 
 import itertools
-import weakref
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.build import build_model
 from model.forecasting.memory_estimate import (
@@ -18,22 +17,22 @@ from model.forecasting.memory_estimate import (
     WEIGHTS,
     FakeStep,
     estimate_step,
-    tensors_of,
 )
 from model.forecasting.memory_tracker import HEAP_BLOCK, MemoryTracker
-from model.precision import AUTOCAST
+from model.forecasting.muon_workspace import muon_workspace
+from model.parallel.context import StandInGroup
+from model.training import muon
 from model.training.freezing import freeze_parameters
+from tests.model.forecasting.saved import saved_by_ranks, saved_bytes
 from tests.model.forecasting.test_sample import SMALL_PATTERNS
+from tests.model.parallel.ranks import run_on_ranks
 
 CPU = torch.device("cpu")
 BATCH, LENGTH = 3, 64
 
 
-@dataclass(eq=False)
-class Saved:
-    """A tensor, as long as a graph keeps it for its backward pass."""
-
-    tensor: torch.Tensor
+def kept_by_layers(fake_step):
+    return sum(held for label, held in fake_step.held.items() if label.startswith((LAYER, "copies of ")))
 
 
 def model_and_layouts(composed, choice, *overrides):
@@ -47,31 +46,10 @@ def model_and_layouts(composed, choice, *overrides):
 def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precision):
     """Byte by byte: what the layers of a real model keep for the backward pass, and what the tracker says they do."""
     config, model, batch, layouts = model_and_layouts(composed, choice, f"trainer.precision={precision}")
-    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    known |= {t.untyped_storage().data_ptr() for layout in layouts for t in tensors_of(layout)}
-    kept = weakref.WeakSet()  # what a graph keeps lives as long as the graph: some is let go of within the layer
-
-    def pack(tensor):
-        saved = Saved(tensor.detach())  # an operator's own result, kept with its graph, would keep the graph
-        kept.add(saved)
-        return saved
-
-    mixed = AUTOCAST.get(precision)
-    x = model.embed_tokens(batch["tokens"]).detach().requires_grad_()
-    rotation = model.rotary(batch["position"])
-    known |= {t.untyped_storage().data_ptr() for t in (x, *rotation)}
-    saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
-    with torch.autocast("cpu", mixed, enabled=mixed is not None), saving:
-        y, _, diagnostics = model.layers[0](x, rotation, layouts[0])
-    storages = {storage.data_ptr(): storage for storage in (each.tensor.untyped_storage() for each in kept)}
-    size = lambda storage: -(-storage.nbytes() // 64) * 64  # noqa: E731
-    saved = sum(size(s) for pointer, s in storages.items() if pointer not in known)
-    saved += size(y.untyped_storage())  # the next layer's input
+    saved = saved_bytes(model, batch["tokens"], batch["position"], layouts, precision)
     fake_step = FakeStep(model, layouts, [0], BATCH, LENGTH, config, CPU)
     fake_step.run()
-    booked = sum(held for label, held in fake_step.held.items() if label.startswith((LAYER, "copies of ")))
-    saved += 64 * len(diagnostics)
-    assert booked == saved
+    assert kept_by_layers(fake_step) == saved
 
 
 @pytest.mark.parametrize("frozen", [["layers.*.mlp.*"], ["layers.*.mlp.*", "!layers.2.mlp.*"]], ids=["all", "some"])
@@ -157,8 +135,6 @@ def test_compiled_layers_keep_less_and_nothing_of_the_tracing(composed):
 
 
 def test_the_tracker_books_and_strikes_out():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     tracker = MemoryTracker(64, lambda operator, arguments: 0)
     with FakeTensorMode(), tracker, tracker.labelled("kept"):
         kept = torch.empty(100)
@@ -174,8 +150,6 @@ def test_the_tracker_books_and_strikes_out():
 
 
 def test_the_tracker_knows_what_shares_a_heap():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     tracker = MemoryTracker(64, lambda operator, arguments: 0)
     with FakeTensorMode(), tracker, tracker.labelled("kept"):
         small, large = torch.empty(100), torch.empty(HEAP_BLOCK // 4)
@@ -214,3 +188,57 @@ def test_a_rank_of_a_sharded_model_holds_its_share(composed, precision):
     root = 4 * (sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.layers.parameters()))
     assert sharded[GATHERED] in (root + 2 * layer, 2 * root + 4 * layer) and GATHERED not in alone
     assert (sharded.get(COPIES, 0) < alone.get(COPIES, 0)) == (precision == "bf16-mixed")
+
+
+def test_activations_of_ranks_that_share_sequences_are_what_autograd_saves(composed):
+    """Byte by byte, on two real ranks: their own tokens, and the keys and values that they have received."""
+    ranks, cases, forecasts = 2, [], []
+    for choice in SMALL_PATTERNS:
+        config, model, batch, _ = model_and_layouts(composed, choice)
+        cases.append((config, model.config.vocabulary, {key: batch[key] for key in ("tokens", "position", "document")}))
+        booked = []
+        for rank in range(ranks):
+            context = model.share_sequences(StandInGroup(ranks, rank), LENGTH)
+            layouts = model.build_layouts(batch["document"], LENGTH, context)
+            fake_step = FakeStep(model, layouts, [0], BATCH, LENGTH, config, CPU)
+            fake_step.run()
+            booked.append(kept_by_layers(fake_step))
+        forecasts.append(booked)
+    measured = run_on_ranks(saved_by_ranks, ranks, cases)
+    assert [list(rank) for rank in zip(*forecasts, strict=True)] == measured
+
+
+@pytest.mark.parametrize("stack_bytes", [2**28, 6 * 2 * 256 * 2048])
+def test_muon_stacks_the_matrices_of_all_layers(composed, monkeypatch, stack_bytes):
+    """Of six equal layers, from one, where the update has the peak: all matrices of a shape at once, or six."""
+    monkeypatch.setattr(muon, "STACK_BYTES", stack_bytes)
+    sizes = ("model.width=256", "model.mlp_width=2048", "model.layers=6")
+    config, data = composed("attention=window", "attention.patterns.local.width=16", "optimizer=muon", *sizes)
+    model = build_model(config, data.vocabulary)
+    layouts = model.build_layouts(data.sample(1)["document"], LENGTH)
+    few = estimate_step(model, layouts, 1, LENGTH, config, CPU)
+    whole = FakeStep(model, layouts, range(6), 1, LENGTH, config, CPU)
+    whole.run()
+    assert few.phase == "update"
+    assert few.total == pytest.approx(whole.tracker.peak["update"], rel=0.01)
+
+
+def test_a_rank_of_a_sharded_model_orthogonalizes_its_share():
+    matrix = torch.nn.Parameter(torch.zeros(64, 32))
+    optimizer = muon.Muon([matrix], lr=0.01)
+    alone, rank = (muon_workspace(optimizer, {id(matrix): 8}, n, CPU, FakeTensorMode(), 64) for n in (1, 4))
+    rows = 2 * 8 * 64 * 32 // 4  # bf16 bytes of a rank's rows of all matrices
+    assert alone > 4 * rows
+    assert rank == pytest.approx(alone / 4 + 3 * rows, abs=rows), "and what is sent, received and put together"
+
+
+def test_gradients_stay_in_the_buckets_of_data_parallelism(composed):
+    held = {}
+    for devices in (1, 2):
+        trainer = ("trainer.strategy=ddp", f"trainer.devices={devices}")
+        config, model, _, layouts = model_and_layouts(composed, "window", *trainer)
+        step = FakeStep(model, layouts, range(2), BATCH, LENGTH, config, CPU)
+        step.run()
+        held[devices] = Counter(step.tracker.peak_by_label["backward"])[GRADIENTS]
+    gradients = 4 * sum(p.numel() for p in model.parameters())
+    assert held[1] < gradients and held[2] == pytest.approx(gradients, rel=0.01)
