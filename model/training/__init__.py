@@ -8,12 +8,13 @@ Read in this order:
     run_length.py   the end of a run: a number of steps, or of seconds
     fit.py          fit(): joins the files below in Lightning's Trainer
     strategies.py   several devices: DDP and FSDP
+    ranks.py        all ranks end when one is killed, hangs or fails
     run_folder.py   the folder of one run: config.yaml, summary.json, train.log, checkpoints/
     metrics.py      metrics.csv, and the callback that logs
     efficiency.py   tokens per second, memory, attention density, FLOPs, MFU
     checkpoints.py  last.ckpt and best.ckpt, written atomically; exact resume
     failures.py     out of memory, and a loss that is not finite
-    interrupt.py    SIGTERM, SIGUSR1 and Ctrl-C
+    interrupt.py    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C
     progress.py     the console
     slurm.py        runs in a SLURM job
     storage.py      files that are written whole or not at all

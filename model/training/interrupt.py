@@ -1,15 +1,18 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: the run finishes its step, saves a checkpoint and ends.
+"""SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C: the run finishes its step, saves a checkpoint and ends.
 
 The signal handler only stores the signal. checkpoints.py reads it at the next safe point (after an optimizer step, or
 between two validation batches), saves, and raises `Interrupted`, which fit() turns into a result. Nothing here calls
 sys.exit, which would end a whole Hydra sweep. A second Ctrl-C aborts at once.
 
 Signals of a terminal or a cluster also reach the data workers, and the step cannot be finished without them. The
-workers inherit the handler of Ctrl-C and SIGUSR1, which is set before they are forked and does nothing in a worker.
+workers inherit the handlers of all but SIGTERM, which are set before they are forked and do nothing in a worker.
 PyTorch gives every worker a SIGTERM handler that exits, so they ignore SIGTERM in their `worker_init_fn`.
 
 Lightning sets a SIGTERM handler that ends a run in the middle of an accumulation; the handler here replaces it. Its
 SIGUSR1 handler under SLURM would save in the middle of a step; slurm.py turns that one off.
+
+submitit has a handler of SIGUSR2 (or SIGUSR1) that requeues the job and exits. The handler here takes its place until
+the run is saved; `hand_on` then calls it.
 """
 
 import os
@@ -21,8 +24,28 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
-"""Signals that end a run after its step. `sbatch --signal=USR1@120` sends SIGUSR1 before the time limit."""
+PREEMPTION = signal.SIGUSR1, signal.SIGUSR2
+"""`sbatch --signal=USR1@120` sends SIGUSR1 before the time limit and before a preemption, submitit SIGUSR2."""
+
+SIGNALS = signal.SIGINT, signal.SIGTERM, *PREEMPTION
+"""Signals that end a run after its step."""
+
+_latest: list[int] = []
+"""The latest signal that a run or job of this process received."""
+
+
+def remember(number: int) -> None:
+    """Keeps a signal for `hand_on`. The handlers of a run, and of a job in a process of its own, call it."""
+    _latest[:] = [number]
+
+
+def hand_on() -> None:
+    """Sends this process the signal of a preemption that ended its run once more, if the job's launcher handles it: it
+    requeues the job and exits. Call it when the run's folder is complete."""
+    while _latest:
+        number = _latest.pop()
+        if number in PREEMPTION and callable(signal.getsignal(number)):
+            signal.raise_signal(number)
 
 
 class Interrupted(Exception):
@@ -46,6 +69,7 @@ class Interrupt(Callback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a data worker, which its parent ends
+        remember(number)
         if not self.training or (self.received is not None and number == signal.SIGINT):
             raise KeyboardInterrupt
         if self.received is None:
@@ -57,8 +81,8 @@ class Interrupt(Callback):
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():  # the only one in which Python sets handlers
             self.borrowed = {number: signal.getsignal(number) for number in SIGNALS}
-            signal.signal(signal.SIGINT, self._handle)
-            signal.signal(signal.SIGUSR1, self._handle)
+            for number in (signal.SIGINT, *PREEMPTION):
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

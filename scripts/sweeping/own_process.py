@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from model.training.interrupt import SIGNALS
+from model.training.interrupt import SIGNALS, remember
 from model.training.run_folder import RUN_FOLDER
 from scripts.console import ROOT
 from scripts.reporting.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, JobEntry
@@ -67,13 +67,14 @@ def run_in_own_process(folder: Path, job: JobEntry, title: str) -> bool:
 def wait(process: subprocess.Popen) -> tuple[int, bool]:
     """Waits for the process. Returns its exit status, and whether the user stopped it.
 
-    Ctrl-C, SIGTERM and SIGUSR1 are forwarded to its process group: it saves and ends; a second Ctrl-C ends it at once.
+    Signals that end a run are forwarded to its process group: it saves and ends; a second Ctrl-C ends it at once.
     """
     stopped = False
 
     def stop(number: int, _: object = None) -> None:
         nonlocal stopped
         stopped = True
+        remember(number)
         with contextlib.suppress(ProcessLookupError):  # the process has just ended
             os.killpg(process.pid, number)
 

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import Timeout
 from omegaconf import DictConfig
 
+from model.training.interrupt import hand_on
 from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
 from scripts.console import is_for_users, one_line, start_logging
 from scripts.reporting.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, read_manifest
@@ -48,10 +49,12 @@ class Worker:
     isolate: bool = False
 
     def __call__(self, config: DictConfig) -> None:
-        """Raises KeyboardInterrupt if the user stopped the job, so that no other starts. The manifest has the rest."""
+        """Raises KeyboardInterrupt if the user stopped the job, so that no other starts. The manifest has the rest. A
+        preempted job of submitit is requeued."""
         sweep = multiprocessing.parent_process()  # None in the sweep itself and on a cluster
         if sweep is None:
             if self._run(config):
+                hand_on()
                 raise KeyboardInterrupt
             return
         # An exception here makes joblib kill the other workers before they have saved. A worker that was stopped

@@ -9,6 +9,7 @@ import torch
 from stand_ins import TRAINER, TinyData, new_module, run_folder, train
 
 from model.training.fit import fit
+from model.training.interrupt import hand_on
 
 
 class Press(lightning.Callback):
@@ -25,15 +26,15 @@ class Press(lightning.Callback):
 
 @pytest.fixture(autouse=True)
 def handlers_come_back():
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    handlers = [lambda *_: None, lambda *_: None, lambda *_: None]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    handlers = [lambda *_: None, lambda *_: None, lambda *_: None, lambda *_: None]
     before = [signal.signal(number, handler) for number, handler in zip(numbers, handlers, strict=True)]
     yield
     after = [signal.signal(number, handler) for number, handler in zip(numbers, before, strict=True)]
     assert after == handlers
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_the_step_is_finished_first(tmp_path, number, caplog):
     result = train(tmp_path, accumulate=3, callbacks=[Press(number)])
     assert (result.state, result.step) == ("interrupted", 2)
@@ -53,6 +54,19 @@ def test_slurm_gets_no_checkpoint_and_no_handler_of_its_own(tmp_path, monkeypatc
     assert (result.state, result.step) == ("interrupted", 2)
     assert sorted(file.name for file in tmp_path.rglob("*.ckpt")) == ["last.ckpt"]
     assert signal.signal(signal.SIGUSR1, before) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_preemption_goes_on_to_the_launchers_handler_when_the_run_is_saved(tmp_path, number):
+    """To submitit's, which requeues the job and exits. SIGTERM is no preemption."""
+    received = []
+    before = signal.signal(number, lambda number, frame: received.append(number))
+    train(tmp_path, callbacks=[Press(number)])
+    assert not received
+    hand_on()
+    hand_on()
+    assert received == ([] if number == signal.SIGTERM else [number])
+    signal.signal(number, before)
 
 
 def test_repeated_sigterm_changes_nothing(tmp_path):
