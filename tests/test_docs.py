@@ -7,7 +7,12 @@ import sys
 
 import pytest
 
+from docs import prediction
+from kernels.patterns import Dense, Window
+from model import Transformer
+from model.parallel.context import StandInGroup
 from tests.commands import ROOT, compose
+from tests.model.small import config, plan
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "results" not in page.parts]
@@ -54,6 +59,17 @@ def test_make_has_the_targets():
     for page in PAGES:
         assert set(re.findall(r"\bmake ([a-z-]+)`", page.read_text())) <= set(targets), page
     assert set(re.findall(r"^    make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M)) <= set(targets)
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("window", Window(1024)), ("dense", Dense())])
+def test_the_bytes_of_a_prediction_are_those_of_the_model(name, pattern):
+    small, length, ranks = compose("model=small")["model"], 16384, 4
+    sizes = {key: small[key] for key in ("kv_heads", "head_dim")} | dict(heads=2, max_length=length)
+    model = Transformer(config(**sizes), plan(pattern, block=128))
+    context = model.share_sequences(StandInGroup(ranks, ranks // 2), length)
+    sent = model.bytes_sent(model.build_layouts(None, length, context), 1, 2)
+    assert sent[0] == prediction.exchanged(name, length, ranks)
+    assert small["layers"] == prediction.LAYERS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
