@@ -2,6 +2,8 @@
 
 import contextvars
 import os
+import random
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -34,6 +36,26 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("farsight")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--half", choices=("first", "second"), help="run one or the other half of each test's cases")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drops the other half of the cases of each parametrized test: a random half, the same in every process."""
+    if not (half := config.getoption("half")):
+        return
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    dropped = set()
+    for name, group in cases.items():
+        random.Random(name).shuffle(group)
+        if len(group) > 1:
+            dropped |= set(group[half == "first" :: 2])
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(autouse=True)
