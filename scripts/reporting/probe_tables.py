@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -65,14 +66,14 @@ def schedule_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def recommendation(result: Mapping[str, Any], checkpoint: str) -> str:
-    """Returns the line that tells how to train the recommended schedule from the probed checkpoint."""
+def recommendation(result: Mapping[str, Any], checkpoint: Path) -> str:
+    """Returns the recommended schedule as overrides for train.py, which start from the probed `checkpoint`."""
     kept, units = result["recommended"], len(result["units"])
     change = result["schedules"][kept]["measured"]["change"]
     return (
         f"With {kept} of {units} {_kind(result)}s dense the loss changes by {change:+.4f} nats/token "
         f"(tolerance={result['tolerance']:g}). Overrides for train.py:\n"
-        f"init_from={checkpoint} {result['overrides']}"
+        f"init_from={shlex.quote(str(checkpoint))} {result['overrides']}"
     )
 
 
