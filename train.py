@@ -81,7 +81,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     first_rank = rank_zero_only.rank == 0
     if not first_rank:
         logging.getLogger().setLevel(logging.WARNING)  # the first rank logs it
-    check_tasks(config["trainer"]["devices"])
+    check_tasks(config["trainer"]["devices"], config["trainer"]["nodes"])
     if path is None and not config["resume"]:
         path = slurm_run_path(config)
     resumes = bool(config["resume"]) or (path is not None and RunFolder(path).goes_on)

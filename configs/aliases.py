@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "model.rope_truncate": True,
     "trainer.context_parallel": 1,
     "trainer.rank_timeout": 600,
+    "trainer.nodes": 1,
 }
 """Key -> the value under which a run of a version without the key was trained."""
 

@@ -149,6 +149,7 @@ class Trainer(Settings):
     accelerator: Accelerator
     devices: Literal["auto", -1] | Count | Annotated[tuple[CountOrZero, ...], Field(min_length=1)]
     strategy: Text
+    nodes: Count
     context_parallel: Count
     rank_timeout: Positive
     on_nan: Literal[ON_NAN]

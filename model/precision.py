@@ -23,15 +23,15 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def devices_of(trainer: Mapping[str, Any]) -> int:
-    """Returns how many devices a `trainer` group trains on. `devices` is a number, a list of indices, or -1 or "auto"
-    for every device of this machine (a CPU is one device), as in Lightning."""
-    devices = trainer["devices"]
+    """Returns how many devices a `trainer` group trains on, on all nodes together. `devices` is a number, a list of
+    indices, or -1 or "auto" for every device of this machine (a CPU is one device), as in Lightning."""
+    devices, nodes = trainer["devices"], trainer["nodes"]
     if isinstance(devices, list):
-        return len(devices)
+        return nodes * len(devices)
     if str(devices) in ("-1", "auto"):
         on_gpu = trainer["accelerator"] != "cpu" and torch.cuda.is_available()
-        return torch.cuda.device_count() if on_gpu else 1
-    return int(devices)
+        return nodes * (torch.cuda.device_count() if on_gpu else 1)
+    return nodes * int(devices)
 
 
 def describe_device(trainer: Mapping[str, Any]) -> str:

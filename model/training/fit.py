@@ -75,6 +75,7 @@ def fit(
     precision: str,
     accelerator: str,
     devices: int | str,
+    nodes: int,
     strategy: str,
     context_parallel: int,
     rank_timeout: float,
@@ -100,6 +101,7 @@ def fit(
         log_every: optimizer steps between rows of metrics.csv.
         precision, accelerator, devices, strategy: as Lightning's Trainer takes them; `ddp` and `fsdp2` are those of
             strategies.py, and `auto` is `ddp` on several devices.
+        nodes: machines with `devices` each.
         context_parallel: ranks that share each sequence, a divisor of the number of ranks. `datamodule` must then give
             the same batch to ranks that share one.
         rank_timeout: seconds without a finished batch after which a run on several ranks ends (ranks.py).
@@ -138,7 +140,7 @@ def fit(
     metrics = MetricsCSV(folder.metrics_file)
     recorder = Recorder(log_every, metrics, efficiency, run_length, progress)
     checkpoints = Checkpoints(folder.checkpoints, interrupt, run_length, validate_every, save_every)
-    several = devices_of({"accelerator": accelerator, "devices": devices}) > 1
+    several = devices_of({"accelerator": accelerator, "devices": devices, "nodes": nodes}) > 1
     trainer = Trainer(
         max_steps=max_steps or FOREVER,
         max_epochs=-1,
@@ -152,6 +154,7 @@ def fit(
         precision=precision,
         accelerator=accelerator,
         devices=devices,
+        num_nodes=nodes,
         strategy=build_strategy("ddp" if strategy == "auto" and several else strategy, ranks),
         # The order matters: a step is measured, logged, shown, and saved last, so that a checkpoint holds all of these.
         callbacks=[

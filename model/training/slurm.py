@@ -42,33 +42,43 @@ def slurm_run_path(config: dict[str, Any]) -> Path | None:
     return fresh.parent / (prefix + (os.environ["SLURM_STEP_ID"] if _tasks() > 1 else fresh.name))
 
 
-def check_tasks(devices: Any) -> None:
-    """Raises SlurmError unless every task of a job with several tasks trains on one of `devices` (trainer.devices).
+def check_tasks(devices: Any, nodes: int) -> None:
+    """Raises SlurmError unless every task of a job with several tasks trains on one of `devices` of one of `nodes`
+    (trainer.devices, trainer.nodes), or the job has one task and one node.
 
     Nothing is checked where Lightning ignores SLURM: under torchrun, and in a job named "bash" or "interactive" whose
     shell starts the command.
     """
     tasks = int(os.environ.get("SLURM_NTASKS") or 1)
     name = os.environ.get("SLURM_JOB_NAME")
-    if TorchElasticEnvironment.detect() or max(tasks, _tasks()) == 1:
+    if TorchElasticEnvironment.detect():
+        return
+    if max(tasks, _tasks()) == 1 or (name in ("bash", "interactive") and _tasks() == 1):
+        if nodes > 1:
+            raise SlurmError(
+                f"trainer.nodes={nodes}: must be 1 for a command that srun does not start on {nodes} nodes"
+            )
         return
     if name in ("bash", "interactive"):
-        if _tasks() > 1:
-            raise SlurmError(f"SLURM_JOB_NAME={name}: must be another name for several tasks; give srun --job-name")
-        return
-    command = f"srun --ntasks-per-node={tasks} python train.py trainer.devices={tasks} ..."
+        raise SlurmError(f"SLURM_JOB_NAME={name}: must be another name for several tasks; give srun --job-name")
+    given = int(os.environ.get("SLURM_NNODES") or 1)
+    each = tasks // given
+    command = f"srun --ntasks-per-node={each} python train.py trainer.devices={each}"
+    command += f" trainer.nodes={given} ..." if given > 1 else " ..."
     if _tasks() != tasks:
         raise SlurmError(
             f"SLURM_NTASKS={tasks}: must be 1 for a command that srun does not start; for {tasks} processes give "
             f"{command}, for one process sbatch --ntasks=1 (or unset SLURM_NTASKS)"
         )
-    if (os.environ.get("SLURM_NNODES") or "1") != "1":
-        raise SlurmError(f"SLURM_NNODES={os.environ['SLURM_NNODES']}: must be 1; a run's processes share one node")
-    if os.environ.get("SLURM_NTASKS_PER_NODE") != str(tasks):
-        given = os.environ.get("SLURM_NTASKS_PER_NODE", "")
-        raise SlurmError(f"SLURM_NTASKS_PER_NODE={given}: must be {tasks}, as SLURM_NTASKS is; give {command}")
-    if devices != tasks:
-        raise SlurmError(f"trainer.devices={devices}: must be {tasks}, the number of the job's tasks (SLURM_NTASKS)")
+    if given != nodes:
+        raise SlurmError(f"trainer.nodes={nodes}: must be {given}, the number of the job's nodes (SLURM_NNODES)")
+    if os.environ.get("SLURM_NTASKS_PER_NODE") != str(each):
+        per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "")
+        raise SlurmError(
+            f"SLURM_NTASKS_PER_NODE={per_node}: must be {each}, SLURM_NTASKS / SLURM_NNODES; give {command}"
+        )
+    if devices != each:
+        raise SlurmError(f"trainer.devices={devices}: must be {each}, the number of a node's tasks (SLURM_NTASKS)")
 
 
 def cluster_environment() -> list[ClusterEnvironment]:

@@ -66,8 +66,9 @@ def test_a_sample_is_the_same_each_time_and_leaves_the_data_alone(composed):
 
 
 def test_devices(monkeypatch):
-    trainer = {"accelerator": "cuda"}
+    trainer = {"accelerator": "cuda", "nodes": 1}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert [devices_of(trainer | {"devices": d}) for d in (2, "2", [0, 3, 5], "auto", -1)] == [2, 2, 3, 8, 8]
-    assert devices_of({"accelerator": "cpu", "devices": "auto"}) == 1
+    assert devices_of({"accelerator": "cpu", "devices": "auto", "nodes": 1}) == 1
+    assert devices_of({"accelerator": "cpu", "devices": 4, "nodes": 2}) == 8

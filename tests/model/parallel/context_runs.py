@@ -41,6 +41,7 @@ TRAINER: dict[str, Any] = dict(
     precision="32-true",  # of what is not double already
     accelerator="cpu",
     rank_timeout=60,
+    nodes=1,
     on_nan="stop",
     max_skipped_steps=0,
 )

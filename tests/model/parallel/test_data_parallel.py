@@ -8,6 +8,7 @@ from tests.commands import compose
 from tests.model.parallel import training
 from tests.model.parallel.ranks import run_on_ranks
 from tests.scripts.runs import SMALL, write_books
+from train import train
 
 SETTINGS: dict[str, dict] = {
     **{family: dict(family=family) for family in training.PATTERNS},
@@ -95,3 +96,18 @@ def test_train_py_with_a_sharded_model(tmp_path):
         )
     )
     assert row["loss"] == pytest.approx(summaries[0]["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_several_nodes_of_a_slurm_job_train_one_model(tmp_path, strategy):
+    books = write_books(tmp_path / "books")
+    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={tmp_path / 'cache'}", "evaluation=chunked")
+    settings += ("trainer=cpu", "trainer.max_steps=2", "trainer.validate_every=2", "evaluation.baselines=false")
+    alone = train(compose(*settings, "data.batch_size=2"), tmp_path / "alone")
+    nodes = (f"outputs={tmp_path}", "name=nodes", "trainer.nodes=2", f"trainer.strategy={strategy}")
+    summary = run_on_ranks(training.run_train_py_as_slurm_does, 2, compose(*settings, *nodes))[0]
+    assert len(list((tmp_path / "nodes").iterdir())) == 1, "one run folder"
+    assert (summary["state"], summary["devices"]) == ("finished", 2)
+    assert summary["train_tokens"] == alone["train_tokens"]
+    for key in ("validation_loss", "loss"):
+        assert summary[key] == pytest.approx(alone[key], rel=1e-5), key

@@ -57,6 +57,7 @@ TRAINER: dict[str, Any] = dict(
     accelerator="cpu",
     context_parallel=1,
     rank_timeout=60,
+    nodes=1,
     on_nan="stop",
     max_skipped_steps=0,
 )
@@ -194,3 +195,16 @@ def run_train_py(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
     join_ranks()
     os.environ[RUN_FOLDER] = path
     return train_py(dict(settings), Path(path))
+
+
+def run_train_py_as_slurm_does(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs train.py's `train` on every rank, each of which stands for a node, as srun starts it."""
+    from train import train as train_py
+
+    rank, nodes = dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()  # Lightning makes another one from the variables
+    task = dict(JOB_ID=os.getppid(), JOB_NAME="train", STEP_ID=0, NODELIST="127.0.0.1", LOCALID=0, NTASKS_PER_NODE=1)
+    task |= dict(NTASKS=nodes, STEP_NUM_TASKS=nodes, NNODES=nodes, PROCID=rank, NODEID=rank)
+    os.environ |= {f"SLURM_{key}": str(value) for key, value in task.items()}
+    rank_zero_only.rank = rank
+    return train_py(dict(settings))

@@ -45,6 +45,7 @@ TRAINER = dict(
     strategy="auto",
     context_parallel=1,
     rank_timeout=60,
+    nodes=1,
     on_nan="stop",
     max_skipped_steps=0,
 )

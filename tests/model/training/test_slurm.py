@@ -68,7 +68,7 @@ STARTED = dict(NTASKS=4, STEP_NUM_TASKS=4, NTASKS_PER_NODE=4)
     [
         (dict(NTASKS=4), 1, r"SLURM_NTASKS=4: must be 1 .*srun --ntasks-per-node=4 python train.py trainer.devices=4"),
         (STARTED | dict(JOB_NAME="interactive"), 4, "SLURM_JOB_NAME=interactive: must be another name"),
-        (STARTED | dict(NNODES=2), 4, "SLURM_NNODES=2: must be 1"),
+        (STARTED | dict(NNODES=2, NTASKS_PER_NODE=2), 2, r"trainer\.nodes=1: must be 2"),
         (STARTED | dict(NTASKS_PER_NODE=""), 4, "SLURM_NTASKS_PER_NODE=: must be 4"),
         (STARTED, 1, "trainer.devices=1: must be 4"),
         (STARTED, "auto", "trainer.devices=auto: must be 4"),
@@ -77,7 +77,7 @@ STARTED = dict(NTASKS=4, STEP_NUM_TASKS=4, NTASKS_PER_NODE=4)
 def test_tasks_that_do_not_fit_are_one_line(slurm, variables, devices, line):
     slurm(**variables)
     with pytest.raises(SlurmError, match=line) as error:
-        check_tasks(devices)
+        check_tasks(devices, nodes=1)
     assert "\n" not in str(error.value)
 
 
@@ -92,7 +92,18 @@ def test_tasks_that_do_not_fit_are_one_line(slurm, variables, devices, line):
 )
 def test_tasks_that_fit(slurm, variables, devices):
     slurm(**variables)
-    check_tasks(devices)
+    check_tasks(devices, nodes=1)
+
+
+def test_tasks_on_several_nodes(slurm):
+    of_two = STARTED | dict(NNODES=2, NTASKS_PER_NODE=2)
+    slurm(**of_two)
+    check_tasks(2, nodes=2)
+    with pytest.raises(SlurmError, match=r"trainer\.devices=4: must be 2"):
+        check_tasks(4, nodes=2)
+    slurm()
+    with pytest.raises(SlurmError, match=r"trainer\.nodes=2: must be 1"):
+        check_tasks(2, nodes=2)
 
 
 def test_who_starts_the_processes(slurm):
@@ -110,5 +121,5 @@ def test_who_starts_the_processes(slurm):
 def test_torchrun_counts_its_own_processes(slurm, monkeypatch):
     slurm(NTASKS=4)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    check_tasks(2)
+    check_tasks(2, nodes=1)
     assert cluster_environment() == []
