@@ -104,3 +104,14 @@ def test_layers_that_are_alike_are_one_row(composed):  # noqa: F811
     taken = said.memory.peak_bytes / said.device_bytes
     assert rows["memory of the device"].endswith(f" GB, {taken:.0%} of it used")
     assert "memory of the device" not in dict(forecast_rows(dataclasses.replace(said, device_bytes=None)))
+
+
+def test_a_device_that_shares_sequences_is_forecast_with_its_part(composed):  # noqa: F811
+    activations = {}
+    for ranks in (1, 2):
+        trainer = ("trainer.devices=2", f"trainer.context_parallel={ranks}")
+        config, data = composed("attention=window", "attention.patterns.local.width=16", *trainer)
+        expected, line = forecast_before_training(config, data)
+        assert expected is not None and line is None
+        activations[ranks] = expected["memory_parts"]["activations of local"]
+    assert activations[1] / 2 < activations[2] < activations[1], "half of the tokens, and the keys of a window more"
