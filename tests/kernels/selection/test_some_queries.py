@@ -10,16 +10,16 @@ from kernels.selection.routing_health import block_use, recall
 from tests.kernels.oracle import packing
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LENGTH, BLOCK, WINDOW = 160, 16, 20
+LENGTH, BLOCK, WINDOW = 112, 16, 20
 SETTINGS = dict(top_k=2, window=WINDOW, block=BLOCK, first_block=True)
-SOME = torch.cat([torch.arange(32, 64), torch.arange(96, 144)])
-DOCUMENTS = packing([100, 3, 57], [16, 130, 14])
+SOME = torch.cat([torch.arange(32, 48), torch.arange(64, 104)])
+DOCUMENTS = packing([70, 3, 39], [16, 82, 14])
 TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
 backends = pytest.mark.parametrize("backend", ["blocked", pytest.param("triton", marks=TRITON)])
 
 
 def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """q `[2, 4, 160, 32]`, k and v `[2, 2, 160, 32]`, and the documents' starts."""
+    """q `[2, 4, LENGTH, 32]`, k and v `[2, 2, LENGTH, 32]`, and the documents' starts."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda heads: torch.randn(2, heads, LENGTH, 32, generator=generator, dtype=torch.float64).to(DEVICE, dtype)  # noqa: E731
     return draw(4), draw(2), draw(2), document_starts(DOCUMENTS).to(DEVICE)
@@ -81,8 +81,8 @@ def test_indices_and_keys_must_fit():
     q, k, _, first = inputs(torch.float64)
     summaries = block_means(k, first, BLOCK)
     for own, message in (
-        (dict(query=SOME.int(), keys=LENGTH), r"query \(80,\): must be \[160\]"),
-        (dict(keys=320), "keys=320: must be the number of queries, 160"),
+        (dict(query=SOME.int(), keys=LENGTH), r"query \(56,\): must be \[112\]"),
+        (dict(keys=320), "keys=320: must be the number of queries, 112"),
     ):
         with pytest.raises(ValueError, match=message):
             select(q[:, ::2], summaries, first, **SETTINGS, **own)
