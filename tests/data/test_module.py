@@ -35,9 +35,9 @@ class Reader(LightningModule):
 
 
 def train(datamodule, folder, max_steps, resume=None, **trainer_settings):
-    """Batches read and the weight at the end; leaves step_1.ckpt, step_2.ckpt, ... in the folder."""
+    """Batches read and the weight at the end; leaves step_8.ckpt, step_16.ckpt, ... in the folder."""
     reader = Reader()
-    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=8, save_top_k=-1)
     saver.CHECKPOINT_EQUALS_CHAR = "_"
     trainer = Trainer(
         max_steps=max_steps,
@@ -67,13 +67,13 @@ STEPS = 40  # more than one pass over the data
 def test_resume_reads_on_exactly(make, tmp_path, workers, accumulation, stopped):
     """Resumed twice: from checkpoints in the middle of a run, or from the ends of runs of fewer steps."""
     settings = dict(
-        accumulate_grad_batches=accumulation, val_check_interval=accumulation * 5, check_val_every_n_epoch=None
+        accumulate_grad_batches=accumulation, val_check_interval=accumulation * 10, check_val_every_n_epoch=None
     )
     whole, weight = train(make(workers=workers), tmp_path / "whole", STEPS, **settings)
     assert len(whole) == STEPS * accumulation
 
     read, done, checkpoint = [], 0, None
-    for stop in (7, 23, STEPS):
+    for stop in (8, 24, STEPS):
         folder = tmp_path / f"to_{stop}"
         steps = STEPS if stopped == "crashed" else stop
         more, resumed_weight = train(make(workers=workers), folder, steps, resume=checkpoint, **settings)
@@ -84,9 +84,9 @@ def test_resume_reads_on_exactly(make, tmp_path, workers, accumulation, stopped)
 
 
 def test_the_state_is_plain_values(make, tmp_path):
-    train(make(), tmp_path, 9)
-    state = torch.load(tmp_path / "step_9.ckpt", weights_only=True)["DataModule"]
-    assert state["cursor"] == 18
+    train(make(), tmp_path, 8)
+    state = torch.load(tmp_path / "step_8.ckpt", weights_only=True)["DataModule"]
+    assert state["cursor"] == 16
     assert type(state["cursor"]) is type(state["stream"]) is int
     assert set(state["contents"]) == {"train", "validation", "test"}
     assert all(type(digest) is str and len(digest) == 64 for digest in state["contents"].values())
@@ -140,12 +140,12 @@ def test_epochs_go_on_through_the_stream(make, tmp_path):
 
 
 def test_resuming_in_another_stream_is_refused(make, tmp_path):
-    train(make(), tmp_path, 3)
+    train(make(), tmp_path, 8)
     for change in (dict(sequence_length=32), dict(seed=8), dict(packing="whole"), dict(tokenizer=BPE(300))):
         with pytest.raises(
             CorpusError, match=r"^data\.packing=\w+, data\.sequence_length=\d+, data\.seed=\d+: must be "
         ):
-            train(make(**change), tmp_path / "other", 6, resume=tmp_path / "step_3.ckpt")
+            train(make(**change), tmp_path / "other", 16, resume=tmp_path / "step_8.ckpt")
 
 
 def test_loaders_do_not_touch_the_models_random_numbers(make):
