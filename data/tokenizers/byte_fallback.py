@@ -9,6 +9,16 @@ from typing import Any
 
 SPACE = "▁"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+DECODER = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ],
+}
+"""Gives the text back; that of a tokenizer.json of this kind also takes the space before the text away."""
+
 _ACROSS_WORDS = re.compile(f"[A-Za-z]{SPACE}")
 
 
@@ -26,6 +36,7 @@ def without_prefix_space(settings: dict[str, Any]) -> dict[str, Any] | None:
     )
     if not lossless or any(_ACROSS_WORDS.search(token) for token in model["vocab"]):
         return None  # a token across words would make chunks.py cut within a token
+    settings = settings | {"decoder": DECODER}
     if cut is None and steps in (prefix + spaces, spaces):
         return settings | {"normalizer": spaces[0]}
     if cut is not None and cut["type"] == "Metaspace" and cut["replacement"] == SPACE and not steps:

@@ -29,7 +29,8 @@ def hugging_face_files(tokenizer: Tokenizer, longest: int) -> dict[str, str]:
     library.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos)]
     )
-    library.decoder = decoders.ByteLevel()
+    if not getattr(library.model, "byte_fallback", False):  # such a tokenizer has its own decoder
+        library.decoder = decoders.ByteLevel()
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,

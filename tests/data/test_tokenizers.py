@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data import CorpusError, InMemoryDocuments
 from data.preparation import prepare
 from data.sources import Files
-from data.tokenizers import BPE, Bytes, Saved, Tokenizer, load
+from data.tokenizers import BPE, Bytes, Saved, Tokenizer, hugging_face_files, load
 from data.tokenizers.chunks import chunks
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
@@ -254,6 +254,18 @@ def test_a_pretrained_tokenizer_gives_its_own_tokens_after_the_first_word(pretra
     expected = library.encode(code, add_special_tokens=False).ids
     assert tokenizer.encode(prefix + code).tolist() == expected
     assert len(list(chunks(prefix + code))) > 2
+
+
+def test_a_pretrained_tokenizer_is_exported_with_its_tokens_and_their_text(pretrained, code):
+    from tokenizers import Tokenizer as Library
+
+    tokenizer, _ = pretrained
+    library = Library.from_str(hugging_face_files(tokenizer, 1000)["tokenizer.json"])
+    for text in (code[:5000], " a", "a  b\u00e9 ", "\U0001f989\n"):
+        encoded = library.encode(text, add_special_tokens=False)
+        assert encoded.ids == tokenizer.encode(text).tolist()
+        assert library.decode(encoded.ids) == text
+        assert library.encode(text).ids[0] == tokenizer.bos
 
 
 def test_a_pretrained_tokenizer_stays_itself_when_it_is_saved_and_pickled(pretrained, tmp_path):
