@@ -35,7 +35,7 @@ def run_model(name: str, dtype: torch.dtype, compiled: bool = False) -> dict[str
     ranks = dist.is_initialized()
     device = torch.device("cuda", dist.get_rank() if ranks else 0)
     torch.cuda.set_device(device)
-    shape = config(width=128, heads=4, kv_heads=2, head_dim=64, hidden=256, max_length=LENGTH, sink_logits=True)
+    shape = config(width=128, heads=4, kv_heads=2, head_dim=64, mlp_width=256, max_length=LENGTH, sink_logits=True)
     model = lively(Transformer(shape, plan(PATTERNS[name], block=128)), seed=1).to(device).train()
     if compiled:
         model.compile_layers()

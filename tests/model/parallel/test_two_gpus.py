@@ -1,6 +1,7 @@
 """DDP and FSDP2 on two GPUs of one machine, through the command that a user runs."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 
+CARDS = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0,1")}  # `run` hides them otherwise
+
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
@@ -25,7 +28,7 @@ def train(tmp_path_factory):
 
     def once(name: str, devices: int, *overrides: str) -> Path:
         batch = f"data.batch_size={8 // devices}"
-        run("train.py", *files, *sizes, *steps, batch, f"outputs={root}", f"name={name}", *overrides)
+        run("train.py", *files, *sizes, *steps, batch, f"outputs={root}", f"name={name}", *overrides, **CARDS)
         return next((root / name).iterdir())
 
     return once
@@ -58,5 +61,5 @@ def test_a_sharded_run_resumes_on_one_gpu(train):
     straight = losses(train("straight", 1, "trainer=gpu", *schedule))
     folder = train("resumed", 2, "trainer=fsdp", "trainer.devices=2", *schedule, "trainer.max_steps=4")
     change = ("trainer.devices=1", "trainer.strategy=auto", "data.batch_size=8", "trainer.max_steps=8")
-    run("train.py", f"resume={folder}", *change)
+    run("train.py", f"resume={folder}", *change, **CARDS)
     assert losses(folder) == pytest.approx(straight, rel=0.01), "rounding in bf16"
