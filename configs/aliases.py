@@ -20,6 +20,7 @@ ADDED: dict[str, Any] = {
     "trainer.context_parallel": 1,
     "trainer.rank_timeout": 600,
     "trainer.nodes": 1,
+    "trainer.profile": None,
 }
 """Key -> the value under which a run of a version without the key was trained."""
 

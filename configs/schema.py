@@ -155,6 +155,7 @@ class Trainer(Settings):
     on_nan: Literal[ON_NAN]
     max_skipped_steps: CountOrZero
     compile: bool
+    profile: Count | None
 
 
 class NoLogger(Settings):

@@ -4,6 +4,7 @@ python scripts/benchmark.py training --attention dense window --lengths 1024 204
 python scripts/benchmark.py decode --attention dense window --contexts 8192 131072 --batch 16
 python scripts/benchmark.py kernels --patterns window_1024 bigbird --lengths 32768 131072
 python scripts/benchmark.py memory --models nano tiny --attention dense window --lengths 1024 4096
+python scripts/benchmark.py scaling --kinds ddp context --devices 1 2 --overrides trainer=gpu model=small
 python scripts/benchmark.py routed --heads 64 16 --kinds random clustered
 """
 
@@ -21,6 +22,7 @@ BENCHMARKS = {
     "kernels": "attention alone on a GPU, forward and backward, every backend beside its peers",
     "routed": "attention to chosen blocks on a GPU: our kernels beside fla's NSA, FlexAttention and dense SDPA",
     "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
+    "scaling": "steps of train.py on several devices beside one: tokens per second, time in communication",
     "memory": "peak memory of training steps, forecast and measured, a fresh process each",
 }
 

@@ -31,6 +31,7 @@ from model.training.failures import (
 from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
+from model.training.profiling import StepProfiler
 from model.training.progress import Progress
 from model.training.ranks import Ranks
 from model.training.run_folder import RunFolder, config_hash, resume_command
@@ -81,6 +82,7 @@ def fit(
     rank_timeout: float,
     on_nan: str,
     max_skipped_steps: int,
+    profile: int | None = None,
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
     resume: CheckpointFile | None = None,
@@ -108,6 +110,7 @@ def fit(
         on_nan: "stop" ends the run at a loss or gradient that is not finite. "skip_step" leaves weights and optimizer
             unchanged and continues; each step then waits for the device.
         max_skipped_steps: largest number of skipped steps in the whole run.
+        profile: steps to profile (profiling.py); None for none.
         loggers, callbacks: further ones (wandb, ...).
         resume: a checkpoint to continue from, exactly. Rows of metrics.csv and the best score are kept, and the
             folder's config.yaml becomes the module's config.
@@ -164,6 +167,7 @@ def fit(
             recorder,
             progress,
             *callbacks,
+            *([StepProfiler(profile, folder.path)] if profile else []),
             checkpoints,
             ranks,
         ],
@@ -215,6 +219,8 @@ def fit(
         measured = efficiency.summary() if efficiency.session_steps else {}
         written = TRAINED if state == "finished" else state  # "finished" means trained and evaluated
         summary = measured | _quality(module) | {"state": written, "step": trainer.global_step}
+        if module.bytes_sent is not None:
+            summary["context_bytes_sent"] = module.bytes_sent
         if module.skipped_steps:
             summary["skipped_steps"] = module.skipped_steps
         if rank_zero:

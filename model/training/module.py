@@ -80,7 +80,7 @@ class LanguageModel(lightning.LightningModule):
         self.checkpoint: Path | None = None  # where the last one is saved
         self.context_parallel = 1  # ranks that share each sequence; fit() sets it
         self.context_group: dist.ProcessGroup | None = None  # of this rank and those that share its sequences
-        self.logged_traffic = False
+        self.bytes_sent: float | None = None  # a rank's mean bytes sent in the layers of a batch; None: not counted yet
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_model(self) -> None:
@@ -133,7 +133,7 @@ class LanguageModel(lightning.LightningModule):
         if overflow is not None:
             self.overflowed |= overflow
         self.batch_size, self.batch_tokens = len(batch["tokens"]), out.per_token.numel()
-        if self.context_group is not None and not self.logged_traffic:
+        if self.context_group is not None and self.bytes_sent is None:
             self._log_traffic(batch["tokens"].shape[1])
         self.sums += self._totals(out.per_token, self._own(batch)["targets"])
         loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / self.batch_tokens
@@ -288,12 +288,12 @@ class LanguageModel(lightning.LightningModule):
 
     def _log_traffic(self, length: int) -> None:
         """Logs what the ranks that share sequences send one another, of each kind of layer."""
-        self.logged_traffic = True
         device, context = self.device.type, self._context(length)
         dtype = self.model.embed_tokens.weight.dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         sent = torch.tensor(self.model.bytes_sent(self.layouts, self.batch_size, dtype.itemsize)).double()
         sent = self._over_ranks(sent.to(self.device)).tolist()
+        self.bytes_sent = sum(map(sum, sent)) / self.trainer.world_size
         order = "contiguous" if len(context.own) == 1 else "interleaved"
         log.info("%d ranks share each sequence of %s tokens, in %s parts", self.context_parallel, f"{length:,}", order)
         for pattern, (forward, backward) in dict(zip(self.model.patterns, sent, strict=True)).items():

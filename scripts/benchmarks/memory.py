@@ -74,8 +74,9 @@ def measure(overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, Any], float]:
-    """Steps as train.py takes them, in a folder that goes again. (summary, seconds)."""
+def train_steps(config: dict[str, Any], steps: int = STEPS, log_every: int = 1) -> tuple[dict[str, Any], float]:
+    """Trains so many steps as train.py does, in a temporary folder. Returns (summary.json, seconds); the summary holds
+    `profile`, the content of profile.json, if the config asks for one."""
     import tempfile
     import time
 
@@ -89,7 +90,7 @@ def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, A
     data = build_data(config["data"])
     data.setup()
     trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
-    trainer |= {"max_steps": steps, "validate_every": None, "save_every": None, "log_every": 1}
+    trainer |= {"max_steps": steps, "validate_every": None, "save_every": None, "log_every": log_every}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config["seed"])
@@ -98,4 +99,6 @@ def train_steps(config: dict[str, Any], steps: int = STEPS) -> tuple[dict[str, A
             model.compile_layers()
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         result = fit(module, data, RunFolder.create(Path(folder) / "run", config), **trainer)
-    return result.summary, time.perf_counter() - started
+        profile = Path(folder) / "run" / "profile.json"
+        profile = {"profile": json.loads(profile.read_text())} if profile.exists() else {}
+    return result.summary | profile, time.perf_counter() - started

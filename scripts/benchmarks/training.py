@@ -158,24 +158,14 @@ class TrainingStep:
             self.seconds(1)
         return peak_memory_bytes(self.device)
 
-    def profile(self, rows: int = 30) -> str:
+    def profile(self) -> str:
         """A table of the device's time by kernel over three steps, and the share of time in which it was busy."""
-        from torch.profiler import ProfilerActivity, profile
+        from model.training.profiling import record, step_profile
 
-        on_gpu = self.device.type == "cuda"
-        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        with record() as profiler:
             elapsed = self.seconds(3)
-        events: dict[str, list[float]] = {}
-        for event in profiler.key_averages():
-            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            if spent:
-                events[event.key] = [spent / 3e3, event.count / 3]
-        busy = sum(milliseconds for milliseconds, _ in events.values())
-        lines = [f"{1e3 * elapsed / 3:.1f} ms a step, device busy {3 * busy / (1e3 * elapsed):.1%}"]
-        lines += ["", "| ms a step | share | calls | kernel |", "|---|---|---|---|"]
-        largest = sorted(events.items(), key=lambda event: -event[1][0])[:rows]
-        lines += [f"| {ms:.2f} | {ms / busy:.1%} | {calls:.0f} | {name[:90]} |" for name, (ms, calls) in largest]
-        return "\n".join(lines)
+        profile = step_profile(profiler, elapsed, 3)
+        return f"{profile}\n\n{profile.table()}"
 
     def _wait(self) -> None:
         import torch

@@ -8,7 +8,8 @@ import pytest
 
 from model.training.storage import StorageError
 from scripts.benchmarks.results import write
-from tests.commands import ROOT, run_forked
+from tests.commands import ROOT, run, run_forked
+from tests.scripts.runs import write_books
 
 
 def test_decode_reports_times_and_memory(tmp_path):
@@ -58,3 +59,23 @@ def test_results_that_cannot_be_written_leave_the_earlier_ones(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert json.loads(arguments.output.read_text())["rows"] == [{"ms": 1.5}]
     assert list(tmp_path.iterdir()) == [arguments.output]
+
+
+def test_scaling_measures_a_run_on_two_ranks_once(tmp_path):
+    output = tmp_path / "scaling.json"
+    data = ("data=files", f"data.path={write_books(tmp_path / 'books')}", f"data.cache={tmp_path / 'cache'}")
+    sizes = ("data.sequence_length=128", "data.batch_size=1", "data.tokenizer.vocabulary=300", "model.layers=1")
+    arguments = ["--kinds", "context", "--devices", "2", "--steps", "13", "--output", str(output)]
+    arguments += [
+        "--overrides",
+        *data,
+        *sizes,
+        "trainer=cpu",
+        "attention.block=32",
+        "attention.patterns.local.width=32",
+    ]
+    run("scripts/benchmark.py", "scaling", *arguments)
+    (row,) = json.loads(output.read_text())["rows"]
+    assert (row["kind"], row["devices"]) == ("context", 2)
+    assert row["tokens_per_second"] == pytest.approx(128e3 / row["step_ms"], rel=0.02)
+    assert row["context_bytes_sent"] > 0 and row["busy"] > 0

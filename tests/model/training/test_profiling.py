@@ -1,0 +1,55 @@
+import gzip
+import json
+import time
+
+import pytest
+import torch
+from stand_ins import train
+
+from model.training.profiling import FIRST_STEP, length, record, step_profile
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([], 0),
+        ([(1, 3), (5, 6)], 3),
+        ([(5, 6), (1, 3), (2, 4)], 4),
+        ([(0, 10), (2, 3), (4, 5)], 10),
+        ([(0, 1), (1, 2)], 2),
+    ],
+)
+def test_length_of_a_union(intervals, expected):
+    assert length(intervals) == expected
+
+
+def test_a_run_profiles_its_steps(tmp_path):
+    train(tmp_path, max_steps=FIRST_STEP + 4, validate_every=None, profile=2)
+    found = json.loads((tmp_path / "profile.json").read_text())
+    assert found["steps"] == 2 and found["busy"] > 0 and found["step"] > 0
+    calls = {name: count for name, _, count in found["kernels"]}
+    assert calls["aten::tanh"] == 1, "one a step"
+    with gzip.open(tmp_path / "trace.json.gz") as file:
+        assert json.load(file)["traceEvents"]
+
+
+def test_a_run_that_ends_before_its_profile_writes_none(tmp_path):
+    train(tmp_path, max_steps=FIRST_STEP + 1, validate_every=None, profile=2)
+    assert not (tmp_path / "profile.json").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_busy_and_exposed_time_on_a_gpu():
+    x = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    with record() as profiler:
+        started = time.perf_counter()
+        x @ x
+        torch.cuda.synchronize()
+        time.sleep(0.2)
+        seconds = time.perf_counter() - started
+    found = step_profile(profiler, seconds, 1)
+    assert 0 < found.busy < found.step - 100
+    assert found.communication == found.exposed == 0
+    assert found.kernels[0][2] == 1
