@@ -25,6 +25,7 @@ from kernels.dispatch import load_backends
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
 from kernels.patterns import Pattern
+from kernels.swiglu import swiglu
 from model.attention import (
     Attention,
     AttentionCore,
@@ -39,6 +40,7 @@ from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
 from model.parallel.context import Context
+from model.projection import joined_product
 from model.rope import RotaryEmbedding
 
 KEPT = (
@@ -84,6 +86,8 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.down_proj(swiglu(joined_product(x, self.gate_proj, self.up_proj)))
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 

@@ -16,6 +16,7 @@ from model.attention.layer_cache import LayerCache
 from model.attention.sequence_shard import SequenceShard
 from model.config import ModelConfig
 from model.norm import RMSNorm
+from model.projection import joined_product
 from model.rope import rotate
 
 
@@ -64,13 +65,17 @@ class Attention(nn.Module):
         """Returns queries and keys, normalized and rotated, and values, in the shapes of kernels.attention; and the
         keys before the rotation `[batch, length, kv_heads, head_dim]`, or None if the core does not use them."""
         split = (*x_BTW.shape[:2], -1, self.head_dim)
-        q_BTHD = self.q_norm(self.q_proj(x_BTW).view(split))
-        unrotated_BTKD = self.k_norm(self.k_proj(x_BTW).view(split))
+        projections = self.q_proj, self.k_proj, self.v_proj
+        if torch.compiler.is_compiling():
+            joined = joined_product(x_BTW, *projections).split([each.out_features for each in projections], -1)
+        else:
+            joined = [projection(x_BTW) for projection in projections]
+        q_BTHD, k_BTKD, v_BTKD = (projected.view(split) for projected in joined)
+        q_BTHD, unrotated_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         if x_BTW.shape[1] == 1:  # for one token, starting kernels takes most of the time: rotate both at once
             rotated = rotate(torch.cat([q_BTHD, unrotated_BTKD], 2), *rotation)
             q_BTHD, k_BTKD = rotated.split([self.heads, self.kv_heads], 2)
         else:
             q_BTHD, k_BTKD = rotate(q_BTHD, *rotation), rotate(unrotated_BTKD, *rotation)
-        v_BTKD = self.v_proj(x_BTW).view(split)
         kept = unrotated_BTKD if self.core.wants_unrotated_keys else None
         return q_BTHD.transpose(1, 2), k_BTKD.transpose(1, 2), v_BTKD.transpose(1, 2), kept
