@@ -211,6 +211,8 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the final hidden states, and the auxiliary losses of the layers."""
         x = self.embed_tokens(tokens)
+        if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+            x = x.bfloat16()  # the residual stream, as in a model whose weights are bf16; sums and norms are in float32
         rotation = self.rotary(position)
         losses, self._diagnostics = [], []
         for layer, layout in zip(self.layers, layouts, strict=True):
