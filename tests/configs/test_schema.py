@@ -49,7 +49,7 @@ NULL += (
     "sweep.tokens",
 )
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
-NULL += ("model.rope_attention_factor",)
+NULL += ("model.rope_attention_factor", "trainer.profile")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
