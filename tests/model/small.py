@@ -71,4 +71,6 @@ def lively(model: Transformer, seed: int = 0) -> Transformer:
 
 def positions_of(document: torch.Tensor) -> torch.Tensor:
     """Each token's index within its document."""
-    return torch.tensor([[row[:i].count(d) for i, d in enumerate(row)] for row in document.tolist()])
+    index = torch.arange(document.shape[1], device=document.device)
+    begins = document.diff(dim=1, prepend=document[:, :1] - 1) != 0
+    return index - torch.where(begins, index, 0).cummax(1).values
