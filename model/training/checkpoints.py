@@ -277,7 +277,7 @@ class Checkpoints(Checkpoint):
         step, at_end = trainer.global_step, self.run_length.over
         if at_end:
             trainer.should_stop = True  # Lightning then validates after this step in any case
-        interrupted = not at_end and self.interrupt.requested(trainer)  # the last step is saved anyway
+        interrupted = not at_end and self.interrupt.requested(module)  # the last step is saved anyway
         due = bool(self.validate_every) and (step % self.validate_every == 0 or at_end)
         if due:
             self.random_state = _random_state()
@@ -289,7 +289,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         within_fit = trainer.state.fn == "fit" and not self.run_length.over
-        if within_fit and self.interrupt.requested(trainer):
+        if within_fit and self.interrupt.requested(module):
             self.owes_validation = True
             self._save(trainer, module, self.last)
             raise Interrupted(

@@ -61,10 +61,9 @@ class Interrupt(Callback):
         self.process = os.getpid()
         self.borrowed: dict[int, Any] = {}
 
-    def requested(self, trainer: Trainer) -> bool:
-        """Whether any rank received a signal. Several ranks agree by a collective, and so stop at the same step."""
-        asked = self.received is not None
-        return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
+    def requested(self, module: LightningModule) -> bool:
+        """Whether any rank received a signal. All ranks call it together, and so stop at the same step."""
+        return module.over_hosts(self.received is not None) > 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:

@@ -80,6 +80,7 @@ class LanguageModel(lightning.LightningModule):
         self.checkpoint: Path | None = None  # where the last one is saved
         self.context_parallel = 1  # ranks that share each sequence; fit() sets it
         self.context_group: dist.ProcessGroup | None = None  # of this rank and those that share its sequences
+        self.hosts: dist.ProcessGroup | None = None  # of all ranks, in the memory of their hosts
         self.bytes_sent: float | None = None  # a rank's mean bytes sent in the layers of a batch; None: not counted yet
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
@@ -97,6 +98,8 @@ class LanguageModel(lightning.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
+        if self.trainer.world_size > 1:
+            self.hosts = dist.new_group(backend="gloo")
         if self.context_parallel > 1:
             self.context_group = context_group(self.context_parallel, self.device)
         # Plain tensors and not buffers: Lightning's bf16-true precision would cast a float64 buffer.
@@ -325,7 +328,20 @@ class LanguageModel(lightning.LightningModule):
         return torch.stack([nats, scored.sum().double(), bytes_.double()])
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum") if self.trainer.world_size > 1 else sums
+        """The sum over all ranks. Lightning's `reduce` sends a barrier first, at which the host waits for the device.
+        The device then idles until the host has launched the next kernels."""
+        if self.trainer.world_size > 1:
+            sums = sums.clone()
+            dist.all_reduce(sums)
+        return sums
+
+    def over_hosts(self, value: float) -> float:
+        """The sum over all ranks of a number that each host has at hand. No rank waits for its device."""
+        if self.hosts is None:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total, group=self.hosts)
+        return total.item()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped_steps"], checkpoint["ends"] = self.skipped_steps, self.ends

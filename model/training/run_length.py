@@ -57,9 +57,8 @@ class RunLength(Callback):
             if module.device.type == "cuda" and self.seconds > NEAR * self.max_seconds:
                 torch.cuda.synchronize(module.device)
             self.seconds = self.efficiency.elapsed()
-            if trainer.world_size > 1:  # so that all ranks stop at the same step with the same learning rate
-                seconds = torch.tensor(self.seconds, device=module.device)
-                self.seconds = trainer.strategy.reduce(seconds, reduce_op="sum").item() / trainer.world_size
+            # The mean, so that all ranks stop at the same step with the same learning rate.
+            self.seconds = module.over_hosts(self.seconds) / trainer.world_size
             fractions.append(self.seconds / self.max_seconds)
         self.progress = max(fractions)
 

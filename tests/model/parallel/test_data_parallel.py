@@ -51,6 +51,13 @@ def test_losses_and_gradient_norms_are_those_of_one_process(alone, together, ran
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_step_has_no_barrier(tmp_path, strategy):
+    """At a barrier the host waits for the device."""
+    for short, long in run_on_ranks(training.count_barriers, 2, strategy, str(tmp_path)):
+        assert short == long
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     """A run folder, and what its runs measure: 2 sharded ranks, then one process, then 2 sharded ranks."""

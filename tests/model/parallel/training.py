@@ -188,6 +188,17 @@ def train_on_ranks(cases: Mapping[str, Mapping[str, Any]], root: str) -> dict[st
     return {name: train(Path(root) / name, **case) for name, case in cases.items()}
 
 
+def count_barriers(strategy: str, root: str) -> list[int]:
+    """Barriers of a run of 2 steps and of one of 4 steps; for run_on_ranks."""
+    join_ranks()
+    found = []
+    for steps in (2, 4):
+        with mock.patch.object(dist, "barrier", wraps=dist.barrier) as barrier:
+            train(Path(root) / f"steps_{steps}", strategy, max_steps=steps, validate_every=None)
+        found.append(barrier.call_count)
+    return found
+
+
 def run_train_py(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Runs train.py's `train` on every rank, in one run folder, and returns the summary of the run."""
     from train import train as train_py
