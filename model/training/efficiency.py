@@ -1,8 +1,8 @@
 """The cost of a run: speed, memory, computed attention, and utilization of the device.
 
 Time is measured over windows between two logged steps. Reading the loss at a logged step waits for the device, so the
-wall time of a window is the device's time, and the steps in between need not wait. The clock stops during validations
-and checkpoints; the first steps of a session (compilation, allocation) do not count.
+wall time of a window is the device's time, and the steps in between need not wait. The clock stops during validations,
+checkpoints and profiles; the first steps of a session (compilation, allocation) do not count.
 
 Attention is counted from the layouts of the batch of the logged step: its visible pairs and its computed tiles.
 """
@@ -133,10 +133,12 @@ class Efficiency(Callback):
         self.counted = 0.0  # seconds of the finished windows of all sessions
         self.session_started = time.perf_counter()
         self.session_steps = 0
+        self.held = False
         self._new_window()
 
     def _new_window(self) -> None:
-        self.seconds, self.running_since = 0.0, time.perf_counter()
+        self.seconds, self.running_since = 0.0, None if self.held else time.perf_counter()
+        self.fetched_at_pause = self.fetch_timer.seconds
         self.fetched_before = self.fetch_timer.seconds
         self.steps = self.tokens = 0
 
@@ -148,16 +150,16 @@ class Efficiency(Callback):
         reset_peak_memory(module.device)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self.running_since is None:
+        if self.running_since is None and not self.held:
             self.running_since = time.perf_counter()
             self.fetched_before += self.fetch_timer.seconds - self.fetched_at_pause
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         tokens = module.batch_tokens * trainer.world_size
         self.train_tokens += tokens
-        self.tokens += tokens
+        self.tokens += 0 if self.held else tokens
         if module.stepped:
-            self.steps += 1
+            self.steps += not self.held
             self.session_steps += 1
             if self.session_steps == SKIPPED_STEPS:
                 self._wait(module)
@@ -168,6 +170,14 @@ class Efficiency(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._pause(module)
+
+    def hold(self, module: LightningModule) -> None:
+        """Leaves the steps from this one on out of all speeds, until `release`."""
+        self._pause(module)
+        self.held = True
+
+    def release(self) -> None:
+        self.held = False
 
     def _pause(self, module: LightningModule) -> None:
         """Stops the clock until the next training batch."""

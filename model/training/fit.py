@@ -167,7 +167,7 @@ def fit(
             recorder,
             progress,
             *callbacks,
-            *([StepProfiler(profile, folder.path)] if profile else []),
+            *([StepProfiler(profile, folder.path, efficiency)] if profile else []),
             checkpoints,
             ranks,
         ],

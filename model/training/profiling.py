@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from model.training.efficiency import SKIPPED_STEPS
+from model.training.efficiency import SKIPPED_STEPS, Efficiency
 from model.training.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -89,34 +89,33 @@ def length(intervals: Iterable[Interval]) -> float:
 
 
 class StepProfiler(Callback):
-    """Profiles `steps` optimizer steps of the first rank, and writes the result to `folder`.
+    """Profiles `steps` optimizer steps of the first rank, and writes the result to `folder`. Their time counts in no
+    speed that `efficiency` measures."""
 
-    The profiled steps take longer than others: metrics.csv holds their times, too.
-    """
-
-    def __init__(self, steps: int, folder: Path) -> None:
-        self.steps, self.folder = steps, folder
+    def __init__(self, steps: int, folder: Path, efficiency: Efficiency) -> None:
+        self.steps, self.folder, self.efficiency = steps, folder, efficiency
         self.done = 0  # steps of this session
         self.profiler: profile | None = None
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if self.done == FIRST_STEP and self.profiler is None and trainer.is_global_zero:
-            self._wait(module)
-            self.profiler = record()
-            self.profiler.__enter__()
-            self.started = time.perf_counter()
+        if self.done == FIRST_STEP and not self.efficiency.held:
+            self.efficiency.hold(module)  # on all ranks, which wait for the first one
+            if trainer.is_global_zero:
+                self.profiler = record()
+                self.profiler.__enter__()
+                self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         self.done += module.stepped
-        if self.done == FIRST_STEP + self.steps and module.stepped and self.profiler is not None:
-            self._wait(module)
+        if self.done != FIRST_STEP + self.steps or not self.efficiency.held:
+            return
+        if self.profiler is not None:
+            if module.device.type == "cuda":
+                torch.cuda.synchronize(module.device)
             seconds = time.perf_counter() - self.started
             self.profiler.__exit__(None, None, None)
             result = step_profile(self.profiler, seconds, self.steps)
             write_json(self.folder / "profile.json", {"steps": self.steps, **asdict(result)})
             self.profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
             log.info("%s: %s", result, self.folder / "profile.json")
-
-    def _wait(self, module: LightningModule) -> None:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
+        self.efficiency.release()

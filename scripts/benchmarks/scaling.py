@@ -25,7 +25,7 @@ KINDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 2], help="1 is measured once, for all kinds")
-    parser.add_argument("--steps", type=int, default=40, help="training steps of a case")
+    parser.add_argument("--steps", type=int, default=44, help="training steps of a case")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the training config, as for train.py")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/scaling.json"))
     parser.add_argument("--append", action="store_true", help="keep the rows that the output has already")
@@ -67,7 +67,7 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     from scripts.benchmarks.models import composed
 
     config = composed(*overrides, f"trainer.profile={PROFILED}")
-    summary, seconds = train_steps(config, steps, log_every=5)
+    summary, seconds = train_steps(config, steps, log_every=10)
     profile = summary.get("profile", {})  # the first rank alone has one
     tokens = summary["train_tokens"] / summary["step"]
     return {

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+PROFILED = 10
+"""Steps of a profile: the device waits for the first one alone."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", nargs="+", default=["dense", "window"], help="choices of configs/attention")
@@ -30,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=1, help="steps a measurement; on a GPU several, so that it never waits"
     )
-    parser.add_argument("--profile", action="store_true", help="print the time by kernel of one measurement of each")
+    parser.add_argument("--profile", action="store_true", help="print the time by kernel of each")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/training.json"))
 
 
@@ -159,12 +162,12 @@ class TrainingStep:
         return peak_memory_bytes(self.device)
 
     def profile(self) -> str:
-        """A table of the device's time by kernel over three steps, and the share of time in which it was busy."""
+        """A table of the device's time by kernel over PROFILED steps, and the share of time in which it was busy."""
         from model.training.profiling import record, step_profile
 
         with record() as profiler:
-            elapsed = self.seconds(3)
-        profile = step_profile(profiler, elapsed, 3)
+            elapsed = self.seconds(PROFILED)
+        profile = step_profile(profiler, elapsed, PROFILED)
         return f"{profile}\n\n{profile.table()}"
 
     def _wait(self) -> None:

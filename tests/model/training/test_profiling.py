@@ -6,6 +6,9 @@ import pytest
 import torch
 from stand_ins import train
 
+from model.training import profiling
+from model.training.efficiency import SKIPPED_STEPS
+from model.training.metrics import read_rows
 from model.training.profiling import FIRST_STEP, length, record, step_profile
 
 
@@ -31,6 +34,16 @@ def test_a_run_profiles_its_steps(tmp_path):
     assert calls["aten::tanh"] == 1, "one a step"
     with gzip.open(tmp_path / "trace.json.gz") as file:
         assert json.load(file)["traceEvents"]
+
+
+def test_profiled_steps_count_in_no_speed(tmp_path, monkeypatch):
+    """As if writing the profile took a second."""
+    monkeypatch.setattr(profiling, "write_json", lambda *_: time.sleep(1))
+    result = train(tmp_path, max_steps=FIRST_STEP + 4, validate_every=None, profile=2)
+    rows = [bool(row["tokens_per_second"]) for row in read_rows(tmp_path / "metrics.csv")[1]]
+    assert rows == [False] * SKIPPED_STEPS + [True] * (FIRST_STEP - SKIPPED_STEPS) + [False] * 2 + [True] * 2
+    assert result.summary["measured_seconds"] < 1 < result.summary["train_seconds"]
+    assert result.summary["train_tokens"] == (FIRST_STEP + 4) * 2 * 16
 
 
 def test_a_run_that_ends_before_its_profile_writes_none(tmp_path):
