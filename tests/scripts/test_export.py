@@ -8,6 +8,7 @@ import torch
 
 from configs.build import ConfigError
 from configs.runs import open_run
+from data.tokenizers import load
 from model.training.run_folder import RunFolderError
 from scripts.export import export_run
 from tests.commands import compose, run_forked
@@ -42,7 +43,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {name: make_run(folder / "outputs", books, *settings, name=name) for name, settings in RUNS.items()}
 
 
-def export(checkpoint: Path, output: Path, *overrides: str) -> list[Path]:
+def export(checkpoint: Path | str, output: Path, *overrides: str) -> list[Path]:
     return export_run(compose(f"checkpoint={checkpoint}", f"output={output}", *overrides, config_name="export"))
 
 
@@ -65,10 +66,13 @@ def test_the_tokenizer_encodes_and_decodes_as_ours(runs, tmp_path, name):
     export(runs[name], tmp_path / "exported")
     ours = open_run(runs[name], "cpu", "32-true").tokenizer
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    again = load(tmp_path / "exported" / "tokenizer.json")
+    assert (again.bos, again.vocabulary) == (ours.bos, ours.vocabulary)
     for text in TEXTS:
         tokens = [int(token) for token in ours.encode(text)]
         assert theirs.encode(text, add_special_tokens=False) == tokens
         assert theirs.encode(text) == [ours.bos, *tokens]
+        assert again.encode(text).tolist() == tokens
         assert theirs.decode(tokens) == text
         assert theirs.decode([ours.bos, *tokens], skip_special_tokens=True) == text
     assert theirs.bos_token_id == theirs.eos_token_id == ours.bos
@@ -90,6 +94,15 @@ def test_a_text_has_the_same_loss_in_both(runs, tmp_path, name):
     position = torch.arange(own.shape[1])[None]
     loss = ours.model.loss(own, targets, position, ours.model.build_layouts(None, own.shape[1]))
     assert theirs(tokens, labels=tokens).loss.item() == pytest.approx((loss.total / loss.count).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_exported_folder_that_is_exported_again_is_the_same(runs, tmp_path, name):
+    export(runs[name], tmp_path / "once")
+    export(f"hf:{tmp_path / 'once'}", tmp_path / "twice")
+    assert {file.name for file in (tmp_path / "twice").iterdir()} == FILES
+    for file in FILES:
+        assert (tmp_path / "once" / file).read_bytes() == (tmp_path / "twice" / file).read_bytes(), file
 
 
 def test_a_whole_folder_is_not_overwritten(runs, tmp_path):
