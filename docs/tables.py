@@ -136,6 +136,47 @@ def data_parallel() -> str:
     )
 
 
+def data_parallel_profile() -> str:
+    """Returns where the time of a step on several devices goes."""
+    rows = read("scaling_profile_h200.json")["rows"]
+    one = where(rows, devices=1)["tokens_per_second"]
+    return markdown(
+        [
+            {
+                "GPUs": row["devices"],
+                "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row["kind"]],
+                "tokens/s": f"{row['tokens_per_second']:,}",
+                "of linear": f"{row['tokens_per_second'] / one / row['devices']:.1%}",
+                "step": f"{row['step_ms']:.0f} ms",
+                "GPU busy": f"{row['busy']:.0%}",
+                "in collectives": f"{row['communication_ms']:.1f} ms",
+                "of these alone": f"{row['exposed_ms']:.1f} ms",
+            }
+            for row in rows
+        ]
+    )
+
+
+def context_parallel() -> str:
+    """Returns memory and communication of context parallelism."""
+    return markdown(
+        [
+            {
+                "tokens": f"{row['length']:,}",
+                "GPUs": row["devices"],
+                "memory a GPU": f"{row['memory_gb']:.1f} GB",
+                "a GPU's layers send": f"{row['context_bytes_sent'] / 1e6:.1f} MB"
+                if row["context_bytes_sent"]
+                else "-",
+                "GPU busy": f"{row['busy']:.0%}",
+                "in collectives": f"{row['communication_ms']:.1f} ms",
+                "of these alone": f"{row['exposed_ms']:.1f} ms",
+            }
+            for row in read("scaling_context_h200.json")["rows"]
+        ]
+    )
+
+
 def gpu_runs() -> str:
     """Returns speed and memory of the training runs at 32,768 tokens."""
     names = {
