@@ -110,10 +110,10 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if not _full_error and getattr(error, "reported", False):  # by another rank
+            sys.exit(2)
         if _full_error or not is_for_users(error):
             raise
-        if getattr(error, "reported", False):  # by another rank
-            sys.exit(2)
         line = one_line(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             job = " ".join(HydraConfig.get().overrides.task)

@@ -1,6 +1,7 @@
 """Context: the ranks that share the sequences of a batch, and the tokens that each of them holds."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,16 +62,16 @@ class StandInGroup:
         return self.own
 
 
-def context_group(ranks: int, device: torch.device) -> dist.ProcessGroup:
+def context_group(ranks: int, device: torch.device, **settings: Any) -> dist.ProcessGroup:
     """The group of this rank and those that share its sequences: `ranks` ranks in a row. All ranks call it together.
 
     `device`: of the tensors that the group sends. NCCL needs a collective of a whole group before sends and receives
-    between some of its ranks.
+    between some of its ranks. `settings`: of the group (timeout).
     """
     if ranks == dist.get_world_size():
         assert dist.group.WORLD is not None
         group = dist.group.WORLD
     else:
-        group, _ = dist.new_subgroups(ranks)
+        group, _ = dist.new_subgroups(ranks, **settings)
     dist.all_reduce(torch.zeros(1, device=device), group=group)
     return group

@@ -23,7 +23,14 @@ MEMORY_ADVICE = (
 
 
 class RunOutOfMemoryError(RuntimeError):
-    """A device had too little memory for a step. The message is that of `out_of_memory_message`."""
+    """A device had too little memory for a step. The message is that of `out_of_memory_message`.
+
+    reported: another rank has printed its error (ranks.py)
+    """
+
+    def __init__(self, message: str, reported: bool = False):
+        super().__init__(message)
+        self.reported = reported
 
 
 class DivergedError(ArithmeticError):

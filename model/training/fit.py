@@ -229,7 +229,7 @@ def fit(
         message = out_of_memory_message(short, step, trainer.strategy.root_device, forecast)
         if rank_zero:
             log.error(message, extra=FILE_ALONE)
-        raise RunOutOfMemoryError(message)
+        raise RunOutOfMemoryError(message, reported=getattr(short, "reported", False))
     return FitResult(
         state=state,
         step=trainer.global_step,

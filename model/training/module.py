@@ -34,7 +34,7 @@ from model.training.checkpoints import check_keys
 from model.training.failures import ON_NAN, DivergedError, diverged_message, size
 from model.training.freezing import freeze_parameters
 from model.training.optimizer import build_optimizer, build_schedule
-from model.training.strategies import FullyShardedStrategy
+from model.training.strategies import FullyShardedStrategy, WatchedRanks
 from model.transformer import ModelCost
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,9 @@ class LanguageModel(lightning.LightningModule):
         if self.trainer.world_size > 1:
             self.hosts = dist.new_group(backend="gloo")
         if self.context_parallel > 1:
-            self.context_group = context_group(self.context_parallel, self.device)
+            strategy = self.trainer.strategy
+            limit = strategy.timeout(strategy.ranks) if isinstance(strategy, WatchedRanks) else {}
+            self.context_group = context_group(self.context_parallel, self.device, **limit)
         # Plain tensors and not buffers: Lightning's bf16-true precision would cast a float64 buffer.
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step
         self.gradient_norm = torch.zeros((), device=self.device)

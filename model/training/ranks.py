@@ -100,21 +100,20 @@ class Ranks(Callback):
         os.environ.pop(FIRST_RANK, None)
         if not failed:
             return
-        other_reports = self.cause is not None and self.cause.reported
-        until = time.monotonic() + (3 if other_reports else 1) * GRACE_SECONDS
-        while any(child.poll() is None for child in self.children) and time.monotonic() < until:
-            if self.cause is not None and not other_reports:
-                break
+        # A rank that reports its own error needs time for its line.
+        until = time.monotonic() + (GRACE_SECONDS if self.first_to_fail else 3 * GRACE_SECONDS)
+        hopeless = self.cause is not None and not self.cause.reported
+        while not hopeless and any(child.poll() is None for child in self.children) and time.monotonic() < until:
             time.sleep(POLL_SECONDS / 4)
         self._kill_children()
 
     def lost(self, error: BaseException) -> RankLostError | None:
         """Returns the end of another rank to which `error` is due, and writes the error's traceback to train.log. None
-        where this rank reports its own error."""
-        if not self.started or self.first_to_fail:
+        where the error is this rank's own: it has the attribute `reported` if another rank has reported one before."""
+        if not self.started:
             return None
-        own = not is_of_communication(error)
-        if own and self._is_first(error):
+        if not is_of_communication(error):
+            error.reported = not self._is_first(error)  # pyrefly: ignore[missing-attribute]
             return None
         self.found.wait(GRACE_SECONDS)
         cause = self.cause or RankLostError(f"another rank has ended; {self._how_to_continue()}")
@@ -142,8 +141,11 @@ class Ranks(Callback):
     # The thread
 
     def _watch(self) -> None:
+        before = time.monotonic()
         while not self.stopped.wait(POLL_SECONDS):
-            self.idle += POLL_SECONDS
+            now = time.monotonic()
+            self.idle += min(now - before, 5 * POLL_SECONDS)  # more: this process was stopped
+            before = now
             self.cause = self._find()
             if self.cause is None:
                 continue

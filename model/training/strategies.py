@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -53,6 +54,7 @@ class WatchedRanks(ParallelStrategy):
 
     @staticmethod
     def timeout(ranks: Ranks | None) -> dict[str, datetime.timedelta]:
+        """Of all groups of ranks, whose own default is 10 minutes with NCCL."""
         return {} if ranks is None else {"timeout": datetime.timedelta(seconds=ranks.timeout + COLLECTIVE_SECONDS)}
 
 
@@ -74,6 +76,9 @@ class FullyShardedStrategy(WatchedRanks, ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
+        for timeout in self.timeout(self.ranks).values():
+            for group in self.device_mesh.get_all_groups():
+                _set_pg_timeout(timeout, group)
 
     def shard(self, model: nn.Module) -> None:
         """Shards a Transformer: each of its layers, and the embedding, last norm and head together.

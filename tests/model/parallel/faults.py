@@ -40,16 +40,18 @@ class Ended:
 
 
 class Fault(lightning.Callback):
-    def __init__(self, fault: str, rank: int, step: int) -> None:
-        self.fault, self.rank, self.step = fault, rank, step
+    def __init__(self, fault: str, rank: int | None, step: int) -> None:
+        self.fault, self.rank, self.step = fault, rank, step  # rank None: all ranks
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if (trainer.global_rank, trainer.global_step) != (self.rank, self.step):
+        if self.rank not in (None, trainer.global_rank) or trainer.global_step != self.step:
             return
         if self.fault == "out of memory":
             raise torch.OutOfMemoryError("out of memory: 7.00 GiB are missing")
         if self.fault == "error":
             raise LayoutOverflowError("document 17 is too large")
+        if self.fault == "bug":
+            raise AttributeError("a bug")
         if self.fault == "Ctrl-C":
             os.killpg(0, signal.SIGINT)
         else:
@@ -94,7 +96,7 @@ def _rank_0(path: Path, screen: Path, settings: dict[str, Any]) -> None:
         _train(path, **settings)
 
 
-def _train(path: Path, fault: str | None = None, rank: int = 0, step: int = 0, **settings: Any) -> None:
+def _train(path: Path, fault: str | None = None, rank: int | None = 0, step: int = 0, **settings: Any) -> None:
     """As train.py: one line for an error, and KeyboardInterrupt for a run that was interrupted and saved."""
     torch.set_num_threads(1)
     (path / "processes").mkdir(parents=True, exist_ok=True)

@@ -69,10 +69,17 @@ def test_a_rank_that_hangs_ends_all(tmp_path, rank, strategy):
     assert "trainer.rank_timeout=6" in line and f"resume={tmp_path / 'run'}" in line
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, 1, None], ids=["first", "second", "all"])
 @pytest.mark.parametrize(("fault", "state"), [("out of memory", "out of memory"), ("error", "failed")])
-def test_an_error_of_one_rank_is_its_line_alone(tmp_path, rank, fault, state):
+def test_an_error_of_one_rank_or_of_all_is_one_line(tmp_path, rank, fault, state):
     ended = run_with_fault(tmp_path / "run", fault=fault, rank=rank, step=2)
     assert (ended.status, ended.summary["state"]) == (2, state)
     (line,) = messages(ended)
     assert {"error": "document 17", "out of memory": "7.00 GiB"}[fault] in line
+
+
+def test_a_bug_on_one_rank_is_its_traceback_alone(tmp_path):
+    ended = run_with_fault(tmp_path / "run", fault="bug", rank=1, step=2)
+    assert ended.status == 2 and ended.summary["state"] == "failed"
+    assert sum("Traceback" in line for line in ended.lines) == 1
+    assert sum("AttributeError: a bug" in line for line in ended.lines) == 1 and "gloo" not in "".join(ended.lines)
