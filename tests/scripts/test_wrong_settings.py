@@ -12,7 +12,7 @@ import scripts.probe
 import scripts.show_pattern
 import train
 from scripts import console
-from tests.commands import run
+from tests.commands import run_forked
 
 COMMANDS = {
     "train.py": train.command,
@@ -82,7 +82,7 @@ def test_a_wrong_setting_is_one_line_before_a_folder_exists(command, overrides, 
 
 
 def test_a_process_of_its_own_ends_in_the_same_line(tmp_path):
-    result = run("train.py", "trainer.strategy=foo", f"outputs={tmp_path / 'outputs'}", check=False)
+    result = run_forked("train.py", "trainer.strategy=foo", f"outputs={tmp_path / 'outputs'}", check=False)
     assert result.returncode == 2 and "trainer.strategy=foo" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "outputs").exists()

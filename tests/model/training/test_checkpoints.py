@@ -1,6 +1,4 @@
 import pickle
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
@@ -18,8 +16,7 @@ from model.training.checkpoints import (
     read_checkpoint,
 )
 from model.training.fit import fit
-
-REPOSITORY = Path(__file__).parents[3]
+from tests.commands import ROOT, run_forked
 
 DIE_WHILE_WRITING = """
 import os, signal, sys, torch
@@ -34,9 +31,10 @@ AtomicCheckpointIO().save_checkpoint({"state_dict": {}, "weights": torch.ones(1 
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_checkpoint(tmp_path):
-    path = tmp_path / "last.ckpt"
+    path, program = tmp_path / "last.ckpt", tmp_path / "die.py"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"x": torch.ones(3)}, "step": 7}, path)
-    died = subprocess.run([sys.executable, "-c", DIE_WHILE_WRITING, str(path)], cwd=REPOSITORY, check=False)
+    program.write_text(DIE_WHILE_WRITING)
+    died = run_forked(str(program), str(path), check=False, PYTHONPATH=str(ROOT))
     assert died.returncode == -9
     assert read_checkpoint(path)["step"] == 7
 
