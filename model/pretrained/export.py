@@ -90,7 +90,7 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
     windows = layer_windows(config, plan)
     attention = _own_class(config, plan) if windows is None else _class_of_transformers(config, windows)
     dtype_name = str(dtype).removeprefix("torch.")
-    rope = rope_parameters(config)
+    rope = hugging_face_rope(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
     # transformers takes the original length of "dynamic" from max_position_embeddings, which limits nothing.
     longest = config.rope_original_length if config.rope_scaling == "dynamic" else config.max_length
@@ -170,8 +170,8 @@ def _own_class(config: ModelConfig, plan: AttentionPlan) -> dict[str, Any]:
 
 
 def layer_windows(config: ModelConfig, plan: AttentionPlan) -> list[int | None] | None:
-    """Returns the width of each layer's sliding window, or None in the list for full attention. Returns None if the
-    layers are no such thing, or have windows of several widths: no class of transformers has them."""
+    """Returns the width of each layer's sliding window, or None in the list for full attention. Returns None if a
+    layer has another pattern, or if windows have several widths: no class of transformers has such layers."""
     patterns = [plan.pattern(layer, config.kv_heads) for layer in range(config.layers)]
     if not all(isinstance(pattern, Pattern) and pattern.is_mask for pattern in patterns):
         return None
@@ -180,7 +180,7 @@ def layer_windows(config: ModelConfig, plan: AttentionPlan) -> list[int | None] 
     return None if None in widths or len({*windows} - {None}) > 1 else windows
 
 
-def rope_parameters(config: ModelConfig) -> dict[str, Any]:
+def hugging_face_rope(config: ModelConfig) -> dict[str, Any]:
     """Returns RoPE's settings, with which transformers computes the frequencies of `model.rope` (in float32).
 
     transformers has no "ntk", which is a larger base, and no "yarn": what it calls yarn is our "yarn_hf". The

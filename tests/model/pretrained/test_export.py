@@ -17,8 +17,8 @@ from model.pretrained.errors import ExportError
 from model.pretrained.export import (
     SHARD_BYTES,
     hugging_face_config,
+    hugging_face_rope,
     layer_windows,
-    rope_parameters,
 )
 from model.rope import RotaryEmbedding
 from model.training.storage import StorageError
@@ -125,7 +125,7 @@ def test_yarn_of_transformers_is_another_one():
     theirs = transformers.Qwen3Config(head_dim=64, max_position_embeddings=16384, rope_parameters=rope)
     frequencies, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
     assert (frequencies / ours.frequencies - 1).abs().max() > 0.1
-    written = rope_parameters(ours.config)
+    written = hugging_face_rope(ours.config)
     frequencies, magnitude = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["longrope"](
         transformers.Qwen3Config(head_dim=64, max_position_embeddings=16384, rope_parameters=written), "cpu"
     )
