@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from model import Cache, Transformer
+from tests.model.pretrained.reference import our_logits, our_model, saved, their_logits, their_model
 from tests.model.small import positions_of
-
-reference = pytest.importorskip("tests.model.pretrained.reference")
-from tests.model.pretrained.reference import our_logits, our_model, saved, their_logits, their_model  # noqa: E402
 
 LLAMA3 = dict(rope_type="llama3", low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
