@@ -6,7 +6,8 @@ of each rank looks for the end of the others:
 
     killed      Rank 0 polls the processes that it has started, and these poll rank 0.
     failed      The first rank with an error writes it to the run folder (FAILURE_FILE), where every rank finds it.
-    hangs       No rank finishes a batch, because each waits for the others. The limit is trainer.rank_timeout.
+    hangs       No rank finishes a batch, because each waits for the others. The limit is trainer.rank_timeout. Ranks
+                that wait for one another at the start have the limit of gloo and NCCL.
 
 One rank reports the end, in one line. The main thread usually gets an error of gloo or NCCL and raises RankLostError
 instead of it. A main thread that still waits after GRACE_SECONDS is ended by the thread.
@@ -76,7 +77,9 @@ class Ranks(Callback):
         self.parent: int | None = None  # the process of rank 0, if that has started this one
         self.rank = 0
         self.started = self.ending = self.first_to_fail = False
-        self.idle = 0.0  # seconds since the last finished batch, without those in which this process was stopped
+        # Seconds since the last finished batch, without those in which this process was stopped; None before all ranks
+        # have joined.
+        self.idle: float | None = None
         self.cause: RankLostError | None = None
         self.found, self.stopped = threading.Event(), threading.Event()
 
@@ -116,7 +119,7 @@ class Ranks(Callback):
             error.reported = not self._is_first(error)  # pyrefly: ignore[missing-attribute]
             return None
         self.found.wait(GRACE_SECONDS)
-        cause = self.cause or RankLostError(f"another rank has ended; {self._how_to_continue()}")
+        cause = self.cause or RankLostError(f"another rank has ended or hangs; {self._how_to_continue()}")
         if not cause.reported and not self._is_first(cause):
             cause = RankLostError(str(cause), reported=True)
         if self.rank == 0:
@@ -125,6 +128,12 @@ class Ranks(Callback):
         return cause
 
     # Called by Lightning
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.idle = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self.idle = 0.0
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.idle = 0.0
@@ -144,7 +153,8 @@ class Ranks(Callback):
         before = time.monotonic()
         while not self.stopped.wait(POLL_SECONDS):
             now = time.monotonic()
-            self.idle += min(now - before, 5 * POLL_SECONDS)  # more: this process was stopped
+            if self.idle is not None:
+                self.idle += min(now - before, 5 * POLL_SECONDS)  # more: this process was stopped
             before = now
             self.cause = self._find()
             if self.cause is None:
@@ -167,7 +177,7 @@ class Ranks(Callback):
                 return self._ended(rank, status)
         if self.parent is not None and os.getppid() != self.parent:
             return RankLostError(f"rank 0 has ended; {self._how_to_continue()}")
-        if self.idle > self.timeout and not self.ending:
+        if self.idle is not None and self.idle > self.timeout and not self.ending:
             seconds = f"no batch has ended for {self.timeout:g} s (trainer.rank_timeout={self.timeout:g})"
             return RankLostError(f"a rank hangs: {seconds}; {self._how_to_continue()}")
         return None
