@@ -17,7 +17,7 @@ router's) is a sum over queries and is added to the nats: it trains, weighted al
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,20 +159,20 @@ class LanguageModel(lightning.LightningModule):
         self.overflowed = overflowed > 0
         scale = positions / scored.clamp(min=1)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        for gradient in gradients:
-            local = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # an FSDP2 shard
-            local.mul_(scale.to(local.dtype))
+        # A rank's own rows of FSDP2's gradients: operations on DTensors take the host too long.
+        sharded = bool(gradients) and hasattr(gradients[0], "to_local")
+        gradients = [gradient.to_local() for gradient in gradients] if sharded else gradients
+        _multiply(gradients, scale)
         norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # over all ranks
+        norm = self._over_ranks(norm.square()).sqrt() if sharded else norm
         if self.on_nan == "skip_step" and self._is_broken(norm):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # neither it nor its state moves; the schedule goes on
             self._skip()
             gradient_clip_val = None
-        if gradient_clip_val:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if gradient_clip_val:  # as torch.nn.utils.clip_grad_norm_
+            _multiply(gradients, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
         self.gradient_norm = norm
         self._watch(self.gradient_norm)
         self.learning_rate = optimizer.param_groups[0]["lr"]  # of this step; the schedule moves on before logging
@@ -351,6 +351,12 @@ class LanguageModel(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_keys(self, checkpoint["state_dict"], "resume")
         self.skipped_steps, self.saved_ends = checkpoint.get("skipped_steps", 0), checkpoint.get("ends")
+
+
+def _multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiplies tensors in place, in few kernels."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        torch._foreach_mul_([tensor for tensor in tensors if tensor.dtype == dtype], factor.to(dtype))
 
 
 def _units(stage: str, sums: list[float]) -> dict[str, float]:

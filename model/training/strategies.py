@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from model.precision import SHARDED
@@ -64,6 +65,11 @@ class ReplicatedStrategy(WatchedRanks, DDPStrategy):
     def __init__(self, ranks: Ranks | None = None) -> None:
         super().__init__(gradient_as_bucket_view=True, find_unused_parameters=False, **self.timeout(ranks))
         self.ranks = ranks
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        # Lightning wraps the model on a stream of its own. There, gradients would be accumulated apart from the
+        # backward pass, with a synchronization for each of them, and PyTorch warns.
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
 
 class FullyShardedStrategy(WatchedRanks, ModelParallelStrategy):
