@@ -70,6 +70,8 @@ def measure(
         row = summarize(losses, documents, protocol, long_document=settings["long_document"]).to_dict()
         row["documents_digest"] = digest(documents)
         row["tokenizer"] = tokenizer.identity()
+        if isinstance(documents, InMemoryDocuments) and any(documents.left_out.values()):
+            row["documents_left_out"] = documents.left_out
         if by_context["contexts"]:
             found = scorer.losses_by_context(
                 model, documents, by_context["contexts"], by_context["targets"], checkpoint, label

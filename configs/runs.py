@@ -145,7 +145,8 @@ def start_from(start: str, model: Transformer, tokenizer: Tokenizer) -> None:
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | InMemoryDocuments, str]:
     """Returns (documents to evaluate `run` on, their name): those of a composed `data` group, or the run's split."""
     if data:
-        return InMemoryDocuments.load(build_source(data), data["path"], run.tokenizer), str(data["path"])
+        source, path, policy = build_source(data), data["path"], data["on_bad_document"]
+        return InMemoryDocuments.load(source, path, run.tokenizer, policy), str(path)
     try:
         splits = run.data.corpus.splits
     except ConfigError as error:

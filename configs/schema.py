@@ -96,6 +96,7 @@ class Data(Settings):
     batch_size: Count
     validation_sequences: Count | None
     minimum_tokens: CountOrZero
+    on_bad_document: Literal["error", "skip"]
     workers: CountOrZero
     cache: Text
     seed: Seed

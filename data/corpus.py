@@ -108,6 +108,8 @@ class Corpus:
     """A prepared corpus.
 
     splits: a Split by its name. tokenizer: the one that encoded them. fingerprint: the name of the folder.
+    skipped: the count and the places of documents that could not be read (`BadDocuments.summary`); None if there were
+        none.
     """
 
     def __init__(self, folder: Path):
@@ -122,6 +124,7 @@ class Corpus:
                 raise CorpusError(f"{folder / name}: has {sizes[name]} bytes instead of {size}")
         self.folder = folder
         self.fingerprint: str = metadata["fingerprint"]
+        self.skipped: dict | None = metadata.get("skipped")
         self.tokenizer = load(folder / "tokenizer.json")
         self.splits = {
             split: Split(folder / split, SplitMetadata(**saved), metadata["dtype"])

@@ -18,7 +18,7 @@ import numpy as np
 
 from .corpus import SplitMetadata
 from .errors import CorpusError
-from .sources import SPLITS, Source
+from .sources import SPLITS, BadDocuments, Source
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
 
@@ -39,16 +39,18 @@ def write(
     path: str | None,
     tokenizer: Tokenizer,
     minimum_tokens: int,
+    on_bad_document: str,
 ) -> None:
     """Writes the files of a corpus (see corpus.py) to `folder`, which exists and is empty, and flushes them to disk.
 
     Raises:
-        CorpusError: a split has no document, or none with enough tokens.
+        CorpusError: a split has no document, or none with enough tokens, or a document cannot be read.
     """
     started = time.perf_counter()
+    bad = BadDocuments(on_bad_document, path)
     arrow_cache = folder / "arrow"  # intermediate files of `datasets`
     log.info(f"preparing corpus {fingerprint[:12]}")
-    documents = {split: rows for split, rows in source.load(path, arrow_cache).items() if len(rows)}
+    documents = {split: rows for split, rows in source.load(path, arrow_cache, bad).items() if len(rows)}
     _check_splits(documents, path)
     tokenizer.fit(row["text"] for row in documents["train"])
     log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
@@ -67,6 +69,7 @@ def write(
         "made_from": made_from,
         "dtype": dtype,
         "splits": splits,
+        **({"skipped": bad.summary()} if bad.count else {}),
         "sizes": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
     }
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))

@@ -1,6 +1,7 @@
 """Documents in memory, tokenized by an existing tokenizer, for the evaluation of a trained model."""
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import CorpusError
-from .sources import Source
+from .sources import BadDocuments, Source
+from .sources.bad_documents import describe_skipped
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
 
@@ -19,9 +21,14 @@ if TYPE_CHECKING:
 
     from .corpus import Split
 
+log = logging.getLogger(__name__)
+
 
 class InMemoryDocuments:
-    """The documents of `rows` (columns `name` and `text`), with the attributes of a corpus's Split."""
+    """The documents of `rows` (columns `name` and `text`), with the attributes of a corpus's Split.
+
+    left_out: how many documents of their source are not among them, by reason.
+    """
 
     def __init__(self, rows: "Sequence[dict[str, str]] | Dataset", tokenizer: Tokenizer):
         self.names = [row["name"] for row in rows]
@@ -31,10 +38,13 @@ class InMemoryDocuments:
         warn_of_normalized(changed, len(self._texts))
         self.bytes = [len(text.encode()) for text in self._texts]
         self.words = [len(text.split()) for text in self._texts]
+        self.left_out: dict[str, int] = {}
 
     @classmethod
-    def load(cls, source: Source, path: str | None, tokenizer: Tokenizer) -> "InMemoryDocuments":
-        """Reads all documents of `path` that have text, from every split.
+    def load(cls, source: Source, path: str | None, tokenizer: Tokenizer, on_bad_document: str) -> "InMemoryDocuments":
+        """Reads all documents of `path` that have text, from every split. Logs how many are left out.
+
+        on_bad_document: `error` or `skip`, for documents that cannot be read.
 
         Raises:
             CorpusError: the path cannot be read, or has no document with text.
@@ -43,11 +53,18 @@ class InMemoryDocuments:
 
         source.check(path)
         with tempfile.TemporaryDirectory() as scratch:
-            splits = source.load(path, Path(scratch))
+            bad = BadDocuments(on_bad_document, path)
+            splits = {name: rows for name, rows in source.load(path, Path(scratch), bad).items() if len(rows)}
             distinct = {id(rows): rows for rows in splits.values()}  # validation may serve as test
-            documents = cls([row for row in concatenate_datasets(list(distinct.values())) if row["text"]], tokenizer)
+            rows = concatenate_datasets(list(distinct.values())) if distinct else []
+            documents = cls([row for row in rows if row["text"]], tokenizer)
         if not len(documents):
             raise CorpusError(f"data.path={path}: must hold documents with text, and none was found")
+        if bad.count:
+            log.warning(f"data.path={path}: {describe_skipped(bad.summary())}")
+        if empty := len(rows) - len(documents):
+            log.warning(f"data.path={path}: {empty} of {len(rows)} documents are empty and are left out")
+        documents.left_out = {"unreadable": bad.count, "empty": empty}
         return documents
 
     def __len__(self) -> int:

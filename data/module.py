@@ -34,6 +34,7 @@ class DataModule(LightningDataModule):
     batch_size: sequences per device and batch
     validation_sequences: the most sequences to validate on, spread evenly over the split; None is all of them
     minimum_tokens: shorter documents are left out
+    on_bad_document: `error` or `skip`, for documents that cannot be read (data/sources/bad_documents.py)
     workers: processes that load batches, 0 for none; the order of the data does not depend on it
     cache: the folder of prepared corpora
     seed: of the order of documents and sequences
@@ -54,6 +55,7 @@ class DataModule(LightningDataModule):
         batch_size: int,
         validation_sequences: int | None,
         minimum_tokens: int,
+        on_bad_document: str,
         workers: int,
         cache: str,
         seed: int,
@@ -68,6 +70,7 @@ class DataModule(LightningDataModule):
         self.batch_size = batch_size
         self.validation_sequences = validation_sequences
         self.minimum_tokens = minimum_tokens
+        self.on_bad_document = on_bad_document
         self.workers = workers
         self.cache = Path(cache)
         self.seed = seed
@@ -82,7 +85,9 @@ class DataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Prepares the corpus if the cache does not have it. Lightning calls this in one process per machine."""
         if self.corpus is None:
-            self.corpus = prepare(self.source, self.path, self.tokenizer, self.minimum_tokens, self.cache)
+            self.corpus = prepare(
+                self.source, self.path, self.tokenizer, self.minimum_tokens, self.cache, self.on_bad_document
+            )
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the corpus. Raises CorpusError if the training split does not fill one sequence."""

@@ -18,6 +18,7 @@ from .cache_errors import cache_errors
 from .corpus import Corpus
 from .errors import CorpusError
 from .sources import Source
+from .sources.bad_documents import describe_skipped
 from .tokenizers import Saved, Tokenizer
 
 if TYPE_CHECKING:
@@ -28,15 +29,28 @@ log = logging.getLogger(__name__)
 FORMAT = 1  # to be raised if the same settings would produce other files
 
 
-def prepare(source: Source, path: str | None, tokenizer: Tokenizer, minimum_tokens: int, cache: Path) -> Corpus:
+def prepare(
+    source: Source, path: str | None, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
+) -> Corpus:
     """Returns the corpus of these settings, which it writes below `cache` if none is there. Safe in several processes.
 
     A saved tokenizer also opens the corpus on which it was trained. So a run that is opened with its own tokenizer.json
     tokenizes nothing again.
 
+    Documents that were skipped (`on_bad_document="skip"`) are logged each time, also of a corpus from the cache.
+
     Raises:
         CorpusError: the settings give no corpus, or `cache` cannot be written.
     """
+    corpus = _opened_or_written(source, path, tokenizer, minimum_tokens, cache, on_bad_document)
+    if corpus.skipped:
+        log.warning(f"corpus {corpus.fingerprint[:12]}: {describe_skipped(corpus.skipped)}")
+    return corpus
+
+
+def _opened_or_written(
+    source: Source, path: str | None, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
+) -> Corpus:
     from filelock import FileLock
 
     source.check(path)
@@ -46,6 +60,8 @@ def prepare(source: Source, path: str | None, tokenizer: Tokenizer, minimum_toke
         "tokenizer": tokenizer.identity(),
         "minimum_tokens": minimum_tokens,
     }
+    if source.skips and on_bad_document != "error":
+        made_from["on_bad_document"] = on_bad_document
     fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / fingerprint
     if corpus := _open(folder) or _open_trained_for(tokenizer, made_from, folder.parent):
@@ -60,7 +76,9 @@ def prepare(source: Source, path: str | None, tokenizer: Tokenizer, minimum_toke
         partial = folder.with_suffix(f".part{os.getpid()}")
         partial.mkdir()
         try:
-            corpus_writer.write(partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens)
+            corpus_writer.write(
+                partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens, on_bad_document
+            )
             os.rename(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -6,14 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from .bad_documents import BadDocuments
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Name = Annotated[str, Field(min_length=1)]
 
+READER = 2  # to be raised if `Files` or `Hub` would read other documents from the same files
+
 
 class Source(ABC):
-    """Reads the documents of a `path`. A document stays whole, and belongs to one split."""
+    """Reads the documents of a `path`. A document stays whole, and belongs to one split.
+
+    skips: whether `data.on_bad_document` can change what is read.
+    """
+
+    skips = True
 
     @abstractmethod
     def check(self, path: str | None) -> None:
@@ -24,8 +33,9 @@ class Source(ABC):
         """Returns plain values that change if the documents change; the fingerprint of the corpus includes them."""
 
     @abstractmethod
-    def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]":
+    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         """Returns the documents of each split of SPLITS that has any: rows with the columns `name` and `text`.
 
         arrow_cache: a folder for the files of `datasets`; it is deleted after the corpus is written.
+        bad: is told of each document that cannot be read, and raises CorpusError unless it skips them.
         """

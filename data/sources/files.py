@@ -1,35 +1,32 @@
 """The user's own files as a source of documents."""
 
 import logging
-from collections.abc import Iterator
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
-from .base import Name, Source
+from .bad_documents import BadDocuments
+from .base import READER, Name, Source
+from .file_rows import PLAIN_TEXT, kind_of, read_rows, shown, write_rows
+from .file_search import FoundFiles, find_files
 from .splits import SPLIT_NAMES, split_by_name, with_test_split
-from .text import name_and_text, read_utf8, warn_not_utf8
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
-PLAIN_TEXT = (".txt", ".md", ".py")
-TABLES = {".jsonl": "json", ".parquet": "parquet"}
-"""File endings of tables, and the builder of `datasets` that reads them."""
-
 UNDIVIDED = ""
 """The key of all files in `Files.find` if no folders define splits."""
 
 
 class Files(Source):
-    """The user's own documents. `path` is a folder, a file or a glob of .txt, .md, .py, .jsonl or .parquet.
+    """The user's own documents. `path` is a folder, a file or a glob of .txt, .md, .py, .jsonl or .parquet, which may
+    be compressed (.txt.gz, .jsonl.zst).
 
     A text file is a document; in .jsonl and .parquet a row is a document, with its text in `text_column`. Folders
     train/ and valid/ or validation/ (and test/) inside `path` are the splits. If there are none, a hash of the
-    document's name decides.
+    document's name decides. Links to folders are followed; files and folders whose name starts with a dot are not read.
     """
 
     def __init__(self, text_column: Name):
@@ -48,48 +45,30 @@ class Files(Source):
             for file in found:
                 status = file.stat()
                 files.append([split, _name(file, root), status.st_size, status.st_mtime_ns])
-        return {"source": "files", "text_column": self.text_column, "files": files}
+        return {"source": "files", "reader": READER, "text_column": self.text_column, "files": files}
 
-    def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]":
-        from datasets import Dataset, Features, Value, concatenate_datasets, load_dataset
-
+    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         root = _root(path)
-        splits = {}
-        for split, files in self.find(path).items():
-            loaded = []
-            texts = [file for file in files if file.suffix in PLAIN_TEXT]
-            if texts:
-                rows = Dataset.from_generator(
-                    _read_texts,
-                    features=Features({"name": Value("string"), "text": Value("string")}),
-                    gen_kwargs={"files": texts, "root": root},
-                    cache_dir=str(arrow_cache / split),
-                    writer_batch_size=16,  # Arrow takes less than 2 GB of strings in a batch
-                )
-                valid = rows.data.column("text").is_valid().to_pylist()
-                warn_not_utf8([name for name, decoded in zip(rows["name"], valid, strict=True) if not decoded])
-                loaded.append(rows.select([row for row, decoded in enumerate(valid) if decoded]))
-            for file in files:
-                if file.suffix in TABLES:
-                    rows = load_dataset(
-                        TABLES[file.suffix], data_files=str(file), split="train", cache_dir=str(arrow_cache)
-                    )
-                    loaded.append(name_and_text(rows, self.text_column, _name(file, root)))
-            splits[split] = concatenate_datasets(loaded) if len(loaded) > 1 else loaded[0]
+        found = find_files(path)
+        if left_out := found.describe_left_out():
+            log.warning(f"data.path={path}: {left_out}")
+        divided = self._divide(path, found)
+        splits: dict[str, Dataset] = {}
+        for split, files in divided.items():
+            if split == "test" and files is divided["validation"]:  # validation serves as test, and is read once
+                splits[split] = splits["validation"]
+                continue
+            rows = (row for file in files for row in read_rows(file, _name(file, root), self.text_column, bad))
+            splits[split] = write_rows(rows, arrow_cache / f"{split or 'all'}.rows")
         return split_by_name(splits[UNDIVIDED]) if UNDIVIDED in splits else splits
 
     def find(self, path: str) -> dict[str, list[Path]]:
-        """Returns the files of each split, sorted; all of them under UNDIVIDED if no folders define splits."""
-        endings = (*PLAIN_TEXT, *TABLES)
+        """Returns the files of each split, texts before tables; all under UNDIVIDED if no folders define splits."""
+        return self._divide(path, find_files(path))
+
+    def _divide(self, path: str, found: FoundFiles) -> dict[str, list[Path]]:
         top = Path(path)
-        if top.is_dir():
-            files = sorted(file for file in top.rglob("*") if file.is_file() and file.suffix in endings)
-        else:
-            files = sorted(Path(name) for name in glob(path, recursive=True) if Path(name).suffix in endings)
-        if not files:
-            if not top.exists() and not any(mark in path for mark in "*?["):
-                raise CorpusError(f"data.path={path}: must be a file or folder that exists, or a glob")
-            raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(endings)}")
+        files = sorted(found.files, key=lambda file: kind_of(file) not in PLAIN_TEXT)
         if not (top / "train").is_dir():
             return {UNDIVIDED: files}
 
@@ -104,14 +83,9 @@ class Files(Source):
         return with_test_split(splits, path)
 
 
-def _read_texts(files: list[Path], root: Path) -> Iterator[dict]:
-    for file in files:
-        yield {"name": _name(file, root), "text": read_utf8(file)}
-
-
 def _root(path: str) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def _name(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix()
+    return shown(file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix())

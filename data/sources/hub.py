@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
-from .base import Name, Source
+from .bad_documents import BadDocuments
+from .base import READER, Name, Source
+from .file_rows import read_rows, shown
 from .splits import SPLIT_NAMES, split_by_name, with_test_split
 from .text import name_and_text
 
@@ -37,15 +39,15 @@ class Hub(Source):
             raise CorpusError("data.path=pandas: must be a dataset's name, or a folder (./pandas)")
 
     def identity(self, path: str | None) -> dict:
-        identity = {"source": "hub", "path": path, **vars(self)}
+        identity = {"source": "hub", "reader": READER, "path": path, **vars(self)}
         if Path(path).is_dir():  # the files of a local folder may change while its name stays
             files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
             identity["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         return identity
 
-    def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]":
+    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         from datasets import Dataset, load_dataset
-        from datasets.exceptions import DatasetNotFoundError
+        from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
         try:
             # Downloads stay in the hub's own cache; a local folder is read into ours, which is deleted.
@@ -56,15 +58,33 @@ class Hub(Source):
             given = "".join(f", data.source.{key}={value}" for key, value in asked.items() if value is not None)
             reason = str(error).splitlines()[0]
             raise CorpusError(f"data.path={path}{given}: must be a dataset that exists: {reason}") from error
+        except DatasetGenerationError as error:
+            raise self._unreadable(path, error) from error
         if isinstance(loaded, Dataset):
-            return split_by_name(name_and_text(loaded, self.text_column, path))
+            return split_by_name(name_and_text(loaded, self.text_column, path, bad))
         splits = {}
         for name, rows in loaded.items():
             split = SPLIT_NAMES.get(name)
             if split is None:
                 log.warning(f"{path}: split {name!r} is not read (read are {', '.join(SPLIT_NAMES)})")
             else:
-                splits[split] = name_and_text(rows, self.text_column, f"{path}/{name}")
+                splits[split] = name_and_text(rows, self.text_column, f"{path}/{name}", bad)
         if set(splits) == {"train"}:
             return split_by_name(splits["train"])
         return with_test_split(splits, path)
+
+    def _unreadable(self, path: str, error: Exception) -> CorpusError:
+        """Returns the error of a dataset that `datasets` found and cannot read. It names the line of a local file, if
+        one is at fault."""
+        must = f"data.path={path}: must be a dataset that `datasets` can read"
+        bad = BadDocuments("skip", path)
+        for file in sorted(Path(path).rglob("*.jsonl")) if Path(path).is_dir() else []:
+            for _ in read_rows(file, shown(str(file)), self.text_column, bad):
+                pass
+            if bad.count:
+                return CorpusError(f"{must}: {bad.examples[0]}; data=files with data.on_bad_document=skip skips it")
+        cause: BaseException = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__
+        reason = " ".join(str(cause).split())
+        return CorpusError(f"{must}: {reason}")

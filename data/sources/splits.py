@@ -38,8 +38,20 @@ def split_of(name: str) -> str:
 
 
 def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
-    """Divides rows with a `name` column into splits by a hash of the name. An empty split is left out."""
-    split_of_row = [split_of(name) for name in rows["name"]]
+    """Divides rows of `name` and `text` into splits by a hash of the name. An empty split is left out.
+
+    Copies of a text are in the split of the first one, so that no test document is also trained on.
+    """
+    originals: dict[bytes, str] = {}
+    split_of_row, texts = [], 0
+    for row in rows:
+        name = row["name"]
+        if row["text"]:
+            texts += 1
+            name = originals.setdefault(hashlib.sha256(row["text"].encode()).digest(), name)
+        split_of_row.append(split_of(name))
+    if copies := texts - len(originals):
+        log.warning(f"{copies} of {texts} documents are copies of another one, and are in its split")
     indices = {split: [i for i, each in enumerate(split_of_row) if each == split] for split in SPLITS}
     return {split: rows.select(chosen) for split, chosen in indices.items() if chosen}
 

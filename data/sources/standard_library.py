@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
+from .bad_documents import BadDocuments
 from .base import Source
 from .splits import SPLITS, split_of
 from .text import read_utf8, warn_not_utf8
@@ -28,6 +29,8 @@ class StandardLibrary(Source):
     tests: whether tests are included. They are more than half of the bytes, easier to predict, and missing in some
         distributions.
     """
+
+    skips = False  # files that are not UTF-8 are always left out of their package
 
     def __init__(self, tests: bool):
         self.tests = tests
@@ -50,7 +53,7 @@ class StandardLibrary(Source):
                 digest.update(content)
         return {"source": "standard library", "content": digest.hexdigest()}
 
-    def load(self, path: str | None, arrow_cache: Path) -> "dict[str, Dataset]":
+    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         from datasets import Dataset
 
         root = self._root(path)

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CorpusError
+from .bad_documents import BadDocuments, fault_of_text
+from .file_rows import missing_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,16 +27,27 @@ def warn_not_utf8(files: list[str]) -> None:
         log.warning(f"{len(files)} files are not UTF-8 and are left out: {', '.join(files)}")
 
 
-def name_and_text(rows: "Dataset", text_column: str, name: str) -> "Dataset":
+def name_and_text(rows: "Dataset", text_column: str, name: str, bad: BadDocuments) -> "Dataset":
     """Returns rows with the columns `text` and `name`; each row's name is `name` and the row's number.
 
     Raises:
-        CorpusError: the rows have no column `text_column`.
+        CorpusError: the rows have no column `text_column`, or one without text and `bad` skips none.
     """
+    from datasets import Value
+
     if text_column not in rows.column_names:
-        columns = ", ".join(rows.column_names)
-        raise CorpusError(f"data.source.text_column={text_column}: must be a column of {name}: {columns}")
+        raise missing_column(text_column, name, rows.column_names)
     rows = rows.select_columns(text_column)
     if text_column != "text":
         rows = rows.rename_column(text_column, "text")
-    return rows.add_column("name", [f"{name}:{row}" for row in range(len(rows))])
+    rows = rows.add_column("name", [f"{name}:{row}" for row in range(len(rows))])
+    is_text = rows.features["text"] in (Value("string"), Value("large_string"))
+    if not is_text or rows.data.column("text").null_count:
+        kept = []
+        for row, value in enumerate(rows["text"]):
+            if fault := fault_of_text(value):
+                bad.add(f"{name}, row {row}", fault, f"a string as {text_column}")
+            else:
+                kept.append(row)
+        rows = rows.select(kept)
+    return rows if rows.features["text"] == Value("string") else rows.cast_column("text", Value("string"))

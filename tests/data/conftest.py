@@ -52,6 +52,7 @@ def make(books, tmp_path):
             batch_size=2,
             validation_sequences=None,
             minimum_tokens=0,
+            on_bad_document="error",
             workers=0,
             cache=str(tmp_path / "cache"),
             seed=7,

@@ -310,7 +310,7 @@ def test_a_corpus_that_the_tokenizer_normalizes_is_a_warning(bpe, tmp_path, capl
         for number, text in enumerate(texts):
             (tmp_path / "books" / split / f"{number}.txt").write_text(text)
     caplog.clear()
-    prepare(Files("text"), str(tmp_path / "books"), tokenizer, 0, tmp_path / "cache")
+    prepare(Files("text"), str(tmp_path / "books"), tokenizer, 0, tmp_path / "cache", "error")
     warned = [message for message in caplog.messages if "normalizes" in message]
     assert [line.partition(":")[0] for line in warned] == ["train", "test"]
     assert "1 of 2 documents" in warned[0] and "1 of 1 documents" in warned[1]

@@ -76,6 +76,16 @@ def test_own_documents_are_scored_alike_whatever_becomes_of_the_corpus(run, own,
         assert row["tokenizer"] == before["tokenizer"]
 
 
+def test_documents_that_are_left_out_are_in_the_row(run, own):
+    (own / "bad.jsonl").write_text('{"text": "a text"}\n{"text": null}\n')
+    documents = ("data=files", f"data.path={own}")
+    with pytest.raises(CorpusError, match=r"bad\.jsonl, line 2.*data\.on_bad_document=skip"):
+        evaluate(run, *documents)
+    row = evaluate(run, *documents, "data.on_bad_document=skip")
+    assert row["documents_left_out"] == {"unreadable": 1, "empty": 0}
+    assert "documents_left_out" not in evaluate(run)
+
+
 def test_a_bigram_model_that_cannot_be_counted_is_left_out(run, own, books, caplog):
     documents = ("data=files", f"data.path={own}", "evaluation.baselines=true")
     assert evaluate(run, *documents)["baselines"]["bigram_bits_per_byte"] > 0

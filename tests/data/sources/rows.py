@@ -1,5 +1,9 @@
 """Reads the documents that a source loads."""
 
+from data.sources import BadDocuments
+
+STRICT = BadDocuments("error", None)
+
 
 def by_name(splits) -> dict[str, str]:
     """The text of every document of all splits."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data import CorpusError, Files
-from tests.data.sources.rows import by_name
+from tests.data.sources.rows import STRICT, by_name
 
 BOOKS = Path(__file__).parents[4] / "shared" / "data" / "books.tar.xz"
 
@@ -24,7 +24,7 @@ def test_files_of_every_kind(tmp_path):
     (folder / "ignored.csv").write_text("1,2")
     (folder / "d.jsonl").write_text("".join(json.dumps({"text": f"row {n}", "id": n}) + "\n" for n in range(3)))
     datasets.Dataset.from_dict({"text": ["p0", "p1"]}).to_parquet(str(folder / "e.parquet"))
-    documents = by_name(Files("text").load(str(folder), tmp_path / "arrow"))
+    documents = by_name(Files("text").load(str(folder), tmp_path / "arrow", STRICT))
     assert documents == {
         "a.txt": "line\r\nline é\n",
         "deep/b.md": "# b",
@@ -40,20 +40,20 @@ def test_files_of_every_kind(tmp_path):
 def test_files_by_glob_and_one_file(tmp_path):
     for name in ("a.txt", "b.txt", "c.md"):
         (tmp_path / name).write_text(name)
-    assert set(by_name(Files("text").load(str(tmp_path / "*.txt"), tmp_path / "arrow"))) == {"a.txt", "b.txt"}
-    assert set(by_name(Files("text").load(str(tmp_path / "c.md"), tmp_path / "arrow2"))) == {"c.md"}
+    assert set(by_name(Files("text").load(str(tmp_path / "*.txt"), tmp_path / "arrow", STRICT))) == {"a.txt", "b.txt"}
+    assert set(by_name(Files("text").load(str(tmp_path / "c.md"), tmp_path / "arrow2", STRICT))) == {"c.md"}
 
 
 def test_folders_are_splits_and_validation_serves_as_test(books, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (books / "stray.txt").write_text("left out")
-    splits = Files("text").load(str(books), tmp_path / "arrow")
+    splits = Files("text").load(str(books), tmp_path / "arrow", STRICT)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 12, "validation": 3, "test": 3}
     assert "validation serves as test" in caplog.text
     assert "1 files outside" in caplog.text
     (books / "test").mkdir()
     (books / "test" / "t.txt").write_text("tested")
-    assert Files("text").load(str(books), tmp_path / "arrow2")["test"]["name"][:] == ["test/t.txt"]
+    assert Files("text").load(str(books), tmp_path / "arrow2", STRICT)["test"]["name"][:] == ["test/t.txt"]
 
 
 def test_files_identity_follows_changes(books):
@@ -64,13 +64,6 @@ def test_files_identity_follows_changes(books):
     file.write_text(file.read_text()[::-1])
     os.utime(file, ns=(1, 1))
     assert source.identity(str(books)) != before
-
-
-def test_files_that_are_not_utf8_are_named(books, tmp_path, caplog):
-    (books / "train" / "bad.txt").write_bytes(b"\xff\xfe")
-    splits = Files("text").load(str(books), tmp_path / "arrow")
-    assert len(splits["train"]) == 12
-    assert "1 files are not UTF-8" in caplog.text and "bad.txt" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -103,8 +96,8 @@ def test_a_missing_column_lists_the_columns(tmp_path, kind):
     rows = datasets.Dataset.from_dict({"body": ["x"], "id": [1]})
     (rows.to_json if kind == "jsonl" else rows.to_parquet)(str(tmp_path / f"a.{kind}"))
     with pytest.raises(CorpusError, match=r"^data\.source\.text_column=text: must .* body, id$"):
-        Files("text").load(str(tmp_path / f"a.{kind}"), tmp_path / "arrow")
-    assert by_name(Files("body").load(str(tmp_path / f"a.{kind}"), tmp_path / "arrow"))[f"a.{kind}:0"] == "x"
+        Files("text").load(str(tmp_path / f"a.{kind}"), tmp_path / "arrow", STRICT)
+    assert by_name(Files("body").load(str(tmp_path / f"a.{kind}"), tmp_path / "arrow", STRICT))[f"a.{kind}:0"] == "x"
 
 
 @pytest.mark.skipif(not BOOKS.exists(), reason=f"{BOOKS} is not here")
@@ -121,5 +114,5 @@ def test_real_books_keep_their_splits(tmp_path):
                     break
     files = Files("text").find(str(tmp_path / "books"))
     assert {"train", "validation", "test"} == set(files)
-    splits = Files("text").load(str(tmp_path / "books"), tmp_path / "arrow")
+    splits = Files("text").load(str(tmp_path / "books"), tmp_path / "arrow", STRICT)
     assert min(len(text) for text in splits["train"]["text"][:2]) > 10_000

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from data import CorpusError, Hub
+from tests.data.sources.rows import STRICT
 
 
 @pytest.fixture
@@ -27,25 +28,25 @@ def hub(**changes) -> Hub:
 
 
 def test_hub_reads_the_datasets_own_splits(hub_folder, tmp_path):
-    splits = hub().load(str(hub_folder), tmp_path / "arrow")
+    splits = hub().load(str(hub_folder), tmp_path / "arrow", STRICT)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 40, "validation": 2, "test": 3}
     assert splits["test"][1] == {"text": "test 1", "name": f"{hub_folder}/test:1"}
 
 
 def test_hub_splits_one_split_by_hash(hub_folder, tmp_path):
-    splits = hub(split="train").load(str(hub_folder), tmp_path / "arrow")
+    splits = hub(split="train").load(str(hub_folder), tmp_path / "arrow", STRICT)
     assert sum(map(len, splits.values())) == 40 and len(splits["train"]) > 25
 
 
 def test_hub_errors(hub_folder, tmp_path):
     with pytest.raises(CorpusError, match=r"^data\.source\.text_column=text: must .* book, year$"):
-        hub(text_column="text").load(str(hub_folder), tmp_path / "arrow")
+        hub(text_column="text").load(str(hub_folder), tmp_path / "arrow", STRICT)
     with pytest.raises(CorpusError, match=rf"^data\.path={hub_folder}, data\.source\.config=poems: must "):
-        hub(config="poems").load(str(hub_folder), tmp_path / "arrow")
+        hub(config="poems").load(str(hub_folder), tmp_path / "arrow", STRICT)
     with pytest.raises(CorpusError, match=r", data\.source\.split=valid: must "):
-        hub(split="valid").load(str(hub_folder), tmp_path / "arrow")
+        hub(split="valid").load(str(hub_folder), tmp_path / "arrow", STRICT)
     with pytest.raises(CorpusError, match=r"^data\.path=nobody/nothing, .*: must "):
-        hub().load("nobody/nothing", tmp_path / "arrow")
+        hub().load("nobody/nothing", tmp_path / "arrow", STRICT)
     with pytest.raises(CorpusError, match=r"^data\.path=null: must be "):
         hub().check(None)
     assert hub().identity(str(hub_folder)) != hub(revision="main").identity(str(hub_folder))

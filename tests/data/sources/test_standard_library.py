@@ -8,7 +8,7 @@ import pytest
 
 from data import CorpusError, StandardLibrary
 from data.sources.standard_library import module_tested
-from tests.data.sources.rows import by_name
+from tests.data.sources.rows import STRICT, by_name
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def library(tmp_path):
 
 def test_the_library_by_document(library, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    splits = StandardLibrary(tests=True).load(str(library), tmp_path)
+    splits = StandardLibrary(tests=True).load(str(library), tmp_path, STRICT)
     documents = by_name(splits)
     assert set(documents) == {"abc", "json", "json/tests", "test/test_json", "test/test_abc"}
     assert documents["json"] == (
@@ -72,11 +72,11 @@ def test_the_library_by_document(library, tmp_path, caplog):
 def test_a_library_without_tests(library, tmp_path, caplog):
     import shutil
 
-    assert set(by_name(StandardLibrary(tests=False).load(str(library), tmp_path))) == {"abc", "json"}
+    assert set(by_name(StandardLibrary(tests=False).load(str(library), tmp_path, STRICT))) == {"abc", "json"}
     assert "no tests" not in caplog.text
     shutil.rmtree(library / "test")
     shutil.rmtree(library / "json" / "tests")
-    assert set(by_name(StandardLibrary(tests=True).load(str(library), tmp_path))) == {"abc", "json"}
+    assert set(by_name(StandardLibrary(tests=True).load(str(library), tmp_path, STRICT))) == {"abc", "json"}
     assert "has no tests (some distributions leave them out)" in caplog.text
 
 
@@ -90,7 +90,7 @@ def test_the_librarys_identity_is_its_content(library):
 
 
 def test_this_pythons_library_is_split_well(tmp_path):
-    splits = StandardLibrary(tests=False).load(None, tmp_path)
+    splits = StandardLibrary(tests=False).load(None, tmp_path, STRICT)
     size = {split: sum(map(len, rows["text"])) for split, rows in splits.items()}
     assert sum(size.values()) > 8e6
     assert all(0.02 < size[split] / sum(size.values()) < 0.12 for split in ("validation", "test"))

@@ -1,0 +1,81 @@
+"""Finds the files of a folder or a glob, and counts those that are left out."""
+
+import os
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+
+from ..errors import CorpusError
+from .file_rows import KINDS, kind_of
+
+
+@dataclass
+class FoundFiles:
+    """files: those that can be read, sorted. left_out: counts of the others, by their ending; hidden: entries whose
+    name starts with a dot, which are not entered."""
+
+    files: list[Path] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+
+    def add(self, file: Path) -> None:
+        if not file.is_file():
+            self.left_out["broken links"] += 1
+        elif kind_of(file) is None:
+            self.left_out[file.suffix.lower() or "without an ending"] += 1
+        else:
+            self.files.append(file)
+
+    def describe_left_out(self) -> str:
+        """Returns a sentence; an empty one if nothing is left out."""
+        counts = [f"{count} {ending}" for ending, count in sorted(self.left_out.items())]
+        counts += [f"{self.hidden} hidden"] if self.hidden else []
+        kinds = f"{' '.join(KINDS)}, also as .gz and .zst"
+        return f"files are left out: {', '.join(counts)} (read are {kinds})" if counts else ""
+
+
+def find_files(path: str) -> FoundFiles:
+    """Finds the files of a folder, of a glob, or the one file `path`. Links to folders are followed, each folder once.
+
+    Raises:
+        CorpusError: there is no file that can be read, or a folder cannot be listed.
+    """
+    top = Path(path)
+    found = FoundFiles()
+    if top.is_dir():
+        _walk(top, found)
+    else:
+        for name in glob(path, recursive=True):
+            if not Path(name).is_dir():
+                found.add(Path(name))
+    found.files.sort()
+    if not found.files:
+        if not top.exists() and not any(mark in path for mark in "*?["):
+            raise CorpusError(f"data.path={path}: must be a file or folder that exists, or a glob")
+        raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(KINDS)}")
+    return found
+
+
+def _walk(top: Path, found: FoundFiles) -> None:
+    folders, links, entered = [top], deque[Path](), set()
+    while folders or links:  # links come last, so that a file has the name of its own folder
+        folder = folders.pop() if folders else links.popleft()
+        real = folder.resolve()
+        if real in entered:
+            continue
+        entered.add(real)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            raise CorpusError(
+                f"data.path={top}: must have folders that can be read: {folder}: {error.strerror}"
+            ) from error
+        for name in names:
+            entry = folder / name
+            if name.startswith("."):
+                found.hidden += 1
+            elif entry.is_dir():
+                (links if entry.is_symlink() else folders).append(entry)
+            else:
+                found.add(entry)

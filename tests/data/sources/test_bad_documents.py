@@ -1,0 +1,189 @@
+"""A document that cannot be read is one line, or is skipped and counted: never a traceback, never silence."""
+
+import gzip
+import json
+import logging
+import os
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data import CorpusError, Files, Hub, InMemoryDocuments, prepare
+from data.sources import BadDocuments
+from data.tokenizers import Bytes
+from tests.data.sources.rows import STRICT, by_name
+
+GOOD = '{"text": "good"}\n'
+
+
+def jsonl(line: str | bytes) -> bytes:
+    return (GOOD * 2).encode() + (line.encode() if isinstance(line, str) else line)
+
+
+def parquet(folder, values, kind=None) -> bytes:
+    file = folder / "made.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(values, kind)}), file)
+    content = file.read_bytes()
+    file.unlink()
+    return content
+
+
+BAD = {
+    "a null": ("a.jsonl", jsonl('{"text": null}'), "a.jsonl, line 3", "null", 2),
+    "an integer": ("a.jsonl", jsonl('{"text": 7}'), "a.jsonl, line 3", "int 7", 2),
+    "a list": ("a.jsonl", jsonl('{"text": ["a"]}'), "a.jsonl, line 3", "a list", 2),
+    "no object": ("a.jsonl", jsonl('["text"]'), "a.jsonl, line 3", "a list", 2),
+    "no column": ("a.jsonl", jsonl('{"body": "x"}'), "a.jsonl, line 3", "body", 2),
+    "a cut line": ("a.jsonl", jsonl('{"text": "cut'), "a.jsonl, line 3", "JSON", 2),
+    "half a character": ("a.jsonl", jsonl('{"text": "\\ud800"}'), "a.jsonl, line 3", "ud800", 2),
+    "a line of other bytes": ("a.jsonl", jsonl(b'{"text": "\xff"}'), "a.jsonl, line 3", "0xff", 2),
+    "a deep line": ("a.jsonl", jsonl("[" * 100_000), "a.jsonl, line 3", "JSON", 2),
+    "a text of other bytes": ("a.txt", b"abc\xff", "a.txt", "0xff", 0),
+    "a cut gzip of lines": ("a.jsonl.gz", gzip.compress(jsonl("") * 9)[:-9], "a.jsonl.gz", "unreadable", None),
+    "no gzip": ("a.txt.gz", b"text", "a.txt.gz", "unreadable", 0),
+    "no zstd": ("a.txt.zst", b"text", "a.txt.zst", "unreadable", 0),
+    "no parquet": ("a.parquet", b"PAR1 and no more", "a.parquet", "unreadable", 0),
+}
+BAD_TABLES = {
+    "a null": (["good", None], None, "row 1", "null", 1),
+    "integers": ([1, 2], None, "row 0", "int 1", 0),
+    "lists": ([["a"]], None, "row 0", "a list", 0),
+    "binary": ([b"a"], None, "row 0", "binary", 0),
+}
+
+
+@pytest.fixture
+def place(tmp_path):
+    folder = tmp_path / "place"
+    folder.mkdir()
+    (folder / "good.txt").write_text("good")
+    return folder
+
+
+def check(place, scratch, where, found, kept):
+    """The first bad document is an error of one line; with `skip` the `kept` others are read, and it is counted."""
+    with pytest.raises(CorpusError) as error:
+        Files("text").load(str(place), scratch / "strict", BadDocuments("error", str(place)))
+    message = str(error.value)
+    assert (
+        message.startswith(f"data.path={place}: must hold ") and f"{where}, and holds " in message and found in message
+    )
+    assert "data.on_bad_document=skip" in message and "\n" not in message
+
+    bad = BadDocuments("skip", str(place))
+    documents = by_name(Files("text").load(str(place), scratch / "skip", bad))
+    assert bad.count >= 1 and bad.examples[0].startswith(f"{where}: ") and set(documents.values()) == {"good"}
+    assert kept is None or len(documents) == kept + 1
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_document_is_one_line_or_is_skipped(place, tmp_path, kind):
+    name, content, where, found, kept = BAD[kind]
+    (place / name).write_bytes(content)
+    check(place, tmp_path, where, found, kept)
+
+
+@pytest.mark.parametrize("kind", BAD_TABLES)
+def test_a_bad_row_of_a_table_is_one_line_or_is_skipped(place, tmp_path, kind):
+    values, arrow_type, where, found, kept = BAD_TABLES[kind]
+    (place / "a.parquet").write_bytes(parquet(tmp_path, values, arrow_type))
+    check(place, tmp_path, f"a.parquet, {where}", found, kept)
+
+
+def test_a_cut_parquet_file_is_one_line(place, tmp_path):
+    content = parquet(tmp_path, ["good"] * 100)
+    (place / "a.parquet").write_bytes(content[: len(content) // 2])
+    check(place, tmp_path, "a.parquet", "unreadable", 0)
+
+
+def test_tables_of_several_kinds_of_strings_and_an_empty_one(place, tmp_path):
+    (place / "empty.jsonl").write_text("")
+    (place / "blank.jsonl").write_text(f"\n{GOOD}\n")
+    (place / "mark.jsonl").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    (place / "a.parquet").write_bytes(parquet(tmp_path, ["a"], pyarrow.string()))
+    (place / "b.parquet").write_bytes(parquet(tmp_path, ["b"], pyarrow.large_string()))
+    assert by_name(Files("text").load(str(place), tmp_path / "arrow", STRICT)) == {
+        "good.txt": "good",
+        "a.parquet:0": "a",
+        "b.parquet:0": "b",
+        "blank.jsonl:0": "good",
+        "mark.jsonl:0": "good",
+    }
+
+
+def test_rows_keep_their_numbers_where_one_is_skipped(place, tmp_path):
+    (place / "a.jsonl").write_text(GOOD + "broken\n" + GOOD)
+    documents = by_name(Files("text").load(str(place), tmp_path / "arrow", BadDocuments("skip", None)))
+    assert set(documents) == {"good.txt", "a.jsonl:0", "a.jsonl:2"}
+
+
+def test_a_file_name_that_is_not_utf8_is_read(place, tmp_path):
+    with open(os.fsencode(place) + b"/odd\xff.txt", "w") as file:
+        file.write("odd")
+    corpus_rows = by_name(Files("text").load(str(place), tmp_path / "arrow", STRICT))
+    assert corpus_rows == {"good.txt": "good", "odd\\xff.txt": "odd"}
+    assert json.dumps(Files("text").identity(str(place)))
+
+
+def test_skipped_documents_are_told_again_by_the_cached_corpus(books, tmp_path, caplog):
+    (books / "train" / "bad.txt").write_bytes(b"\xff")
+    (books / "valid" / "bad.txt").write_bytes(b"\xff")
+
+    def corpus(policy):
+        caplog.clear()
+        return prepare(Files("text"), str(books), Bytes(), 0, tmp_path / "cache", policy)
+
+    with pytest.raises(CorpusError, match=r": must hold .* train/bad\.txt"):
+        corpus("error")
+    first = corpus("skip")
+    assert first.skipped["documents"] == 2 and len(first.splits["train"]) == 12
+    assert "2 documents cannot be read" in caplog.text and "train/bad.txt" in caplog.text
+    caplog.set_level(logging.WARNING)
+    assert corpus("skip").skipped == first.skipped and "2 documents cannot be read" in caplog.text
+    with pytest.raises(CorpusError, match=r": must hold .* train/bad\.txt"):  # the cached corpus is another one's
+        corpus("error")
+
+
+def test_a_policy_is_one_of_two():
+    with pytest.raises(CorpusError, match=r"^data\.on_bad_document=ignore: must be error or skip$"):
+        BadDocuments("ignore", None)
+
+
+def test_the_documents_of_an_evaluation_are_counted(place, caplog):
+    (place / "null.jsonl").write_text('{"text": null}\n' + GOOD)
+    (place / "empty.txt").write_text("")
+    with pytest.raises(CorpusError, match=r": must hold .* null\.jsonl, line 1"):
+        InMemoryDocuments.load(Files("text"), str(place), Bytes(), "error")
+    documents = InMemoryDocuments.load(Files("text"), str(place), Bytes(), "skip")
+    assert sorted(documents.names) == ["good.txt", "null.jsonl:1"]
+    assert documents.left_out == {"unreadable": 1, "empty": 1}
+    assert "1 documents cannot be read" in caplog.text and "1 of 3 documents are empty" in caplog.text
+
+
+def test_a_validation_split_that_serves_as_test_is_evaluated_once(books):
+    documents = InMemoryDocuments.load(Files("text"), str(books), Bytes(), "error")
+    assert len(documents) == len(set(documents.names)) == 12 + 3
+
+
+@pytest.mark.parametrize("kind", ["line", "null", "large"])
+def test_a_local_dataset_with_a_bad_line(tmp_path, kind):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    hub = Hub(config=None, split="train", revision=None, text_column="text")
+    if kind == "large":
+        values = pyarrow.array(["good"] * 3, pyarrow.large_string())
+        pyarrow.parquet.write_table(pyarrow.table({"text": values}), folder / "train.parquet")
+        splits = hub.load(str(folder), tmp_path / "arrow", STRICT)
+        assert sum(map(len, splits.values())) == 3
+        assert all(rows.features["text"] == datasets.Value("string") for rows in splits.values())
+        return
+    (folder / "train.jsonl").write_text(GOOD * 3 + ('{"text": "cut' if kind == "line" else '{"text": null}\n'))
+    where = "train.jsonl, line 4" if kind == "line" else "row 3"
+    with pytest.raises(CorpusError, match=rf"^data\.path={folder}: .*{where}.* skip") as error:
+        hub.load(str(folder), tmp_path / "arrow", BadDocuments("error", str(folder)))
+    assert "\n" not in str(error.value)
+    if kind == "null":
+        bad = BadDocuments("skip", str(folder))
+        assert sum(map(len, hub.load(str(folder), tmp_path / "arrow", bad).values())) == 3 and bad.count == 1
