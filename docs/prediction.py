@@ -1,8 +1,8 @@
 """The predicted time of a training step on many GPUs, for docs/scaling.md.
 
-Measured: the time of a step on one GPU (docs/results/training_h200), how much longer it takes on two GPUs
-(docs/results/scaling_h200.json), and the bandwidth of NCCL's all-reduce on a host with NVLink. Computed: the bytes of a
-step (model/parallel). Assumed: the network between hosts, and that transfers do not overlap with computation.
+Measured: the time of a step on one GPU (docs/results/training_h200), and how much longer it takes on two GPUs
+(docs/results/scaling_h200.json). Computed: the bytes of a step (model/parallel). Assumed: the bandwidth within a host
+and between hosts, and that transfers do not overlap with computation.
 
     step         computation / (share of linear speed on two GPUs) + exchange + all-reduce
     computation  T (t + p L d / 2) on a GPU that holds T tokens, in sequences of L tokens. A query sees the share d of
@@ -29,18 +29,22 @@ HOST = 8
 """GPUs of a host."""
 
 WITHIN_HOST, BETWEEN_HOSTS = 350e9, 50e9
-"""Bytes a second and GPU: measured (NCCL's all-reduce, 8 H100 GPUs with NVLink), and assumed (400 Gb/s a GPU)."""
+"""Bytes per second and GPU, both assumed: NCCL's all-reduce among 8 H100 GPUs with NVLink, and 400 Gb/s a GPU."""
 
 TOKENS_PER_GPU, MOST_TOKENS_PER_GPU = 1 << 17, 1 << 20
-"""Tokens that a GPU holds where there are enough GPUs, and the longest step that was measured on one."""
+"""Tokens that a GPU holds if there are enough GPUs, and those of the longest step that was measured on one GPU."""
 
 LAYERS, WINDOW, KV_NUMBERS, PARAMETERS = 12, 1024, 2 * 2 * 128, 124_000_000
-"""Of configs/model/small.yaml with windows of 1,024. KV_NUMBERS: of a token's key and value in one layer."""
+"""Of configs/model/small.yaml with windows of 1,024. KV_NUMBERS: numbers in a token's key and value in one layer."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """The seconds of a step. sharing: GPUs that share a sequence; tokens: a GPU's; sent: bytes that a GPU sends."""
+    """The predicted seconds of a step, by cause.
+
+    sharing: GPUs that share a sequence. tokens: of one GPU. slower: factor on `computation` on several GPUs, as
+    measured on two. sent: bytes that a GPU sends in all exchanges of keys and values.
+    """
 
     sharing: int
     tokens: int
@@ -97,7 +101,7 @@ def seconds_per_token(pattern: str, length: int, checkpoints: bool) -> float:
 
 
 def exchanged(pattern: str, length: int, sharing: int) -> tuple[int, int]:
-    """Returns the bytes that a GPU sends in one layer, forward and backward; that of most bytes."""
+    """Returns the bytes that the GPU that sends most sends in one layer, forward and backward."""
     if sharing == 1:
         return 0, 0
     context = Context.of(StandInGroup(sharing, sharing // 2), length, interleave=pattern == "dense")
