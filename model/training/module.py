@@ -98,11 +98,11 @@ class LanguageModel(lightning.LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
+        strategy = self.trainer.strategy
+        limit = strategy.timeout(strategy.ranks) if isinstance(strategy, WatchedRanks) else {}
         if self.trainer.world_size > 1:
-            self.hosts = dist.new_group(backend="gloo")
+            self.hosts = dist.new_group(backend="gloo", **limit)
         if self.context_parallel > 1:
-            strategy = self.trainer.strategy
-            limit = strategy.timeout(strategy.ranks) if isinstance(strategy, WatchedRanks) else {}
             self.context_group = context_group(self.context_parallel, self.device, **limit)
         # Plain tensors and not buffers: Lightning's bf16-true precision would cast a float64 buffer.
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step

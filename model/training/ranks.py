@@ -76,7 +76,7 @@ class Ranks(Callback):
         self.children: Sequence[subprocess.Popen] = ()  # that this process has started: ranks 1, 2, ...
         self.parent: int | None = None  # the process of rank 0, if that has started this one
         self.rank = 0
-        self.started = self.ending = self.first_to_fail = False
+        self.started = self.ending = self.first_to_fail = self.failed = False
         # Seconds since the last finished batch, without those in which this process was stopped; None before all ranks
         # have joined.
         self.idle: float | None = None
@@ -99,6 +99,7 @@ class Ranks(Callback):
 
     def stop(self, failed: bool) -> None:
         """Ends the watch. After a failure, rank 0 ends the processes that it has started and that have not ended."""
+        self.failed = failed
         self.stopped.set()
         os.environ.pop(FIRST_RANK, None)
         if not failed:
@@ -162,8 +163,10 @@ class Ranks(Callback):
             self.found.set()
             if not self.stopped.wait(GRACE_SECONDS):
                 self._end(self.cause)
-            time.sleep(EXIT_SECONDS)  # the main thread exits, and may wait in NCCL's destructor
-            os._exit(REPORTED)
+            if self.failed:
+                time.sleep(EXIT_SECONDS)  # the main thread exits, and may wait in NCCL's destructor
+                os._exit(REPORTED)
+            return  # this rank has finished: the other one failed while it exited
 
     def _find(self) -> RankLostError | None:
         written = self._written()
@@ -247,6 +250,7 @@ class Launcher(_SubprocessScriptLauncher):
         self.ranks = ranks
 
     def launch(self, function: Callable, *arguments: Any, trainer: Trainer | None = None, **settings: Any) -> Any:
+        # After this, Lightning's `launch` starts no processes: `_call_children_scripts` has set LOCAL_RANK.
         if not self.cluster_environment.creates_processes_externally:
             self.ranks.prepare()
             self._call_children_scripts()

@@ -58,6 +58,12 @@ def test_a_step_has_no_barrier(tmp_path, strategy):
         assert short == long
 
 
+def test_all_groups_of_ranks_wait_as_long_as_rank_timeout_allows(tmp_path):
+    """gloo's own limit is half an hour, which a larger trainer.rank_timeout must lengthen."""
+    for limits in run_on_ranks(training.time_limits_of_groups, 2, "ddp", 7200, str(tmp_path)):
+        assert limits and all(limit > 7200 for limit in limits)
+
+
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     """A run folder, and what its runs measure: 2 sharded ranks, then one process, then 2 sharded ranks."""

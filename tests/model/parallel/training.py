@@ -199,6 +199,14 @@ def count_barriers(strategy: str, root: str) -> list[int]:
     return found
 
 
+def time_limits_of_groups(strategy: str, rank_timeout: float, root: str) -> list[float]:
+    """Seconds that the groups that a run makes wait for a rank; for run_on_ranks."""
+    join_ranks()
+    with mock.patch.object(dist, "new_group", wraps=dist.new_group) as new_group:
+        train(Path(root) / "run", strategy, max_steps=1, validate_every=None, rank_timeout=rank_timeout)
+    return [call.kwargs["timeout"].total_seconds() for call in new_group.call_args_list]
+
+
 def run_train_py(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Runs train.py's `train` on every rank, in one run folder, and returns the summary of the run."""
     from train import train as train_py
