@@ -9,6 +9,7 @@ import yaml
 from configs import schema
 from configs.build import build_data, build_model, build_plan
 from configs.checks import check
+from configs.errors import ConfigError
 from configs.validation import validated
 from kernels import Axis
 from model.attention import build_attention_layout
@@ -88,21 +89,30 @@ def test_every_data_group_builds(tmp_path):
         assert data.sequence_length == 4096
 
 
+NEEDED = {"extend_context": ["init_from=null"]}  # its default is the name of no run
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_an_experiment_composes_with_other_groups_in_every_order(experiment):
     others = ["data=files", f"data.path={ROOT / 'kernels'}", "data/tokenizer=bytes", "attention=dense", "trainer=cpu"]
-    config = compose(f"experiment={experiment}", *others)
+    needed = NEEDED.get(experiment, [])
+    config = compose(f"experiment={experiment}", *others, *needed)
     check(config)
-    assert config == compose(*others, f"experiment={experiment}")
+    assert config == compose(*others, f"experiment={experiment}", *needed)
     assert config["data"]["source"]["_target_"] == "data.sources.Files"
     assert config["data"]["tokenizer"] == {"_target_": "data.tokenizers.Bytes"}
 
 
 def test_every_experiment_passes_the_checks():
     for experiment in options("experiment"):
-        overrides = [f"experiment={experiment}"]
-        if "32k" in experiment:
+        overrides = [f"experiment={experiment}", *NEEDED.get(experiment, [])]
+        if experiment != "smoke":
             overrides.append(f"data.path={ROOT / 'kernels'}")
         if "32k" in experiment and not torch.cuda.is_available():
             overrides.append("trainer.accelerator=cpu")
         check(compose(*overrides))
+
+
+def test_extending_the_context_needs_a_model():
+    with pytest.raises(ConfigError, match="init_from=RUN: no checkpoint"):
+        check(compose("experiment=extend_context", f"data.path={ROOT / 'kernels'}", "trainer=cpu"))
