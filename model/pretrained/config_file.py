@@ -32,7 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 DEFAULTS["ministral"] = DEFAULTS["mistral"]
-"""Model type -> transformers' defaults that differ between the four."""
+"""Model type -> transformers' default of each key whose default depends on the model type."""
 
 ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "attention_dropout": 0}
 """Key -> the one value that our model can compute."""
@@ -87,25 +87,24 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 class ConfigFile:
-    """The keys of the config.json of `folder`. Each is checked when it is read.
+    """The keys of the config.json of `folder`. Each key is checked when it is read.
 
     Raises:
-        PretrainedError: the folder holds no model in this format: no config.json, one that is no JSON, an adapter, or
-            quantized weights.
+        PretrainedError: config.json is missing or not JSON, or the folder holds an adapter or quantized weights.
     """
 
     def __init__(self, folder: Path):
         self.file = folder / FILE
         if (folder / "adapter_config.json").is_file():
             raise PretrainedError(
-                f"{folder / 'adapter_config.json'}: must be merged into its base model before (merge_and_unload of "
-                "peft): an adapter alone is no model"
+                f"{folder / 'adapter_config.json'}: must be merged into its base model first (peft's "
+                "merge_and_unload)"
             )
         try:
             self.values: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise PretrainedError(f"{folder}: must hold a {FILE}, the weights and a tokenizer.json") from None
-        except (ValueError, UnicodeDecodeError) as error:
+        except ValueError as error:  # not JSON, or not UTF-8
             raise PretrainedError(f"{self.file}: must be JSON: {error}") from None
         if not isinstance(self.values, dict):
             raise PretrainedError(f"{self.file}: must be a JSON object with the keys of a model")
@@ -167,4 +166,8 @@ class ConfigFile:
             where = "use_sliding_window=true and " if kind == "qwen3" else ""
             accepted = f"full_attention in every layer without {where}a sliding_window"
             raise self.refused("layer_types", accepted)
-        return tuple(width if WINDOWS[each] else None for each in types)
+        windows = tuple(width if WINDOWS[each] else None for each in types)
+        if kind == "mistral" and windows != (width,) * layers:  # transformers' Mistral does not read layer_types
+            accepted = f"{'full' if width is None else 'sliding'}_attention in every layer, or model_type=ministral"
+            raise self.refused("layer_types", accepted)
+        return windows

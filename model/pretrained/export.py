@@ -176,8 +176,10 @@ def layer_windows(config: ModelConfig, plan: AttentionPlan) -> list[int | None] 
     if not all(isinstance(pattern, Pattern) and pattern.is_mask for pattern in patterns):
         return None
     widths = [pattern.plain_window(config.max_length) for pattern in patterns]
-    windows = [width if width is None or width < config.max_length else None for width in widths]
-    return None if None in widths or len({*windows} - {None}) > 1 else windows
+    if None in widths:
+        return None
+    windows = [width if width < config.max_length else None for width in widths]
+    return windows if len({*windows} - {None}) <= 1 else None
 
 
 def hugging_face_rope(config: ModelConfig) -> dict[str, Any]:

@@ -129,6 +129,10 @@ REFUSED = [
     (dict(layer_types=["full_attention"]), ["layer_types=", "a list of 3"]),
     (dict(layer_types=["chunked_attention"] * 3), ["layer_types=", "full_attention or sliding_attention"]),
     (dict(layer_types=["sliding_attention"] * 3), ["layer_types=", "without a sliding_window"]),
+    (
+        dict(model_type="mistral", sliding_window=10, layer_types=["full_attention"] * 3),
+        ["layer_types=", "sliding_attention in every layer", "ministral"],
+    ),
     (dict(model_type="mistral", sliding_window=0), ["sliding_window=0", "an integer >= 1"]),
     (
         dict(model_type="qwen3", num_key_value_heads=4, use_sliding_window=True, max_window_layers=-1),
