@@ -11,7 +11,7 @@ import torch
 
 from configs.aliases import upgrade
 from configs.build import ConfigError, build_data, build_model, build_source
-from configs.pretrained import PREFIX, groups_of, is_pretrained, pretrained_folder, weights_of
+from configs.pretrained import GROUP, PREFIX, groups_of, is_pretrained, pretrained_folder, weights_of
 from configs.tokenizer import FILE, tokenizer_of, with_own_tokenizer
 from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
@@ -55,6 +55,13 @@ class Run:
         return f"{self.config['name']}/{self.folder.name}{which}"
 
     @property
+    def start(self) -> list[str]:
+        """The overrides with which train.py starts from the weights of `checkpoint`."""
+        if isinstance(self.file, Weights):
+            return [f"model={GROUP}", f"init_from={PREFIX}{self.folder}"]
+        return [f"init_from={self.checkpoint}"]
+
+    @property
     def sequence_length(self) -> int:
         """Tokens of a training sequence."""
         return self.config["data"]["sequence_length"]
@@ -70,10 +77,11 @@ class Run:
         """The training data under the run's tokenizer, set up.
 
         Raises:
-            ConfigError: the corpus is gone, is not the one of the training, or was never one of ours.
+            ConfigError: the corpus is gone, is not the one of the training, or is unknown, as a pretrained model's.
         """
         if isinstance(self.file, Weights):
-            raise ConfigError(f"checkpoint={PREFIX}{self.folder}: must be a run of ours where its corpus is needed")
+            accepted = "a run of train.py, or have documents (data=files data.path=...): its own corpus is unknown"
+            raise ConfigError(f"checkpoint={PREFIX}{self.folder}: must be {accepted}")
         try:
             data = build_data(with_own_tokenizer(self.config["data"], self.folder))
             data.setup()
@@ -136,7 +144,7 @@ def start_from(start: str, model: Transformer, tokenizer: Tokenizer) -> None:
     before = tokenizer_of(start)
     try:
         same = not before.is_file() or load_tokenizer(before).identity() == tokenizer.identity()
-    except CorpusError:  # a tokenizer that no run can have
+    except CorpusError:  # not lossless, so the run has another one
         same = False
     if not same:
         log.warning("init_from=%s: its weights were trained with another tokenizer", start)
@@ -179,7 +187,7 @@ def retokenize(documents: Split | InMemoryDocuments, name: str, first: Run, run:
 
 def same_corpus(run: Run, other: Run) -> bool:
     """Whether both were trained on the same documents under the same tokenizer. For early checkpoints, which hold no
-    fingerprint, the fingerprint of their present corpus is compared. The corpus of a stranger's model is unknown."""
+    fingerprint, the fingerprint of their present corpus is compared. The corpus of a pretrained model is unknown."""
     if isinstance(run.file, Weights) or isinstance(other.file, Weights):
         return False
     contents = [each.data_state.get("contents") or each.data.corpus.contents for each in (run, other)]

@@ -65,7 +65,7 @@ def probe(config: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, An
         console.print(table)
     if result["documents"] == 1:
         log.warning("one document: the bounds are equal to the change")
-    console.print(recommendation(result, run.checkpoint), soft_wrap=True, highlight=False, markup=False)
+    console.print(recommendation(result, run.start), soft_wrap=True, highlight=False, markup=False)
     log.info("written to %s, %s and %s", output, output.with_suffix(".csv"), picture)
     return result
 

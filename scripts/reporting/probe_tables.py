@@ -3,7 +3,7 @@
 import csv
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,14 @@ def schedule_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def recommendation(result: Mapping[str, Any], checkpoint: Path) -> str:
-    """Returns the recommended schedule as overrides for train.py, which start from the probed `checkpoint`."""
+def recommendation(result: Mapping[str, Any], start: Sequence[str]) -> str:
+    """Returns the recommended schedule as overrides for train.py. `start`: those that start from the probed weights."""
     kept, units = result["recommended"], len(result["units"])
     change = result["schedules"][kept]["measured"]["change"]
     return (
         f"With {kept} of {units} {_kind(result)}s dense the loss changes by {change:+.4f} nats/token "
         f"(tolerance={result['tolerance']:g}). Overrides for train.py:\n"
-        f"init_from={shlex.quote(str(checkpoint))} {result['overrides']}"
+        f"{shlex.join(start)} {result['overrides']}"
     )
 
 

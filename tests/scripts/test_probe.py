@@ -15,6 +15,7 @@ from model.evaluation import Protocol, token_losses
 from model.training.checkpoints import CheckpointFile, load_weights
 from model.training.run_folder import find_checkpoint
 from scripts import probe as command
+from scripts.export import export_run
 from tests.commands import compose, resolved
 from tests.scripts.runs import SMALL, make_run, write_books
 
@@ -91,6 +92,17 @@ def _chunks(run_folder: Path):
     documents = open_run(run_folder, "cpu", "64-true").data.corpus.splits["test"]
     for document in range(len(documents)):
         yield from Protocol("chunked", 64, None).segments(len(documents.tokens(document)))
+
+
+def test_the_printed_line_starts_from_a_pretrained_model(dense, books, outputs, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    export_run(compose(f"checkpoint={dense}", f"output={folder}", config_name="export"))
+    data = ["data=files", f"data.path={books}", f"data.cache={outputs / 'cache'}"]
+    probe(f"checkpoint=hf:{folder}", *data, "length=64", "attention.patterns.local.width=8", "tokens=700")
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
+    config = resolved(*data, "data.sequence_length=64", "trainer.accelerator=cpu", *shlex.split(printed))
+    check(config)
+    assert config["init_from"] == f"hf:{folder}" and config["attention"]["patterns"]["local"]["width"] == 8
 
 
 def test_the_files_hold_a_row_per_layer(dense):
