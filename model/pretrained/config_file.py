@@ -97,8 +97,7 @@ class ConfigFile:
         self.file = folder / FILE
         if (folder / "adapter_config.json").is_file():
             raise PretrainedError(
-                f"{folder / 'adapter_config.json'}: must be merged into its base model first (peft's "
-                "merge_and_unload)"
+                f"{folder / 'adapter_config.json'}: must be merged into its base model first (peft's merge_and_unload)"
             )
         try:
             self.values: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))

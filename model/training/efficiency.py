@@ -204,7 +204,7 @@ class Efficiency(Callback):
             values |= {
                 "tokens_per_second": rate,
                 "step_seconds": seconds / self.steps,
-                "data_wait_share": (self.fetch_timer.seconds - self.fetched_before) / seconds,
+                "data_wait_share": (self._fetched() - self.fetched_before) / seconds,
             }
             peak = peak_flops(module.device, module.trainer.precision)
             if peak is not None:
@@ -227,6 +227,10 @@ class Efficiency(Callback):
         """Seconds of the current window. The clock stands if a callback has saved within this step."""
         running = 0.0 if self.running_since is None else time.perf_counter() - self.running_since
         return self.seconds + running
+
+    def _fetched(self) -> float:
+        """Returns the seconds of waiting for batches in all windows, without those in which the clock stands."""
+        return self.fetched_at_pause if self.running_since is None else self.fetch_timer.seconds
 
     def _cost(self, module: LightningModule) -> dict[str, float]:
         cost, tokens = module.step_cost()

@@ -1,7 +1,7 @@
-"""Where the time of a device goes in a training step, from PyTorch's profiler.
+"""Where the time of a device goes in a training step, by PyTorch's profiler.
 
-`trainer.profile=N` records N steps once the first steps are over. The run's folder then holds profile.json, with the
-numbers below, and trace.json.gz, a timeline that https://ui.perfetto.dev opens.
+`trainer.profile=N` records N steps, the first of which is step FIRST_STEP + 1 of the session. The run's folder then
+holds profile.json, with the numbers of StepProfile, and trace.json.gz, a timeline that https://ui.perfetto.dev opens.
 """
 
 import logging
@@ -29,10 +29,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class StepProfile:
-    """All times in milliseconds a step.
+    """Times of one step in milliseconds, each the mean over the recorded steps.
 
-    step: wall time. busy: in which the device runs a kernel or copies. communication: in which it runs a collective
-    of NCCL. exposed: of these, in which it runs nothing else. kernels: (name, time, calls), longest first.
+    step: wall time. busy: time in which the device runs a kernel or copies memory. communication: time in which it
+    runs a collective of NCCL. exposed: the part of `communication` in which it runs nothing else. kernels: name, time
+    and number of calls of each kernel, longest first.
     """
 
     step: float
@@ -44,11 +45,11 @@ class StepProfile:
     def __str__(self) -> str:
         shares = f"device busy {self.busy / self.step:.1%}"
         if self.communication:
-            shares += f", communication {self.communication:.1f} ms, of which {self.exposed:.1f} ms beside nothing else"
+            shares += f", communication {self.communication:.1f} ms, of which {self.exposed:.1f} ms alone"
         return f"{self.step:.1f} ms a step, {shares}"
 
     def table(self, rows: int = 30) -> str:
-        """The longest kernels, in Markdown."""
+        """Returns the longest kernels as a table in Markdown."""
         total = sum(spent for _, spent, _ in self.kernels)
         lines = ["| ms a step | share | calls | kernel |", "|---|---|---|---|"]
         for name, spent, calls in self.kernels[:rows]:
@@ -57,13 +58,13 @@ class StepProfile:
 
 
 def record() -> profile:
-    """A profiler of the GPU, or of the CPU on a machine without one. It is a context manager."""
+    """Returns a profiler of the GPU, or of the CPU if there is no GPU. It is a context manager."""
     return profile(activities=[ProfilerActivity.CUDA if torch.cuda.is_available() else ProfilerActivity.CPU])
 
 
 def step_profile(profiler: profile, seconds: float, steps: int) -> StepProfile:
-    """The result of a profiler that recorded `steps` steps in `seconds`. On a CPU, operators count as kernels, and
-    `busy` is the sum of their own times."""
+    """Returns the result of a profiler that recorded `steps` steps in `seconds`. On a CPU, operators count as kernels,
+    and `busy` is the sum of their own times."""
     averages = profiler.key_averages()
     on_gpu = any(event.device_type == DeviceType.CUDA for event in averages)
     spent = lambda event: event.self_device_time_total if on_gpu else event.self_cpu_time_total  # noqa: E731
@@ -80,7 +81,7 @@ def step_profile(profiler: profile, seconds: float, steps: int) -> StepProfile:
 
 
 def length(intervals: Iterable[Interval]) -> float:
-    """Length of the union of intervals (start, end)."""
+    """Returns the length of the union of intervals (start, end)."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))
@@ -89,8 +90,8 @@ def length(intervals: Iterable[Interval]) -> float:
 
 
 class StepProfiler(Callback):
-    """Profiles `steps` optimizer steps of the first rank, and writes the result to `folder`. Their time counts in no
-    speed that `efficiency` measures."""
+    """Profiles `steps` optimizer steps of the first rank, and writes the result to `folder`. The speeds that
+    `efficiency` measures leave these steps out. Warns if the session ends before the profile is whole."""
 
     def __init__(self, steps: int, folder: Path, efficiency: Efficiency) -> None:
         self.steps, self.folder, self.efficiency = steps, folder, efficiency
@@ -119,3 +120,10 @@ class StepProfiler(Callback):
             self.profiler.export_chrome_trace(str(self.folder / "trace.json.gz"))
             log.info("%s: %s", result, self.folder / "profile.json")
         self.efficiency.release()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero and self.done < FIRST_STEP + self.steps:
+            log.warning(
+                "trainer.profile=%d: this session wrote no profile: one takes %d steps, and the session had %d",
+                *(self.steps, FIRST_STEP + self.steps, self.done),
+            )

@@ -1,15 +1,18 @@
 import gzip
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from stand_ins import train
 
+from kernels.layout.cost import AttentionCost
 from model.training import profiling
-from model.training.efficiency import SKIPPED_STEPS
+from model.training.efficiency import SKIPPED_STEPS, Efficiency, FetchTimer
 from model.training.metrics import read_rows
 from model.training.profiling import FIRST_STEP, length, record, step_profile
+from model.transformer import ModelCost
 
 
 @pytest.mark.parametrize(
@@ -46,9 +49,28 @@ def test_profiled_steps_count_in_no_speed(tmp_path, monkeypatch):
     assert result.summary["train_tokens"] == (FIRST_STEP + 4) * 2 * 16
 
 
-def test_a_run_that_ends_before_its_profile_writes_none(tmp_path):
+def test_waiting_for_batches_of_profiled_steps_counts_in_no_share(tmp_path):
+    """A logged step within the profile ends the window of the steps before the profile."""
+    timer = FetchTimer()
+    efficiency, module = Efficiency(timer), SimpleNamespace(device=torch.device("cpu"), batch_tokens=8, stepped=True)
+    module.step_cost = lambda: (ModelCost(AttentionCost(1, 1, 1, 1), 1, 1), 8)
+    trainer = SimpleNamespace(world_size=1, precision="32-true")
+    module.trainer = trainer
+    for _ in range(SKIPPED_STEPS + 1):
+        efficiency.on_train_batch_start(trainer, module)
+        efficiency.on_train_batch_end(trainer, module)
+    efficiency.hold(module)
+    timer.seconds += 100.0
+    assert efficiency.measure(module)["data_wait_share"] == 0
+
+
+def test_a_run_that_ends_before_its_profile_warns_and_writes_none(tmp_path, caplog):
     train(tmp_path, max_steps=FIRST_STEP + 1, validate_every=None, profile=2)
     assert not (tmp_path / "profile.json").exists()
+    assert "trainer.profile=2" in caplog.text
+    caplog.clear()
+    train(tmp_path / "longer", max_steps=FIRST_STEP + 2, validate_every=None, profile=2)
+    assert "trainer.profile" not in caplog.text
 
 
 @pytest.mark.gpu
