@@ -79,8 +79,12 @@ def write(
 
 
 def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "Dataset":
-    """Adds the columns `bytes` (int64), `tokens` (lists of `dtype`, bos first) and `normalized` (bool: the tokens stand
-    for another text) to rows of `text`."""
+    """Encodes rows of `name` and `text`. Adds the columns `bytes` (int64), `tokens` (lists of `dtype`, bos first) and
+    `normalized` (bool: the tokens stand for another text).
+
+    Raises:
+        CorpusError: the tokens of a document do not give its text back.
+    """
     from datasets import Features, List, Value
 
     cache_file.parent.mkdir(exist_ok=True)
@@ -159,7 +163,7 @@ def _check_splits(documents: "dict[str, Dataset]", path: str | None) -> None:
 def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) -> dict:
     if several_processes:  # more threads than cores would slow all of them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in batch["text"]]
+    tokens = [tokenizer.encode_document(*each) for each in zip(batch["name"], batch["text"], strict=True)]
     return {
         "bytes": [len(text.encode()) for text in batch["text"]],
         "tokens": tokens,

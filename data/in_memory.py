@@ -33,7 +33,7 @@ class InMemoryDocuments:
     def __init__(self, rows: "Sequence[dict[str, str]] | Dataset", tokenizer: Tokenizer):
         self.names = [row["name"] for row in rows]
         self._texts = [row["text"] for row in rows]
-        self._tokens = [np.concatenate([[tokenizer.bos], tokenizer.encode(text)]) for text in self._texts]
+        self._tokens = [tokenizer.encode_document(*each) for each in zip(self.names, self._texts, strict=True)]
         changed = sum(tokenizer.normalized(text) != text for text in self._texts)
         warn_of_normalized(changed, len(self._texts))
         self.bytes = [len(text.encode()) for text in self._texts]

@@ -62,6 +62,8 @@ def _opened_or_written(
     }
     if source.skips and on_bad_document != "error":
         made_from["on_bad_document"] = on_bad_document
+    if isinstance(tokenizer, Saved):  # earlier versions wrote corpora without this check of every document
+        made_from["tokenizer"] = {**made_from["tokenizer"], "round_trip": True}
     fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / fingerprint
     if corpus := _open(folder) or _open_trained_for(tokenizer, made_from, folder.parent):
@@ -106,10 +108,12 @@ def _open_trained_for(tokenizer: Tokenizer, made_from: dict, cache: Path) -> Cor
         try:
             metadata = json.loads(file.read_text())
             same_documents = metadata["made_from"] | {"tokenizer": made_from["tokenizer"]} == made_from
+            # That of a saved tokenizer has another fingerprint only if its documents were not checked.
+            trained = metadata["made_from"]["tokenizer"].get("tokenizer") != "saved"
             complete = metadata["fingerprint"] == file.parent.name  # otherwise a process is still writing it
         except (OSError, ValueError, KeyError):
             continue
-        corpus = _open(file.parent) if same_documents and complete else None
+        corpus = _open(file.parent) if same_documents and trained and complete else None
         if corpus and corpus.tokenizer.identity() == tokenizer.identity():
             return corpus
     return None

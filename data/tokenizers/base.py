@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import CorpusError
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -20,10 +22,14 @@ class Tokenizer(ABC):
 
     vocabulary: the number of tokens, `bos` included.
     bos: the token that begins a document.
+    origin: the setting that it comes from, for errors.
+    always_lossless: whether its construction makes it lossless; the documents of others are checked one by one.
     """
 
     vocabulary: int
     bos: int
+    origin = "data.tokenizer"
+    always_lossless = False
 
     @property
     @abstractmethod
@@ -49,6 +55,24 @@ class Tokenizer(ABC):
     def normalized(self, text: str) -> str:
         """Returns the text that the tokens of `text` stand for: the same text, unless the tokenizer normalizes it."""
         return text
+
+    def encode_document(self, name: str, text: str) -> np.ndarray:
+        """Returns integers `[tokens]` that begin with bos.
+
+        Raises:
+            CorpusError: the tokens do not give the text back, or the text becomes bos. `name` is the document's.
+        """
+        tokens = self.encode(text)
+        if not self.always_lossless:
+            kept, whole = self.decode(tokens), self.normalized(text)
+            if kept != whole:
+                sizes = f"{len(kept.encode()):,} of {len(whole.encode()):,} bytes"
+                raise CorpusError(f"{self.origin}: must be lossless, and gives another text back for {name} ({sizes})")
+            if (tokens == self.bos).any():
+                raise CorpusError(
+                    f"{self.origin}: must be lossless, and text of {name} becomes its token {self.bos}, bos"
+                )
+        return np.concatenate([[self.bos], tokens])
 
     @abstractmethod
     def save(self, file: Path) -> None:

@@ -30,6 +30,8 @@ class BPE(ByteLevel):
     vocabulary: the number of tokens, the 256 bytes and bos included.
     """
 
+    always_lossless = True
+
     def __init__(self, vocabulary: int):
         if vocabulary < SMALLEST_VOCABULARY:
             least = f"at least {SMALLEST_VOCABULARY} (256 bytes and bos)"

@@ -53,12 +53,21 @@ class ByteLevel(Tokenizer):
                 f"{origin}: must be lossless: byte-level without a prefix space, or BPE with byte_fallback; without a"
                 " normalizer but NFC"
             )
+        if settings["model"].get("dropout"):
+            raise CorpusError(f"{origin}: must be without BPE dropout, which gives a text other tokens each time")
+        missing = [] if by_characters else set(byte_characters()) - tokenizer.get_vocab(with_added_tokens=False).keys()
+        if missing:
+            raise CorpusError(f"{origin}: must be lossless: have a token for every byte, and {len(missing)} have none")
         bos = [tokenizer.token_to_id(name) for name in KNOWN_BOS if tokenizer.token_to_id(name) is not None]
         if not bos:
             raise CorpusError(f"{origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
         tokenizer.encode_special_tokens = True  # text that spells <|bos|> is text
+        name = tokenizer.id_to_token(bos[0])
+        if bos[0] in tokenizer.encode(name, add_special_tokens=False).ids:
+            raise CorpusError(f"{origin}: must have {name} as a special token: text that spells it becomes the token")
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        self.origin = origin
         self._tokenizer = tokenizer
         self._by_characters = by_characters is not None
         self.bos = bos[0]
@@ -120,4 +129,4 @@ class ByteLevel(Tokenizer):
 
         text = state.pop("json")
         vars(self).update(state)
-        self._use(Tokenizer.from_str(text), "tokenizer")
+        self._use(Tokenizer.from_str(text), self.origin)

@@ -19,6 +19,7 @@ class Bytes(Tokenizer):
 
     vocabulary = 257
     bos = 256
+    always_lossless = True
 
     @property
     def token_bytes(self) -> np.ndarray:

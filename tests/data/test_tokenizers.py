@@ -1,5 +1,6 @@
 """Lossless on any text, exact in bytes, the same from chunks as from the whole, the same in every process."""
 
+import hashlib
 import json
 import pickle
 import subprocess
@@ -293,6 +294,86 @@ def test_tokenizers_of_strangers_that_lose_text_are_refused(bpe, code, tmp_path)
     for name, content in {"lower": lower, "lacks": lacks_a_byte, "across": across, "strips": strips}.items():
         with pytest.raises(CorpusError, match=rf"^data\.tokenizer\.path=\S+{name}\.json: must be lossless"):
             written(content, tmp_path / f"{name}.json")
+
+
+def without_spaces(settings: dict) -> None:
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
+    settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, settings["pre_tokenizer"]]}
+
+
+def with_a_token_that_strips(settings: dict) -> None:
+    number = max(settings["model"]["vocab"].values()) + 1
+    token = {"id": number, "content": "stone", "single_word": False, "lstrip": True, "rstrip": True}
+    settings["added_tokens"].append({**token, "normalized": False, "special": False})
+
+
+def without_a_byte(settings: dict) -> None:
+    del settings["model"]["vocab"]["Ā"]  # the byte 0
+
+
+def with_dropout(settings: dict) -> None:
+    settings["model"]["dropout"] = 0.1
+
+
+def with_bos_as_text(settings: dict) -> None:
+    settings["added_tokens"][0]["special"] = False
+
+
+def changed(bpe: BPE, folder: Path, change) -> str:
+    """Writes the tokenizer.json of `bpe` with a change, and returns its path."""
+    bpe.save(folder / "tokenizer.json")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    change(settings)
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    return str(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("change", [without_a_byte, with_dropout, with_bos_as_text])
+def test_a_tokenizer_whose_settings_lose_text_is_refused(bpe, tmp_path, change):
+    with pytest.raises(CorpusError, match=rf"^data\.tokenizer\.path={tmp_path}/tokenizer\.json: must "):
+        Saved(changed(bpe, tmp_path, change))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("change", [without_spaces, with_a_token_that_strips])
+def test_a_tokenizer_that_loses_text_of_a_document_is_refused(bpe, books, tmp_path, monkeypatch, change, processes):
+    if processes > 1:
+        monkeypatch.setattr("data.corpus_writer.PARALLEL_BYTES", 1)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    (books / "train" / "00.txt").write_text("a stone !")
+    for file in set(books.rglob("*.txt")) - {books / "train" / "00.txt"}:
+        file.write_text("text-" * (1 + int(file.stem)))
+    kept = {without_spaces: 7, with_a_token_that_strips: 7}[change]
+    message = rf"^data\.tokenizer\.path=\S+: must be lossless, .*00\.txt \({kept} of 9 bytes\)$"
+    with pytest.raises(CorpusError, match=message):
+        prepare(Files("text"), str(books), Saved(changed(bpe, tmp_path, change)), 0, tmp_path / "cache", "error")
+    with pytest.raises(CorpusError, match=message):
+        InMemoryDocuments.load(Files("text"), str(books), Saved(changed(bpe, tmp_path, change)), "error")
+
+
+def test_a_cached_corpus_that_was_not_checked_is_prepared_again(bpe, books, tmp_path, monkeypatch):
+    def corpus():
+        tokenizer = Saved(changed(bpe, tmp_path, without_spaces))
+        return prepare(Files("text"), str(books), tokenizer, 0, tmp_path / "cache", "error")
+
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(Saved, "always_lossless", True)
+        cached = corpus()
+    metadata = json.loads((cached.folder / "metadata.json").read_text())
+    assert metadata["made_from"]["tokenizer"].pop("round_trip") is True
+    made_from = json.dumps(metadata["made_from"], sort_keys=True).encode()
+    metadata["fingerprint"] = hashlib.sha256(made_from).hexdigest()[:32]
+    (cached.folder / "metadata.json").write_text(json.dumps(metadata))
+    cached.folder.rename(cached.folder.with_name(metadata["fingerprint"]))
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer\.path=\S+: must be lossless"):
+        corpus()
+
+
+def test_a_lossless_tokenizer_of_others_is_accepted(bpe, books, tmp_path):
+    (books / "train" / "00.txt").write_text("text that spells <|bos|> \0 \u20ac")
+    tokenizer = Saved(changed(bpe, tmp_path, lambda settings: None))
+    corpus = prepare(Files("text"), str(books), tokenizer, 0, tmp_path / "cache", "error")
+    assert corpus.tokenizer.decode(corpus.splits["train"].tokens(0)) == "text that spells <|bos|> \0 \u20ac"
 
 
 def test_a_corpus_that_the_tokenizer_normalizes_is_a_warning(bpe, tmp_path, caplog):
