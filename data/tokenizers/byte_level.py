@@ -102,7 +102,8 @@ class ByteLevel(Tokenizer):
         return np.concatenate(tokens)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return b"".join(self._bytes[int(token)] for token in tokens).decode(errors="replace")
+        numbers = tokens.tolist() if isinstance(tokens, np.ndarray) else map(int, tokens)
+        return b"".join(map(self._bytes.__getitem__, numbers)).decode(errors="replace")
 
     def to_library(self) -> "tokenizers.Tokenizer":
         from tokenizers import Tokenizer
