@@ -19,6 +19,7 @@ import numpy as np
 from .corpus import SplitMetadata
 from .errors import CorpusError
 from .sources import SPLITS, BadDocuments, Source
+from .sources.splits import warn_of_copies
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
 
@@ -52,6 +53,7 @@ def write(
     log.info(f"preparing corpus {fingerprint[:12]}")
     documents = {split: rows for split, rows in source.load(path, arrow_cache, bad).items() if len(rows)}
     _check_splits(documents, path)
+    warn_of_copies(documents)
     tokenizer.fit(row["text"] for row in documents["train"])
     log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
     tokenizer.save(folder / "tokenizer.json")

@@ -48,7 +48,7 @@ def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
         name = row["name"]
         if row["text"]:
             texts += 1
-            name = originals.setdefault(hashlib.sha256(row["text"].encode()).digest(), name)
+            name = originals.setdefault(_digest(row["text"]), name)
         split_of_row.append(split_of(name))
     if copies := texts - len(originals):
         log.warning(f"{copies} of {texts} documents are copies of another one, and are in its split")
@@ -69,3 +69,16 @@ def with_test_split(splits: dict, path: str) -> dict:
         log.info(f"{path} has no test split: validation serves as test")
         splits["test"] = splits["validation"]
     return splits
+
+
+def warn_of_copies(splits: "dict[str, Dataset]") -> None:
+    """Logs how many documents of validation and test are also training documents, if there is any."""
+    trained = {_digest(row["text"]) for row in splits["train"] if row["text"]}
+    for split in ("validation", "test"):
+        copies = sum(_digest(row["text"]) in trained for row in splits[split] if row["text"])
+        if copies:
+            log.warning(f"{split}: {copies} of {len(splits[split])} documents are copies of training documents")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

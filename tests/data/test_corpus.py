@@ -174,6 +174,16 @@ def test_short_and_empty_documents_are_counted(books, cache, caplog):
     assert corpus.splits["train"].metadata.dropped_short == 3
 
 
+def test_copies_of_training_documents_in_other_splits_are_counted(books, cache, caplog):
+    prepare_books(books, cache)
+    assert "copies" not in caplog.text
+    (books / "valid" / "copy.txt").write_text((books / "train" / "03.txt").read_text())
+    for split in ("train", "valid"):
+        (books / split / "empty.txt").write_text("")
+    prepare_books(books, cache)
+    assert "validation: 1 of 5 documents are copies of training documents" in caplog.text
+
+
 def test_the_report(books, cache):
     from rich.console import Console
 
