@@ -6,8 +6,8 @@
     model = AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="farsight")
 
 Importing this file registers the model type of such folders and the attention function "farsight". Without it
-transformers refuses the folder, rather than to compute full attention. The model is Qwen3's otherwise: training, caches
-that keep every token, `generate` and batches with padding work.
+transformers refuses the folder, and so never computes full attention in its place. All else is Qwen3's: training,
+caches that keep every token, `generate`, and batches with padding.
 """
 
 from typing import Any
@@ -92,14 +92,14 @@ def _layout(
     module: torch.nn.Module, queries: int, keys: int, documents: Tensor | None, device: torch.device
 ) -> BlockLayout:
     if documents is None:
-        asking = Axis.tokens(queries, device=device, offset=keys - queries)
-        return build_layout(module.pattern, asking, Axis.tokens(keys, device=device), module.block)
+        last = Axis.tokens(queries, device=device, offset=keys - queries)
+        return build_layout(module.pattern, last, Axis.tokens(keys, device=device), module.block)
     tokens = Axis.tokens(keys, documents.int(), device)
     return build_layout(module.pattern, tokens.take([range(keys - queries, keys)]), tokens, module.block)
 
 
 def _documents(position: Tensor) -> Tensor | None:
-    """The number of each token's document, `[batch, length]`; None if every sequence is one document."""
+    """Returns the number of each token's document, int64 `[batch, length]`; None if every sequence is one document."""
     starts = position.diff(prepend=position[:, :1] - 1) != 1
     return starts.cumsum(-1) if starts.any() else None
 

@@ -2,8 +2,8 @@
 
 config.json names the class Qwen3ForCausalLM, whose parameters are ours (names.py), or without `qk_norm` Llama's,
 Mistral's or Ministral's. Layers have full attention or a sliding window, which is counted as ours: a query sees the
-last `sliding_window` tokens, itself included. Other masks over the tokens stand in config.json by their settings, under
-a model type that transformers has once attention_interface.py is imported.
+last `sliding_window` tokens, itself included. Of other masks over the tokens config.json holds the settings, under a
+model type that transformers has once attention_interface.py is imported.
 """
 
 import json
@@ -20,9 +20,11 @@ from torch import Tensor
 
 from kernels.patterns import Pattern
 from model.config import AttentionPlan, ModelConfig
+from model.pretrained.config_file import FILE as CONFIG_FILE
 from model.pretrained.errors import ExportError
 from model.pretrained.names import HEAD, to_hugging_face
 from model.pretrained.plan_settings import plan_settings
+from model.pretrained.weights import INDEX
 from model.rope import RotaryEmbedding
 from model.training.storage import replacing_folder
 from model.transformer import Transformer
@@ -63,7 +65,7 @@ def export(
     """
     config = hugging_face_config(model.config, model.plan, bos, dtype)
     texts = {
-        "config.json": _json(config),
+        CONFIG_FILE: _json(config),
         "generation_config.json": _json(generation_config(model.config, bos, vocabulary)),
         **tokenizer_files,
     }
@@ -78,7 +80,7 @@ def export(
 
 
 def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns config.json. RoPE and the dtype stand in it as transformers 4 reads them, and as transformers 5 does.
+    """Returns the content of config.json, with RoPE and the dtype in the keys of both transformers 4 and 5.
 
     Raises:
         ExportError: as `export`.
@@ -185,8 +187,8 @@ def layer_windows(config: ModelConfig, plan: AttentionPlan) -> list[int | None] 
 def hugging_face_rope(config: ModelConfig) -> dict[str, Any]:
     """Returns RoPE's settings, with which transformers computes the frequencies of `model.rope` (in float32).
 
-    transformers has no "ntk", which is a larger base, and no "yarn": what it calls yarn is our "yarn_hf". The
-    frequencies of "yarn" stand in the file one by one, as factors of "longrope", equal for short and long sequences.
+    transformers has no "ntk", which is a larger base, and no "yarn": its "yarn" is our "yarn_hf". The frequencies of
+    "yarn" are written one by one, as factors of "longrope" that are equal for short and long sequences.
     """
     half = config.head_dim // 2
     theta = {"rope_theta": config.rope_theta}
@@ -247,7 +249,7 @@ def _write_weights(folder: Path, weights: dict[str, Tensor], shard_bytes: int) -
             raise OSError(int(number[1]), str(error), str(folder / name)) from error
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(_json(index), encoding="utf-8")
+        (folder / INDEX).write_text(_json(index), encoding="utf-8")
 
 
 def _json(value: Any) -> str:

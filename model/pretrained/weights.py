@@ -20,7 +20,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 PICKLES = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
-"""Files that PyTorch unpickles, which can run code of theirs."""
+"""Files that PyTorch unpickles; a pickle can run code."""
 
 DTYPES = ("BF16", "F16", "F32")
 """The dtypes of weights, as safetensors names them; all become that of the model."""
@@ -44,7 +44,7 @@ class Weights:
     """The weights of a model in Hugging Face's format.
 
     Raises:
-        PretrainedError: a file is missing or damaged, or a tensor is none of our model's parameters.
+        PretrainedError: a file is missing or damaged, or a tensor is not a parameter of our model.
     """
 
     def __init__(self, folder: Path):
@@ -118,7 +118,7 @@ class Weights:
                 )
         log.info("weights from %s", self.folder)
         for name in sorted(own.keys() - self.stored.keys()):
-            log.info("%s is not in %s: it starts anew", name, self.folder)
+            log.info("%s is not in %s: it keeps its initial value", name, self.folder)
 
     def _tensor(self, name: str) -> Tensor:
         with reading(self.stored[name].file) as handle:

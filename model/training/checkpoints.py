@@ -220,7 +220,7 @@ def load_weights(model: nn.Module, file: CheckpointFile) -> None:
     for key in sorted(key for key in weights.keys() ^ own.keys() if PATTERNS_OWN in key):
         if key in own:
             weights[key] = own[key]
-            log.info("%s is not in %s: it starts anew", key, path)
+            log.info("%s is not in %s: it keeps its initial value", key, path)
         else:
             del weights[key]
             log.info("%s of %s is left out: this pattern has none", key, path)

@@ -14,10 +14,10 @@ EXCEPT = "!"
 
 
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> int:
-    """Freezes the parameters whose names match `patterns`, and returns how many numbers they hold.
+    """Freezes the parameters whose names match `patterns`. Returns the number of frozen values.
 
     Args:
-        patterns: of fnmatch, applied in their order: `layers.*.mlp.*` freezes, and `!layers.0.*` trains again.
+        patterns: patterns of fnmatch, applied in order: `layers.*.mlp.*` freezes, and `!layers.0.*` trains again.
 
     Raises:
         ValueError: a pattern matches no parameter, or all parameters are frozen.
@@ -36,6 +36,6 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> int:
 
 
 def _kinds(names: Sequence[str]) -> list[str]:
-    """The names of all parameters, with those of equal layers given once."""
+    """Returns the names of all parameters, those of equal layers once."""
     parts = (name.split(".") for name in names)
     return list(dict.fromkeys(".".join("*" if part.isdecimal() else part for part in each) for each in parts))

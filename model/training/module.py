@@ -43,7 +43,7 @@ FIRST_TOKENS = 512
 
 
 class LayoutOverflowError(RuntimeError):
-    """A layout of fixed sizes had too little room, so that a step attended to something else than its pattern says."""
+    """A layout of fixed sizes had too little room, so that a step attended to other tokens than its pattern's."""
 
 
 class LanguageModel(lightning.LightningModule):
@@ -54,7 +54,7 @@ class LanguageModel(lightning.LightningModule):
         optimizer: the mapping of configs/optimizer/*.yaml, as plain dicts.
         token_bytes: int64 [vocabulary], bytes of text that a token stands for (0 for the beginning-of-document token).
         config: the whole resolved config, as plain dicts. Saved in every checkpoint under `hyper_parameters`, so that
-            a checkpoint alone says how to rebuild its model.
+            a checkpoint alone is enough to rebuild its model.
     """
 
     def __init__(self, model: nn.Module, optimizer: dict[str, Any], token_bytes: Tensor, config: dict[str, Any]):
@@ -75,7 +75,7 @@ class LanguageModel(lightning.LightningModule):
         self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (run_length.py)
         self.ends: list[float | None] = []  # max_steps and max_seconds of this session
         self.saved_ends: list[float | None] | None = None  # of the session that saved the checkpoint
-        self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() says otherwise
+        self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() sets both
         self.skipped_steps = 0  # over all sessions
         self.checkpoint: Path | None = None  # where the last one is saved
         self.context_parallel = 1  # ranks that share each sequence; fit() sets it
@@ -201,8 +201,8 @@ class LanguageModel(lightning.LightningModule):
         """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step, and
         LayoutOverflowError if a layout was incomplete.
 
-        The answer is kept on the device and read here, when something is logged, validated or saved: asking at every
-        step would make the host wait for the device every time.
+        The result is kept on the device and read here, when something is logged, validated or saved: reading it at
+        every step would make the host wait for the device every time.
         """
         if self.overflowed:
             raise LayoutOverflowError(
@@ -220,7 +220,7 @@ class LanguageModel(lightning.LightningModule):
         return diverged_message(step, self._documents_of(step), saved, self.skipped_steps)
 
     def _documents_of(self, step: int) -> list[str]:
-        """Names of the documents that a recent step trained on, where the data know them."""
+        """Returns the names of the documents of a recent step; none if the data module has no names."""
         names = getattr(self.trainer.datamodule, "document_names", None)
         return names(*self.samples[step]) if names and step in self.samples else []
 
@@ -241,7 +241,7 @@ class LanguageModel(lightning.LightningModule):
         )
 
     def _watch(self, value: Tensor) -> None:
-        if self.on_nan == "skip_step":  # looked at before the step
+        if self.on_nan == "skip_step":  # `_is_broken` checks it before the step
             return
         first_time = (self.diverged_at < 0) & ~value.detach().isfinite()
         self.diverged_at = torch.where(first_time, self.trainer.global_step + 1, self.diverged_at)
@@ -253,7 +253,7 @@ class LanguageModel(lightning.LightningModule):
             self.check_sound()
         # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
         self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
-        self.validation_noted: dict[str, list[Tensor]] = {}
+        self.validation_diagnostics: dict[str, list[Tensor]] = {}
         self.model.collect_diagnostics(True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -261,7 +261,7 @@ class LanguageModel(lightning.LightningModule):
         length = batch["tokens"].shape[1]
         batch = self._own(batch)
         for name, value in self.model.diagnostics().items():
-            self.validation_noted.setdefault(name, []).append(value)
+            self.validation_diagnostics.setdefault(name, []).append(value)
         targets, position = batch["targets"], batch["position"]
         parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4)
         for row, part in enumerate(parts):
@@ -274,7 +274,7 @@ class LanguageModel(lightning.LightningModule):
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
         self.model.collect_diagnostics(False)
-        for name, values in self.validation_noted.items():
+        for name, values in self.validation_diagnostics.items():
             sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
             found, batches = self._over_ranks(sums).tolist()
             self.validation_metrics[f"validation/routing_{name}"] = found / batches
@@ -282,7 +282,8 @@ class LanguageModel(lightning.LightningModule):
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
 
     def step_cost(self) -> tuple[ModelCost, int]:
-        """What the latest training batch cost, and its tokens; over all ranks where they share sequences."""
+        """Returns the cost of the latest training batch, and its number of tokens; summed over all ranks if they share
+        sequences."""
         cost = self.model.cost(self.layouts, self.batch_size)
         if self.context_group is None:
             return cost, self.batch_tokens
@@ -292,7 +293,7 @@ class LanguageModel(lightning.LightningModule):
         return ModelCost(AttentionCost(*attention), flops, dense_flops), tokens
 
     def _log_traffic(self, length: int) -> None:
-        """Logs what the ranks that share sequences send one another, of each kind of layer."""
+        """Logs the bytes that the ranks that share sequences send one another, for each kind of layer."""
         device, context = self.device.type, self._context(length)
         dtype = self.model.embed_tokens.weight.dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
@@ -314,7 +315,7 @@ class LanguageModel(lightning.LightningModule):
         return self.model.loss(own["tokens"], own["targets"], own["position"], layouts), layouts
 
     def _context(self, length: int) -> Context | None:
-        """How ranks share sequences of `length`; None: each sequence is one rank's."""
+        """Returns how ranks share sequences of `length` tokens; None if each rank has its own sequences."""
         return None if self.context_group is None else self.model.share_sequences(self.context_group, length)
 
     def _own(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -338,7 +339,7 @@ class LanguageModel(lightning.LightningModule):
         return sums
 
     def over_hosts(self, value: float) -> float:
-        """The sum over all ranks of a number that each host has at hand. No rank waits for its device."""
+        """Returns the sum over all ranks of a number in the hosts' memory. No rank waits for its device."""
         if self.hosts is None:
             return value
         total = torch.tensor(value, dtype=torch.float64)

@@ -1,16 +1,16 @@
 """The ranks of a run on several devices end together.
 
 Rank 0 is the process that the user starts. It starts the other ranks with the same command, unless srun or torchrun has
-started all of them. When a rank ends early, the others wait for it in gloo or NCCL, some of them for ever. So a thread
-of each rank looks for the end of the others:
+started all of them. When a rank ends early, the others wait for it in gloo or NCCL, some of them for ever. So each
+rank has a thread that detects the end of the others:
 
     killed      Rank 0 polls the processes that it has started, and these poll rank 0.
     failed      The first rank with an error writes it to the run folder (FAILURE_FILE), where every rank finds it.
     hangs       No rank finishes a batch, because each waits for the others. The limit is trainer.rank_timeout. Ranks
                 that wait for one another at the start have the limit of gloo and NCCL.
 
-One rank reports the end, in one line. The main thread usually gets an error of gloo or NCCL and raises RankLostError
-instead of it. A main thread that still waits after GRACE_SECONDS is ended by the thread.
+One rank reports the end, in one line. The main thread usually gets an error of gloo or NCCL, and raises RankLostError
+in its place. If the main thread still waits after GRACE_SECONDS, the thread ends the process.
 """
 
 import json
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 5.0
-"""How long a main thread may take to end by itself after another rank has ended."""
+"""Time in which a main thread can end by itself after another rank has ended."""
 EXIT_SECONDS = 60.0
-"""How long a process may take to exit after that."""
+"""Time in which a process can exit after its main thread has failed."""
 
 FAILURE_FILE = ".failure.json"
 """In the run folder: the rank that failed first, its error in one line, and the state of the run."""
@@ -55,7 +55,7 @@ REPORTED, INTERRUPTED = 2, 130
 class RankLostError(RuntimeError):
     """Another rank was killed, has failed or hangs.
 
-    reported: a rank has printed the error, so that no other need print it
+    reported: another rank has printed the error, and this one prints nothing
     state: the state of the run, for summary.json
     """
 
@@ -67,13 +67,13 @@ class RankLostError(RuntimeError):
 class Ranks(Callback):
     """Watches over the other ranks, from `start` to `stop`. It does nothing in a run on one device.
 
-    timeout: seconds without a finished batch after which the run counts as hanging
+    folder: of the run. timeout: seconds without a finished batch after which the run counts as hanging.
     """
 
     def __init__(self, folder: RunFolder, timeout: float):
         self.folder, self.timeout = folder, timeout
         self.file = folder.path / FAILURE_FILE
-        self.children: Sequence[subprocess.Popen] = ()  # that this process has started: ranks 1, 2, ...
+        self.children: Sequence[subprocess.Popen] = ()  # the processes of ranks 1, 2, ... that this one has started
         self.parent: int | None = None  # the process of rank 0, if that has started this one
         self.rank = 0
         self.started = self.ending = self.first_to_fail = self.failed = False
@@ -84,17 +84,18 @@ class Ranks(Callback):
         self.found, self.stopped = threading.Event(), threading.Event()
 
     def prepare(self) -> None:
-        """Rank 0 calls it before it starts other ranks."""
+        """Removes what an earlier session wrote. Rank 0 calls it before it starts other ranks."""
         self.file.unlink(missing_ok=True)
         os.environ[FIRST_RANK] = str(os.getpid())
 
     def start(self, children: Sequence[subprocess.Popen]) -> None:
+        """Begins the watch. `children`: the processes of ranks 1, 2, ... that this process has started."""
         if self.started:
             return
         self.rank, self.children, self.started = rank_zero_only.rank, children, True
         parent = os.environ.get(FIRST_RANK)
         self.parent = int(parent) if self.rank and parent else None
-        self.earlier = self._written()  # by a previous session
+        self.earlier = self._written()  # the failure of an earlier session
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
     def stop(self, failed: bool) -> None:
@@ -112,8 +113,8 @@ class Ranks(Callback):
         self._kill_children()
 
     def lost(self, error: BaseException) -> RankLostError | None:
-        """Returns the end of another rank to which `error` is due, and writes the error's traceback to train.log. None
-        where the error is this rank's own: it has the attribute `reported` if another rank has reported one before."""
+        """Returns the end of another rank that caused `error`, and writes the error's traceback to train.log. Returns
+        None if the error is this rank's own; its attribute `reported` is then whether another rank has reported one."""
         if not self.started:
             return None
         if not is_of_communication(error):
@@ -176,7 +177,7 @@ class Ranks(Callback):
             status = child.poll()
             if status and not self.ending:
                 return self._ended(rank, status)
-            if status and status != INTERRUPTED:  # this rank has an error of communication
+            if status and status != INTERRUPTED:  # `ending`: this rank may have an error of communication because of it
                 return self._ended(rank, status)
         if self.parent is not None and os.getppid() != self.parent:
             return RankLostError(f"rank 0 has ended; {self._how_to_continue()}")
@@ -206,7 +207,7 @@ class Ranks(Callback):
             self.folder.mark_failed()
         self._kill_children()
         until = time.monotonic() + 2 * GRACE_SECONDS
-        while self.parent is not None and os.getppid() == self.parent:  # rank 0 ends by itself, or it is what hangs
+        while self.parent is not None and os.getppid() == self.parent:  # rank 0 ends by itself, unless it hangs
             if time.monotonic() > until:
                 with suppress(ProcessLookupError):
                     os.kill(self.parent, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Data-parallel training: what each device holds, and how checkpoints are whole all the same.
+"""Data-parallel training: what each device holds, and how a checkpoint holds whole tensors.
 
     ddp     Each rank holds the whole model. Gradients are averaged in buckets while the backward pass runs.
     fsdp2   Each rank holds its rows of every parameter, gradient and optimizer state. A layer's parameters are gathered
-            before the layer runs, and its gradients are reduced to their rows behind it (PyTorch's `fully_shard`).
+            before the layer runs, and its gradients are reduced to their rows after it (PyTorch's `fully_shard`).
 
 A checkpoint of a sharded run is the file that one process writes: rank 0 gathers whole tensors, one after another, in
 the CPU's memory. So it resumes on any number of ranks, and every command reads it.
@@ -30,13 +30,14 @@ SUPERSEDED = ("fsdp", "fsdp_cpu_offload", "model_parallel")
 
 
 COLLECTIVE_SECONDS = 60.0
-"""How much longer than `trainer.rank_timeout` gloo and NCCL wait, whose messages are for developers."""
+"""gloo and NCCL wait this much longer than `trainer.rank_timeout`: their messages are for developers, and ranks.py
+reports a hanging rank before."""
 
 
 def build_strategy(name: str, ranks: Ranks | None = None) -> Strategy | str:
     """The strategy that `trainer.strategy` names, as Lightning's Trainer takes it: one of ours, or Lightning's name.
 
-    ranks: watches over the ranks of a run; None where no run starts.
+    ranks: the watch over the ranks of a run; None if no run starts.
     """
     if name == "ddp":
         return ReplicatedStrategy(ranks)
@@ -44,7 +45,7 @@ def build_strategy(name: str, ranks: Ranks | None = None) -> Strategy | str:
 
 
 class WatchedRanks(ParallelStrategy):
-    """Starts ranks that end together (ranks.py)."""
+    """Base class: starts ranks that end together (ranks.py)."""
 
     ranks: Ranks | None
 
@@ -55,7 +56,8 @@ class WatchedRanks(ParallelStrategy):
 
     @staticmethod
     def timeout(ranks: Ranks | None) -> dict[str, datetime.timedelta]:
-        """Of all groups of ranks, whose own default is 10 minutes with NCCL."""
+        """Returns the time limit of all groups of ranks, as keyword arguments. PyTorch's own limits are 10 minutes with
+        NCCL and 30 minutes with gloo, whatever `trainer.rank_timeout` is."""
         return {} if ranks is None else {"timeout": datetime.timedelta(seconds=ranks.timeout + COLLECTIVE_SECONDS)}
 
 
