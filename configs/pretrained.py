@@ -21,7 +21,7 @@ GROUP = "hf"
 """The name of the choices of the groups `model` and `attention` that follow a config.json."""
 
 DOWNLOADED = ("*.json", "model*.safetensors")
-"""Files of a model on the Hub. Some repositories hold the weights a second time, in other formats."""
+"""The files that are downloaded from the Hub, where some models have their weights a second time in another format."""
 
 CONFIGS = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def pretrained_folder(name: str) -> Path:
     """Returns the folder of a model, which is downloaded if `name` is that of a model on the Hub.
 
     Raises:
-        ConfigError: there is no such folder, and no such model.
+        ConfigError: there is no such folder, and no such model on the Hub, or it cannot be downloaded.
     """
     given = name.removeprefix(PREFIX)
     folder = Path(given).expanduser()
@@ -66,7 +66,7 @@ def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     if not is_pretrained(start):
         for group, settings, key in (("model", model, "width"), ("attention", attention, "patterns")):
             if settings.get("name") == GROUP and settings.get(key) is None:
-                raise refused(group, GROUP, "another one, or have init_from=hf:FOLDER, which gives its values")
+                raise refused(group, GROUP, "another choice, or have init_from=hf:FOLDER, which gives its values")
         return dict(config)
     if model.get("name") != GROUP:
         raise refused("model", model.get("name"), f"hf with init_from={start}, whose config.json gives the sizes")
@@ -95,7 +95,7 @@ def fill_attention(attention: Mapping[str, Any], architecture: Architecture) -> 
 
 
 def patterns_of(windows: Sequence[int | None]) -> dict[str, Any]:
-    """The entries of attention.patterns for the windows of the layers: `full`, `local` or both."""
+    """Returns the entries of attention.patterns for the windows of the layers: `full`, `local` or both."""
     patterns: dict[str, Any] = {}
     for width in dict.fromkeys(windows):
         if width is None:
@@ -106,14 +106,14 @@ def patterns_of(windows: Sequence[int | None]) -> dict[str, Any]:
 
 
 def schedule_of(windows: Sequence[int | None]) -> list[str]:
-    """The shortest attention.schedule that gives the windows of the layers when it is repeated."""
+    """Returns the shortest attention.schedule that gives the windows of the layers when it is repeated."""
     names = ["full" if width is None else "local" for width in windows]
     period = next(p for p in range(1, len(names) + 1) if names == (names[:p] * len(names))[: len(names)])
     return names[:period]
 
 
 def groups_of(name: str) -> dict[str, Any]:
-    """Returns the groups `model` and `attention` of a model, as model=hf and attention=hf have them."""
+    """Returns the groups `model` and `attention` that model=hf and attention=hf give with init_from=`name`."""
     architecture, found = read_architecture(pretrained_folder(name)), {}
     for group, fill in (("model", fill_model), ("attention", fill_attention)):
         files = [CONFIGS / group / f"{choice}.yaml" for choice in ("base", GROUP)]
@@ -123,5 +123,5 @@ def groups_of(name: str) -> dict[str, Any]:
 
 
 def weights_of(name: str) -> Weights:
-    """The weights of a model."""
+    """Returns the weights of a model. Errors are those of `pretrained_folder` and `Weights`."""
     return Weights(pretrained_folder(name))

@@ -96,10 +96,13 @@ def probe_run(
     """Returns the content of probe.json, and the store of losses, to be deleted when the content is written.
 
     Args:
-        name: of the documents.
+        name: that of the documents.
         config: the composed config of scripts/probe.py.
         overrides: those of the command line, for the `overrides` of the result.
-        folder: where the result will be written, and meanwhile the losses.
+        folder: that of the result; until the result is written, it also holds the losses.
+
+    Raises:
+        ConfigError: the run, the pattern or the documents cannot be probed.
     """
     replacement = build_replacement(config["attention"])
     units = units_of(run.model, config["per_head"])

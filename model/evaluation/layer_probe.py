@@ -1,8 +1,8 @@
 """The loss of a dense model when one layer, or one of its KV heads, attends by another pattern.
 
-A batch of document chunks is read once with dense attention, and the residual stream in front of every layer is kept
-in CPU memory. For a changed layer, that layer and the ones behind it are computed: L + L (L + 1) / 2 layer passes for
-all layers of a model of L, in place of L + L * L.
+A batch of document chunks is read once with dense attention, and the residual stream before every layer is kept in CPU
+memory. For a changed layer, that layer and the later ones are computed: for all L layers of a model these are
+L + L (L + 1) / 2 layer passes, in place of L + L * L.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -96,7 +96,8 @@ def probe_units(
     """
     dense = replacement.model(model, units, units)
     variants = {
-        unit.head: replacement.model(model, units, [each for each in units if each.head != unit.head]) for unit in units
+        head: replacement.model(model, units, [unit for unit in units if unit.head != head])
+        for head in dict.fromkeys(unit.head for unit in units)
     }
     apart = any(counts_from_sequence(variant) for variant in variants.values())
     layers, longest = len(dense.layers), max(segment.stop - segment.start for _, segment in work)
@@ -160,21 +161,21 @@ def _stored(store: LossStore, name: str, compute: Callable[[], np.ndarray]) -> n
 
 
 class _DenseReading:
-    """A packed batch as a dense model reads it. The pass through the model runs when a result needs it."""
+    """The pass of a dense model over a packed batch. It runs when the first result needs it."""
 
     def __init__(self, model: Transformer, packed: PackedSegments) -> None:
         self.model, self.packed = model, packed
         self._layouts: dict[int, Sequence[AttentionLayout]] = {}
 
     def _layouts_of(self, model: Transformer) -> Sequence[AttentionLayout]:
-        """The layouts of the batch for a model. They are built once a model, since all its layers use them."""
+        """Returns the layouts of the batch for a model. They are built once a model, since all layers use them."""
         if id(model) not in self._layouts:
             self._layouts[id(model)] = model.build_layouts(self.packed.document, self.packed.tokens.shape[1])
         return self._layouts[id(model)]
 
     @cached_property
     def _pass(self) -> tuple[np.ndarray, list[tuple[Any, ...]]]:
-        """The losses, and the arguments of every layer; the residual stream among them is in CPU memory."""
+        """The losses, and the arguments of every layer, of which the residual stream is in CPU memory."""
         arguments: list[tuple[Any, ...]] = []
 
         def keep(_, given: tuple[Any, ...]) -> None:
@@ -197,7 +198,7 @@ class _DenseReading:
 
     @torch.no_grad()
     def losses_with(self, variant: Transformer, changed: int) -> np.ndarray:
-        """As `losses`, where the layer `changed` is that of `variant`."""
+        """Returns the losses as `losses`, with the layer `changed` of `variant`."""
         _, arguments = self._pass
         layout = self._layouts_of(variant)[changed]
         x, *rest, _ = arguments[changed]
@@ -211,7 +212,8 @@ class _DenseReading:
 
     @torch.no_grad()
     def mass(self, queries: int, generator: np.random.Generator, longest: int) -> np.ndarray:
-        """The share of attention by distance, mean over the chunks `[layers, kv_heads, octaves up to longest]`."""
+        """Returns the share of attention by distance, the mean over the chunks: float64 `[layers, kv_heads, octaves up
+        to longest]`."""
         sampled = [
             np.sort(generator.choice(np.arange(size // 2, size), min(queries, size - size // 2), replace=False))
             for size in self.packed.sizes

@@ -75,7 +75,7 @@ def measure(overrides: list[str]) -> dict[str, Any]:
 
 
 def train_steps(config: dict[str, Any], steps: int = STEPS, log_every: int = 1) -> tuple[dict[str, Any], float]:
-    """Trains so many steps as train.py does, in a temporary folder. Returns (summary.json, seconds); the summary holds
+    """Trains `steps` steps as train.py does, in a temporary folder. Returns (summary.json, seconds); the summary holds
     `profile`, the content of profile.json, if the config asks for one."""
     import tempfile
     import time

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=44, help="training steps of a case")
     parser.add_argument("--overrides", nargs="*", default=[], help="of the training config, as for train.py")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/scaling.json"))
-    parser.add_argument("--append", action="store_true", help="keep the rows that the output has already")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the output has")
     parser.add_argument("--one", action="store_true", help="measure in this process the run that --overrides describe")
 
 
@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from scripts.benchmarks.results import markdown, write
 
-    rows = json.loads(arguments.output.read_text())["rows"] if arguments.append else []
+    append = arguments.append and arguments.output.exists()
+    rows = json.loads(arguments.output.read_text())["rows"] if append else []
     cases = [("one", 1)] if 1 in arguments.devices else []
     cases += [(kind, devices) for kind in arguments.kinds for devices in arguments.devices if devices > 1]
     for kind, devices in cases:
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure(overrides: list[str], steps: int) -> dict[str, Any]:
-    """One row: the run that `overrides` describe, in this process and those that its strategy starts."""
+    """Returns the row of the run that `overrides` describe, in this process and those that its strategy starts. Times
+    are in milliseconds a step."""
     from scripts.benchmarks.memory import train_steps
     from scripts.benchmarks.models import composed
 

@@ -101,7 +101,7 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     """Writes a PNG of the content of probe.json: the loss change of each layer or KV head, in total and by position,
     and its attention by distance."""
     units = result["units"]
-    names = [str(row["layer"]) if row["head"] is None else f"{row['layer']}.{row['head']}" for row in units]
+    names = [unit_name(row) for row in units]
     height = max(3.0, 1.4 + 0.22 * len(units))
     figure, panels = plt.subplots(1, 3, figsize=(13, height), sharey=True, width_ratios=(1, 1, 1.6))
     rows = np.arange(len(units))
@@ -130,6 +130,11 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     panels[2].set_xlabel("distance from (tokens)")
     figure.colorbar(heat, label="share of dense attention")
     _save(figure, file)
+
+
+def unit_name(row: Mapping[str, Any]) -> str:
+    """Returns the name of a layer, or of a KV head as layer.head, from its row of probe.json."""
+    return str(row["layer"]) if row["head"] is None else f"{row['layer']}.{row['head']}"
 
 
 def _shades(layout: DrawableLayout, cells: int, last: int | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ from rich.table import Table
 from model.training.failures import size
 from model.training.storage import make_folder, write_atomically, write_json
 from scripts.reporting.markdown_table import bounded
-from scripts.reporting.pictures import draw_probe
+from scripts.reporting.pictures import draw_probe, unit_name
 
 LOSS_CHANGE = "loss change [95 % bounds]"
 """Header of changes in nats per token."""
@@ -36,7 +36,7 @@ def layer_table(label: str, result: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for row in result["units"]:
         total, late = bounded(row["change"], row["low"], row["high"], "+"), row["by_position"][-1]["change"]
-        table.add_row(_name(row), total, f"{late:+.4f}", f"{sum(row['mass'][far:]):.1%}")
+        table.add_row(unit_name(row), total, f"{late:+.4f}", f"{sum(row['mass'][far:]):.1%}")
     return table
 
 
@@ -56,7 +56,7 @@ def schedule_table(result: Mapping[str, Any]) -> Table:
             continue
         table.add_row(
             str(kept),
-            _name(ranked[kept - 1]) if kept else "",
+            unit_name(ranked[kept - 1]) if kept else "",
             f"{row['predicted']:+.4f}",
             bounded(measured["change"], measured["low"], measured["high"], "+"),
             f"{row['attention_flops'] / dense['attention_flops']:.1%}",
@@ -95,10 +95,6 @@ def write_probe(result: Mapping[str, Any], output: Path, picture: Path) -> None:
         writer.writerow([row["layer"], row["head"], row["change"], row["low"], row["high"], *by_position, *row["mass"]])
     write_atomically(output.with_suffix(".csv"), lines.getvalue())
     draw_probe(result, picture)
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return str(row["layer"]) if row["head"] is None else f"{row['layer']}.{row['head']}"
 
 
 def _kind(result: Mapping[str, Any]) -> str:
