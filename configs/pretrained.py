@@ -12,9 +12,12 @@ from typing import Any
 
 import yaml
 
+from configs.aliases import upgrade
 from configs.errors import ConfigError, refused
 from model.pretrained import Architecture, Weights, read_architecture
 from model.pretrained.rope_parameters import UNSCALED
+from model.training.checkpoints import CheckpointFile
+from model.training.run_folder import RunFolderError, find_checkpoint
 
 PREFIX = "hf:"
 GROUP = "hf"
@@ -55,7 +58,8 @@ def pretrained_folder(name: str) -> Path:
 
 
 def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a composed training config with the values that follow from the config.json of `init_from=hf:...`.
+    """Returns a composed training config with the values that follow from the config.json of `init_from=hf:...`. If
+    `init_from` is a run, model=hf has the run's sizes.
 
     Raises:
         ConfigError, PretrainedError: `init_from` and the groups don't fit each other, or the model cannot be read.
@@ -64,14 +68,25 @@ def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(model, Mapping) or not isinstance(attention, Mapping):
         return dict(config)  # the schema refuses it
     if not is_pretrained(start):
+        if start and model.get("name") == GROUP and model.get("width") is None:
+            model = fill_model(model, Architecture(_model_of_run(start), ()))
         for group, settings, key in (("model", model, "width"), ("attention", attention, "patterns")):
             if settings.get("name") == GROUP and settings.get(key) is None:
                 raise refused(group, GROUP, "another choice, or have init_from=hf:FOLDER, which gives its values")
-        return dict(config)
+        return {**config, "model": model}
     if model.get("name") != GROUP:
         raise refused("model", model.get("name"), f"hf with init_from={start}, whose config.json gives the sizes")
     architecture = read_architecture(pretrained_folder(start))
     return {**config, "model": fill_model(model, architecture), "attention": fill_attention(attention, architecture)}
+
+
+def _model_of_run(start: str) -> dict[str, Any]:
+    """Returns the group `model` of the run `start`. Its attention may name classes of others, and is not read."""
+    try:
+        saved = CheckpointFile(find_checkpoint(start)).read("hyper_parameters")
+    except RunFolderError as error:
+        raise ConfigError(f"init_from={start}: {error}") from None
+    return dict(upgrade(saved["hyper_parameters"])["model"])
 
 
 def fill_model(model: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:

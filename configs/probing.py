@@ -112,10 +112,10 @@ def probe_run(
     if not work:
         longest = max(len(documents.tokens(document)) for document in range(len(documents)))
         key = f"data.path={name}" if config.get("data") else f"split={name}"
-        raise ConfigError(
-            f"{key}: must hold documents longer than what attention.patterns.{replacement.sparse} sees "
-            f"({replacement.pattern}), with length={length}; the longest has {longest} tokens"
-        )
+        sees = f"than attention.patterns.{replacement.sparse} sees ({replacement.pattern})"
+        if longest > length:
+            raise ConfigError(f"length={length}: must be more tokens {sees}; the longest document has {longest}")
+        raise ConfigError(f"{key}: must hold documents of more tokens {sees}; the longest has {longest}")
     sizes = [segment.stop - segment.start for _, segment in work]
     named = ("attention", "per_head", "tokens", "tokens_at_once", "queries", "seed", "precision")
     settings = {"probe": {key: config[key] for key in named}, "length": length}

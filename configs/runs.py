@@ -59,7 +59,8 @@ class Run:
         """The overrides with which train.py starts from the weights of `checkpoint`."""
         if isinstance(self.file, Weights):
             return [f"model={GROUP}", f"init_from={PREFIX}{self.folder}"]
-        return [f"init_from={self.checkpoint}"]
+        sizes = [f"model={GROUP}"] if self.config["model"].get("name") == GROUP else []
+        return [*sizes, f"init_from={self.checkpoint}"]
 
     @property
     def sequence_length(self) -> int:
@@ -169,7 +170,8 @@ def open_corpus(run: Run) -> Corpus | None:
     try:
         return run.data.corpus
     except ConfigError as error:
-        log.warning("the bigram baseline is left out: %s", error)
+        reason = "its training corpus is unknown" if isinstance(run.file, Weights) else error
+        log.warning("%s has no bigram baseline: %s", run.label, reason)
         return None
 
 

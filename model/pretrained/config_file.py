@@ -119,9 +119,10 @@ class ConfigFile:
         return refused(self.file, key, self.values.get(key), accepted)
 
     def one_of(self, key: str, accepted: Collection[str]) -> str:
-        if self.values.get(key) not in accepted:
+        found = self.values.get(key)
+        if not isinstance(found, str) or found not in accepted:
             raise self.refused(key, f"one of {', '.join(accepted)}")
-        return self.values[key]
+        return found
 
     def count(self, key: str, default: int | None = None, least: int = 1) -> int:
         """An integer of at least `least`; `default` where the key is missing or null."""
@@ -146,8 +147,10 @@ class ConfigFile:
     def check_heads(self) -> None:
         """Checks that the model is a language model, and no classifier on the same layers."""
         classes = self.values.get("architectures") or ["ForCausalLM"]
-        if not all(isinstance(name, str) and name.endswith("ForCausalLM") for name in classes):
-            raise self.refused("architectures", "a class whose name ends in ForCausalLM")
+        if not isinstance(classes, list) or not all(
+            isinstance(name, str) and name.endswith("ForCausalLM") for name in classes
+        ):
+            raise self.refused("architectures", "a list of classes whose names end in ForCausalLM")
 
     def windows(self, kind: str, layers: int, default: int | None) -> tuple[int | None, ...]:
         """The window of each layer. transformers' window of n tokens counts the query itself, as ours does."""

@@ -37,7 +37,7 @@ def rope_settings(config: Mapping[str, Any], file: Path, max_position: int) -> d
     """
     parameters = _parameters(config, file)
     kind = parameters.value("rope_type", parameters.value("type", "default"))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise parameters.refused("rope_type", f"one of {', '.join(KINDS)}")
     fraction = parameters.value("partial_rotary_factor", config.get("partial_rotary_factor"))
     if fraction not in (None, 1):
@@ -97,10 +97,12 @@ def _parameters(config: Mapping[str, Any], file: Path) -> _Parameters:
     values = config.get(name) or {}
     if not isinstance(values, Mapping):
         raise refused(file, name, values, "an object with rope_type, or null")
-    by_layer = [values[key] for key in dict.fromkeys(config.get("layer_types") or ()) if key in values]
+    types = config.get("layer_types")
+    types = types if isinstance(types, list) else []  # config_file.py refuses others
+    by_layer = [values[key] for key in ("full_attention", "sliding_attention") if key in types and key in values]
     if by_layer:
-        if any(each != by_layer[0] for each in by_layer):
-            raise refused(file, name, values, "the same for every type of layer")
+        if not isinstance(by_layer[0], Mapping) or any(each != by_layer[0] for each in by_layer):
+            raise refused(file, name, values, "an object, the same for every type of layer")
         values = by_layer[0]
     return _Parameters(file, name, values)
 

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from configs import pretrained
-from configs.build import build_model, build_plan
+from configs.build import ConfigError, build_model, build_plan
 from configs.checks import check
 from configs.pretrained import schedule_of
 from configs.runs import open_run, start_from
@@ -116,6 +116,14 @@ def test_a_run_trains_from_the_folder_and_opens_without_it(folder, books, tmp_pa
     assert opened.model.plan.patterns == {"local": Window(24)}
     assert opened.tokenizer.identity() == load(folder / "tokenizer.json").identity()
     assert resolved(f"resume={run}")["model"] == saved["model"]
+    assert opened.start == ["model=hf", f"init_from={run / 'checkpoints/last.ckpt'}"]
+    continued = resolved(*start(folder, books, *opened.start, "attention=window_dense", "model.rope_theta=900"))
+    assert continued["model"] == saved["model"] | {"rope_theta": 900}
+    build_model(continued, opened.tokenizer.vocabulary)
+    with pytest.raises(ConfigError, match=r"^attention=hf: "):
+        resolved(*start(folder, books, *opened.start))
+    with pytest.raises(ConfigError, match=r"^init_from=/no/such/run: "):
+        resolved(*start(folder, books, "init_from=/no/such/run", "attention=dense"))
 
 
 def test_jobs_of_a_sweep_start_from_the_folder(folder, books):

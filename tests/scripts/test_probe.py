@@ -136,9 +136,9 @@ def test_what_cannot_be_probed_is_one_line(dense, outputs, books, tmp_path):
     refused("length=9999999: must be at most ... max_length=", f"checkpoint={dense}", "length=9999999")
     short = tmp_path / "short.txt"
     short.write_text("a short text")
-    refused("data.path=... short.txt: must hold documents longer than ... Window(width=256",
+    refused("data.path=... short.txt: must ... Window(width=256",
             f"checkpoint={dense}", "data=files", f"data.path={short}")  # fmt: skip
-    refused("split=test: must hold documents longer than ... length=64", f"checkpoint={dense}")
+    refused("length=64: must ... attention.patterns.local ... Window(width=256", f"checkpoint={dense}")
     refused("attention.patterns.hierarchy={... pooling:learned... must be a pattern without parameters",
             f"checkpoint={dense}", "attention=hierarchical")  # fmt: skip
     refused("attention.patterns.routed={... router:indexer... must be a pattern without parameters",
