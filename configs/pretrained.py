@@ -68,7 +68,7 @@ def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(model, Mapping) or not isinstance(attention, Mapping):
         return dict(config)  # the schema refuses it
     if not is_pretrained(start):
-        if start and model.get("name") == GROUP and model.get("width") is None:
+        if isinstance(start, str) and start and model.get("name") == GROUP and model.get("width") is None:
             model = fill_model(model, Architecture(_model_of_run(start), ()))
         for group, settings, key in (("model", model, "width"), ("attention", attention, "patterns")):
             if settings.get("name") == GROUP and settings.get(key) is None:
