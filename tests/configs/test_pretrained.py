@@ -188,6 +188,7 @@ def refused(*overrides: str) -> str:
     [
         (["model=nano"], ["model=nano", "hf with init_from=hf:"]),
         (["init_from=null"], ["model=hf", "init_from=hf:FOLDER"]),
+        (["init_from=3"], ["model=hf", "init_from=hf:FOLDER"]),
         (["init_from=null", "model=nano", "attention=hf"], ["attention=hf", "init_from=hf:FOLDER"]),
         (["init_from=hf:/no/such/folder"], ["hf:/no/such/folder", "config.json", "OWNER/NAME"]),
         (["model.width=64"], ["model.embed_tokens.weight", "[320, 32]", "[320, 64]"]),
