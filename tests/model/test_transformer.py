@@ -54,7 +54,8 @@ def test_presets_have_the_parameters_that_they_promise(name, vocabulary, low, hi
 
 
 def test_every_preset_is_counted_above():
-    assert {path.stem for path in PRESETS.glob("*.yaml")} == {"base", "nano", "tiny", "small", "medium", "large"}
+    presets = {path.stem for path in PRESETS.glob("*.yaml")} - {"base", "hf"}  # hf has the sizes of the model it reads
+    assert presets == {"nano", "tiny", "small", "medium", "large"}
 
 
 def test_names_and_shapes_are_those_of_the_qwen3_family():

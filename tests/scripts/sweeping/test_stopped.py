@@ -75,6 +75,7 @@ def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_pa
     quick["window"] = lambda: begun.append("window") or signal.raise_signal(signal.SIGINT)
     quick["strided"] = lambda: begun.append("strided")
     monkeypatch.setattr(worker_module, "stopped", [])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores SIGINT
     with pytest.raises(KeyboardInterrupt):
         run_sweep(tmp_path, *jobs)  # in the sweep's own process
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(pid=7))
@@ -82,6 +83,7 @@ def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_pa
     assert run_sweep(tmp_path, *jobs) == 1
     assert list(states(tmp_path / "patterns").values()) == ["done", "interrupted", "waiting"]
     assert begun == ["dense", "window", "window"] and bound == [7, 7]
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow  # two processes, which import everything, one after the other
