@@ -81,7 +81,8 @@ def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_of_run(start: str) -> dict[str, Any]:
-    """Returns the group `model` of the run `start`. Its attention may name classes of others, and is not read."""
+    """Returns the group `model` of the run `start`. Its attention is not read: it may name classes outside this
+    repository."""
     try:
         saved = CheckpointFile(find_checkpoint(start)).read("hyper_parameters")
     except RunFolderError as error:

@@ -121,40 +121,35 @@ def gpu_steps() -> str:
 
 def data_parallel() -> str:
     """Returns the speed of data parallelism, and its share of as many times one device's."""
-    rows = read("scaling_h200.json")["rows"]
-    one = where(rows, devices=1)["tokens_per_second"]
-    return markdown(
-        [
-            {
-                "GPUs": row["devices"],
-                "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row["strategy"]],
-                "tokens/s": f"{row['tokens_per_second']:,}",
-                "of linear": f"{row['tokens_per_second'] / one / row['devices']:.1%}",
-            }
-            for row in rows
-        ]
-    )
+    return markdown(_shares_of_linear(read("scaling_h200.json")["rows"], "strategy"))
 
 
 def data_parallel_profile() -> str:
     """Returns where the time of a step on several devices goes."""
     rows = read("scaling_profile_h200.json")["rows"]
+    steps = [{"step": f"{row['step_ms']:.0f} ms", **_communication(row)} for row in rows]
+    return markdown([share | step for share, step in zip(_shares_of_linear(rows, "kind"), steps, strict=True)])
+
+
+def _shares_of_linear(rows: list[dict], kind: str) -> list[dict]:
     one = where(rows, devices=1)["tokens_per_second"]
-    return markdown(
-        [
-            {
-                "GPUs": row["devices"],
-                "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row["kind"]],
-                "tokens/s": f"{row['tokens_per_second']:,}",
-                "of linear": f"{row['tokens_per_second'] / one / row['devices']:.1%}",
-                "step": f"{row['step_ms']:.0f} ms",
-                "GPU busy": f"{row['busy']:.0%}",
-                "in collectives": f"{row['communication_ms']:.1f} ms",
-                "of these alone": f"{row['exposed_ms']:.1f} ms",
-            }
-            for row in rows
-        ]
-    )
+    return [
+        {
+            "GPUs": row["devices"],
+            "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row[kind]],
+            "tokens/s": f"{row['tokens_per_second']:,}",
+            "of linear": f"{row['tokens_per_second'] / one / row['devices']:.1%}",
+        }
+        for row in rows
+    ]
+
+
+def _communication(row: dict) -> dict:
+    return {
+        "GPU busy": f"{row['busy']:.0%}",
+        "in collectives": f"{row['communication_ms']:.1f} ms",
+        "of these alone": f"{row['exposed_ms']:.1f} ms",
+    }
 
 
 def context_parallel() -> str:
@@ -168,9 +163,7 @@ def context_parallel() -> str:
                 "a GPU's layers send": f"{row['context_bytes_sent'] / 1e6:.1f} MB"
                 if row["context_bytes_sent"]
                 else "-",
-                "GPU busy": f"{row['busy']:.0%}",
-                "in collectives": f"{row['communication_ms']:.1f} ms",
-                "of these alone": f"{row['exposed_ms']:.1f} ms",
+                **_communication(row),
             }
             for row in read("scaling_context_h200.json")["rows"]
         ]

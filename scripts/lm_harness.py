@@ -176,7 +176,7 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
 
 
 def register() -> type:
-    """The model class, which the harness then knows as "farsight". ConfigError: it is not installed."""
+    """Registers our model class with the harness as "farsight". ConfigError: lm-eval is not installed."""
     try:
         from lm_eval.api.model import LM
         from lm_eval.api.registry import MODEL_REGISTRY, register_model

@@ -38,8 +38,10 @@ def main(config: DictConfig) -> None:
 
 
 def probe(config: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Probes the run that a composed config names. Prints the tables, writes the files, and returns the content of
-    probe.json. `overrides`: those of the command line."""
+    """Probes the run `config["checkpoint"]`, prints the tables and writes probe.json, probe.csv and the picture.
+
+    overrides: the arguments of the command line. Returns the content of probe.json.
+    """
     from rich.console import Console
 
     from configs.checks import check_probe

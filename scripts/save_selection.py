@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="documents of the run's corpus")
     parser.add_argument("--tokens", type=int, default=131072, help="tokens, of documents one behind the other")
     parser.add_argument("--output", type=Path, default=Path("outputs/selection.pt"))
-    parser.add_argument("--trust", action="append", help="a class of others that the run names, and whose code may run")
+    parser.add_argument("--trust", action="append", help="a class outside this repository whose code may run")
     parser.add_argument("--sharing", type=Path, help="a JSON file for how alike neighbouring queries choose, by layer")
     with user_errors():
         save(parser.parse_args())

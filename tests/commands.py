@@ -91,7 +91,24 @@ def started(*arguments: str | Path, **environment: str) -> Iterator["ForkedProce
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-class ForkedProcess:
+class Signalled:
+    """A process that is sent signals only while it runs, so that no signal reaches another one of its number."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit status, or None while the process runs."""
+        raise NotImplementedError
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class ForkedProcess(Signalled):
     """A process that the fork server starts, the leader of a group; with the methods of subprocess.Popen in use."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], output: IO, errors: IO):
@@ -116,13 +133,6 @@ class ForkedProcess:
         with contextlib.suppress(TimeoutError):
             self.wait(timeout=0)
         return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 @functools.cache

@@ -17,9 +17,9 @@ READER = 2  # to be raised if `Files` or `Hub` would read other documents from t
 
 
 class Source(ABC):
-    """Reads the documents of a `path`. A document stays whole, and belongs to one split.
+    """Reads documents from `path`. Each document is read whole and belongs to exactly one split.
 
-    skips: whether `data.on_bad_document` can change what is read.
+    skips: whether the source can skip unreadable documents, as `data.on_bad_document=skip` asks.
     """
 
     skips = True

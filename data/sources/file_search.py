@@ -12,8 +12,11 @@ from .file_rows import KINDS, kind_of
 
 @dataclass
 class FoundFiles:
-    """files: those that can be read, sorted. left_out: counts of the others, by their ending; hidden: entries whose
-    name starts with a dot, which are not entered."""
+    """The result of a search.
+
+    files: the readable files, sorted. left_out: the number of other files, by file extension. hidden: the number of
+    files and folders whose name starts with a dot; such folders are not searched.
+    """
 
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)

@@ -23,8 +23,11 @@ _ACROSS_WORDS = re.compile(f"[A-Za-z]{SPACE}")
 
 
 def without_prefix_space(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the content of a tokenizer.json without the space before the text; None if it is of another kind, or not
-    lossless."""
+    """Changes the settings of a BPE tokenizer with byte fallback so that it adds no space in front of the text.
+
+    settings: the content of a tokenizer.json. Returns the changed content, or None if the settings describe another
+    kind of tokenizer, or one that loses text.
+    """
     model, cut = settings["model"], settings["pre_tokenizer"]
     steps = _steps(settings["normalizer"])
     prefix = [{"type": "Prepend", "prepend": SPACE}]

@@ -92,7 +92,7 @@ def probe_units(
         progress: called with the number of tokens times layers that were computed.
 
     Raises:
-        ValueError: the pattern has parameters of its own, or cannot serve a KV head.
+        ValueError: the replacing pattern has trainable parameters, or is not a mask and cannot be given to one KV head.
     """
     dense = replacement.model(model, units, units)
     variants = {

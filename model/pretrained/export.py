@@ -94,7 +94,7 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
     dtype_name = str(dtype).removeprefix("torch.")
     rope = hugging_face_rope(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    # transformers takes the original length of "dynamic" from max_position_embeddings, which limits nothing.
+    # For "dynamic", transformers reads the original length from max_position_embeddings. It enforces no limit with it.
     longest = config.rope_original_length if config.rope_scaling == "dynamic" else config.max_length
     return attention | {
         "vocab_size": config.vocabulary,

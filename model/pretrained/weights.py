@@ -98,7 +98,8 @@ class Weights:
 
     @torch.no_grad()
     def load(self, model: nn.Module) -> None:
-        """Copies the weights into `model`, in its dtype. Parameters of an attention pattern keep their initial values.
+        """Copies the weights into `model` and converts them to its dtype. Parameters of attention patterns that
+        the file cannot hold, such as an indexer's, keep their initial values.
 
         Raises:
             PretrainedError: as `check`; or the head of a model with tied embeddings is stored and differs from them.

@@ -105,7 +105,7 @@ class Ranks(Callback):
         os.environ.pop(FIRST_RANK, None)
         if not failed:
             return
-        # A rank that reports its own error needs time for its line.
+        # Before the other ranks are killed, one that has failed gets time to print its error.
         until = time.monotonic() + (GRACE_SECONDS if self.first_to_fail else 3 * GRACE_SECONDS)
         hopeless = self.cause is not None and not self.cause.reported
         while not hopeless and any(child.poll() is None for child in self.children) and time.monotonic() < until:

@@ -43,7 +43,7 @@ def corpus(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def smoke(outputs, corpus) -> tuple[Path, str, float]:
-    """The folder, the screen and the CPU seconds of `python train.py experiment=smoke`."""
+    """Runs `python train.py experiment=smoke`; returns its run folder, its printed output and its CPU seconds."""
     before = child_seconds()
     result = run("train.py", "experiment=smoke", f"outputs={outputs}", *corpus)
     folders = list((outputs / "smoke").iterdir())

@@ -38,7 +38,7 @@ def decoys(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_ignores_installed_packages_of_our_names(command, decoys):
     arguments, words = COMMANDS[command]
-    # An interpreter that imports libraries beside the decoys, too, from the folder that has an evaluate.py of its own.
+    # scripts/evaluate.py runs in a new interpreter: there the libraries, too, are imported with the decoys on the path.
     start = run if command == "scripts/evaluate.py" else run_forked
     result = start(command, *arguments, check=False, PYTHONPATH=str(decoys))
     output = result.stdout + result.stderr

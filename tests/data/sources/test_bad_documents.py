@@ -1,4 +1,4 @@
-"""A document that cannot be read is one line, or is skipped and counted: never a traceback, never silence."""
+"""A document that cannot be read ends the command with an error of one line, or is skipped, counted and reported."""
 
 import gzip
 import json

@@ -25,6 +25,7 @@ from model.training import ranks
 from model.training.module import LayoutOverflowError
 from model.training.run_folder import RunFolder
 from scripts.console import run, user_errors
+from tests.commands import Signalled
 from tests.model.parallel.training import train
 
 STEPS = 10
@@ -113,7 +114,7 @@ def _train(path: Path, fault: str | None = None, rank: int | None = 0, step: int
     run(main)
 
 
-class ForkedRank:
+class ForkedRank(Signalled):
     """A process with the interface of subprocess.Popen, forked from this one."""
 
     def __init__(self, main: Callable[[], None], command: Any, env: dict[str, str], cwd: Any) -> None:
@@ -143,10 +144,3 @@ class ForkedRank:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)

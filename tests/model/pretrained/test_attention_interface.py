@@ -11,7 +11,7 @@ from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Strided, Window
 from model import AttentionPlan, Transformer
 from model.pretrained.plan_settings import plan_settings, read_plan
 from tests.model.pretrained.exports import LENGTH, build, close, exported, our_logits, tokens_of
-from tests.model.small import plan
+from tests.model.small import plan, positions_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -34,9 +34,7 @@ def load(folder: Path) -> transformers.PreTrainedModel:
 
 @torch.no_grad()
 def logits_of_documents(model: Transformer, tokens: Tensor, document: Tensor) -> Tensor:
-    position = torch.stack([torch.cat([torch.arange(n) for n in row.unique_consecutive(return_counts=True)[1]])
-                            for row in document])  # fmt: skip
-    return model.logits(model(tokens, position, model.build_layouts(document, tokens.shape[1])))
+    return model.logits(model(tokens, positions_of(document), model.build_layouts(document, tokens.shape[1])))
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -79,8 +77,8 @@ def test_padding_changes_nothing(tmp_path, name, side):
 def test_packed_documents_do_not_see_one_another(tmp_path, name):
     model, tokens = build(MASKS[name]), tokens_of()
     document = torch.tensor([[0] * 37 + [1] * 50 + [2] * 13, [0] * 10 + [1] * 90])
-    position = torch.cat([torch.arange(n) for n in (37, 50, 13)]), torch.cat([torch.arange(n) for n in (10, 90)])
-    found = load(exported(tmp_path, model))(tokens, position_ids=torch.stack(position), use_cache=False).logits
+    position = positions_of(document)
+    found = load(exported(tmp_path, model))(tokens, position_ids=position, use_cache=False).logits
     close(found, logits_of_documents(model, tokens, document))
 
 
