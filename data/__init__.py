@@ -1,6 +1,6 @@
 """Data: sources of documents -> tokens -> packed sequences with document ids.
 
-    sources/           documents of the standard library, of files, of the Hugging Face hub
+    sources/           documents of the standard library, of code, of files, of the Hugging Face hub
     tokenizers/        text to integers and back, exactly
     preparation.py     the corpus of given settings: opened from the cache, or written once (corpus_writer.py)
     corpus.py          a corpus on disk
@@ -22,6 +22,7 @@ from .errors import CorpusError
 _WHERE = {
     "BPE": "tokenizers",
     "Bytes": "tokenizers",
+    "Code": "sources",
     "Corpus": "corpus",
     "DataModule": "module",
     "Files": "sources",

@@ -1,6 +1,7 @@
 """Sources of documents. A class for each kind of place:
 
     standard_library.py   the Python source on this machine
+    code.py               installed packages and repositories (import_order.py orders their files)
     files.py              the user's own files (file_search.py finds them, file_rows.py reads them)
     hub.py                datasets of the Hugging Face hub, and local dataset folders
 
@@ -10,9 +11,10 @@ a config names as `data.source._target_`.
 
 from .bad_documents import BadDocuments
 from .base import Source
+from .code import Code
 from .files import Files
 from .hub import Hub
 from .splits import SPLITS
 from .standard_library import StandardLibrary
 
-__all__ = ["SPLITS", "BadDocuments", "Files", "Hub", "Source", "StandardLibrary"]
+__all__ = ["SPLITS", "BadDocuments", "Code", "Files", "Hub", "Source", "StandardLibrary"]

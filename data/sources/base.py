@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Name = Annotated[str, Field(min_length=1)]
+Extension = Annotated[str, Field(pattern=r"^\.[a-z0-9_.+-]+$", description="an extension in small letters, like .py")]
+Extensions = Annotated[list[Extension], Field(min_length=1)]
 
 READER = 2  # to be raised if `Files` or `Hub` would read other documents from the same files
 

@@ -23,12 +23,12 @@ COMPRESSED = (".gz", ".zst")
 ROWS_AT_ONCE = 16  # Arrow takes less than 2 GB of strings in a batch
 
 
-def kind_of(file: Path) -> str | None:
-    """Returns the one of KINDS that a file's ending names, in any case, with or without .gz or .zst; None if none."""
+def kind_of(file: Path, kinds: tuple[str, ...] = KINDS) -> str | None:
+    """Returns the one of `kinds` that a file's ending names, in any case, with or without .gz or .zst; None if none."""
     endings = [ending.lower() for ending in file.suffixes]
     if endings and endings[-1] in COMPRESSED:
         endings.pop()
-    return endings[-1] if endings and endings[-1] in KINDS else None
+    return endings[-1] if endings and endings[-1] in kinds else None
 
 
 def shown(name: str) -> str:

@@ -14,18 +14,19 @@ from .file_rows import KINDS, kind_of
 class FoundFiles:
     """The result of a search.
 
-    files: the readable files, sorted. left_out: the number of other files, by file extension. hidden: the number of
-    files and folders whose name starts with a dot; such folders are not searched.
+    kinds: the endings of readable files. files: the readable files, sorted. left_out: the number of other files, by
+    file extension. hidden: the number of files and folders whose name starts with a dot; such folders are not searched.
     """
 
+    kinds: tuple[str, ...]
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
 
-    def add(self, file: Path) -> None:
-        if not file.is_file():
+    def add(self, file: Path, exists: bool) -> None:
+        if not exists:
             self.left_out["broken links"] += 1
-        elif kind_of(file) is None:
+        elif kind_of(file, self.kinds) is None:
             self.left_out[file.suffix.lower() or "without an ending"] += 1
         else:
             self.files.append(file)
@@ -34,29 +35,29 @@ class FoundFiles:
         """Returns a sentence; an empty one if nothing is left out."""
         counts = [f"{count} {ending}" for ending, count in sorted(self.left_out.items())]
         counts += [f"{self.hidden} hidden"] if self.hidden else []
-        kinds = f"{' '.join(KINDS)}, also as .gz and .zst"
+        kinds = f"{' '.join(self.kinds)}, also as .gz and .zst"
         return f"files are left out: {', '.join(counts)} (read are {kinds})" if counts else ""
 
 
-def find_files(path: str) -> FoundFiles:
+def find_files(path: str, kinds: tuple[str, ...] = KINDS) -> FoundFiles:
     """Finds the files of a folder, of a glob, or the one file `path`. Links to folders are followed, each folder once.
 
     Raises:
         CorpusError: there is no file that can be read, or a folder cannot be listed.
     """
     top = Path(path)
-    found = FoundFiles()
+    found = FoundFiles(kinds)
     if top.is_dir():
         _walk(top, found)
     else:
         for name in glob(path, recursive=True):
             if not Path(name).is_dir():
-                found.add(Path(name))
+                found.add(Path(name), Path(name).is_file())
     found.files.sort()
     if not found.files:
         if not top.exists() and not any(mark in path for mark in "*?["):
             raise CorpusError(f"data.path={path}: must be a file or folder that exists, or a glob")
-        raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(KINDS)}")
+        raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(kinds)}")
     return found
 
 
@@ -69,16 +70,18 @@ def _walk(top: Path, found: FoundFiles) -> None:
             continue
         entered.add(real)
         try:
-            names = sorted(os.listdir(folder))
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             raise CorpusError(
                 f"data.path={top}: must have folders that can be read: {folder}: {error.strerror}"
             ) from error
-        for name in names:
-            entry = folder / name
-            if name.startswith("."):
+        for entry in entries:
+            path = folder / entry.name
+            target = path if entry.is_symlink() else entry  # an entry raises OSError for a circle of links
+            if entry.name.startswith("."):
                 found.hidden += 1
-            elif entry.is_dir():
-                (links if entry.is_symlink() else folders).append(entry)
+            elif target.is_dir():
+                (links if entry.is_symlink() else folders).append(path)
             else:
-                found.add(entry)
+                found.add(path, target.is_file())

@@ -6,6 +6,7 @@ added document moves no other document to another split.
 
 import hashlib
 import logging
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
@@ -21,6 +22,8 @@ SPLIT_NAMES = {"train": "train", "valid": "validation", "validation": "validatio
 
 HELD_OUT_PERCENT = 5
 """Percent of the names that go to validation, and as many again to test."""
+SMALLEST_HELD_OUT = 5
+"""The fewest groups of documents in validation and test, unless only larger groups exist (`split_by_size`)."""
 
 # Packages are few and of unequal size, so most salts give splits of unequal size too. This salt was chosen by bytes and
 # gzip's ratio alone: with the libraries of Python 3.11, 3.12 and 3.13, with or without their tests, validation and test
@@ -30,11 +33,38 @@ SALT = "317:"
 
 def split_of(name: str) -> str:
     """Returns the split of a document by its name: the same one on every machine (Python's own `hash` is salted)."""
-    digest = hashlib.sha256(f"{SALT}{name}".encode("utf-8", "surrogateescape")).digest()
-    percent = int.from_bytes(digest[:8], "big") % 100
+    percent = _hash(name) % 100
     if percent < HELD_OUT_PERCENT:
         return "validation"
     return "test" if percent < 2 * HELD_OUT_PERCENT else "train"
+
+
+def split_by_size(groups: Iterable[Mapping[str, int]]) -> dict[str, str]:
+    """Returns the split of each document: validation and test get about 5 % of the bytes each.
+
+    Groups are taken in the order of a hash of their names. A group larger than 1 % of all goes to train, so that no few
+    documents decide a score. If that leaves less than 1 % for validation or test, it is the group nearest to 5 %.
+
+    groups: bytes of documents by name; a group stays together. There must be at least three groups.
+    """
+    ordered = sorted(groups, key=lambda group: _hash(min(group)))
+    size = [sum(group.values()) for group in ordered]
+    share = sum(size) * HELD_OUT_PERCENT / 100
+    largest = share / SMALLEST_HELD_OUT
+    chosen: dict[str, list[int]] = {}
+    left = list(range(len(ordered)))
+    for split in ("validation", "test"):
+        filled = 0
+        chosen[split] = []
+        for index in left:
+            if size[index] <= largest and filled + size[index] <= share:
+                filled += size[index]
+                chosen[split].append(index)
+        if filled < largest:
+            chosen[split] = [min(left, key=lambda index: abs(size[index] - share))]
+        left = [index for index in left if index not in chosen[split]]
+    chosen["train"] = left
+    return {name: split for split, indices in chosen.items() for index in indices for name in ordered[index]}
 
 
 def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
@@ -78,6 +108,11 @@ def warn_of_copies(splits: "dict[str, Dataset]") -> None:
         copies = sum(_digest(row["text"]) in trained for row in splits[split] if row["text"])
         if copies:
             log.warning(f"{split}: {copies} of {len(splits[split])} documents are copies of training documents")
+
+
+def _hash(name: str) -> int:
+    digest = hashlib.sha256(f"{SALT}{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def _digest(text: str) -> bytes:

@@ -1,0 +1,142 @@
+"""Source code as documents: the Python packages that are installed on this machine, or a folder of repositories."""
+
+import hashlib
+import logging
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ..errors import CorpusError
+from .bad_documents import BadDocuments
+from .base import Extensions, Source
+from .file_rows import shown, write_rows
+from .file_search import find_files
+from .import_order import import_order
+from .splits import SPLITS, split_by_size
+from .text import read_utf8
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+TESTS = ("test", "tests")
+VENDORED = ("_vendor", "_vendored", "vendor", "vendored", "third_party", "node_modules")
+"""Folders with copies of other packages: the original may be in another split."""
+
+WRITTEN_BY_INSTALLER = "__editable__"
+"""The start of files that hold paths of this machine."""
+
+SHARED_FILE = 1000  # bytes; shorter files (an empty __init__.py, a version) are the same in unrelated packages
+
+
+class Code(Source):
+    """Source code, one document a package or repository: its files one after another, each below a `# path` line.
+
+    A Python file comes after those that it imports. `path` is a folder; each folder in it is a document, and so is each
+    file. None is the folder of the packages that are installed for the running Python. Documents that have a file in
+    common share a split (lightning and pytorch_lightning); validation and test get 5 % of the bytes each.
+
+    extensions: of the files that are read.
+    depth: the folders so many levels below `path` are the documents: 1 for a folder of packages or repositories, 2 for
+        src/ in a checkout, or for repositories by owner.
+    tests: whether folders test/ and tests/ are read. They are easier to predict.
+    """
+
+    skips = False  # files that are not UTF-8 are always left out of their package
+
+    def __init__(self, extensions: Extensions, depth: Annotated[int, Field(ge=1)], tests: bool):
+        self.extensions = extensions
+        self.depth = depth
+        self.tests = tests
+
+    def check(self, path: str | None) -> None:
+        if not self._root(path).is_dir():
+            raise CorpusError(
+                f"data.path={path}: must be a folder of packages or repositories, or null for the installed packages"
+            )
+
+    def identity(self, path: str | None) -> dict:
+        digest = hashlib.sha256()
+        root = self._root(path)
+        for name, files in self._documents(root)[0].items():
+            for file in files:
+                content = file.read_bytes()
+                digest.update(f"{name}\0{shown(file.relative_to(root).as_posix())}\0{len(content)}\0".encode())
+                digest.update(content)
+        return {"source": "code", "content": digest.hexdigest()}
+
+    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
+        root = self._root(path)
+        documents, left_out = self._documents(root)
+        sizes = {name: sum(file.stat().st_size for file in files) for name, files in documents.items()}
+        if len(documents) < len(SPLITS):
+            found = f"{len(documents)} ({', '.join(documents) or 'none'})"
+            raise CorpusError(
+                f"data.source.depth={self.depth}: must give at least {len(SPLITS)} documents, one for each split, and"
+                f" gives {found} with {' '.join(self.extensions)} in data.path={root}"
+            )
+        split_of = split_by_size([{name: sizes[name] for name in group} for group in _related(documents)])
+        splits = {}
+        for split in SPLITS:
+            names = [name for name in documents if split_of[name] == split]
+            names.sort(key=lambda name: (-sizes[name], name))  # long documents first
+            rows = ({"name": name, "text": _joined(documents[name], root, left_out)} for name in names)
+            splits[split] = write_rows((row for row in rows if row["text"]), arrow_cache / f"{split}.rows")
+        counts = f"{len(documents)} packages, {sum(map(len, documents.values())):,} files"
+        log.info(f"code of {root}: {counts}, {sum(sizes.values()) / 1e6:,.1f} MB")
+        if left_out:
+            log.info(f"files are left out: {', '.join(f'{count:,} {why}' for why, count in left_out.items())}")
+        return splits
+
+    @staticmethod
+    def _root(path: str | None) -> Path:
+        return Path(path or sysconfig.get_path("purelib"))
+
+    def _documents(self, root: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
+        """Returns the files of each document that has text, and the number of other source files by reason."""
+        documents: dict[str, list[Path]] = {}
+        left_out: Counter[str] = Counter()
+        for file in find_files(str(root), tuple(self.extensions)).files:
+            *folders, name = file.relative_to(root).parts
+            if name.startswith(WRITTEN_BY_INSTALLER):
+                left_out["written by an installer"] += 1
+            elif any(folder in VENDORED for folder in folders):
+                left_out["copies of other packages (_vendor/)"] += 1
+            elif not self.tests and any(folder in TESTS for folder in folders):
+                left_out["tests (data.source.tests=true reads them)"] += 1
+            elif file.stat().st_size:
+                document = "/".join([*folders, name][: self.depth])
+                documents.setdefault(shown(document), []).append(file)
+        return documents, left_out
+
+
+def _joined(files: list[Path], root: Path, left_out: Counter[str]) -> str:
+    """Returns the text of a document. Counts the files that are not UTF-8."""
+    texts: dict[str, str] = {}
+    for file in files:
+        text = read_utf8(file)
+        if text is None:
+            left_out["not UTF-8"] += 1
+        elif text.strip():
+            texts[shown(file.relative_to(root).as_posix())] = text
+    return "\n".join(f"# {path}\n{texts[path]}" for path in import_order(texts))
+
+
+def _related(documents: dict[str, list[Path]]) -> Iterator[list[str]]:
+    """Yields groups of documents. Two documents that have a file in common are in the same group."""
+    first_with: dict[bytes, str] = {}
+    group_of = {name: [name] for name in documents}
+    for name, files in documents.items():
+        for file in files:
+            if file.stat().st_size >= SHARED_FILE:
+                other = first_with.setdefault(hashlib.sha256(file.read_bytes()).digest(), name)
+                ours, theirs = group_of[name], group_of[other]
+                if ours is not theirs:
+                    theirs.extend(ours)
+                    group_of.update(dict.fromkeys(ours, theirs))
+    yield from {id(group): group for group in group_of.values()}.values()
