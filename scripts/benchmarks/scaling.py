@@ -69,7 +69,7 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     from scripts.benchmarks.models import composed
 
     config = composed(*overrides, f"trainer.profile={PROFILED}")
-    summary, seconds = train_steps(config, steps, log_every=10)
+    summary, seconds = train_steps(config, steps, log_every=max(1, steps // 4))  # medians of four windows
     profile = summary.get("profile", {})  # the first rank alone has one
     tokens = summary["train_tokens"] / summary["step"]
     return {

@@ -56,5 +56,5 @@ def run_model(name: str, dtype: torch.dtype, compiled: bool = False) -> dict[str
     return {"per_token": out.per_token.cpu(), **gradients}
 
 
-def run_models(dtype: torch.dtype, compiled: bool) -> dict[str, dict[str, Tensor]]:
-    return {name: run_model(name, dtype, compiled) for name in PATTERNS}
+def run_models(names: list[str], dtype: torch.dtype, compiled: bool = False) -> dict[str, dict[str, Tensor]]:
+    return {name: run_model(name, dtype, compiled) for name in names}
