@@ -74,7 +74,7 @@ def predict(pattern: str, length: int, gpus: int) -> Step | None:
     forward, backward = exchanged(pattern, length, sharing)
     sent = LAYERS * (forward * (1 + checkpoints) + backward)
     rows = read("scaling_h200.json")["rows"]
-    one, two = (where(rows, devices=n, strategy=s)["tokens_per_second"] for n, s in ((1, "one"), (2, "ddp")))
+    one, two = (where(rows, devices=n, kind=kind)["tokens_per_second"] for n, kind in ((1, "one"), (2, "ddp")))
     return Step(
         sharing,
         tokens,

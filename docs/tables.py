@@ -120,23 +120,18 @@ def gpu_steps() -> str:
 
 
 def data_parallel() -> str:
-    """Returns the speed of data parallelism, and its share of as many times one device's."""
-    return markdown(_shares_of_linear(read("scaling_h200.json")["rows"], "strategy"))
-
-
-def data_parallel_profile() -> str:
-    """Returns where the time of a step on several devices goes."""
-    rows = read("scaling_profile_h200.json")["rows"]
+    """Returns the speed of data parallelism, its share of as many times one device's, and where the time goes."""
+    rows = read("scaling_h200.json")["rows"]
     steps = [{"step": f"{row['step_ms']:.0f} ms", **_communication(row)} for row in rows]
-    return markdown([share | step for share, step in zip(_shares_of_linear(rows, "kind"), steps, strict=True)])
+    return markdown([share | step for share, step in zip(_shares_of_linear(rows), steps, strict=True)])
 
 
-def _shares_of_linear(rows: list[dict], kind: str) -> list[dict]:
+def _shares_of_linear(rows: list[dict]) -> list[dict]:
     one = where(rows, devices=1)["tokens_per_second"]
     return [
         {
             "GPUs": row["devices"],
-            "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row[kind]],
+            "trainer": {"one": "gpu", "ddp": "ddp", "fsdp2": "fsdp"}[row["kind"]],
             "tokens/s": f"{row['tokens_per_second']:,}",
             "of linear": f"{row['tokens_per_second'] / one / row['devices']:.1%}",
         }
@@ -153,19 +148,22 @@ def _communication(row: dict) -> dict:
 
 
 def context_parallel() -> str:
-    """Returns memory and communication of context parallelism."""
+    """Returns speed, memory and communication of context parallelism."""
+    rows = read("scaling_context_h200.json")["rows"]
+    one = where(rows, devices=1)["tokens_per_second"]
     return markdown(
         [
             {
-                "tokens": f"{row['length']:,}",
                 "GPUs": row["devices"],
+                "tokens/s": f"{row['tokens_per_second']:,}",
+                "of one GPU": f"{row['tokens_per_second'] / one:.2f}x",
                 "memory a GPU": f"{row['memory_gb']:.1f} GB",
                 "a GPU's layers send": f"{row['context_bytes_sent'] / 1e6:.1f} MB"
                 if row["context_bytes_sent"]
                 else "-",
                 **_communication(row),
             }
-            for row in read("scaling_context_h200.json")["rows"]
+            for row in rows
         ]
     )
 

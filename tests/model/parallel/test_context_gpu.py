@@ -37,6 +37,9 @@ def test_two_gpus_are_as_near_to_float32_as_one(compiled):
         exact, one, two = (joined(name, results) for results in (truth, alone, together))
         assert exact.keys() == two.keys()
         for key, value in exact.items():
+            # The noise of a few numbers (a logit a head) differs as much from one rounding to another as from its
+            # mean. A rank's share that is missing or counted twice is half of the value.
+            least = 1e-3 if value.numel() >= 64 else 0.1
             noise = (one[key].double() - value).norm()
             error = (two[key].double() - value).norm()
-            assert error <= 1.5 * noise + 1e-3 * value.norm(), f"{name}: {key}: {error:.2e}, {noise:.2e}"
+            assert error <= 1.5 * noise + least * value.norm(), f"{name}: {key}: {error:.2e}, {noise:.2e}"
