@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, Field(min_length=1)]
 Extension = Annotated[str, Field(pattern=r"^\.[a-z0-9_.+-]+$", description="an extension in small letters, like .py")]
-Extensions = Annotated[list[Extension], Field(min_length=1)]
+Extensions = Annotated[tuple[Extension, ...], Field(min_length=1)]
 
 READER = 2  # to be raised if `Files` or `Hub` would read other documents from the same files
 

@@ -74,13 +74,14 @@ class Code(Source):
         root = self._root(path)
         documents, left_out = self._documents(root)
         sizes = {name: sum(file.stat().st_size for file in files) for name, files in documents.items()}
-        if len(documents) < len(SPLITS):
-            found = f"{len(documents)} ({', '.join(documents) or 'none'})"
+        groups = [{name: sizes[name] for name in group} for group in _related(documents)]
+        if len(groups) < len(SPLITS):
+            found = f"{len(groups)} ({', '.join(documents) or 'none'})"
             raise CorpusError(
-                f"data.source.depth={self.depth}: must give at least {len(SPLITS)} documents, one for each split, and"
-                f" gives {found} with {' '.join(self.extensions)} in data.path={root}"
+                f"data.source.depth={self.depth}: must give at least {len(SPLITS)} documents without common files, one"
+                f" for each split, and gives {found} with {' '.join(self.extensions)} in data.path={root}"
             )
-        split_of = split_by_size([{name: sizes[name] for name in group} for group in _related(documents)])
+        split_of = split_by_size(groups)
         splits = {}
         for split in SPLITS:
             names = [name for name in documents if split_of[name] == split]
@@ -101,7 +102,7 @@ class Code(Source):
         """Returns the files of each document that has text, and the number of other source files by reason."""
         documents: dict[str, list[Path]] = {}
         left_out: Counter[str] = Counter()
-        for file in find_files(str(root), tuple(self.extensions)).files:
+        for file in find_files(str(root), self.extensions).files:
             *folders, name = file.relative_to(root).parts
             if name.startswith(WRITTEN_BY_INSTALLER):
                 left_out["written by an installer"] += 1

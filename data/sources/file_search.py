@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 
 from ..errors import CorpusError
-from .file_rows import KINDS, kind_of
+from .file_rows import COMPRESSED, kind_of
 
 
 @dataclass
@@ -18,7 +19,7 @@ class FoundFiles:
     file extension. hidden: the number of files and folders whose name starts with a dot; such folders are not searched.
     """
 
-    kinds: tuple[str, ...]
+    kinds: Sequence[str]
     files: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
@@ -35,12 +36,14 @@ class FoundFiles:
         """Returns a sentence; an empty one if nothing is left out."""
         counts = [f"{count} {ending}" for ending, count in sorted(self.left_out.items())]
         counts += [f"{self.hidden} hidden"] if self.hidden else []
-        kinds = f"{' '.join(self.kinds)}, also as .gz and .zst"
+        kinds = f"{' '.join(self.kinds)}, also as {' '.join(COMPRESSED)}; data.source.extensions lists them"
         return f"files are left out: {', '.join(counts)} (read are {kinds})" if counts else ""
 
 
-def find_files(path: str, kinds: tuple[str, ...] = KINDS) -> FoundFiles:
+def find_files(path: str, kinds: Sequence[str]) -> FoundFiles:
     """Finds the files of a folder, of a glob, or the one file `path`. Links to folders are followed, each folder once.
+
+    kinds: the endings of files that can be read, also when compressed.
 
     Raises:
         CorpusError: there is no file that can be read, or a folder cannot be listed.
@@ -57,7 +60,7 @@ def find_files(path: str, kinds: tuple[str, ...] = KINDS) -> FoundFiles:
     if not found.files:
         if not top.exists() and not any(mark in path for mark in "*?["):
             raise CorpusError(f"data.path={path}: must be a file or folder that exists, or a glob")
-        raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(kinds)}")
+        raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(kinds)} (data.source.extensions)")
     return found
 
 

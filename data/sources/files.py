@@ -1,15 +1,17 @@
 """The user's own files as a source of documents."""
 
 import logging
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
-from .base import READER, Name, Source
-from .file_rows import PLAIN_TEXT, kind_of, read_rows, shown, write_rows
+from .base import READER, Extensions, Name, Source
+from .file_rows import KINDS, kind_of, read_rows, shown, write_rows
 from .file_search import FoundFiles, find_files
-from .splits import SPLIT_NAMES, split_by_name, with_test_split
+from .splits import SPLIT_NAMES, split_by_folder, split_by_name, with_test_split
+from .tables import READERS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,16 +23,25 @@ UNDIVIDED = ""
 
 
 class Files(Source):
-    """The user's own documents. `path` is a folder, a file or a glob of .txt, .md, .py, .jsonl or .parquet, which may
-    be compressed (.txt.gz, .jsonl.zst).
+    """The user's own documents. `path` is a folder, a file or a glob of texts, of tables and of archives of both.
 
-    A text file is a document; in .jsonl and .parquet a row is a document, with its text in `text_column`. Folders
-    train/ and valid/ or validation/ (and test/) inside `path` are the splits. If there are none, a hash of the
-    document's name decides. Links to folders are followed; files and folders whose name starts with a dot are not read.
+    A text file is a document; in .jsonl, .json, .csv, .tsv, .parquet and .arrow a row is a document, with its text in
+    `text_column`. Folders train/ and valid/ or validation/ (and test/) inside `path` are the splits. If there are none,
+    a hash of the document's name decides, or `split_by` its folder. Links to folders are followed; files and folders
+    whose name starts with a dot are not read.
+
+    extensions: of the files that are read, also when compressed (data/sources/file_rows.py). Files in a .zip, .tar or
+        .tgz are read if both its extension and theirs are listed.
+    split_by: `name`, or `folder`: the documents of each folder inside `path` (of an author) share a split, and
+        validation and test get about 5 % of the text each.
+
+    The defaults are for runs of versions that did not have these settings.
     """
 
-    def __init__(self, text_column: Name):
+    def __init__(self, text_column: Name, extensions: Extensions = KINDS, split_by: Literal["name", "folder"] = "name"):
         self.text_column = text_column
+        self.extensions = tuple(extensions)
+        self.split_by = split_by
 
     def check(self, path: str | None) -> None:
         if not path:
@@ -45,11 +56,11 @@ class Files(Source):
             for file in found:
                 status = file.stat()
                 files.append([split, _name(file, root), status.st_size, status.st_mtime_ns])
-        return {"source": "files", "reader": READER, "text_column": self.text_column, "files": files}
+        return {"source": "files", "reader": READER, **vars(self), "files": files}
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         root = _root(path)
-        found = find_files(path)
+        found = find_files(path, self.extensions)
         if left_out := found.describe_left_out():
             log.warning(f"data.path={path}: {left_out}")
         divided = self._divide(path, found)
@@ -58,17 +69,20 @@ class Files(Source):
             if split == "test" and files is divided["validation"]:  # validation serves as test, and is read once
                 splits[split] = splits["validation"]
                 continue
-            rows = (row for file in files for row in read_rows(file, _name(file, root), self.text_column, bad))
-            splits[split] = write_rows(rows, arrow_cache / f"{split or 'all'}.rows")
-        return split_by_name(splits[UNDIVIDED]) if UNDIVIDED in splits else splits
+            documents = (read_rows(file, _name(file, root), self.extensions, self.text_column, bad) for file in files)
+            splits[split] = write_rows(chain.from_iterable(documents), arrow_cache / f"{split or 'all'}.rows")
+        if UNDIVIDED not in splits:
+            return splits
+        divide = split_by_folder if self.split_by == "folder" else split_by_name
+        return divide(splits[UNDIVIDED])
 
     def find(self, path: str) -> dict[str, list[Path]]:
         """Returns the files of each split, texts before tables; all under UNDIVIDED if no folders define splits."""
-        return self._divide(path, find_files(path))
+        return self._divide(path, find_files(path, self.extensions))
 
     def _divide(self, path: str, found: FoundFiles) -> dict[str, list[Path]]:
         top = Path(path)
-        files = sorted(found.files, key=lambda file: kind_of(file) not in PLAIN_TEXT)
+        files = sorted(found.files, key=lambda file: kind_of(file, READERS) is not None)
         if not (top / "train").is_dir():
             return {UNDIVIDED: files}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
 from .base import READER, Name, Source
-from .file_rows import read_rows, shown
+from .file_rows import KINDS, read_rows, shown
 from .splits import SPLIT_NAMES, split_by_name, with_test_split
 from .text import name_and_text
 
@@ -79,7 +79,7 @@ class Hub(Source):
         must = f"data.path={path}: must be a dataset that `datasets` can read"
         bad = BadDocuments("skip", path)
         for file in sorted(Path(path).rglob("*.jsonl")) if Path(path).is_dir() else []:
-            for _ in read_rows(file, shown(str(file)), self.text_column, bad):
+            for _ in read_rows(file, shown(str(file)), KINDS, self.text_column, bad):
                 pass
             if bad.count:
                 return CorpusError(f"{must}: {bad.examples[0]}; data=files with data.on_bad_document=skip skips it")

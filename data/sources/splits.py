@@ -72,6 +72,21 @@ def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
 
     Copies of a text are in the split of the first one, so that no test document is also trained on.
     """
+    return _divided(rows, {name: split_of(name) for name in rows["name"]})
+
+
+def split_by_folder(rows: "Dataset") -> "dict[str, Dataset]":
+    """As `split_by_name`, by the first folder in the name, with `split_by_size`. Rows without a folder are apart."""
+    folders: dict[str, dict[str, int]] = {}
+    for row in rows:
+        folder, slash, _ = row["name"].partition("/")
+        folders.setdefault(folder + slash, {})[row["name"]] = len(row["text"])
+    if len(folders) < len(SPLITS):
+        return _divided(rows, dict.fromkeys(rows["name"], "train"))
+    return _divided(rows, split_by_size(folders.values()))
+
+
+def _divided(rows: "Dataset", split_of_name: Mapping[str, str]) -> "dict[str, Dataset]":
     originals: dict[bytes, str] = {}
     split_of_row, texts = [], 0
     for row in rows:
@@ -79,7 +94,7 @@ def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
         if row["text"]:
             texts += 1
             name = originals.setdefault(_digest(row["text"]), name)
-        split_of_row.append(split_of(name))
+        split_of_row.append(split_of_name[name])
     if copies := texts - len(originals):
         log.warning(f"{copies} of {texts} documents are copies of another one, and are in its split")
     indices = {split: [i for i, each in enumerate(split_of_row) if each == split] for split in SPLITS}

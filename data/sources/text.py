@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bad_documents import BadDocuments, fault_of_text
-from .file_rows import missing_column
+from .tables import missing_column
 
 if TYPE_CHECKING:
     from datasets import Dataset

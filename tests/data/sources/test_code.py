@@ -62,7 +62,7 @@ def packages(tmp_path):
 
 def test_a_document_a_package(packages, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    source = Code(extensions=[".py"], depth=1, tests=False)
+    source = Code(extensions=(".py",), depth=1, tests=False)
     splits = source.load(str(packages), tmp_path / "arrow", STRICT)
     assert by_name(splits) == {
         "one": "# one/core.py\ndef f(): ...\n\n# one/__init__.py\nfrom one.core import f\n",
@@ -72,7 +72,7 @@ def test_a_document_a_package(packages, tmp_path, caplog):
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1, "validation": 1, "test": 1}
     for counted in ("3 packages, 5 files", "1 tests", "1 copies of other packages", "1 written by", "1 not UTF-8"):
         assert counted in caplog.text
-    with_tests = Code(extensions=[".py", ".txt"], depth=1, tests=True).load(str(packages), tmp_path / "arrow2", STRICT)
+    with_tests = Code(extensions=(".py", ".txt"), depth=1, tests=True).load(str(packages), tmp_path / "arrow2", STRICT)
     assert "# one/tests/test_core.py\nassert f" in by_name(with_tests)["one"]
     assert "# one/notes.txt\nno code" in by_name(with_tests)["one"]
 
@@ -80,7 +80,7 @@ def test_a_document_a_package(packages, tmp_path, caplog):
 def test_identity_and_documents_follow_content_alone(packages, tmp_path):
     import shutil
 
-    source = Code(extensions=[".py"], depth=1, tests=False)
+    source = Code(extensions=(".py",), depth=1, tests=False)
     copy = tmp_path / "copy"
     shutil.copytree(packages, copy, copy_function=shutil.copyfile)
     assert source.identity(str(copy)) == source.identity(str(packages))
@@ -95,22 +95,25 @@ def test_identity_and_documents_follow_content_alone(packages, tmp_path):
 def test_a_checkout_by_depth(tmp_path):
     root = tmp_path / "checkout"
     write(root, {f"src/p/{name}/a.py": name for name in "abc"} | {".git/hook.py": "hidden"})
-    source = Code(extensions=[".py"], depth=1, tests=False)
+    source = Code(extensions=(".py",), depth=1, tests=False)
     with pytest.raises(CorpusError, match=r"^data\.source\.depth=1: must give at least 3 .* 1 \(src\) with \.py"):
         source.load(str(root), tmp_path / "arrow", STRICT)
-    splits = Code(extensions=[".py"], depth=3, tests=False).load(str(root), tmp_path / "arrow", STRICT)
-    assert set(by_name(splits)) == {"src/p/a", "src/p/b", "src/p/c"}
+    source = Code(extensions=(".py",), depth=3, tests=False)
+    assert set(by_name(source.load(str(root), tmp_path / "arrow", STRICT))) == {"src/p/a", "src/p/b", "src/p/c"}
+    write(root, {f"src/p/{name}/common.py": "x = 1\n" * 200 for name in "abc"})
+    with pytest.raises(CorpusError, match=r"^data\.source\.depth=3: must .* without common files.* 1 \(src/p/a, "):
+        source.load(str(root), tmp_path / "arrow2", STRICT)
 
 
 def test_no_folder_of_code(tmp_path):
-    source = Code(extensions=[".py"], depth=1, tests=False)
+    source = Code(extensions=(".py",), depth=1, tests=False)
     with pytest.raises(CorpusError, match=r"^data\.path=\S+/missing: must be "):
         source.check(str(tmp_path / "missing"))
     source.check(None)
 
 
 def test_packages_with_a_common_file_share_a_split(tmp_path):
-    root, source = tmp_path / "packages", Code(extensions=[".py"], depth=1, tests=False)
+    root, source = tmp_path / "packages", Code(extensions=(".py",), depth=1, tests=False)
     write(root, {f"p{n:03}/{name}": f"x = {n}\n" * 200 for n in range(120) for name in ("a.py", "version.py")})
 
     def splits():

@@ -71,7 +71,7 @@ def test_files_identity_follows_changes(books):
     [
         (None, r"^data\.path=null: must be "),
         ("missing", r"^data\.path=\S+/missing: must be "),
-        ("*.txt", r"^data\.path=\S+/\*\.txt: must .* \.txt \.md \.py \.jsonl \.parquet$"),
+        ("*.txt", r"^data\.path=\S+/\*\.txt: must .* \.txt \.md \.py \.jsonl \.parquet \(data\.source\.extensions\)$"),
         ("empty", r"^data\.path=\S+/empty: must .*\.txt"),
     ],
 )

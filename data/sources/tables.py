@@ -1,0 +1,139 @@
+"""Reads the texts of a table: .jsonl, .json, .csv, .tsv, .parquet or .arrow.
+
+Each reader takes an open binary file, its name, the column with the text, and the policy for bad documents. It yields
+the place of each row, its value in that column, and what is wrong with the row (None if it can be read). Raises
+CorpusError if the table has no such column.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import CorpusError
+from .bad_documents import BadDocuments, fault_of_text
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Row = tuple[str, Any, str | None]
+
+ROWS_AT_ONCE = 16  # Arrow takes less than 2 GB of strings in a batch
+LONGEST_FIELD = 1 << 31  # bytes; csv refuses fields of more than 128 kB by default
+
+
+def missing_column(text_column: str, name: str, columns: Iterable[str]) -> CorpusError:
+    return CorpusError(f"data.source.text_column={text_column}: must be a column of {name}: {', '.join(columns)}")
+
+
+def json_lines(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    rows = ((f"line {number}", line) for number, line in enumerate(stream, 1))
+    yield from _objects(((place, line) for place, line in rows if line.strip()), name, text_column, bad)
+
+
+def json_file(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    """Reads one object, or a list of objects."""
+    try:
+        content = json.loads(stream.read())  # utf-8 with or without a byte-order mark, utf-16 or utf-32
+    except (ValueError, RecursionError) as error:
+        yield "its whole text", None, f"no JSON ({error})"
+        return
+    items = content if isinstance(content, list) else [content]
+    yield from _objects(((f"item {number}", item) for number, item in enumerate(items)), name, text_column, bad)
+
+
+def _objects(rows: Iterable[tuple[str, Any]], name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    """Yields rows of JSON objects. `rows`: places, with objects or the bytes of objects."""
+    with_column, columns = False, None
+    for place, row in rows:
+        if isinstance(row, bytes):
+            try:
+                row = json.loads(row.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield place, None, f"no whole JSON object ({error})"
+                continue
+        if not isinstance(row, dict):
+            yield place, None, f"{fault_of_text(row) or 'a string'} instead of an object"
+        elif text_column in row:
+            with_column = True
+            yield place, row[text_column], None
+        else:
+            columns = columns or list(row)
+            if bad.policy == "error" and not with_column:
+                break
+            yield place, None, f"an object without it, with {', '.join(row)}"
+    if columns and not with_column:
+        raise missing_column(text_column, name, columns)
+
+
+def comma_separated(
+    stream: BinaryIO, name: str, text_column: str, bad: BadDocuments, delimiter: str = ","
+) -> Iterator[Row]:
+    """Reads rows below a line with the names of the columns."""
+    csv.field_size_limit(LONGEST_FIELD)
+    rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = next(rows, [])
+        if text_column not in columns:
+            raise missing_column(text_column, name, columns)
+        column = columns.index(text_column)
+        for row in rows:
+            if len(row) == len(columns):
+                yield f"line {rows.line_num}", row[column], None
+            elif row:
+                yield f"line {rows.line_num}", None, f"{len(row)} fields instead of {len(columns)}"
+    except (csv.Error, UnicodeDecodeError) as error:  # what follows cannot be told apart into rows
+        yield f"line {rows.line_num + 1}", None, f"no row of a table ({error})"
+
+
+def tab_separated(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    yield from comma_separated(stream, name, text_column, bad, delimiter="\t")
+
+
+def parquet(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    from pyarrow.parquet import ParquetFile
+
+    table = ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    if text_column not in table.schema_arrow.names:
+        raise missing_column(text_column, name, table.schema_arrow.names)
+    batches = table.iter_batches(ROWS_AT_ONCE, columns=[text_column])
+    yield from _values(batch.column(text_column) for batch in batches)
+
+
+def arrow(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    """Reads Arrow's file format and its stream format, which `datasets` writes."""
+    from pyarrow import ipc
+
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    if is_file:
+        table = ipc.open_file(stream)
+        batches: Iterable[pyarrow.RecordBatch] = map(table.get_batch, range(table.num_record_batches))
+    else:
+        table = batches = ipc.open_stream(stream)
+    if text_column not in table.schema.names:
+        raise missing_column(text_column, name, table.schema.names)
+    yield from _values(batch.column(text_column) for batch in batches)
+
+
+def _values(columns: "Iterable[pyarrow.Array]") -> Iterator[Row]:
+    row = 0
+    for column in columns:
+        for value in column:
+            try:
+                yield f"row {row}", value.as_py(), None
+            except UnicodeDecodeError as error:
+                yield f"row {row}", None, f"text that is not UTF-8 ({error.reason})"
+            row += 1
+
+
+READERS: dict[str, Callable[[BinaryIO, str, str, BadDocuments], Iterator[Row]]] = {
+    ".jsonl": json_lines,
+    ".json": json_file,
+    ".csv": comma_separated,
+    ".tsv": tab_separated,
+    ".parquet": parquet,
+    ".arrow": arrow,
+}
+"""Readers by the ending of the file; a file of any other ending is one text."""
