@@ -3,14 +3,17 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from configs.errors import ConfigError
 from configs.trust import TARGET, construct, construct_with, function_of
-from configs.validation import check_arguments
+from configs.validation import check_arguments, validated
 from kernels.patterns import Pattern
 from model import AttentionPlan, ModelConfig, Transformer
 from model.attention import training_class
+from model.config import MODEL_ROPE, NO_ROPE, Rope
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -24,10 +27,17 @@ if TYPE_CHECKING:
 OF_THE_SUITE = {"passkey": ("depth",), "copy": ("distance",)}
 """Arguments of a task that the recall suite gives."""
 
+ROPE = "rope"
+"""The key of a pattern's entry that holds the rotary embeddings of its layers."""
+
+RopeBase = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+
 
 def build_pattern(key: str, settings: Mapping[str, Any]) -> tuple[Pattern, object | None]:
     """The pattern of one entry of attention.patterns, and the settings that train its family's own parameters.
-    `_target_` is the path of the pattern's class (configs/trust.py)."""
+    `_target_` is the path of the pattern's class (configs/trust.py). `rope` is not read."""
+    if isinstance(settings, Mapping):
+        settings = {name: value for name, value in settings.items() if name != ROPE}
     try:
         return construct_with(key, settings, Pattern, training_class)
     except ConfigError:
@@ -40,6 +50,7 @@ def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
     """Returns the plan of a composed `attention` group. A pattern set to null is left out."""
     entries = {name: entry for name, entry in attention["patterns"].items() if entry is not None}
     built = {name: build_pattern(f"attention.patterns.{name}", entry) for name, entry in entries.items()}
+    ropes = {name: read_rope(f"attention.patterns.{name}", entry) for name, entry in entries.items()}
     try:
         return AttentionPlan(
             patterns={name: pattern for name, (pattern, _) in built.items()},
@@ -47,9 +58,15 @@ def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
             block=attention["block"],
             backend=attention["backend"],
             training={name: training for name, (_, training) in built.items() if training is not None},
+            rope={name: rope for name, rope in ropes.items() if rope != MODEL_ROPE},
         )
     except ValueError as error:
         raise ConfigError(f"attention.{error}") from None
+
+
+def read_rope(key: str, entry: Mapping[str, Any]) -> Rope:
+    """Returns the rotary embeddings of one entry of attention.patterns; by default they are the model's."""
+    return validated(Literal[MODEL_ROPE, NO_ROPE] | RopeBase, entry.get(ROPE, MODEL_ROPE), f"{key}.{ROPE}")
 
 
 def build_model_config(model: Mapping[str, Any], tokenizer_vocabulary: int) -> ModelConfig:

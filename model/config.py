@@ -11,6 +11,11 @@ ROPE_SCALINGS = ("none", "linear", "ntk", "dynamic", "llama3", "yarn", "yarn_hf"
 ATTENTION_FACTORS = ("yarn", "yarn_hf")
 """The scalings that also multiply cosines and sines by a factor."""
 
+MODEL_ROPE, NO_ROPE = "model", "none"
+Rope = str | float
+"""The rotary embeddings of a pattern's layers: MODEL_ROPE for those of ModelConfig, NO_ROPE for none (NoPE, Kazemnejad
+et al. 2023), or a base of their own, without scaling (as the windows of Gemma 3)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -75,7 +80,9 @@ class AttentionPlan:
     `patterns`: name -> pattern. `schedule`: names, repeated over the depth; `[local, local, full]` gives two local
     layers per full layer. An entry that is a list gives one pattern per KV head, each a mask over the tokens.
     `training`: name -> how the parameters of the pattern's family are trained (AttentionCore.training_class).
-    Raises ValueError for an undefined name, and for a pattern in a list that is not a mask.
+    `rope`: name -> the rotary embeddings of its layers, MODEL_ROPE for names that it lacks.
+    Raises ValueError for an undefined name, for a pattern in a list that is not a mask, and for a list with several
+    rotary embeddings.
     """
 
     patterns: Mapping[str, Pattern]
@@ -83,6 +90,7 @@ class AttentionPlan:
     block: int
     backend: str
     training: Mapping[str, object] = field(default_factory=dict)
+    rope: Mapping[str, Rope] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.schedule:
@@ -97,6 +105,11 @@ class AttentionPlan:
                         f"schedule entry {list(entry)!r} gives a KV head {name!r} ({kind}), which serves whole layers: "
                         f"must be patterns that are masks over the tokens, or the entry {name!r} alone"
                     )
+            if not isinstance(entry, str) and len({self.rope.get(name, MODEL_ROPE) for name in entry}) > 1:
+                ropes = ", ".join(f"rope={self.rope.get(name, MODEL_ROPE)} of {name}" for name in entry)
+                raise ValueError(
+                    f"schedule entry {list(entry)!r} has {ropes}: must be the same for all KV heads of a layer"
+                )
 
     def entry(self, layer: int) -> str | tuple[str, ...]:
         """The name of the pattern of `layer`, or one name for each of its KV heads."""
@@ -106,6 +119,11 @@ class AttentionPlan:
     def training_settings(self, layer: int) -> object | None:
         """How the parameters of the family of `layer` are trained; None for families without such settings."""
         return self.training.get(self.entry(layer))
+
+    def rope_of(self, layer: int) -> Rope:
+        """The rotary embeddings of `layer`."""
+        entry = self.entry(layer)
+        return self.rope.get(entry if isinstance(entry, str) else entry[0], MODEL_ROPE)
 
     def pattern(self, layer: int, kv_heads: int) -> Pattern | tuple[Pattern, ...]:
         """The pattern of `layer`, or one for each of its `kv_heads`."""

@@ -10,15 +10,18 @@
     yarn      as llama3, and cosines and sines get a factor (Peng et al. 2023, equations 17 to 23)
     yarn_hf   yarn as transformers and YaRN's published code compute it: the transition is linear in the dimension i,
               not in the number of turns
+
+A layer's pattern may have rotary embeddings of its own (model.config.Rope): another base, without scaling, or none.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from kernels.dispatch import has_triton
-from model.config import ATTENTION_FACTORS, ModelConfig
+from model.config import ATTENTION_FACTORS, MODEL_ROPE, NO_ROPE, ModelConfig, Rope
 
 ONE_KERNEL_TOKENS = 8
 """Longest input that one kernel rotates: there, launching kernels takes longer than running them."""
@@ -27,14 +30,27 @@ ONE_KERNEL_TOKENS = 8
 class RotaryEmbedding(nn.Module):
     """Computes the cosines and sines of the angles by which queries and keys are rotated.
 
-    Angles are computed in float64: at position 10^6 a float32 angle is off by hundredths of a radian.
+    Angles are computed in float64: at position 10^6 a float32 angle is off by hundredths of a radian. Without rotary
+    embeddings all angles are 0, so that every family, cache and kernel computes layers of both kinds alike.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, rope: Rope = MODEL_ROPE) -> None:
         super().__init__()
-        self.config = config
-        frequencies, self.magnitude = _frequencies(config)
+        if rope != MODEL_ROPE:
+            base = config.rope_theta if isinstance(rope, str) else rope
+            unscaled = {"rope_scaling": "none", "rope_factor": 1.0, "rope_attention_factor": None}
+            config = replace(config, rope_theta=base, **unscaled)
+        self.config, self.rotates = config, rope != NO_ROPE
+        frequencies, self.magnitude = self._compute_frequencies()
         self.register_buffer("frequencies", frequencies, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.frequencies.device
+
+    def _compute_frequencies(self) -> tuple[Tensor, float]:
+        frequencies, magnitude = _frequencies(self.config)
+        return frequencies * self.rotates, magnitude
 
     def forward(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """position `[batch, length]` -> cos, sin, float32 `[batch, length, 1, head_dim / 2]`.
@@ -55,7 +71,7 @@ class RotaryEmbedding(nn.Module):
         device = self.frequencies.device
         if frequencies.is_meta and device.type != "meta":  # moved from meta: `to_empty` allocates memory
             with torch.device("cpu"):
-                frequencies, _ = _frequencies(self.config)
+                frequencies, _ = self._compute_frequencies()
         self.frequencies = frequencies.to(device)
         return self
 

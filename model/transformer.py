@@ -152,7 +152,10 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
-        self.rotary = RotaryEmbedding(config)
+        ropes = [plan.rope_of(layer) for layer in range(config.layers)]
+        different = {rope: RotaryEmbedding(config, rope) for rope in dict.fromkeys(ropes)}
+        self.rotaries = nn.ModuleList(different[rope] for rope in ropes)
+        """The rotary embeddings of each layer; those with the same settings are one module."""
         self.compiled = False
         self._diagnostics: list[dict[str, Tensor]] = []  # of each layer, in the latest call
         self.initialize()
@@ -213,10 +216,10 @@ class Transformer(nn.Module):
         x = self.embed_tokens(tokens)
         if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
             x = x.bfloat16()  # the residual stream, as in a model whose weights are bf16; sums and norms are in float32
-        rotation = self.rotary(position)
+        rotations = {rotary: rotary(position) for rotary in dict.fromkeys(self.rotaries)}
         losses, self._diagnostics = [], []
-        for layer, layout in zip(self.layers, layouts, strict=True):
-            x, auxiliary, diagnostics = layer(x, rotation, layout)
+        for layer, rotary, layout in zip(self.layers, self.rotaries, layouts, strict=True):
+            x, auxiliary, diagnostics = layer(x, rotations[rotary], layout)
             self._diagnostics.append(diagnostics)
             if auxiliary is not None:
                 losses.append(auxiliary)

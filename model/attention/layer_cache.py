@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from kernels.patterns import Pattern
 from model.attention.base import AttentionCore, Inputs
 from model.kv_cache.step import Step
 from model.kv_cache.store import Store
+from model.rope import RotaryEmbedding
 
 
 class CachePlanner(Protocol):
-    """The part of a cache that depends on the pattern alone; all layers of one pattern share it."""
+    """The part of a cache that layers with the same pattern and the same rotary embeddings share."""
 
-    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: torch.device) -> None: ...
+    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, rotary: RotaryEmbedding) -> None: ...
 
 
 class LayerCache:

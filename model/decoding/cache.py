@@ -32,15 +32,14 @@ class Cache:
     def __init__(self, model: Transformer, batch: int) -> None:
         self.model, self.batch = model, batch
         self.lengths = [0] * batch
-        device, shared = model.embed_tokens.weight.device, {}
-        self._layers = []
-        for pattern in model.patterns:
+        self._layers, shared = [], {}
+        for pattern, rotary in zip(model.patterns, model.rotaries, strict=True):
             family = family_of(pattern)
             if family.cache is None:
                 raise ValueError(f"pattern={pattern}: its family {family.core.__name__} has no cache to decode with")
-            if pattern not in shared:
-                shared[pattern] = family.cache.planner_class(pattern, batch, device)
-            self._layers.append(family.cache(shared[pattern]))
+            if (pattern, rotary) not in shared:
+                shared[pattern, rotary] = family.cache.planner_class(pattern, batch, rotary)
+            self._layers.append(family.cache(shared[pattern, rotary]))
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, new: Sequence[int] | None = None) -> Tensor:
@@ -52,7 +51,7 @@ class Cache:
         chunk = tokens.shape[1]
         new = [chunk] * self.batch if new is None else list(new)
         after = self.check(new)
-        hidden = self.run(tokens, Step(self.lengths, new, chunk, self.model.plan.block, self.model.rotary))
+        hidden = self.run(tokens, Step(self.lengths, new, chunk, self.model.plan.block, tokens.device))
         self.lengths = after
         return hidden
 

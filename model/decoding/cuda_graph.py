@@ -70,7 +70,7 @@ class TokenStep:
         return hidden
 
     def _run(self) -> Tensor:
-        step = FixedStep(self._lengths, self._new, 1, self.cache.model.rotary)
+        step = FixedStep(self._lengths, self._new, 1)
         hidden = self.cache.run(self._tokens, step)
         self._lengths += self._new
         return hidden

@@ -61,11 +61,14 @@ class Replacement:
 
 
 def with_plan(model: Transformer, plan: AttentionPlan) -> Transformer:
-    """Returns a model in evaluation mode with the weights of `model`, shared and not copied, and another plan.
+    """Returns a model in evaluation mode with the weights of `model`, shared and not copied, and another plan. Each
+    layer keeps its rotary embeddings.
 
     Raises:
-        ValueError: the plan needs parameters that `model` lacks.
+        ValueError: the plan needs parameters that `model` lacks, or has rotary embeddings of its own.
     """
+    for name, rope in plan.rope.items():
+        raise ValueError(f"must not have rope={rope}, since layers keep their rotary embeddings (pattern {name})")
     with torch.device("meta"):
         changed = Transformer(model.config, plan)
     missing, _ = changed.load_state_dict(model.state_dict(), strict=False, assign=True)
@@ -74,7 +77,7 @@ def with_plan(model: Transformer, plan: AttentionPlan) -> Transformer:
             f"must be a pattern without parameters of its own, since the model has no {missing[0]}; pooling=mean, "
             "router=mean_key and combine=lse have none"
         )
-    changed.rotary = model.rotary  # its frequencies are not in the state
+    changed.rotaries = model.rotaries  # frequencies are not in the state
     return changed.eval()
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kernels import Axis, BlockLayout, build_layout
 from model.kv_cache.cache_layout import CacheLayout, Read
-from model.rope import RotaryEmbedding
 
 MAX_UNTILED_TOKENS = 8
 """Chunks of at most this many tokens attend without tiles, as one group (cache_layout.QUERIES_AT_ONCE)."""
@@ -31,10 +30,9 @@ class Step:
     """
 
     def __init__(
-        self, lengths: Sequence[int], new: Sequence[int], chunk: int, block: int, rotary: RotaryEmbedding
+        self, lengths: Sequence[int], new: Sequence[int], chunk: int, block: int, device: torch.device
     ) -> None:
-        self.lengths, self.new, self.chunk, self.block, self.rotary = list(lengths), list(new), chunk, block, rotary
-        self.device = rotary.frequencies.device
+        self.lengths, self.new, self.chunk, self.block, self.device = list(lengths), list(new), chunk, block, device
         self.position = torch.tensor(self.lengths, device=self.device)[:, None] + torch.arange(
             chunk, device=self.device
         )
@@ -96,9 +94,9 @@ class FixedStep(Step):
     for the device, so that one CUDA graph serves all lengths. `lengths` and `new` are int64 `[batch]` on the device;
     the step does not change them."""
 
-    def __init__(self, lengths: Tensor, new: Tensor, chunk: int, rotary: RotaryEmbedding) -> None:
+    def __init__(self, lengths: Tensor, new: Tensor, chunk: int) -> None:
         assert chunk <= MAX_UNTILED_TOKENS, "layouts are not of fixed shapes"
-        self.lengths, self.new, self.chunk, self.rotary = lengths, new, chunk, rotary
+        self.lengths, self.new, self.chunk = lengths, new, chunk
         self.device = lengths.device
         self.position = lengths[:, None] + torch.arange(chunk, device=self.device)
         self._found = {}

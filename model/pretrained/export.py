@@ -1,9 +1,10 @@
 """Writes a model as a folder that Hugging Face's transformers loads: its configs, safetensors and tokenizer.
 
-config.json names the class Qwen3ForCausalLM, whose parameters are ours (names.py), or without `qk_norm` Llama's,
-Mistral's or Ministral's. Layers have full attention or a sliding window, which is counted as ours: a query sees the
-last `sliding_window` tokens, itself included. Of other masks over the tokens config.json holds the settings, under a
-model type that transformers has once attention_interface.py is imported.
+config.json names the class Qwen3ForCausalLM, whose parameters are ours (names.py). Without `qk_norm` it is the class of
+Llama, Mistral or Ministral, or of SmolLM3 if some layers have no rotary embeddings. Layers have full attention or a
+sliding window, which is counted as ours: a query sees the last `sliding_window` tokens, itself included. Of other masks
+over the tokens config.json holds the settings, under a model type that transformers has once attention_interface.py is
+imported.
 """
 
 import json
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kernels.patterns import Pattern
-from model.config import AttentionPlan, ModelConfig
+from model.config import MODEL_ROPE, NO_ROPE, AttentionPlan, ModelConfig
 from model.pretrained.config_file import FILE as CONFIG_FILE
 from model.pretrained.errors import ExportError
 from model.pretrained.names import HEAD, to_hugging_face
@@ -89,8 +90,11 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
         raise ExportError(
             "model.sink_logits=true: must be false for format=hf, since no class with our layers has sinks"
         )
-    windows = layer_windows(config, plan)
-    attention = _own_class(config, plan) if windows is None else _class_of_transformers(config, windows)
+    windows, rotated = layer_windows(config, plan), _rotated_layers(config, plan)
+    if windows is None:
+        attention = _own_class(config, plan)
+    else:
+        attention = _class_of_transformers(config, windows) if all(rotated) else _smol_lm3(windows, rotated)
     dtype_name = str(dtype).removeprefix("torch.")
     rope = hugging_face_rope(config)
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
@@ -143,6 +147,37 @@ def _class_of_transformers(config: ModelConfig, windows: Sequence[int | None]) -
         kind = {"architectures": ["MinistralForCausalLM"], "model_type": "ministral", "layer_types": types}
         return kind | {"sliding_window": width}
     return {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": width}
+
+
+def _rotated_layers(config: ModelConfig, plan: AttentionPlan) -> list[bool]:
+    """Returns whether each layer has rotary embeddings.
+
+    Raises:
+        ExportError: no class of transformers has such layers.
+    """
+    for layer in range(config.layers):
+        rope = plan.rope_of(layer)
+        stock = not config.qk_norm and layer_windows(config, plan) is not None
+        if rope != MODEL_ROPE and not (rope == NO_ROPE and stock):
+            only = "Dense, or Window with sink_tokens=0 and one width in all layers"
+            accepted = f"{MODEL_ROPE} for format=hf; {NO_ROPE} needs model.qk_norm=false and {only}"
+            raise ExportError(f"attention.patterns.{plan.entry(layer)}.rope={rope}: must be {accepted}")
+    return [plan.rope_of(layer) == MODEL_ROPE for layer in range(config.layers)]
+
+
+def _smol_lm3(windows: Sequence[int | None], rotated: Sequence[bool]) -> dict[str, Any]:
+    """As `_class_of_transformers`, where some layers have no rotary embeddings."""
+    width = next((window for window in windows if window is not None), None)
+    return {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "model_type": "smollm3",
+        "mlp_bias": False,
+        "pad_token_id": None,  # its default is beyond our vocabularies
+        "no_rope_layers": [int(each) for each in rotated],  # 0: none, in spite of the name
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        "use_sliding_window": width is not None,
+        "sliding_window": width,
+    }
 
 
 def _own_class(config: ModelConfig, plan: AttentionPlan) -> dict[str, Any]:

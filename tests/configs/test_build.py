@@ -6,6 +6,7 @@ import pytest
 
 from configs.build import build_plan
 from configs.errors import ConfigError
+from kernels.patterns import Dense, Window
 from model import AttentionPlan
 from model.attention.routed.indexer import IndexerTraining
 from tests.commands import compose
@@ -31,6 +32,28 @@ def test_training_settings_of_an_indexer_are_taken_from_its_patterns_entry(choic
 def test_a_pattern_without_parameters_has_no_training_settings():
     assert build_plan(compose("attention=window_dense")["attention"]).training == {}
     assert build_plan(compose("attention=hierarchical")["attention"]).training == {}
+
+
+def test_rotary_embeddings_are_set_by_pattern():
+    plan = build_plan(compose("attention=window_dense", "attention.patterns.full.rope=none")["attention"])
+    assert [plan.rope_of(layer) for layer in range(6)] == ["model"] * 5 + ["none"]
+    assert plan.patterns == {"local": Window(256), "full": Dense()}, "a pattern does not depend on them"
+
+
+def plan_with_rope(rope: object) -> AttentionPlan:
+    full = {"_target_": "kernels.patterns.Dense", "rope": rope}
+    return build_plan({"patterns": {"full": full}, "schedule": ["full"], "block": 128, "backend": "auto"})
+
+
+@pytest.mark.parametrize("rope", ["model", 500.0, 10000])
+def test_rotary_embeddings_may_have_a_base_of_their_own(rope):
+    assert plan_with_rope(rope).rope_of(0) == rope
+
+
+@pytest.mark.parametrize("rope", ["nope", 0, -1.0, True, None, "500", float("inf")])
+def test_other_rotary_embeddings_are_refused(rope):
+    with pytest.raises(ConfigError, match=r"^attention\.patterns\.full\.rope=.*: must be model, none or a number > 0$"):
+        plan_with_rope(rope)
 
 
 @pytest.mark.parametrize(

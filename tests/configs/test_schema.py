@@ -62,7 +62,7 @@ FRACTION += (
     "model.z_loss",
     "trainer.rank_timeout",
 )
-FRACTION += ("model.rope_beta_slow", "model.rope_beta_fast")
+FRACTION += ("model.rope_beta_slow", "model.rope_beta_fast", "attention.patterns.*.rope")
 """Keys that take 2.5. (`model.rope_factor` and `model.rope_attention_factor` do with a scaling of RoPE.)"""
 
 NEGATIVE = ("evaluation.key_tokens.confidence",)

@@ -9,6 +9,7 @@ from torch import nn
 from kernels.patterns import Dense, Pattern, Routed
 from model import AttentionPlan, ModelConfig, Transformer
 from model.attention.routed.indexer import IndexerTraining
+from model.config import Rope
 
 SIZES: dict[str, Any] = dict(
     width=16,
@@ -49,13 +50,15 @@ def plan(
     backend: str = "auto",
     block: int = 16,
     indexer: IndexerTraining = INDEXER,
+    rope: Mapping[str, Rope] | None = None,
 ) -> AttentionPlan:
     """One pattern in every layer, or a schedule of named ones; dense by default. `indexer`: of all routed patterns."""
     patterns = Dense() if patterns is None else patterns
     patterns = {"only": patterns} if isinstance(patterns, Pattern) else patterns
     training = {name: indexer for name, pattern in patterns.items() if isinstance(pattern, Routed)}
     schedule = schedule or list(patterns)
-    return AttentionPlan(patterns=patterns, schedule=schedule, block=block, backend=backend, training=training)
+    given = {"patterns": patterns, "schedule": schedule, "block": block, "backend": backend}
+    return AttentionPlan(**given, training=training, rope=rope or {})
 
 
 def lively(model: Transformer, seed: int = 0) -> Transformer:

@@ -50,6 +50,15 @@ def test_a_schedule_names_defined_patterns(schedule, message):
         AttentionPlan(patterns=PATTERNS, schedule=schedule, block=16, backend="auto")
 
 
+def test_a_layer_has_the_rotary_embeddings_of_its_pattern():
+    chosen = plan(PATTERNS, ["local", "full", ["local", "local"]], rope={"full": "none"})
+    assert [chosen.rope_of(layer) for layer in range(4)] == ["model", "none", "model", "model"]
+    with pytest.raises(
+        ValueError, match=r"\['local', 'full'\] has rope=model of local, rope=none of full: must be the"
+    ):
+        plan(PATTERNS, [["local", "full"]], rope={"full": "none"})
+
+
 def test_a_list_has_as_many_patterns_as_kv_heads():
     with pytest.raises(ValueError, match=r"\['local', 'full', 'full'\] has 3 patterns: must have one a KV head \(2\)"):
         Transformer(config(), plan(PATTERNS, [["local", "full", "full"]]))

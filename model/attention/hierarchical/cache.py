@@ -3,7 +3,6 @@
 Every level has a store: the tokens and the finer levels of summaries a ring, the coarsest level a list that grows by
 one summary per span."""
 
-import torch
 from torch import Tensor
 
 from kernels.layout.cached_keys import CachedKeys
@@ -16,15 +15,16 @@ from model.attention.masked.cache import MaskedCachePlanner
 from model.kv_cache.chunk_attention import attend_to_all
 from model.kv_cache.step import Step
 from model.kv_cache.store import Store
+from model.rope import RotaryEmbedding
 
 
 class HierarchicalCachePlanner:
     """The plan of a step, which the layers of one pattern share."""
 
-    def __init__(self, pattern: Hierarchical, batch: int, device: torch.device) -> None:
+    def __init__(self, pattern: Hierarchical, batch: int, rotary: RotaryEmbedding) -> None:
         tokens, *levels = pattern.levels
-        self.tokens = MaskedCachePlanner(tokens, batch, device)
-        self.summaries = SummaryCachePlanner(levels, batch, device)
+        self.tokens = MaskedCachePlanner(tokens, batch, rotary)
+        self.summaries = SummaryCachePlanner(levels, batch, rotary)
 
     def plan(self, step: Step) -> tuple:
         """The plans of the tokens and of the summaries."""

@@ -6,7 +6,6 @@ for the others. Each level of summaries has a store, whose units are spans.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kernels.layout.cached_keys import CachedKeys
@@ -18,31 +17,33 @@ from model.kv_cache.cache_layout import CacheLayout, Read
 from model.kv_cache.spans import Filled, Pending
 from model.kv_cache.step import Step
 from model.kv_cache.store import Store
-from model.rope import rotate
+from model.rope import RotaryEmbedding, rotate
 
 
 class NewSummaries(Filled):
     """The spans that a chunk fills, with the `mask` of the queries that see their summaries, and the `cos` and `sin` of
     the summaries' rotation."""
 
-    def __init__(self, step: Step, layout: CacheLayout, finer: int) -> None:
+    def __init__(self, step: Step, layout: CacheLayout, finer: int, rotary: RotaryEmbedding) -> None:
         super().__init__(step, layout.span, finer)
         if self.units:
             self.mask = layout.visible(step.position, self.unit)
-            self.cos, self.sin = step.rotary(self.unit * layout.span + layout.span // 2)
+            self.cos, self.sin = rotary(self.unit * layout.span + layout.span // 2)
 
 
 class SummaryCachePlanner:
-    """The plan of a step for all levels of summaries, from fine to coarse; layers of one pattern share it."""
+    """The plan of a step for all levels of summaries, from fine to coarse; layers of one pattern and one `rotary` share
+    it."""
 
-    def __init__(self, levels: Sequence[Summaries], batch: int, device: torch.device) -> None:
-        self.levels = [CacheLayout(level, batch, device, span=level.span) for level in levels]
+    def __init__(self, levels: Sequence[Summaries], batch: int, rotary: RotaryEmbedding) -> None:
+        self.levels = [CacheLayout(level, batch, rotary.device, span=level.span) for level in levels]
+        self.rotary = rotary
 
     def plan(self, step: Step) -> list[tuple[list[Read], NewSummaries, tuple[Tensor, Tensor] | None]]:
         """For each level: the reads of the chunk, the new summaries, and the slots of these."""
         found, finer = [], 1
         for layout in self.levels:
-            reads, new = step.read(layout), NewSummaries(step, layout, finer)
+            reads, new = step.read(layout), NewSummaries(step, layout, finer, self.rotary)
             found.append((reads, new, layout.write(new.units, new.before, new.new) if new.units else None))
             finer = layout.span
         return found

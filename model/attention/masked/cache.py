@@ -12,13 +12,14 @@ from model.kv_cache.cache_layout import CacheLayout
 from model.kv_cache.chunk_attention import attend_to_all
 from model.kv_cache.step import Step
 from model.kv_cache.store import Store
+from model.rope import RotaryEmbedding
 
 
 class MaskedCachePlanner:
     """The plan of a step, which the layers of one pattern (or of one pattern per KV head) share."""
 
-    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, device: object) -> None:
-        self.layout = CacheLayout(pattern, batch, device)
+    def __init__(self, pattern: Pattern | Sequence[Pattern], batch: int, rotary: RotaryEmbedding) -> None:
+        self.layout = CacheLayout(pattern, batch, rotary.device)
 
     def plan(self, step: Step) -> tuple:
         """The mask or layout within the chunk, the reads of the cache, and the slots of the new keys."""

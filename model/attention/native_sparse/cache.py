@@ -1,6 +1,5 @@
 """The cache of native sparse attention: that of routed attention, and the summaries of all past spans."""
 
-import torch
 from torch import Tensor
 
 from kernels.patterns import NativeSparse
@@ -11,14 +10,15 @@ from model.attention.native_sparse.core import NativeSparseAttention
 from model.attention.routed.cache import RoutedCache, RoutedCachePlanner
 from model.kv_cache.chunk_attention import attend_to_parts, attend_to_past
 from model.kv_cache.step import Step
+from model.rope import RotaryEmbedding
 
 
 class NativeSparseCachePlanner(RoutedCachePlanner):
     """The plan of a step, which the layers of one pattern share."""
 
-    def __init__(self, pattern: NativeSparse, batch: int, device: torch.device) -> None:
-        super().__init__(pattern, batch, device)
-        self.summaries = SummaryCachePlanner([Summaries(pattern.summary_span)], batch, device)
+    def __init__(self, pattern: NativeSparse, batch: int, rotary: RotaryEmbedding) -> None:
+        super().__init__(pattern, batch, rotary)
+        self.summaries = SummaryCachePlanner([Summaries(pattern.summary_span)], batch, rotary)
 
     def plan(self, step: Step) -> tuple:
         """The plans of routed attention and of the summaries."""

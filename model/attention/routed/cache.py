@@ -26,6 +26,7 @@ from model.kv_cache.chunk_attention import attend_to_all, attend_to_parts, nothi
 from model.kv_cache.spans import Filled, Pending
 from model.kv_cache.step import MAX_UNTILED_TOKENS, Step
 from model.kv_cache.store import Picks, Store
+from model.rope import RotaryEmbedding
 
 GATHERED_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Number of elements of K that are gathered for one slice of queries."""
@@ -52,10 +53,10 @@ class RoutedStepPlan:
 class RoutedCachePlanner:
     """The plan of a step, which the layers of one pattern share."""
 
-    def __init__(self, pattern: Routed, batch: int, device: torch.device) -> None:
+    def __init__(self, pattern: Routed, batch: int, rotary: RotaryEmbedding) -> None:
         self.pattern = pattern
-        self.tokens = MaskedCachePlanner(pattern.local, batch, device)
-        self.blocks = CacheLayout(Summaries(pattern.block), batch, device, span=pattern.block)
+        self.tokens = MaskedCachePlanner(pattern.local, batch, rotary)
+        self.blocks = CacheLayout(Summaries(pattern.block), batch, rotary.device, span=pattern.block)
 
     def plan(self, step: Step) -> RoutedStepPlan:
         pattern, filled = self.pattern, Filled(step, self.pattern.block, 1)

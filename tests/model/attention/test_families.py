@@ -56,7 +56,7 @@ class RunningMeanAttention(AttentionCore):
 
 
 class RunningMeanPlanner:
-    def __init__(self, pattern, batch, device):
+    def __init__(self, pattern, batch, rotary):
         pass
 
 

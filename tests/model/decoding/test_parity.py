@@ -66,6 +66,18 @@ PLANS = {name: plan(pattern, block=BLOCK) for name, pattern in PATTERNS.items()}
         ["local", "far", "branches", "coarse"],
         block=BLOCK,
     ),
+    "rope_by_pattern": plan(
+        {
+            "local": Window(11),
+            "coarse": Hierarchical(window=9, spans=(4,), reaches=(), pooling="learned"),
+            "coarse_too": Hierarchical(window=9, spans=(4,), reaches=(), pooling="learned"),
+            "far": routed(),
+            "full": Dense(),
+        },
+        ["local", "coarse", "coarse_too", "far", "full"],
+        block=BLOCK,
+        rope={"local": 300.0, "coarse": "none", "far": "none", "full": "none"},
+    ),
     "five_windows_to_one": plan({"local": Window(11), "full": Dense()}, ["local", "local", "full"], block=BLOCK),
 }
 CHUNKS = (1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK - 1)

@@ -183,8 +183,8 @@ def test_the_mass_is_that_of_the_whole_attention_matrix(sinks):
     attention, sizes, queries = model.layers[0].self_attn, [37, 24], [np.array([20, 36]), np.array([0, 5, 23])]
     x = torch.randn(1, 61, 16, generator=torch.Generator().manual_seed(0)).double()
     position = torch.cat([torch.arange(size) for size in sizes])[None]
-    mass = mass_by_distance(attention, x, model.rotary(position), sizes, queries, longest=100)
-    q, k, *_ = attention.project(x, model.rotary(position))
+    mass = mass_by_distance(attention, x, model.rotaries[0](position), sizes, queries, longest=100)
+    q, k, *_ = attention.project(x, model.rotaries[0](position))
     expected, edges = np.zeros((2, 8)), octave_edges(100)
     assert edges == [0, 1, 2, 4, 8, 16, 32, 64, 128]
     for start, sampled in zip((0, 37), queries, strict=True):

@@ -37,7 +37,7 @@ def saved_bytes(model: Transformer, tokens: Tensor, position: Tensor, layouts: S
 
     mixed = AUTOCAST.get(precision)
     x = model.embed_tokens(tokens).detach().requires_grad_()
-    rotation = model.rotary(position)
+    rotation = model.rotaries[0](position)
     known |= {t.untyped_storage().data_ptr() for t in (x, *rotation)}
     saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
     with torch.autocast("cpu", mixed, enabled=mixed is not None), saving:

@@ -59,7 +59,7 @@ CONTIGUOUS: dict[str, Pattern] = {
 PATTERNS = MASKS | ROUTERS | CONTIGUOUS
 
 SCHEDULES: dict[str, dict] = {
-    "window_and_dense": {"patterns": {"near": Window(20), "far": Dense()}},
+    "window_and_dense": {"patterns": {"near": Window(20), "far": Dense()}, "rope": {"near": 300.0, "far": "none"}},
     "one_a_kv_head": {
         "patterns": {"near": Window(20), "columns": Strided(10, 24, 3)},
         "schedule": [["near", "columns"]],

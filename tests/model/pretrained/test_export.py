@@ -118,6 +118,16 @@ def test_a_model_without_norms_of_queries_and_keys_has_another_class(tmp_path, n
     close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
 
 
+@pytest.mark.parametrize("unrotated", ["full", "local"])
+def test_layers_without_rotary_embeddings_are_those_of_smollm3(tmp_path, unrotated):
+    model = build(dataclasses.replace(HYBRID, rope={unrotated: "none"}), qk_norm=False)
+    folder = exported(tmp_path, model)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["SmolLM3ForCausalLM"]
+    close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
+    rewrite(folder, no_rope_layers=[1, 1, 1])
+    assert (their_logits(folder, tokens_of()) - our_logits(model, tokens_of())).abs().max() > 1e-3
+
+
 def test_yarn_of_transformers_is_another_one():
     """So its name in config.json would be wrong."""
     ours = RotaryEmbedding(config(rope_scaling="yarn", rope_factor=4.0, head_dim=64, rope_original_length=4096))
@@ -241,6 +251,21 @@ class Own(Dense):
         (plan(Dense()), {"sink_logits": True}, ("model.sink_logits=true: must be false",)),
         (plan(Strided(window=16, stride=32)), {"qk_norm": False}, ("model.qk_norm=false: must be true",)),
         (plan({"own": Own()}), {}, ("attention.patterns.own=Own(): must be a class of kernels.patterns",)),
+        (
+            dataclasses.replace(HYBRID, rope={"full": "none"}),
+            {},
+            ("attention.patterns.full.rope=none: must be model", "model.qk_norm=false"),
+        ),
+        (
+            dataclasses.replace(HYBRID, rope={"local": 500.0}),
+            {"qk_norm": False},
+            ("attention.patterns.local.rope=500.0: must be model",),
+        ),
+        (
+            plan({"far": Strided(window=16, stride=32)}, rope={"far": "none"}),
+            {"qk_norm": False},
+            ("attention.patterns.far.rope=none: must be model",),
+        ),
     ],
 )
 def test_other_models_that_cannot_be_exported_are_one_line(tmp_path, attention, changes, words):
