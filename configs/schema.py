@@ -316,6 +316,12 @@ class Search(Settings):
     seed: Seed
 
 
+class FirstStage(Settings):
+    sequence_length: Count
+    tokens: Positive
+    learning_rate: Positive | None
+
+
 class Sweep(Settings):
     name: Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", description="a folder's name of letters, digits, _ - . +")]
     baseline: Text | None
@@ -325,5 +331,6 @@ class Sweep(Settings):
     flops: Positive | None
     retry_failed: bool
     isolate: bool
+    first_stage: FirstStage | None
     search: Search | None
     vary: Annotated[dict[str, object], Field(min_length=1)]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from scipy import stats
 
-from scripts.reporting.jobs import Job, Sweep
+from scripts.reporting.jobs import TOTALS, Job, Sweep
+from scripts.reporting.manifest import FIRST_STAGE
 
 QUALITY = "bits_per_byte"
 COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
@@ -23,6 +24,7 @@ MEASURED = (
     *COSTS,
     *("tokens_per_second", "density_pairs", "density_tiles", "flops_per_token", "train_tokens", "train_seconds"),
     *("parameters", "mfu_exact"),
+    *TOTALS,
 )
 """Numbers of a job that rows aggregate over seeds."""
 
@@ -80,10 +82,15 @@ class Row:
 
 
 def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
-    """Returns a row for every label of every sweep, in the order of their jobs, also without finished jobs."""
+    """Returns a row for every label of every sweep, in the order of their jobs, also without finished jobs.
+
+    First stages have no row, because they are not compared; their costs are part of the jobs' totals.
+    """
     grouped: dict[tuple[str, str, str], list[Job]] = {}
     for sweep in sweeps:
         for job in sweep.jobs:
+            if job.role == FIRST_STAGE:
+                continue
             grouped.setdefault((str(sweep.folder) if sweep.name else "", sweep.name, job.label), []).append(job)
     places = {place: name for place, name, _ in grouped}
     rows = []

@@ -6,6 +6,7 @@ from itertools import combinations
 
 from scripts.reporting.aggregate import COSTS, QUALITY, Row
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
+from scripts.reporting.manifest import FIRST_STAGE
 from scripts.reporting.table import signed, significant, unit_of
 
 MOST_SENTENCES = 8
@@ -42,8 +43,20 @@ def budgets(sweeps: Sequence[Sweep]) -> list[str]:
             if sweep.match
             else "the jobs have no common budget"
         )
+        + _first_stages(sweep)
         for sweep in sweeps
     ]
+
+
+def _first_stages(sweep: Sweep) -> str:
+    """Returns the training that the jobs' weights had before."""
+    found = dict.fromkeys(
+        f"{_in_unit(tokens, 'tokens')} tokens of full attention in sequences of {length:,}"
+        for job in sweep.jobs
+        if job.role == FIRST_STAGE and (length := job.setting("data", "sequence_length"))
+        if (tokens := job.number("train_tokens"))
+    )
+    return f", after a first stage of {' / '.join(found)} that they share" if found else ""
 
 
 def comparisons(rows: Sequence[Row]) -> list[str]:

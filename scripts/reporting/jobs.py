@@ -22,6 +22,7 @@ from scripts.reporting.manifest import (
     INTERRUPTED,
     MANIFEST_FILE,
     OUT_OF_MEMORY,
+    PATTERN,
     RUNNING,
     WAITING,
     JobEntry,
@@ -38,6 +39,13 @@ RUN_STATES = {"finished": DONE, "trained": INTERRUPTED}
 KILLED = "its process was killed; launch the sweep again to resume it"
 """The exit reason of a job whose manifest entry is still "running"."""
 
+TOTALS = {
+    "total_tokens": ("train_tokens",),
+    "total_seconds": ("train_seconds",),
+    "total_flops": ("train_tokens", "flops_per_token"),
+}
+"""{cost of both stages together: numbers of summary.json whose product is the cost of one stage}."""
+
 LENGTHS_OF_RUNS = ("trainer.max_steps", "trainer.max_seconds")
 
 
@@ -52,6 +60,8 @@ class Job:
     state: str  # one of STATES
     seed: int | None = None
     baseline: bool = False  # whether other jobs are compared with it: dense attention
+    role: str = PATTERN  # one of those of manifest.py
+    first_stage: "Job | None" = field(default=None, repr=False)  # the job from whose weights it started
     context: str = ""  # equal for jobs that differ only in attention and seed
     overrides: tuple[str, ...] = ()
     command: str = ""  # reproduces this job alone
@@ -72,8 +82,17 @@ class Job:
 
     def number(self, name: str) -> float | None:
         """Returns a finite number of the held-out evaluation (bits_per_byte) or of the summary; None if missing."""
+        if name in TOTALS:
+            return self._total(name)
         source = self.evaluation if name == "bits_per_byte" else self.summary
         return finite((source or {}).get(name))
+
+    def _total(self, name: str) -> float | None:
+        """Returns the sum of a cost over both stages; None without a first stage, or where a number is missing."""
+        if self.first_stage is None:
+            return None
+        costs = [[finite(job.summary.get(key)) for key in TOTALS[name]] for job in (self.first_stage, self)]
+        return None if any(None in factors for factors in costs) else sum(map(math.prod, costs))
 
     def setting(self, group: str, key: str) -> Any:
         """Returns a setting of the job's config; None if missing."""
@@ -134,10 +153,14 @@ def _read_sweep(folder: Path) -> Sweep:
             )
         if entry.hash in killed and entry.state == RUNNING:
             entry.state, entry.exit_reason = INTERRUPTED, KILLED
+    jobs: dict[str, Job] = {}
+    for entry in sorted(manifest.jobs, key=lambda entry: entry.first_stage is not None):  # first stages first
+        first_stage = jobs.get(entry.first_stage or "")
+        jobs[entry.hash] = _read_job(manifest.sweep, folder, entry, bool(manifest.match), first_stage)
     return Sweep(
         name=manifest.sweep,
         folder=folder,
-        jobs=tuple(_read_job(manifest.sweep, folder, entry, bool(manifest.match)) for entry in manifest.jobs),
+        jobs=tuple(jobs[entry.hash] for entry in manifest.jobs),
         match=manifest.match,
         budget=manifest.budget,
         command=manifest.command,
@@ -146,9 +169,10 @@ def _read_sweep(folder: Path) -> Sweep:
     )
 
 
-def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool) -> Job:
+def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_stage: Job | None) -> Job:
     path = folder / entry.folder
     own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # a match gives each job its own length
+    own += ("init_from",) if entry.first_stage else ()  # another one for every seed
     other = sorted(text for text in entry.overrides if not text.lstrip("+~").startswith(own))
     return Job(
         sweep=sweep,
@@ -158,6 +182,8 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool) -> Job:
         state=entry.state,
         seed=entry.seed,
         baseline=entry.baseline,
+        role=entry.role,
+        first_stage=first_stage,
         context=" ".join(other),
         overrides=tuple(entry.overrides),
         command=entry.command,

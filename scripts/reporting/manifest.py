@@ -18,6 +18,9 @@ from model.training.run_folder import RunFolderError
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 OUT_OF_MEMORY = failures.OUT_OF_MEMORY  # the same word as in a run's summary.json
 
+PATTERN, FIRST_STAGE = "pattern", "first stage"
+"""Roles of a job: one of the patterns that a sweep compares, or the shorter run from whose weights others start."""
+
 MANIFEST_FILE = "manifest.json"
 
 
@@ -32,6 +35,8 @@ class JobEntry:
     baseline: bool  # whether it is the full attention that others are compared with
     folder: str  # relative to the sweep's folder
     command: str  # reproduces this run alone
+    role: str = PATTERN
+    first_stage: str | None = None  # the hash of the job from whose weights it starts
     state: str = WAITING
     started: str | None = None  # ISO 8601, of the first attempt
     ended: str | None = None
@@ -63,6 +68,7 @@ class Manifest:
     budget: dict[str, float] | None  # {"tokens": ...}, {"seconds": ...} or {"flops": ...}
     command: str
     versions: dict[str, str | None]
+    first_stage: dict[str, Any] | None = None  # sweep.first_stage: its length, tokens and learning rate
     device: str | None = None  # of the run that ended last
     jobs: list[JobEntry] = field(default_factory=list)
 

@@ -29,7 +29,7 @@ CSV_COLUMNS = (
 
 UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "seconds": ((1.0, "s"), (1e-3, "ms")),
-    "flops": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
+    "flops": ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")),
     "tokens": ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1, "")),
 }
@@ -92,6 +92,15 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
         _estimates(
             rows, "train_seconds", "train time (s)", "with evaluations during training", lambda value: f"{value:,.0f}"
         ),
+        _in_units(rows, "total_tokens", "both stages", "tokens of the first stage and this one", "tokens"),
+        _estimates(
+            rows,
+            "total_seconds",
+            "both stages (s)",
+            "training time of the first stage and this one",
+            lambda value: f"{value:,.0f}",
+        ),
+        _in_units(rows, "total_flops", "both stages", "training FLOPs of the first stage and this one", "flops"),
     ]
     return [column for column in found if any(cell.order is not None for cell in column.cells)]
 

@@ -19,7 +19,7 @@ from configs.forecasting import flops_per_step
 from configs.validation import validated
 from model.precision import devices_of
 from scripts.sweeping.points import Overrides
-from scripts.sweeping.settings import MATCHES, Settings
+from scripts.sweeping.settings import MATCHES
 
 MATCHED_KEYS = {
     "tokens": ("trainer.max_steps",),
@@ -32,14 +32,16 @@ Budget = dict[str, float] | None
 
 
 class ComputeMatch:
-    """Takes the budget from the settings or from the first job, and gives it to every job."""
+    """Gives every job the same budget.
 
-    def __init__(self, settings: Settings):
-        self.match = settings.match
-        self.budget: Budget = None
-        if self.match is not None:
-            key = MATCHES[self.match]
-            self.budget = None if getattr(settings, key) is None else {key: getattr(settings, key)}
+    Args:
+        match: one of MATCHES, or None for no common budget.
+        budget: None: that of the first job.
+        group: where the budget stands in the config, for messages.
+    """
+
+    def __init__(self, match: str | None, budget: Budget, group: str = "sweep"):
+        self.match, self.budget, self.group = match, budget, group
         self._data: dict[str, Any] = {}
 
     def check(self, jobs: Sequence[Overrides]) -> None:
@@ -63,13 +65,13 @@ class ComputeMatch:
         key, steps = MATCHES[self.match], config["trainer"]["max_steps"]
         if self.budget is None:
             if steps is None:
-                raise ConfigError(f"sweep.{key}=null: must be set where trainer.max_steps=null")
+                raise ConfigError(f"{self.group}.{key}=null: must be set where trainer.max_steps=null")
             self.budget = {key: per_step * steps}
         fitting = round(self.budget[key] / per_step)
         if fitting < 1:
             raise ConfigError(
-                f"sweep.{key}={self.budget[key]:.12g}: must be at least one step of every job, {per_step:.12g} with "
-                f"attention={config['attention']['name']}"
+                f"{self.group}.{key}={self.budget[key]:.12g}: must be at least one step of every job, {per_step:.12g} "
+                f"with attention={config['attention']['name']}"
             )
         return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
 

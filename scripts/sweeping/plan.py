@@ -1,21 +1,26 @@
 """From a sweep's command line to its settings and jobs, before anything is written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.errors import ConfigError, as_override
 from configs.pretrained import with_pretrained
 from configs.schema import Seed
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust_named
 from configs.validation import validated
 from model.training.run_folder import config_hash
+from scripts.reporting.manifest import FIRST_STAGE, PATTERN
 from scripts.sweeping.budget import ComputeMatch
 from scripts.sweeping.composer import Composer, as_lines
 from scripts.sweeping.points import Overrides, dimensions_of, fitting, product, with_baseline, with_command_line
 from scripts.sweeping.settings import Settings
+from scripts.sweeping.short_context import first_stage_of
 
 
 @dataclass
@@ -24,6 +29,8 @@ class Draft:
 
     overrides: Overrides
     config: dict[str, Any]
+    role: str = PATTERN  # one of those of manifest.py
+    first_stage: str | None = None  # the hash of the job from whose weights it starts
 
     @property
     def hash(self) -> str:
@@ -38,26 +45,58 @@ class Plan:
         master = composer.master
         settings = OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True)
         self.settings = Settings.of(settings, given=[each.key_or_group for each in (*composer.sweep, *composer.own)])
-        self.compute = ComputeMatch(self.settings)
-        self.folder = (Path(master["outputs"]) / self.settings.name).absolute()
+        self.compute = ComputeMatch(self.settings.match, self.settings.budget)
+        self.place = Path(master["outputs"]) / self.settings.name
+        self.folder = self.place.absolute()
 
     def drafts(self) -> list[Draft]:
-        """Returns all jobs of the grid, each with its budget."""
+        """Returns all jobs, each with its budget: the first stages, and then those of the grid."""
         before = dimensions_of(self.settings.vary)
         dimensions, fixed = with_command_line(before, self.composer.own)
         dimensions = with_baseline(before, dimensions, self.settings.baseline)
         jobs = fitting(product(dimensions, fixed), self.has_key)
         self.compute.check(jobs)
-        return [self.draft(job) for job in jobs]
+        if self.settings.first_stage is None:
+            return [self.draft(job) for job in jobs]
+        return self._in_two_stages(jobs)
 
-    def draft(self, job: Overrides) -> Draft:
-        """Returns the job of these overrides with its budget."""
+    def draft(self, job: Overrides, role: str = PATTERN, first_stage: Draft | None = None) -> Draft:
+        """Returns the job of these overrides with its budget. `first_stage`: the job from whose weights it starts."""
         logger = self._plain(job)["logger"]
         if logger["name"] == "wandb" and logger["group"] is None:
             job = job | {"logger.group": self.settings.name}
         validated(Seed, self._plain(job)["seed"], "seed")  # the manifest holds it
-        job = self.compute.overrides(job, self._plain(job))
-        return Draft(job, self._plain(job))
+        compute = self.first_compute if role == FIRST_STAGE else self.compute
+        job = compute.overrides(job, self._plain(job))
+        if first_stage is None:
+            return Draft(job, self._plain(job), role)
+        # The path as it was given: a sweep whose outputs are a relative path continues on another machine.
+        job = job | {"init_from": as_override(str(self.place / first_stage.hash / "last"))}
+        return Draft(job, self._plain(job), role, first_stage.hash)
+
+    def _in_two_stages(self, jobs: Sequence[Overrides]) -> list[Draft]:
+        """Returns the first stages of these jobs, each once, and then the jobs, which start from their weights."""
+        settings = self.settings.first_stage
+        stages: dict[str, Draft] = {}
+        drafts = []
+        for job in jobs:
+            if job.get("init_from", "null") != "null":
+                raise ConfigError(
+                    f"init_from={job['init_from']}: must be left out with sweep.first_stage, whose weights the jobs "
+                    "start from; sweep.first_stage=null starts them from a run"
+                )
+            if self._plain(job)["init_from"] is not None:  # an experiment's, which the first stage replaces
+                job = job | {"init_from": "null"}
+            shorter = first_stage_of(job, self._plain(job), settings.sequence_length, settings.learning_rate)
+            stage = self.draft(shorter, FIRST_STAGE)
+            stage = stages.setdefault(stage.hash, stage)
+            drafts.append(self.draft(job, first_stage=stage))
+        return [*stages.values(), *drafts]
+
+    @cached_property
+    def first_compute(self) -> ComputeMatch:
+        """Gives every first stage its tokens."""
+        return ComputeMatch("tokens", {"tokens": self.settings.first_stage.tokens}, "sweep.first_stage")
 
     def _plain(self, job: Overrides) -> dict[str, Any]:
         plain = OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)

@@ -28,6 +28,7 @@ class Settings:
     flops: float | None
     retry_failed: bool
     isolate: bool
+    first_stage: schema.FirstStage | None
     search: Mapping[str, Any] | None
 
     @staticmethod
@@ -42,8 +43,10 @@ class Settings:
         Raises:
             ConfigError: a wrong value, or a budget on the command line that belongs to another match.
         """
-        validated(schema.Sweep, sweep, "sweep")
-        settings = Settings(**sweep)
+        first_stage = validated(schema.Sweep, sweep, "sweep").first_stage
+        settings = Settings(**{**sweep, "first_stage": first_stage})
+        if first_stage and settings.search:
+            raise ConfigError("sweep.first_stage: must be null in a search")
         for match, key in MATCHES.items():
             budget = getattr(settings, key)
             if budget is None:
@@ -56,3 +59,9 @@ class Settings:
             elif BUDGET_SOURCES[key] in given and f"sweep.{key}" not in given:
                 settings = replace(settings, **{key: None})
         return settings
+
+    @property
+    def budget(self) -> dict[str, float] | None:
+        """{key of `match`: its budget}; None where the first job gives it, or without a match."""
+        key = MATCHES.get(self.match)
+        return None if key is None or getattr(self, key) is None else {key: getattr(self, key)}

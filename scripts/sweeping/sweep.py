@@ -6,19 +6,21 @@ import logging
 import platform
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.utils import JobStatus
 
-from configs.build import ConfigError
+from configs.errors import ConfigError, as_override
 from model.training.storage import make_folder
 from scripts.console import one_line
 from scripts.reporting.manifest import (
     DONE,
     FAILED,
+    FIRST_STAGE,
     INTERRUPTED,
     OUT_OF_MEMORY,
+    PATTERN,
     RUNNING,
     WAITING,
     JobEntry,
@@ -27,9 +29,9 @@ from scripts.reporting.manifest import (
 )
 from scripts.sweeping.budget import MATCHED_KEYS, Budget
 from scripts.sweeping.composer import as_lines, as_overrides
-from scripts.sweeping.locks import changing, is_running
+from scripts.sweeping.locks import changing, is_running, lock
 from scripts.sweeping.plan import Draft, Plan
-from scripts.sweeping.points import labels
+from scripts.sweeping.points import Overrides, labels
 from scripts.sweeping.worker import Train, Worker, reason_of, report
 
 log = logging.getLogger(__name__)
@@ -52,8 +54,7 @@ class Sweep:
         self.numbers = {draft.hash: f"{number}/{len(drafts)}" for number, draft in enumerate(drafts, 1)}
         unfinished = self.enter(drafts)
         try:
-            if unfinished:
-                self.launch(unfinished)
+            self._launch_in_stages(unfinished)
         finally:  # a sweep that the user stops has a report, too
             self._end_killed(unfinished, "its process was killed")
             status = self.conclude([draft.hash for draft in drafts])
@@ -63,17 +64,19 @@ class Sweep:
         """Adds new jobs to the manifest. Returns the jobs that are to run."""
         make_folder(self.folder)
         match, budget, command = self.settings.match, self.plan.compute.budget, self.plan.composer.command
+        first = self.settings.first_stage.model_dump() if self.settings.first_stage else None
         with changing(self.folder, Manifest(self.settings.name, match, budget, command, versions())) as manifest:
-            if manifest.jobs and (manifest.match, manifest.budget) != (match, budget):
-                raise ConfigError(  # one report compares all jobs of a folder
-                    f"sweep.name={self.settings.name}: {self.folder} holds jobs with "
-                    f"{describe_budget(manifest.match, manifest.budget)}, and this sweep has "
-                    f"{describe_budget(match, budget)}: set another sweep.name, or that budget"
+            before = describe_budget(manifest.match, manifest.budget, manifest.first_stage)
+            now = describe_budget(match, budget, first)
+            if manifest.jobs and before != now:  # one report compares all jobs of a folder
+                raise ConfigError(
+                    f"sweep.name={self.settings.name}: {self.folder} holds jobs with {before}, and this sweep has "
+                    f"{now}: set another sweep.name, or that budget"
                 )
-            manifest.match, manifest.budget = match, budget
+            manifest.match, manifest.budget, manifest.first_stage = match, budget, first
             manifest.command, manifest.versions = command, versions()
             manifest.jobs += [self._entry(draft) for draft in drafts if manifest.job(draft.hash) is None]
-            overrides = [as_overrides(job.overrides) for job in manifest.jobs]
+            overrides = [settings_for_label(job) for job in manifest.jobs]
             without = (*NOT_IN_LABELS, *MATCHED_KEYS.get(match, ()))
             for job, label in zip(manifest.jobs, labels(overrides, without), strict=True):
                 job.label = label or job.label
@@ -92,9 +95,11 @@ class Sweep:
             label=draft.config["name"],
             overrides=overrides,
             seed=draft.config["seed"],
-            baseline=draft.config["attention"]["name"] == self.settings.baseline,
+            baseline=draft.role == PATTERN and draft.config["attention"]["name"] == self.settings.baseline,
             folder=folder,
             command=command,
+            role=draft.role,
+            first_stage=draft.first_stage,
         )
 
     @staticmethod
@@ -113,6 +118,33 @@ class Sweep:
             log.info("job %s %s: %s", self.numbers[job.hash], job.name, reason)
             return False
         return True
+
+    def _launch_in_stages(self, jobs: Sequence[JobEntry]) -> None:
+        """Launches the first stages, and then every other job once its first stage is done, in whichever process."""
+        self.launch([job for job in jobs if job.role == FIRST_STAGE])
+        left = [job for job in jobs if job.role != FIRST_STAGE]
+        while left:
+            manifest = read_manifest(self.folder)
+            ready = [job for job in left if job.first_stage is None or manifest.job(job.first_stage).state == DONE]
+            if ready:
+                self.launch(ready)
+                left = [job for job in left if job not in ready]
+            elif not self._finish_first_stage(left[0].first_stage):
+                left = [job for job in left if job.first_stage != left[0].first_stage]
+
+    def _finish_first_stage(self, hash: str) -> bool:
+        """Waits for the process that trains a first stage, and trains it here if that process does not finish it.
+        Returns whether the stage is done."""
+        if is_running(self.folder, read_manifest(self.folder).job(hash)):
+            log.info("job %s first stage: trains in another process; its jobs wait", self.numbers[hash])
+        with lock(self.folder, hash):  # released when that process is done with the stage, or gone
+            stage = read_manifest(self.folder).job(hash)
+        if stage.state not in (DONE, FAILED, OUT_OF_MEMORY):
+            self.launch([stage])
+            stage = read_manifest(self.folder).job(hash)
+        if stage.state != DONE:
+            log.info("job %s first stage: %s, so its jobs cannot start", self.numbers[hash], stage.state)
+        return stage.state == DONE
 
     def launch(self, jobs: Sequence[JobEntry]) -> None:
         """Hands jobs to the launcher and waits for them.
@@ -193,12 +225,23 @@ def letting_workers_save(launcher: Any) -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def describe_budget(match: str | None, budget: Budget) -> str:
-    """Returns a match and its budget as overrides."""
+def settings_for_label(job: JobEntry) -> Overrides:
+    """Returns the overrides that a job's label may contain: without what follows from its role."""
+    overrides = as_overrides(job.overrides)
+    if job.role == PATTERN:
+        return {key: value for key, value in overrides.items() if job.first_stage is None or key != "init_from"}
+    length = overrides["data.sequence_length"]
+    shared = {key: value for key, value in overrides.items() if not key.startswith(("data.", "evaluation."))}
+    return shared | {"attention": f"{job.role} {length}"}
+
+
+def describe_budget(match: str | None, budget: Budget, first_stage: Mapping[str, Any] | None = None) -> str:
+    """Returns a match, its budget and the first stage as overrides."""
+    stage = [f"sweep.first_stage.{key}={as_override(value)}" for key, value in (first_stage or {}).items()]
     if match is None or budget is None:
-        return "sweep.match=null"
+        return " ".join(["sweep.match=null", *stage])
     ((key, value),) = budget.items()
-    return f"sweep.match={match} sweep.{key}={value:.12g}"
+    return " ".join([f"sweep.match={match} sweep.{key}={value:.12g}", *stage])
 
 
 def versions() -> dict[str, str | None]:

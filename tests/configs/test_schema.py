@@ -49,7 +49,7 @@ NULL += (
     "sweep.tokens",
 )
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
-NULL += ("model.rope_attention_factor", "trainer.profile")
+NULL += ("model.rope_attention_factor", "trainer.profile", "sweep.first_stage", "sweep.first_stage.learning_rate")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
@@ -63,6 +63,7 @@ FRACTION += (
     "trainer.rank_timeout",
 )
 FRACTION += ("model.rope_beta_slow", "model.rope_beta_fast", "attention.patterns.*.rope")
+FRACTION += ("sweep.first_stage.tokens", "sweep.first_stage.learning_rate")
 """Keys that take 2.5. (`model.rope_factor` and `model.rope_attention_factor` do with a scaling of RoPE.)"""
 
 NEGATIVE = ("evaluation.key_tokens.confidence",)

@@ -13,14 +13,15 @@ from scripts.sweeping.locks import changing, changing_job, is_running, lock
 
 JOB = {
     "hash": "0123456789ab", "label": "window width=256", "overrides": ["attention=window", "seed=1"], "seed": 1,
-    "baseline": False, "folder": "0123456789ab", "command": "python train.py attention=window seed=1", "state": "done",
+    "baseline": False, "folder": "0123456789ab", "command": "python train.py attention=window seed=1",
+    "role": "pattern", "first_stage": None, "state": "done",
     "started": "2026-01-31T12:00:00+00:00", "ended": "2026-01-31T12:01:00+00:00", "seconds": 60.0, "exit_reason": None,
     "traceback": None, "host": None,
 }  # fmt: skip
 MANIFEST = {
     "sweep": "patterns", "match": "tokens", "budget": {"tokens": 1000}, "command": "python train.py -m sweep=patterns",
-    "versions": {"python": "3.12", "torch": "2.13", "lightning": "2.6", "farsight": "0.1"}, "device": "cpu",
-    "jobs": [JOB],
+    "versions": {"python": "3.12", "torch": "2.13", "lightning": "2.6", "farsight": "0.1"},
+    "first_stage": None, "device": "cpu", "jobs": [JOB],
 }  # fmt: skip
 
 

@@ -1,0 +1,77 @@
+"""Runs of full attention at short context: the first stage of a sweep, from whose weights every job starts.
+
+A step of such a run trains on as many tokens as one of the jobs, in shorter sequences. It is evaluated in windows
+of its own length, since it was not trained for longer contexts; every token of the text is scored once all the same.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from configs.errors import refused
+from scripts.sweeping.points import Overrides
+
+OF_ONE_STAGE = ("data.sequence_length", "data.batch_size", "trainer.max_steps", "trainer.max_seconds")
+"""Settings that the two stages do not share, besides the attention and the learning rate."""
+
+OF_EVERY_ATTENTION = ("attention.backend", "attention.block")
+"""Settings of the attention that full attention shares with every pattern."""
+
+
+def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
+    """Returns the overrides that shorten the run of a composed config to sequences of `length` tokens.
+
+    Args:
+        config: of a run with longer sequences.
+        key: the setting that holds `length`, for messages.
+
+    Raises:
+        ConfigError: the length does not fit the config's.
+    """
+    data, protocol = config["data"], config["evaluation"]["protocol"]
+    if length >= data["sequence_length"]:
+        raise refused(key, length, f"less than data.sequence_length={data['sequence_length']}")
+    tokens = data["sequence_length"] * data["batch_size"]
+    if tokens % length:
+        raise refused(key, length, f"a divisor of the {tokens} tokens of data.sequence_length and data.batch_size")
+    short = {"data.sequence_length": str(length), "data.batch_size": str(tokens // length)}
+    if data["validation_sequences"] is not None:
+        sequences = data["validation_sequences"] * data["sequence_length"] // length
+        short["data.validation_sequences"] = str(sequences)
+    if protocol["name"] == "whole":
+        short["evaluation.protocol.name"] = "sliding"
+    if protocol["window"] is not None and protocol["window"] > length:
+        short["evaluation.protocol.window"] = "null"
+    if protocol["stride"] is not None and protocol["stride"] > length:
+        short["evaluation.protocol.stride"] = "null"
+    return short
+
+
+def first_stage_of(job: Overrides, config: Mapping[str, Any], length: int, learning_rate: float | None) -> Overrides:
+    """Returns the overrides of the run from whose weights a job starts, without its number of steps.
+
+    Args:
+        job: the job's overrides; settings of both stages are kept, such as the seed and the model.
+        config: the job's composed config.
+        length: tokens of a sequence of the first stage.
+        learning_rate: null is the optimizer's own.
+    """
+    own = ("attention", "optimizer.learning_rate", *OF_ONE_STAGE)
+    kept = {
+        key: value for key, value in job.items() if key in OF_EVERY_ATTENTION or not key.lstrip("+~").startswith(own)
+    }
+    short = shortened(config, length, "sweep.first_stage.sequence_length")
+    stage = {"attention": "dense"} | kept | short | without_extension(config)
+    if config["init_from"] is not None:
+        stage["init_from"] = "null"
+    if config["trainer"]["max_seconds"] is not None:
+        stage["trainer.max_seconds"] = "null"
+    if learning_rate is not None:
+        stage["optimizer.learning_rate"] = str(learning_rate)
+    return stage
+
+
+def without_extension(config: Mapping[str, Any]) -> Overrides:
+    """Returns the overrides of a model without the RoPE scaling that a longer context needs."""
+    if config["model"]["rope_scaling"] == "none":
+        return {}
+    return {"model.rope_scaling": "none", "model.rope_factor": "1"}
