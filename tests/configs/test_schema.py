@@ -83,6 +83,16 @@ OPTIONAL = ("trust", "output")
 """Keys that their command takes out of the config before the checks."""
 
 
+ANY_PATH = (
+    ("data=hub", "data.path", "nonsense"),
+    *((f"data={each}", "data.path", None) for each in ("stdlib", "code")),
+)
+"""A name on the hub; this Python's library and packages."""
+
+EARLIER = ("data.source.extensions", "data.source.split_by")
+"""Keys that saved configs of earlier versions lack: the class has the value of those versions."""
+
+
 def has_meaning(key: str, value: object) -> bool:
     """Whether a key is to accept one of WRONG. Outside of groups the key follows its command: train/seed."""
     accepting: tuple[str, ...] = ()
@@ -149,6 +159,7 @@ LATER = ("data/tokenizer=saved", "model=hf", "attention=hf")
 
 NEEDED = {
     "data=files": ["data.path=kernels"],
+    "data=books": ["data.path=docs", "data.source.extensions=[.md]"],
     "data=hub": ["data.path=kernels"],
     **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},
     "evaluate": ["checkpoint=x"],
@@ -181,8 +192,8 @@ def test_every_key_accepts_a_value_with_a_meaning_or_is_named(command, choice):
             if isinstance(default, dict) and isinstance(value, dict):
                 continue
             error = error_of(check, changed(config, path, value))
-            if (choice, dotted, value) in (("data=stdlib", "data.path", None), ("data=hub", "data.path", "nonsense")):
-                continue  # this Python's library, and a name on the hub
+            if (choice, dotted, value) in ANY_PATH:
+                continue
             if has_meaning(dotted if group else f"{command}/{dotted}", value):
                 assert error is None, f"{dotted}={value!r} is refused: {error}"
             else:
@@ -192,6 +203,6 @@ def test_every_key_accepts_a_value_with_a_meaning_or_is_named(command, choice):
         if isinstance(default, dict) and not dotted.endswith((".patterns", ".tasks")):
             error = error_of(check, changed(config, (*path, "nonsense"), 1))
             assert error is not None and f"{dotted}.nonsense=1: must be left out" in error, f"{dotted}: {error}"
-        if not {"patterns", "tasks"} & set(path) and dotted not in OPTIONAL:
+        if not {"patterns", "tasks"} & set(path) and dotted not in (*OPTIONAL, *EARLIER):
             error = error_of(check, changed(config, path))
             assert error is not None and f"{dotted}: missing" in error, f"without {dotted}: {error}"
