@@ -46,6 +46,7 @@ class Composer:
         self._initialized = initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS), job_name="train")
         self._initialized.__enter__()
         self.loader = GlobalHydra.instance().config_loader()
+        self.choices = functools.cache(self.loader.get_group_options)  # each of Hydra's calls copies all its sources
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         self.hydra, self.sweep, self.own = [], [], []
         try:
@@ -65,7 +66,7 @@ class Composer:
                 raise ConfigError(
                     f"{override.input_line}: must be null; a sweep that is launched again resumes its jobs"
                 )
-            if override.is_delete() and self.loader.get_group_options(override.key_or_group):
+            if override.is_delete() and self.choices(override.key_or_group):
                 key = override.key_or_group
                 raise ConfigError(f"{override.input_line}: must be {key}=..., since a run needs it")
 
@@ -86,7 +87,7 @@ class Composer:
             name = str(error.missing_cfg_file)
             if name not in EXTRA_LAUNCHERS:
                 raise
-            accepted = ", ".join(self.loader.get_group_options("hydra/launcher"))
+            accepted = ", ".join(self.choices("hydra/launcher"))
             group, _, choice = name.rpartition("/")
             raise ConfigError(
                 f"{group}={choice}: must be one of {accepted}; {choice} needs pip install 'farsight[sweep]'"
@@ -106,8 +107,7 @@ class Composer:
         for override in self.parse(lines):  # Hydra's own error has neither the override nor the choices
             if override.is_delete() or isinstance(override.value(), str | QuotedString | list):
                 continue
-            choices = self.loader.get_group_options(override.key_or_group)
-            if choices:
+            if choices := self.choices(override.key_or_group):
                 names = ", ".join(choice for choice in choices if choice != "base")
                 raise ConfigError(f"{override.input_line}: must be one of {names}")
         return self.loader.load_configuration("train", overrides=list(lines), run_mode=mode)

@@ -244,7 +244,7 @@ def test_a_launcher_that_is_not_installed_says_how_it_would_be(monkeypatch):
             raise MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
 
         monkeypatch.setattr(composer, "_load", missing)
-        monkeypatch.setattr(composer.loader, "get_group_options", lambda _: ["basic"])
+        monkeypatch.setattr(composer, "choices", lambda _: ["basic"])
         with pytest.raises(ConfigError, match=r"hydra/launcher=joblib: must be one of basic; .*farsight\[sweep\]"):
             composer.master  # noqa: B018
 
