@@ -140,7 +140,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             resumed = CheckpointFile(checkpoint)  # saved by a process that held the folder until now
         resume = resumed if checkpoint else None
         with telling_other_ranks(folder):
-            result = fit(module, data, folder, **trainer, loggers=loggers, resume=resume, forecast=forecast)
+            settings = trainer | {"phases": checked.phases, "forecast": forecast}
+            result = fit(module, data, folder, **settings, loggers=loggers, resume=resume)
         if result.state != "finished" or not first_rank:
             return result.summary
         if config["trainer"]["strategy"] == SHARDED:  # this process holds a share of the weights, and is alone now

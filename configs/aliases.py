@@ -10,6 +10,7 @@ ALIASES: dict[str, str | None] = {
 """Old key -> its new name in the same group, or None if it was removed. `*` stands for any one name."""
 
 ADDED: dict[str, Any] = {
+    "phases": None,
     "model.z_loss": 0.0,
     "optimizer.freeze": [],
     "model.qk_norm": True,
@@ -32,8 +33,10 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, name in ALIASES.items():
         upgraded = _replace(upgraded, key.split("."), name)
     for key, value in ADDED.items():
-        group, name = key.split(".")
-        if isinstance(upgraded.get(group), Mapping):
+        group, _, name = key.rpartition(".")
+        if not group:
+            upgraded = {name: value, **upgraded}
+        elif isinstance(upgraded.get(group), Mapping):
             upgraded[group] = {name: value, **upgraded[group]}
     return upgraded
 

@@ -9,11 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs import schema
 from configs.build import build_data, build_model, build_model_config, build_plan, build_protocol, build_task
 from configs.errors import ConfigError, refused
+from configs.phases import build_phases, phase_configs
 from configs.pretrained import is_pretrained, weights_of
 from configs.validation import validated
 from data import DataModule
@@ -22,6 +23,9 @@ from kernels.dispatch import BACKENDS, GPU_BACKENDS
 from model import AttentionPlan, Transformer
 from model.attention import family_of, shard_unit
 from model.precision import SHARDED, devices_of
+
+if TYPE_CHECKING:
+    from model.training.phases import Phase
 
 # The commands
 
@@ -40,10 +44,12 @@ class Checked:
     """The objects of a training config that its checks have built: a run uses these and builds no others.
 
     data: not set up yet.
+    phases: none where the run has one phase only.
     """
 
     plan: AttentionPlan
     data: DataModule
+    phases: "list[Phase]"
 
 
 def check(config: Mapping[str, Any]) -> Checked:
@@ -56,16 +62,18 @@ def check(config: Mapping[str, Any]) -> Checked:
     check_model(settings.model)
     plan = build_plan(config["attention"])
     check_attention(config, plan)
-    data = check_data(config)
+    phases = build_phases(config, plan)
+    data = check_data(config, phases)
     check_trainer(settings.trainer)
     check_backend(config, plan)
-    check_context_parallel(config, plan)
+    for each, phase in zip(phase_configs(config), phases or [None], strict=True):
+        check_context_parallel(each, phase.plan if phase else plan)
     check_optimizer(settings.optimizer)
     check_freeze(config, plan)
     check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
     check_runs(config)
     check_pretrained(config, plan, data)
-    return Checked(plan, data)
+    return Checked(plan, data, phases)
 
 
 def check_evaluate(config: Mapping[str, Any]) -> None:
@@ -130,12 +138,16 @@ def check_attention(config: Mapping[str, Any], plan: AttentionPlan) -> None:
             raise ConfigError(f"attention.{error}") from None
 
 
-def check_data(config: Mapping[str, Any]) -> DataModule:
-    """Checks the length of the sequences, and the source without reading documents. Returns the data module."""
+def check_data(config: Mapping[str, Any], phases: "Sequence[Phase]" = ()) -> DataModule:
+    """Checks the length of the sequences, and the source without reading documents. Returns the data module, which
+    gives the sequences of each phase."""
     length, limit = config["data"]["sequence_length"], config["model"]["max_length"]
     if length > limit:
         raise refused("data.sequence_length", length, f"at most model.max_length={limit}")
-    return build_data(config["data"])
+    data = build_data(config["data"])
+    if len({phase.sequence_length for phase in phases}) > 1:
+        data.lengths = [(phase.step, phase.sequence_length) for phase in phases]
+    return data
 
 
 def check_trainer(trainer: schema.Trainer) -> None:

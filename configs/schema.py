@@ -216,6 +216,13 @@ class Recall(Settings):
     tasks: dict[str, Target | None]
 
 
+class Phase(Settings):
+    """Its other keys are settings of other groups, which phases.py checks."""
+
+    model_config = ConfigDict(extra="allow")
+    step: CountOrZero
+
+
 # The commands
 
 
@@ -224,6 +231,7 @@ class Train(Settings):
     outputs: Text
     seed: Seed
     preflight: Literal["warn", "refuse", "off"]
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] | None
     resume: Text | None
     init_from: Text | None
     trust: Trust = ()

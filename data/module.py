@@ -3,20 +3,21 @@
 import hashlib
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, Subset
 
 from .corpus import Corpus
 from .errors import CorpusError
-from .packing import pack
+from .packing import Contiguous, SeveralLengths, pack
 from .preparation import prepare
-from .sampler import ResumableSampler
+from .sampler import Batches, Phase, ResumableSampler
 from .sources import Source
 from .tokenizers import Tokenizer
 
@@ -39,7 +40,8 @@ class DataModule(LightningDataModule):
     cache: the folder of prepared corpora
     seed: of the order of documents and sequences
 
-    A batch has the tensors of a sequence (data/packing.py), each `[batch, sequence_length]`. The training step must
+    A batch has the tensors of a sequence (data/packing.py), each `[batch, sequence_length]`; in an earlier phase of a
+    run whose sequences grow (`lengths`), it has more and shorter sequences, and as many tokens. The training step must
     call `advance(batch_size)`, which keeps `cursor` exact in every checkpoint. (A count in the loader would include
     batches that workers prefetched; a count in a callback after the batch would come after the checkpoint.)
     """
@@ -76,6 +78,9 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.cursor = 0  # training samples consumed so far on all devices
         self.ranks_per_sequence = 1  # so many ranks in a row take the same sequences
+        # (first optimizer step, sequence length) of each phase of a run whose sequences grow; the last one's length is
+        # `sequence_length`, of which the others must be divisors
+        self.lengths: Sequence[tuple[int, int]] = ()
         self.train_batches: int | None = None  # the length of train_dataloader() without a trainer
         self.corpus: Corpus | None = None
         self._resumed_order: int | None = None
@@ -145,11 +150,8 @@ class DataModule(LightningDataModule):
                 " be those of the checkpoint, as must the corpus and the tokenizer, because the checkpoint counts the"
                 f" samples that it consumed ({self.cursor}) in their order; or start from its weights with init_from"
             )
-        dataset = self._sequences("train", seed=self.seed)
-        rank, world_size = self._rank()
-        length = self._length_in_batches(dataset, world_size) * self.batch_size
-        sampler = ResumableSampler(dataset, self.seed, length, lambda: self.cursor, rank, world_size)
-        return self._loader(dataset, sampler)
+        sampler = self._sampler()
+        return self._loader(self._samples(), Batches(sampler, self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         """Returns a loader of the validation split in order, or of `validation_sequences` evenly spread over it."""
@@ -157,37 +159,64 @@ class DataModule(LightningDataModule):
         if self.validation_sequences is not None and self.validation_sequences < len(dataset):
             count = self.validation_sequences
             dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
-        return self._loader(dataset, SequentialSampler(dataset))
+        return self._loader_in_order(dataset)
 
     def test_dataloader(self) -> DataLoader:
         """Returns a loader of the whole test split in order."""
         dataset = self._sequences("test")
-        return self._loader(dataset, SequentialSampler(dataset))
+        return self._loader_in_order(dataset)
 
-    def sample(self, sequences: int) -> dict[str, torch.Tensor]:
+    def sample(self, sequences: int, sequence_length: int | None = None) -> dict[str, torch.Tensor]:
         """Returns a batch of at most `sequences` random training sequences, the same ones for the same seed.
 
         It does not change the cursor or the state of any random number generator.
+
+        sequence_length: by default that of the last phase.
         """
-        dataset = self._sequences("train", seed=self.seed)
+        length = sequence_length or self.sequence_length
+        dataset = pack(self.packing, self.corpus.splits["train"], length, self.tokenizer.bos, self.seed)
         chosen = np.random.default_rng(self.seed).choice(len(dataset), min(sequences, len(dataset)), replace=False)
         return torch.utils.data.default_collate([dataset[int(index)] for index in sorted(chosen)])
 
     def document_names(self, first: int, last: int) -> list[str]:
         """Returns the names of the documents in the run's training samples `first` <= n < `last`, in order."""
-        dataset = self._sequences("train", seed=self.seed)
-        sampler = ResumableSampler(dataset, self.seed, 0, lambda: 0, 0, 1)
+        dataset, sampler = self._samples(), self._sampler()
         documents = (each for sample in range(first, last) for each in dataset.documents(sampler.at(sample)))
-        return [dataset.split.names[document] for document in dict.fromkeys(documents)]
+        names = self.corpus.splits["train"].names
+        return [names[document] for document in dict.fromkeys(documents)]
 
     def _sequences(self, split: str, seed: int | None = None) -> Dataset:
         return pack(self.packing, self.corpus.splits[split], self.sequence_length, self.tokenizer.bos, seed)
 
-    def _loader(self, dataset: Dataset, sampler: torch.utils.data.Sampler) -> DataLoader:
+    def _samples(self) -> SeveralLengths:
+        """The training samples of all lengths, in the order of the phases."""
+        split, bos = self.corpus.splits["train"], self.tokenizer.bos
+        cuts = [phase.cuts for phase in self._phases()]
+        if cuts == [1]:
+            return SeveralLengths([self._sequences("train", seed=self.seed)])
+        return SeveralLengths([Contiguous(split, self.sequence_length // n, bos, self.seed, multiple=n) for n in cuts])
+
+    def _phases(self) -> list[Phase]:
+        """The phases by the length of their sequences."""
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        sequences = self.batch_size * accumulated * self._rank()[1]  # of an optimizer step on all ranks
+        phases = [Phase(step * sequences, self.sequence_length // length) for step, length in self.lengths]
+        same_length = groupby(phases, key=lambda phase: phase.cuts)
+        return [next(group) for _, group in same_length] or [Phase(0, 1)]
+
+    def _sampler(self) -> ResumableSampler:
+        """The sampler of this rank's training samples, from the cursor on."""
+        sequences, (rank, world_size) = self._sequences("train", seed=self.seed), self._rank()
+        length = self._length_in_batches(sequences, world_size) * self.batch_size
+        return ResumableSampler(sequences, self.seed, length, lambda: self.cursor, rank, world_size, self._phases())
+
+    def _loader_in_order(self, dataset: Dataset) -> DataLoader:
+        return self._loader(dataset, BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False))
+
+    def _loader(self, dataset: Dataset, batches: Sampler[list[int]]) -> DataLoader:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
+            batch_sampler=batches,
             num_workers=self.workers,
             worker_init_fn=_outlive_sigterm,
             pin_memory=torch.cuda.is_available(),
@@ -226,6 +255,8 @@ class DataModule(LightningDataModule):
         """A hash of the training tokens and of the settings that cut and order them."""
         content = self.corpus.splits["train"].metadata.content
         settings = f"{content} {self.packing} {self.sequence_length} {self.seed}"
+        if self.lengths:
+            settings += f" {list(self.lengths)}"
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
 
 

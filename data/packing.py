@@ -11,11 +11,12 @@ target exactly once. A sequence has four tensors:
     position           int32 [sequence_length]; 0, 1, 2, ... from the document's first token in the sequence
 """
 
+from bisect import bisect
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from .corpus import Split
 from .errors import CorpusError
@@ -30,10 +31,12 @@ class Contiguous(Dataset):
     """A split's documents end to end, cut every `sequence_length` tokens.
 
     seed: shuffles the documents; None keeps the order of the split.
+    multiple: the number of sequences is a multiple of it; those behind the last token are padding.
     """
 
-    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None):
+    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None, multiple: int = 1):
         self.split = split
+        self.multiple = multiple
         self.sequence_length = sequence_length
         self.bos = bos
         self.order = np.arange(len(split))
@@ -43,7 +46,7 @@ class Contiguous(Dataset):
 
     def __len__(self) -> int:
         # The very last token is only a target. The last sequence may be short, and is padded.
-        return -(-(self.split.total_tokens - 1) // self.sequence_length)
+        return -(-(self.split.total_tokens - 1) // (self.sequence_length * self.multiple)) * self.multiple
 
     def __getitem__(self, index: int) -> Batch:
         return assemble(self._pieces(index), self.sequence_length, self.bos)
@@ -60,8 +63,8 @@ class Contiguous(Dataset):
             yield self.split.tokens(self.order[place])[max(0, start - offset) : stop - offset]
 
     def _range(self, index: int) -> tuple[int, int]:
-        start = index * self.sequence_length
-        return start, min(start + self.sequence_length + 1, self.split.total_tokens)
+        start, tokens = index * self.sequence_length, self.split.total_tokens
+        return min(start, tokens), min(start + self.sequence_length + 1, tokens)
 
     def _places(self, index: int) -> range:
         start, stop = self._range(index)
@@ -91,6 +94,15 @@ class Whole(Dataset):
         start = (index - self.first[document]) * self.sequence_length
         piece = self.split.tokens(document)[start : start + self.sequence_length + 1]
         return assemble([piece], self.sequence_length, self.bos)
+
+
+class SeveralLengths(ConcatDataset):
+    """The sequences of several lengths of one split: all of the first length, then all of the second, ..."""
+
+    def documents(self, index: int) -> list[int]:
+        """Returns the numbers, within the split, of the documents in a sequence."""
+        number = bisect(self.cumulative_sizes, index)
+        return self.datasets[number].documents(index - [0, *self.cumulative_sizes][number])
 
 
 PACKINGS = {"contiguous": Contiguous, "whole": Whole}

@@ -175,6 +175,13 @@ class Transformer(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if residual else std)
 
+    def set_plan(self, plan: AttentionPlan) -> None:
+        """Attends by `plan` from now on. Its patterns must be of the same families, and need the same parameters."""
+        self.plan = plan
+        self.patterns = [plan.pattern(layer, self.config.kv_heads) for layer in range(self.config.layers)]
+        for core, pattern in zip(self.cores, self.patterns, strict=True):
+            core.pattern = pattern
+
     def build_layouts(
         self, document: Tensor | None, length: int, context: Context | None = None
     ) -> list[AttentionLayout]:

@@ -137,7 +137,7 @@ def check_resumable(file: CheckpointFile, data: LightningDataModule, callbacks: 
         )
 
 
-OPTIONAL = "measured_seconds", "costs", "logged"
+OPTIONAL = "measured_seconds", "costs", "logged", "earlier_phases"
 """Keys of callbacks that have defaults: early checkpoints do not hold them."""
 
 

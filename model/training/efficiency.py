@@ -4,7 +4,8 @@ Time is measured over windows between two logged steps. Reading the loss at a lo
 wall time of a window is the device's time, and the steps in between need not wait. The clock stops during validations,
 checkpoints and profiles; the first steps of a session (compilation, allocation) do not count.
 
-Attention is counted from the layouts of the batch of the logged step: its visible pairs and its computed tiles.
+Attention is counted from the layouts of the batch of the logged step: its visible pairs and its computed tiles. The
+last step of a phase (phases.py) is logged, so that no window has steps of two phases.
 """
 
 import contextlib
@@ -127,6 +128,7 @@ class Efficiency(Callback):
         self.windows: list[dict[str, float]] = []
         self.costs = dict.fromkeys(COSTS, 0.0)  # sums over the logged steps of all sessions
         self.logged = 0  # number of these steps
+        self.earlier_phases: list[tuple[int, dict[str, float]]] = []  # tokens and mean costs of each
         self.device = torch.device("cpu")  # of the training; Lightning moves the module away after it
         self.train_tokens = 0  # positions, over all ranks and sessions
         self.earlier_seconds = 0.0  # training time of earlier sessions
@@ -217,6 +219,23 @@ class Efficiency(Callback):
             self._new_window()
         return values | {"peak_memory_bytes": peak_memory_bytes(module.device)}
 
+    def end_phase(self) -> None:
+        """Ends a phase, at a logged step. The costs of a run are the means of its phases, weighted by tokens."""
+        self.earlier_phases.append((self._phase_tokens(), {key: x / self.logged for key, x in self.costs.items()}))
+        self.costs, self.logged = dict.fromkeys(COSTS, 0.0), 0
+
+    def _phase_tokens(self) -> int:
+        return self.train_tokens - sum(tokens for tokens, _ in self.earlier_phases)
+
+    def _mean_costs(self) -> dict[str, float | None]:
+        """The mean of each cost over the logged steps of each phase, weighted by the phases' tokens."""
+        means = {key: total / self.logged if self.logged else None for key, total in self.costs.items()}
+        if not self.earlier_phases:
+            return means
+        phases = [*self.earlier_phases, *([(self._phase_tokens(), means)] if self.logged else [])]
+        tokens = sum(tokens for tokens, _ in phases)
+        return {key: sum(of_phase * costs[key] for of_phase, costs in phases) / tokens for key in COSTS}
+
     def elapsed(self) -> float:
         """Returns the seconds of training of all sessions, without first steps, validations and saves."""
         if self.session_steps < SKIPPED_STEPS:
@@ -257,7 +276,7 @@ class Efficiency(Callback):
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             **{key: time_average(key) for key in SESSION_RATIOS},
-            **{key: total / self.logged if self.logged else None for key, total in self.costs.items()},
+            **self._mean_costs(),
             "train_tokens": self.train_tokens,
             "train_seconds": self._train_seconds(),
             "measured_seconds": self.elapsed(),
@@ -273,9 +292,11 @@ class Efficiency(Callback):
             "measured_seconds": self.elapsed(),
             "costs": self.costs,
             "logged": self.logged,
+            "earlier_phases": self.earlier_phases,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train_tokens, self.earlier_seconds = state_dict["train_tokens"], state_dict["train_seconds"]
         self.counted = state_dict.get("measured_seconds", 0.0)  # early checkpoints have none
         self.costs, self.logged = state_dict.get("costs", self.costs), state_dict.get("logged", 0)
+        self.earlier_phases = state_dict.get("earlier_phases", [])

@@ -31,6 +31,7 @@ from model.training.failures import (
 from model.training.interrupt import Interrupt, Interrupted
 from model.training.metrics import MetricsCSV, Recorder
 from model.training.module import LanguageModel
+from model.training.phases import Phase, Phases
 from model.training.profiling import StepProfiler
 from model.training.progress import Progress
 from model.training.ranks import Ranks
@@ -83,6 +84,7 @@ def fit(
     on_nan: str,
     max_skipped_steps: int,
     profile: int | None = None,
+    phases: Sequence[Phase] = (),
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
     resume: CheckpointFile | None = None,
@@ -111,6 +113,7 @@ def fit(
             unchanged and continues; each step then waits for the device.
         max_skipped_steps: largest number of skipped steps in the whole run.
         profile: steps to profile (profiling.py); None for none.
+        phases: those of a run whose sequences or windows grow (phases.py); `datamodule` must give the sequences.
         loggers, callbacks: further ones (wandb, ...).
         resume: a checkpoint to continue from, exactly. Rows of metrics.csv and the best score are kept, and the
             folder's config.yaml becomes the module's config.
@@ -141,7 +144,8 @@ def fit(
     if max_seconds is not None:
         module.progress = lambda: run_length.progress
     metrics = MetricsCSV(folder.metrics_file)
-    recorder = Recorder(log_every, metrics, efficiency, run_length, progress)
+    growth = Phases(phases, efficiency) if phases else None
+    recorder = Recorder(log_every, metrics, efficiency, run_length, progress, growth)
     checkpoints = Checkpoints(folder.checkpoints, interrupt, run_length, validate_every, save_every)
     several = devices_of({"accelerator": accelerator, "devices": devices, "nodes": nodes}) > 1
     trainer = Trainer(
@@ -168,6 +172,7 @@ def fit(
             progress,
             *callbacks,
             *([StepProfiler(profile, folder.path, efficiency)] if profile else []),
+            *([growth] if growth else []),
             checkpoints,
             ranks,
         ],

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from model.training.efficiency import Efficiency
+from model.training.phases import Phases
 from model.training.progress import Progress
 from model.training.run_length import RunLength
 from model.training.storage import naming, write_atomically
@@ -88,24 +89,33 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 class Recorder(Callback):
-    """Logs to all loggers and the console every `log_every` optimizer steps, and after each validation.
+    """Logs to all loggers and the console every `log_every` optimizer steps, at the end of each phase and of the run,
+    and after each validation.
 
     It calls the loggers itself. Lightning writes values of `self.log` after the callbacks of a step, so a checkpoint
     saved in a callback would lack the row of its step.
     """
 
     def __init__(
-        self, log_every: int, metrics: MetricsCSV, efficiency: Efficiency, run_length: RunLength, progress: Progress
+        self,
+        log_every: int,
+        metrics: MetricsCSV,
+        efficiency: Efficiency,
+        run_length: RunLength,
+        progress: Progress,
+        phases: Phases | None = None,
     ):
         self.log_every = log_every
         self.metrics = metrics
         self.efficiency = efficiency
         self.run_length = run_length
         self.progress = progress
+        self.phases = phases
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if module.stepped and (step % self.log_every == 0 or self.run_length.over):
+        at_end = self.run_length.over or (self.phases is not None and self.phases.ends_at(step))
+        if module.stepped and (step % self.log_every == 0 or at_end):
             values = module.train_metrics()
             values |= self.efficiency.measure(module)
             self._log(trainer, step, values)

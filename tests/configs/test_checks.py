@@ -58,6 +58,44 @@ WRONG = [
     (["data.sequence_length=2000000"], ["data.sequence_length=2000000", "model.max_length=1048576"]),
     (["data.packing=tetris"], ["data.packing=tetris", "contiguous"]),
     (["data=files", "data.path=/no/such/folder"], ["data.path=/no/such/folder"]),
+    (["phases=3"], ["phases=3", "a list of at least one", "or null"]),
+    (["phases=[{data.sequence_length: 1024}]"], ["phases=[{data.sequence_length:1024}]", "step"]),
+    (["phases=[{step: 5}]"], ["phases[0].step=5", "0"]),
+    (["phases=[{step: 0},{step: 9},{step: 9}]"], ["phases[2].step=9", "above 9"]),
+    (["phases=[{step: 0, data.sequence_length: 1000}]"], ["data.sequence_length=1000", "a divisor", "4096"]),
+    (["phases=[{step: 0, data.sequence_length: 1.5}]"], ["phases[0].data.sequence_length=1.5", "an integer >= 1"]),
+    (["phases=[{step: 0, data.sequence_length: 1024}]"], ["data.sequence_length=4096", "1024", "phases[0]"]),
+    (["phases=[{step: 0},{step: 1, data.sequence_length: 4096}]"], ["phases[0]={step:0}", "data.sequence_length"]),
+    (
+        ["phases=[{step: 0, data.sequence_length: 2048}, {step: 1, data.sequence_length: 1024}]"],
+        ["phases[1].data.sequence_length=1024", "at least 2048"],
+    ),
+    (
+        ["phases=[{step: 0, data.sequence_length: 1024}, {step: 1, data.sequence_length: 4096}]", "data.packing=whole"],
+        ["data.packing=whole", "contiguous"],
+    ),
+    (
+        ["attention=dense", "phases=[{step: 0, attention.patterns.full.width: 64}]"],
+        ["phases[0].attention.patterns.full.width=64", "left out", "step, data.sequence_length"],
+    ),
+    (
+        ["phases=[{step: 0, data.batch_size: 64}]"],
+        ["phases[0].data.batch_size=64", "left out", "attention.patterns.local.width"],
+    ),
+    (
+        [
+            "phases=[{step: 0, data.sequence_length: 128}, {step: 1, data.sequence_length: 4096}]",
+            *("trainer.devices=2", "trainer.context_parallel=2"),
+        ],
+        ["data.sequence_length=128", "a multiple of 256 tokens"],
+    ),
+    (
+        [
+            "attention=strided",
+            "phases=[{step: 0, attention.patterns.strided.window: 0}]",
+        ],
+        ["phases[0].attention.patterns.strided.window=0", ">= 1"],
+    ),
     (["trainer.max_steps=0"], ["trainer.max_steps=0", ">= 1"]),
     (["trainer.max_steps=null"], ["trainer.max_steps=null", "integer >= 1"]),
     (["trainer.max_seconds=0"], ["trainer.max_seconds=0", "a number > 0 or null"]),

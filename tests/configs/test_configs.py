@@ -108,7 +108,8 @@ def test_every_experiment_passes_the_checks():
         overrides = [f"experiment={experiment}", *NEEDED.get(experiment, [])]
         if experiment != "smoke":
             overrides.append(f"data.path={ROOT / 'kernels'}")
-        if "32k" in experiment and not torch.cuda.is_available():
+        on_gpu = "32k" in experiment or experiment == "grow_context"
+        if on_gpu and not torch.cuda.is_available():
             overrides.append("trainer.accelerator=cpu")
         check(compose(*overrides))
 

@@ -37,7 +37,8 @@ EMPTY = ("generate/prompt",)
 NULL = ("trainer.max_seconds", "trainer.gradient_clip", "trainer.validate_every", "trainer.save_every")
 NULL += ("model.vocabulary", "data.validation_sequences", "data.source.config", "data.source.split")
 NULL += ("data.source.revision", "evaluation.protocol.window", "evaluation.protocol.stride", "recall.tasks.*")
-NULL += ("evaluation.key_tokens.evaluator", "logger.group", "*/resume", "*/init_from", "recall.lengths")
+NULL += ("evaluation.key_tokens.evaluator", "logger.group", "*/resume", "*/init_from", "*/phases")
+NULL += ("recall.lengths",)
 NULL += (
     "recall.distances",
     "generate/*_file",

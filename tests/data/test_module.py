@@ -198,3 +198,55 @@ def test_a_corpus_shorter_than_a_sequence(make):
     with pytest.raises(CorpusError, match=r"^data\.sequence_length=10000: must be at most 4481\b"):
         datamodule.setup()
     make(sequence_length=4481).setup()
+
+
+GROWING = [(0, 16), (5, 32), (9, 64)]
+"""Of batches of 2 x 64 tokens; a pass over `books` has 35 sequences, so it ends in the last phase."""
+
+
+def test_growing_sequences_read_every_token_once_in_a_pass(make):
+    datamodule = make()
+    datamodule.lengths = GROWING
+    datamodule.setup()
+    split = datamodule.corpus.splits["train"]
+    sequences = -(-(split.total_tokens - 1) // 64)
+    shapes, targets = [], []
+    for batch, _ in zip(datamodule.train_dataloader(), range(-(-sequences // 2)), strict=False):
+        shapes.append(tuple(batch["tokens"].shape))
+        targets.append(batch["targets"][batch["targets"] != NO_TARGET])
+    assert shapes[:10] == 5 * [(8, 16)] + 4 * [(4, 32)] + [(2, 64)]
+    expected = [torch.from_numpy(split.tokens(document)[1:].astype("int64")) for document in range(len(split))]
+    extra = 64 * 2 * len(shapes) - 64 * sequences  # of the next pass, in the last batch
+    assert extra < 128 and len(shapes) > 10
+    found = torch.cat(targets).bincount(minlength=256) - torch.cat(expected).bincount(minlength=256)
+    assert found.min() >= 0 and found.sum() <= extra
+
+
+def test_growing_sequences_resume_exactly(make, tmp_path):
+    def growing():
+        datamodule = make()
+        datamodule.lengths = GROWING
+        return datamodule
+
+    whole, weight = train(growing(), tmp_path / "whole", 16)
+    read, resumed_weight = train(growing(), tmp_path / "more", 16, resume=tmp_path / "whole" / "step_8.ckpt")
+    assert read == whole[8:] and resumed_weight == weight
+    with pytest.raises(CorpusError, match=r"data\.sequence_length=64"):
+        train(make(), tmp_path / "other", 16, resume=tmp_path / "whole" / "step_8.ckpt")
+
+
+def test_the_documents_of_a_sample_in_every_phase(make):
+    datamodule = make(minimum_tokens=100)
+    datamodule.lengths = GROWING
+    datamodule.setup()
+    names = datamodule.corpus.splits["train"].names
+    sample = 0
+    for batch, _ in zip(datamodule.train_dataloader(), range(12), strict=False):
+        documents = datamodule.document_names(sample, sample + len(batch["tokens"]))
+        assert set(documents) <= set(names)
+        texts = {name: datamodule.corpus.splits["train"].tokens(names.index(name)).tolist() for name in documents}
+        for row, document in zip(batch["tokens"].tolist(), batch["document"].tolist(), strict=True):
+            piece = [token for token, number in zip(row, document, strict=True) if number == 0]
+            held = (text[at : at + len(piece)] == piece for text in texts.values() for at in range(len(text)))
+            assert any(held)
+        sample += len(batch["tokens"])
