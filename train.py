@@ -106,7 +106,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     if config["init_from"] and not resumes:
         start_from(config["init_from"], model, data.tokenizer)
     if config["trainer"]["compile"]:
-        model.compile_layers()
+        model.compile_layers(phases=max(1, len(checked.phases)))
 
     with contextlib.ExitStack() as stack:
         # The config is valid, so that the run folder can be created.

@@ -232,13 +232,19 @@ class Transformer(nn.Module):
                 losses.append(auxiliary)
         return self.norm(x), losses
 
-    def compile_layers(self) -> None:
+    def compile_layers(self, phases: int = 1) -> None:
         """Compiles the training step's pass through each layer as one graph, in which attention is one operator.
 
         Layers of equal patterns share one graph, as do batches of one shape, whatever their documents: their layouts
         have fixed sizes. Evaluation and decoding, whose shapes vary, stay as they are.
+
+        phases: of the training, each with its own shapes and windows, and so with a graph for each kind of layer.
         """
         self.compiled = True
+        graphs = len({*zip(self.patterns, self.rotaries, strict=True)}) * (phases + 1)  # + 1: an indexer's warm-up ends
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, graphs)  # one graph more is an error
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, graphs)
         load_backends()
         for layer in self.layers:
             layer.compile_in_training()

@@ -87,6 +87,19 @@ def test_two_patterns_are_two_graphs(graphs):
     assert graphs.frame_count == 2
 
 
+def test_a_phase_of_training_is_one_graph_more_beyond_the_limit_of_pytorch(graphs):
+    """Sequences and windows grow four times; recompilations are limited to two elsewhere."""
+    model = Transformer(config(), plan(Window(4))).double().train()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        model.compile_layers(phases=4)
+        for number in range(4):
+            model.set_plan(plan(Window(4 + number)))
+            tokens = TOKENS[:, :64].reshape(8 >> number, 16 << number)
+            for end in (5, 9):
+                step(model, (torch.arange(tokens.shape[1]) > end).int().expand(tokens.shape), 0, tokens)
+            assert graphs.frame_count == number + 1
+
+
 def test_evaluation_runs_without_the_compiler(graphs):
     model = Transformer(config(), plan(Window(7))).double().eval()
     model.compile_layers()
