@@ -65,7 +65,9 @@ class ReplicatedStrategy(WatchedRanks, DDPStrategy):
     """DDP, whose gradients are views of the buckets in which they are averaged."""
 
     def __init__(self, ranks: Ranks | None = None) -> None:
-        super().__init__(gradient_as_bucket_view=True, find_unused_parameters=False, **self.timeout(ranks))
+        # No buffer changes in training (rotations' frequencies, bytes of tokens): DDP need not send them at each step.
+        settings = dict(gradient_as_bucket_view=True, find_unused_parameters=False, broadcast_buffers=False)
+        super().__init__(**settings, **self.timeout(ranks))
         self.ranks = ranks
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:

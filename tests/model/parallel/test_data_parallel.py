@@ -52,9 +52,9 @@ def test_losses_and_gradient_norms_are_those_of_one_process(alone, together, ran
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_step_has_no_barrier(tmp_path, strategy):
-    """At a barrier the host waits for the device."""
-    for short, long in run_on_ranks(training.count_barriers, 2, strategy, str(tmp_path)):
+def test_a_step_has_no_barrier_and_no_broadcast(tmp_path, strategy):
+    """At a barrier the host waits for the device, and in a broadcast of buffers each device for the first one."""
+    for short, long in run_on_ranks(training.count_waits, 2, strategy, str(tmp_path)):
         assert short == long
 
 

@@ -188,14 +188,17 @@ def train_on_ranks(cases: Mapping[str, Mapping[str, Any]], root: str) -> dict[st
     return {name: train(Path(root) / name, **case) for name, case in cases.items()}
 
 
-def count_barriers(strategy: str, root: str) -> list[int]:
-    """Barriers of a run of 2 steps and of one of 4 steps; for run_on_ranks."""
+def count_waits(strategy: str, root: str) -> list[int]:
+    """Barriers and broadcasts of a run of 2 steps and of one of 4 steps; for run_on_ranks."""
     join_ranks()
     found = []
     for steps in (2, 4):
-        with mock.patch.object(dist, "barrier", wraps=dist.barrier) as barrier:
+        with (
+            mock.patch.object(dist, "barrier", wraps=dist.barrier) as barrier,
+            mock.patch.object(dist, "_broadcast_coalesced", wraps=dist._broadcast_coalesced) as broadcast,
+        ):
             train(Path(root) / f"steps_{steps}", strategy, max_steps=steps, validate_every=None)
-        found.append(barrier.call_count)
+        found.append(barrier.call_count + broadcast.call_count)
     return found
 
 
