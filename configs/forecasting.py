@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from configs.build import ConfigError, build_model
+from configs.phases import phase_configs
 from data import DataModule
 from kernels.attention import AUTOGRAD_BACKENDS
 from model import AttentionPlan
-from model.forecasting import Forecast, Sample, forecast, sequences_to_sample
+from model.forecasting import Forecast, PhaseCosts, Sample, forecast, sequences_to_sample
 from model.precision import device_of
 from model.training.failures import MEMORY_ADVICE, size
 from model.training.freezing import freeze_parameters
@@ -39,18 +40,24 @@ def draw_sample(
         model = build_model(config, data.vocabulary, plan)
     freeze_parameters(model, config["optimizer"]["freeze"])
     device = device_of(config["trainer"]["accelerator"])
-    sequences = sequences or sequences_to_sample(device, data.sequence_length)
-    return Sample(model, data.sample(sequences)["document"].to(device), config)
+    length = config["data"]["sequence_length"]
+    sequences = sequences or sequences_to_sample(device, length)
+    return Sample(model, data.sample(sequences, length)["document"].to(device), config)
 
 
-def flops_per_step(config: Mapping[str, Any], data: DataModule) -> float:
-    """Returns the training FLOPs of one optimizer step, on all devices together (model.forecasting.Sample)."""
-    return draw_sample(config, data).flops_per_step
+def flops_of_phases(config: Mapping[str, Any], data: DataModule, last: Sample | None = None) -> PhaseCosts:
+    """Returns the training FLOPs of an optimizer step in each phase, on all devices together (model.forecasting.Sample).
+    `last`: the sample of the last phase, if it is drawn."""
+    *earlier, end = phase_configs(config)
+    samples = [*(draw_sample(each, data) for each in earlier), last or draw_sample(end, data)]
+    steps = [phase["step"] for phase in config["phases"] or [{"step": 0}]]
+    return [(step, sample.flops_per_step) for step, sample in zip(steps, samples, strict=True)]
 
 
 def forecast_run(config: Mapping[str, Any], data: DataModule, plan: AttentionPlan | None = None) -> Forecast:
     """Returns the forecast of a run. On a CPU, call it before the model is built (model.forecasting.forecast)."""
-    return forecast(draw_sample(config, data, plan))
+    sample = draw_sample(config, data, plan)
+    return forecast(sample, flops_of_phases(config, data, sample))
 
 
 def forecast_before_training(

@@ -223,6 +223,9 @@ class Phase(Settings):
     step: CountOrZero
 
 
+Phases = Annotated[tuple[Phase, ...], Field(min_length=1)] | None
+
+
 # The commands
 
 
@@ -231,7 +234,7 @@ class Train(Settings):
     outputs: Text
     seed: Seed
     preflight: Literal["warn", "refuse", "off"]
-    phases: Annotated[tuple[Phase, ...], Field(min_length=1)] | None
+    phases: Phases
     resume: Text | None
     init_from: Text | None
     trust: Trust = ()

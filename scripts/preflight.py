@@ -87,8 +87,8 @@ def forecast_rows(result: "Forecast") -> list[tuple[str, str]]:
         ("tokens a step", f"{result.tokens_per_step:,}"),
         ("tokens in all", f"{result.tokens_per_step * steps:,}" if steps else ""),
         *_layer_rows(result.layers),
-        ("training FLOPs a step", f"{result.flops_per_step:.3e}"),
-        ("training FLOPs in all", f"{result.flops_per_step * steps:.3e}" if steps else ""),
+        *_flops_rows(result),
+        ("training FLOPs in all", f"{result.flops:.3e}" if result.flops else ""),
         ("cache when generating", f"{size(result.cache_bytes)} a sequence"),
         ("peak memory", size(memory.peak_bytes)),
         *((f"  {part}", size(held)) for part, held in sorted(memory.parts.items(), key=lambda item: -item[1])),
@@ -97,6 +97,13 @@ def forecast_rows(result: "Forecast") -> list[tuple[str, str]]:
         ("memory of the device", f"{size(total)}, {memory.peak_bytes / total:.0%} of it used" if total else ""),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _flops_rows(result: "Forecast") -> list[tuple[str, str]]:
+    name = "training FLOPs a step"
+    if len(result.phases) == 1:
+        return [(name, f"{result.flops_per_step:.3e}")]
+    return [(f"{name}, from step {first:,}", f"{flops:.3e}") for first, flops in result.phases]
 
 
 def _layer_rows(layers: "Sequence[LayerForecast]") -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from ..decoding import expected_bytes
 from ..precision import devices_of
 from .peak_memory import MemoryForecast, device_bytes, forecast_memory
 from .sample import Sample
+from .step_flops import PhaseCosts, total_cost
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class LayerForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of a whole run.
+    """The forecast of a whole run. Where sequences or windows grow, all but `phases` is of its last phase, the largest.
 
     steps: optimizer steps; None where the run ends by time
+    phases: first step, and FLOPs of a step, of each phase
     cache_bytes: keys and values of one sequence after decoding `data.sequence_length` tokens
     device_bytes: memory that the run may use; None where it is unknown
     """
@@ -43,6 +45,7 @@ class Forecast:
     tokens_per_step: int
     layers: tuple[LayerForecast, ...]
     flops_per_step: float
+    phases: PhaseCosts
     memory: MemoryForecast
     cache_bytes: int
     device_bytes: int | None
@@ -51,6 +54,11 @@ class Forecast:
     def exceeds(self) -> bool:
         """Whether the forecast peak is larger than the device's memory."""
         return self.device_bytes is not None and self.memory.peak_bytes > self.device_bytes
+
+    @property
+    def flops(self) -> float | None:
+        """FLOPs of all steps; None where the run ends by time."""
+        return None if self.steps is None else total_cost(self.phases, self.steps)
 
     def summary(self) -> dict[str, Any]:
         """Returns the entries of summary.json, under the names of the measured values."""
@@ -68,11 +76,13 @@ class Forecast:
         plain = vars(self) | {"layers": layers, "memory": vars(self.memory) | {"peak_bytes": self.memory.peak_bytes}}
         if self.steps is None:
             return plain
-        return plain | {"tokens": self.tokens_per_step * self.steps, "flops": self.flops_per_step * self.steps}
+        return plain | {"tokens": self.tokens_per_step * self.steps, "flops": self.flops}
 
 
-def forecast(sample: Sample) -> Forecast:
+def forecast(sample: Sample, phases: PhaseCosts | None = None) -> Forecast:
     """Returns the forecast of the run that `sample` was drawn for. Nothing is trained and no random number is drawn.
+
+    phases: the FLOPs of its phases; by default it has one.
 
     On a CPU the forecast includes the memory that the process holds now: call this before the model is built.
     """
@@ -86,6 +96,7 @@ def forecast(sample: Sample) -> Forecast:
         memory=forecast_memory(sample),
         layers=_layers(sample),
         flops_per_step=sample.flops_per_step,
+        phases=phases or [(0, sample.flops_per_step)],
         cache_bytes=expected_bytes(model, config["data"]["sequence_length"], batch=1)[0],
         device_bytes=device_bytes(device),
     )

@@ -15,8 +15,9 @@ from configs import schema
 from configs.build import build_data
 from configs.checks import check_data, check_devices
 from configs.errors import ConfigError
-from configs.forecasting import flops_per_step
+from configs.forecasting import flops_of_phases
 from configs.validation import validated
+from model.forecasting import PhaseCosts, steps_of_cost, total_cost
 from model.precision import devices_of
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES
@@ -61,16 +62,16 @@ class ComputeMatch:
         if self.match == "time":
             return self._same_time(job, config["trainer"])
         _check_step(config)
-        per_step = self._tokens(config) if self.match == "tokens" else self._flops(config)
+        phases = [(0, self._tokens(config))] if self.match == "tokens" else self._flops(config)
         key, steps = MATCHES[self.match], config["trainer"]["max_steps"]
         if self.budget is None:
             if steps is None:
                 raise ConfigError(f"{self.group}.{key}=null: must be set where trainer.max_steps=null")
-            self.budget = {key: per_step * steps}
-        fitting = round(self.budget[key] / per_step)
+            self.budget = {key: total_cost(phases, steps)}
+        fitting = round(steps_of_cost(phases, self.budget[key]))
         if fitting < 1:
             raise ConfigError(
-                f"{self.group}.{key}={self.budget[key]:.12g}: must be at least one step of every job, {per_step:.12g} "
+                f"{self.group}.{key}={self.budget[key]:.12g}: must be at least one step of every job, {phases[0][1]:.12g} "
                 f"with attention={config['attention']['name']}"
             )
         return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
@@ -89,12 +90,12 @@ class ComputeMatch:
         batches = trainer["accumulate"] * devices_of(trainer) // trainer["context_parallel"]
         return data["sequence_length"] * data["batch_size"] * batches
 
-    def _flops(self, config: Mapping[str, Any]) -> float:
+    def _flops(self, config: Mapping[str, Any]) -> PhaseCosts:
         key = str(sorted(config["data"].items()))
         if key not in self._data:
             self._data[key] = build_data(config["data"])
             self._data[key].setup()
-        return flops_per_step(config, self._data[key])
+        return flops_of_phases(config, self._data[key])
 
 
 def _check_step(config: Mapping[str, Any]) -> None:
@@ -102,6 +103,7 @@ def _check_step(config: Mapping[str, Any]) -> None:
     validated(schema.Data, config["data"], "data")
     trainer = validated(schema.Trainer, config["trainer"], "trainer")
     validated(schema.Count, config["model"]["max_length"], "model.max_length")
+    validated(schema.Phases, config["phases"], "phases")
     if config["init_from"]:  # its tokenizer may be gone, and the tokens of a step don't depend on it
         config = {**config, "data": {**config["data"], "tokenizer": {"_target_": "data.tokenizers.Bytes"}}}
     check_data(config)

@@ -115,3 +115,15 @@ def test_a_device_that_shares_sequences_is_forecast_with_its_part(composed):  # 
         assert expected is not None and line is None
         activations[ranks] = expected["memory_parts"]["activations of local"]
     assert activations[1] / 2 < activations[2] < activations[1], "half of the tokens, and the keys of a window more"
+
+
+def test_phases_have_a_row_each_and_the_last_one_is_the_forecast(composed):  # noqa: F811
+    growing = "phases=[{step: 0, data.sequence_length: 16}, {step: 30, data.sequence_length: 64}]"
+    window = "attention.patterns.local.width=8", "trainer.max_steps=40"
+    plain, phased = (forecast_run(*composed("attention=window", *window, *each)) for each in ([], [growing]))
+    assert phased.memory.parts == plain.memory.parts and phased.tokens_per_step == plain.tokens_per_step
+    (first, short), (second, whole) = phased.phases
+    assert (first, second) == (0, 30) and short < whole == plain.flops_per_step
+    assert phased.flops == pytest.approx(30 * short + 10 * whole, rel=1e-12)
+    rows = dict(forecast_rows(phased))
+    assert rows["training FLOPs a step, from step 30"] == f"{whole:.3e}"

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from configs.build import build_model
-from configs.forecasting import draw_sample, flops_per_step
+from configs.forecasting import draw_sample, flops_of_phases
+from model.forecasting import steps_of_cost, total_cost
 from model.forecasting.sample import MAX_SEQUENCES
 from model.precision import devices_of
 
@@ -38,7 +39,7 @@ def test_flops_are_those_that_the_model_counts_after_it_has_run(composed, choice
         batch["tokens"], batch["targets"], batch["position"], layouts
     )  # a routed layer records the pairs that its router scored
     counted = model.cost(layouts, len(batch["tokens"])).flops / len(batch["tokens"]) * 2 * 3
-    assert flops_per_step(config, data) == counted
+    assert flops_of_phases(config, data) == [(0, counted)]
 
 
 def test_flops_come_from_the_documents_of_the_data(composed):
@@ -52,7 +53,8 @@ def test_flops_come_from_the_documents_of_the_data(composed):
     width, layers, heads, kv_heads, head_dim, hidden, vocabulary = 32, 2, 4, 2, 8, 64, 320
     matrices = layers * (width * head_dim * (2 * heads + 2 * kv_heads) + 3 * width * hidden) + vocabulary * width
     by_hand = 6 * matrices * 64 + 12 * layers * heads * head_dim * int(seen.sum()) / len(document)
-    assert flops_per_step(config, data) == pytest.approx(5 * by_hand, rel=1e-12)
+    ((_, flops),) = flops_of_phases(config, data)
+    assert flops == pytest.approx(5 * by_hand, rel=1e-12)
 
 
 def test_a_sample_is_the_same_each_time_and_leaves_the_data_alone(composed):
@@ -72,3 +74,11 @@ def test_devices(monkeypatch):
     assert [devices_of(trainer | {"devices": d}) for d in (2, "2", [0, 3, 5], "auto", -1)] == [2, 2, 3, 8, 8]
     assert devices_of({"accelerator": "cpu", "devices": "auto", "nodes": 1}) == 1
     assert devices_of({"accelerator": "cpu", "devices": 4, "nodes": 2}) == 8
+
+
+def test_the_flops_of_a_run_add_up_over_its_phases():
+    phases = [(0, 2.0), (10, 3.0), (14, 5.0)]
+    for steps, total in ((0, 0), (4, 8), (10, 20), (12, 26), (14, 32), (20, 62)):
+        assert total_cost(phases, steps) == total
+        assert steps_of_cost(phases, total) == steps
+    assert steps_of_cost(phases, 35.0) == 14.6
