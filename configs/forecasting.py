@@ -46,7 +46,7 @@ def draw_sample(
 
 
 def flops_of_phases(config: Mapping[str, Any], data: DataModule, last: Sample | None = None) -> PhaseCosts:
-    """Returns the training FLOPs of an optimizer step in each phase, on all devices together (model.forecasting.Sample).
+    """Returns the training FLOPs of an optimizer step in each phase, on all devices (model.forecasting.Sample).
     `last`: the sample of the last phase, if it is drawn."""
     *earlier, end = phase_configs(config)
     samples = [*(draw_sample(each, data) for each in earlier), last or draw_sample(end, data)]

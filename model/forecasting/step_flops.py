@@ -9,10 +9,8 @@ PhaseCosts = Sequence[tuple[int, float]]
 
 def total_cost(phases: PhaseCosts, steps: int) -> float:
     """Returns the cost of the first `steps` steps of a run."""
-    ends = [first for first, _ in phases[1:]]
-    return sum(
-        cost * max(0, min(steps, end) - first) for (first, cost), end in zip(phases, [*ends, steps], strict=True)
-    )
+    ends = [*(first for first, _ in phases[1:]), steps]
+    return sum(cost * max(0, min(steps, end) - first) for (first, cost), end in zip(phases, ends, strict=True))
 
 
 def steps_of_cost(phases: PhaseCosts, total: float) -> float:

@@ -71,8 +71,8 @@ class ComputeMatch:
         fitting = round(steps_of_cost(phases, self.budget[key]))
         if fitting < 1:
             raise ConfigError(
-                f"{self.group}.{key}={self.budget[key]:.12g}: must be at least one step of every job, {phases[0][1]:.12g} "
-                f"with attention={config['attention']['name']}"
+                f"{self.group}.{key}={self.budget[key]:.12g}: must be at least one step of every job, "
+                f"{phases[0][1]:.12g} with attention={config['attention']['name']}"
             )
         return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
 
