@@ -15,17 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 ROOT = Path(__file__).parent.parent
 
 
 def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
     """The config that a command line composes, as plain dicts."""
+    return OmegaConf.to_container(_unresolved(config_name, overrides), resolve=True)
+
+
+@functools.cache  # Hydra takes a quarter of a second for each config
+def _unresolved(config_name: str, overrides: tuple[str, ...]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        return OmegaConf.to_container(compose(config_name, overrides=list(overrides)), resolve=True)
+        return compose(config_name, overrides=list(overrides))
 
 
 def resolved(*overrides: str) -> dict[str, Any]:
