@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= auto
 BIN := .venv/bin
 
 help:  ## list these commands
@@ -13,17 +14,20 @@ train: .venv/installed  ## train the default model, a few minutes on a CPU; ARGS
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/installed  ## run the tests, several at a time; ARGS="-k layout" for some of them
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
 
 # Tests of masks, settings, graphs and choices of a backend compute no number that a vectorized kernel could round otherwise.
 NUMERICAL := $(filter-out %/test_compiled.py %/test_config.py %/test_dispatch.py %/test_peers.py %/test_reach.py \
 	%/test_synthetic_recall.py, $(wildcard tests/kernels/test_*.py tests/model/test_*.py tests/model/attention/test_*.py)) \
 	tests/kernels/selection tests/kernels/summaries tests/kernels/decoding -m "not gpu and not slow"
 
-# Each test runs on both kinds of CPU, each of its cases on one of them (and on this machine's own, by `make test`).
+# Each test runs on both kinds of CPU, each of its cases on one of them (and on this machine's own, by `make test`). Both
+# run at the same time, a process each: to import and to collect takes a good part of the minute.
 test-cpus: .venv/installed  ## run the numerical tests with PyTorch's kernels for CPUs without AVX-512, and without AVX2
-	for cpu in avx2,first default,second; do ATEN_CPU_CAPABILITY=$${cpu%,*} $(BIN)/python -m pytest --half=$${cpu#*,} \
-		--numprocesses=auto --maxprocesses=8 --dist=worksteal $(NUMERICAL) $(ARGS) || exit 1; done
+	$(MAKE) --jobs=2 --output-sync test-cpu-avx2-first test-cpu-default-second
+
+test-cpu-%:
+	cpu=$*; OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$${cpu%-*} $(BIN)/python -m pytest --half=$${cpu#*-} $(NUMERICAL) $(ARGS)
 
 test-gpu: .venv/installed  ## run the tests that need a GPU, those that want it for themselves at the end
 	$(BIN)/python -m pytest -m "gpu and not alone" --numprocesses=8 --dist=worksteal $(ARGS)
