@@ -10,7 +10,9 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ import numpy as np
 from .corpus import SplitMetadata
 from .errors import CorpusError
 from .sources import SPLITS, BadDocuments, Source
+from .sources.file_rows import write_rows
 from .sources.splits import warn_of_copies
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARALLEL_BYTES = 4_000_000  # text from which several processes encode faster than one
+SECTION = 1 << 20  # characters of a document that one process encodes at once
 SHORTEST = 2  # tokens: bos and one more, since an empty document has no target
 
 
@@ -62,7 +66,7 @@ def write(
     splits = {}
     for split, rows in documents.items():
         encoded = encode(rows, tokenizer, dtype, arrow_cache / f"{split}.arrow")
-        splits[split] = asdict(write_split(folder / split, rows, encoded, minimum_tokens, path))
+        splits[split] = asdict(write_split(folder / split, rows, *encoded, tokenizer.bos, minimum_tokens, path))
     shutil.rmtree(arrow_cache, ignore_errors=True)
 
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -80,52 +84,83 @@ def write(
     log.info(f"corpus {fingerprint[:12]} prepared in {time.perf_counter() - started:.1f} s")
 
 
-def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "Dataset":
-    """Encodes rows of `name` and `text`. Adds the columns `bytes` (int64), `tokens` (lists of `dtype`, bos first) and
-    `normalized` (bool: the tokens stand for another text).
+def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "tuple[Dataset, np.ndarray]":
+    """Encodes rows of `name` and `text`. A long text is encoded in sections, so that several processes share it and
+    the progress bar moves within it.
+
+    Returns (sections, counts). sections: rows of `tokens` (lists of `dtype`, without bos), `bytes` (int64) and
+        `normalized` (bool: the tokens stand for another text). counts: int64 `[rows]`, the sections of each row.
 
     Raises:
         CorpusError: the tokens of a document do not give its text back.
     """
     from datasets import Features, List, Value
 
-    cache_file.parent.mkdir(exist_ok=True)
-    processes = min(len(os.sched_getaffinity(0)), len(rows)) if rows.data.nbytes > PARALLEL_BYTES else 1
+    counts = []
+
+    def sections() -> Iterator[dict[str, str]]:
+        for row in rows:
+            counts.append(0)
+            for text in tokenizer.chunks(row["text"], SECTION):
+                counts[-1] += 1
+                if len(text) > 2 * SECTION:
+                    log.warning(
+                        f"{tokenizer.origin}: {row['name']} has {len(text):,} characters without a place to cut, which"
+                        " are encoded in one process and in memory"
+                    )
+                yield {"name": row["name"], "text": text}
+
+    texts = write_rows(sections(), cache_file.with_suffix(".sections"))
+    processes = min(len(os.sched_getaffinity(0)), len(texts)) if texts.data.nbytes > PARALLEL_BYTES else 1
     # Each process encodes a contiguous range of rows. Sources put long documents first, so rows are dealt out in turn.
-    dealt = [row for process in range(processes) for row in range(process, len(rows), processes)]
-    encoded = rows.select(dealt).map(
+    dealt = [row for process in range(processes) for row in range(process, len(texts), processes)]
+    encoded = texts.select(dealt).map(
         _encode_batch,
         batched=True,
         batch_size=16,
         fn_kwargs={"tokenizer": tokenizer, "several_processes": processes > 1},
-        features=Features(
-            rows.features | {"bytes": Value("int64"), "tokens": List(Value(dtype)), "normalized": Value("bool")}
-        ),
+        remove_columns=["name", "text"],
+        features=Features({"bytes": Value("int64"), "tokens": List(Value(dtype)), "normalized": Value("bool")}),
         num_proc=processes if processes > 1 else None,
         cache_file_name=str(cache_file),
         desc=f"tokenize {cache_file.stem}",
     )
-    return encoded.select(np.argsort(dealt))
+    return encoded.select(np.argsort(dealt)), np.array(counts, dtype=np.int64)
 
 
 def write_split(
-    folder: Path, rows: "Dataset", encoded: "Dataset", minimum_tokens: int, path: str | None
+    folder: Path,
+    rows: "Dataset",
+    encoded: "Dataset",
+    counts: np.ndarray,
+    bos: int,
+    minimum_tokens: int,
+    path: str | None,
 ) -> SplitMetadata:
-    """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order."""
+    """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order.
+
+    rows: the documents. encoded, counts: what `encode` returned for them. bos: the token that begins a document.
+    """
     split = folder.name
     folder.mkdir()
     shortest = max(minimum_tokens, SHORTEST)
+    dtype = encoded.features["tokens"].feature.dtype
+    sections = iter(encoded.with_format("numpy", columns=["tokens"]))
     kept, lengths, longest, digest = [], [], 0, hashlib.sha256()
     with open(folder / "tokens.bin", "wb") as file:
-        for index, row in enumerate(encoded.with_format("numpy", columns=["tokens"])):
-            tokens = row["tokens"].astype(encoded.features["tokens"].feature.dtype, copy=False)
-            longest = max(longest, len(tokens))
-            if len(tokens) >= shortest:
-                file.write(tokens.tobytes())
-                digest.update(tokens.tobytes())
+        for index, count in enumerate(counts):
+            encoded_sections = (row["tokens"].astype(dtype, copy=False) for row in islice(sections, count))
+            parts = [np.array([bos], dtype), *encoded_sections]
+            length = sum(map(len, parts))
+            longest = max(longest, length)
+            if length >= shortest:
+                for part in parts:
+                    file.write(part.tobytes())
+                    digest.update(part.tobytes())
                 kept.append(index)
-                lengths.append(len(tokens))
-    warn_of_normalized(sum(encoded["normalized"]), len(rows), f"{split}: ")
+                lengths.append(length)
+    document = np.repeat(np.arange(len(rows)), counts)
+    warn_of_normalized(len(np.unique(document[np.array(encoded["normalized"], dtype=bool)])), len(rows), f"{split}: ")
     dropped = len(rows) - len(kept)
     if dropped:
         log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")
@@ -134,11 +169,12 @@ def write_split(
     if not kept:
         known = f"{longest}, the length of the longest document of the {split} split"
         raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
-    sizes = np.array(encoded["bytes"], dtype=np.int64)[kept]
+    sizes = np.zeros(len(rows), dtype=np.int64)
+    np.add.at(sizes, document, np.array(encoded["bytes"], dtype=np.int64))
     _save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    _save(folder / "bytes.npy", sizes)
+    _save(folder / "bytes.npy", sizes[kept])
     rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
-    return SplitMetadata(len(kept), sum(lengths), int(sizes.sum()), dropped, digest.hexdigest())
+    return SplitMetadata(len(kept), sum(lengths), int(sizes[kept].sum()), dropped, digest.hexdigest())
 
 
 def flush(path: Path) -> None:
@@ -165,7 +201,7 @@ def _check_splits(documents: "dict[str, Dataset]", path: str | None) -> None:
 def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) -> dict:
     if several_processes:  # more threads than cores would slow all of them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokens = [tokenizer.encode_document(*each) for each in zip(batch["name"], batch["text"], strict=True)]
+    tokens = [tokenizer.encode_checked(*each) for each in zip(batch["name"], batch["text"], strict=True)]
     return {
         "bytes": [len(text.encode()) for text in batch["text"]],
         "tokens": tokens,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .corpus_writer import SECTION
 from .errors import CorpusError
 from .sources import BadDocuments, Source
 from .sources.bad_documents import describe_skipped
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHOWN_BYTES = 4_000_000  # bytes of text from which a progress bar is shown
+
 
 class InMemoryDocuments:
     """The documents of `rows` (columns `name` and `text`), with the attributes of a corpus's Split.
@@ -33,10 +36,10 @@ class InMemoryDocuments:
     def __init__(self, rows: "Sequence[dict[str, str]] | Dataset", tokenizer: Tokenizer):
         self.names = [row["name"] for row in rows]
         self._texts = [row["text"] for row in rows]
-        self._tokens = [tokenizer.encode_document(*each) for each in zip(self.names, self._texts, strict=True)]
+        self.bytes = [len(text.encode()) for text in self._texts]
+        self._tokens = self._encode(tokenizer)
         changed = sum(tokenizer.normalized(text) != text for text in self._texts)
         warn_of_normalized(changed, len(self._texts))
-        self.bytes = [len(text.encode()) for text in self._texts]
         self.words = [len(text.split()) for text in self._texts]
         self.left_out: dict[str, int] = {}
 
@@ -65,6 +68,20 @@ class InMemoryDocuments:
         if empty := len(rows) - len(documents):
             log.warning(f"data.path={path}: {empty} of {len(rows)} documents are empty and are left out")
         documents.left_out = {"unreadable": bad.count, "empty": empty}
+        return documents
+
+    def _encode(self, tokenizer: Tokenizer) -> list[np.ndarray]:
+        """Returns the tokens of each document. If they take seconds, a progress bar moves within each document."""
+        from datasets.utils import tqdm
+
+        total, documents = self.total_bytes, []
+        with tqdm(total=total, desc="tokenize", unit="B", unit_scale=True, disable=total < SHOWN_BYTES) as progress:
+            for name, text in zip(self.names, self._texts, strict=True):
+                tokens = [[tokenizer.bos]]
+                for section in tokenizer.chunks(text, SECTION):
+                    tokens.append(tokenizer.encode_checked(name, section))
+                    progress.update(len(section.encode()))
+                documents.append(np.concatenate(tokens))
         return documents
 
     def __len__(self) -> int:

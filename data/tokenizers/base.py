@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,11 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> np.ndarray:
         """Returns integers `[tokens]`, without bos."""
 
+    def chunks(self, text: str, size: int) -> Iterator[str]:
+        """Yields the text in chunks of about `size` characters or more, whose tokens, end to end, are those of the
+        text. A tokenizer without a method of its own has one chunk: all of the text."""
+        yield text
+
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of tokens; bos adds nothing to it."""
@@ -56,11 +61,11 @@ class Tokenizer(ABC):
         """Returns the text that the tokens of `text` stand for: the same text, unless the tokenizer normalizes it."""
         return text
 
-    def encode_document(self, name: str, text: str) -> np.ndarray:
-        """Returns integers `[tokens]` that begin with bos.
+    def encode_checked(self, name: str, text: str) -> np.ndarray:
+        """Returns integers `[tokens]`, without bos, of a chunk or of all of the document `name`.
 
         Raises:
-            CorpusError: the tokens do not give the text back, or the text becomes bos. `name` is the document's.
+            CorpusError: the tokens do not give the text back, or the text becomes bos.
         """
         tokens = self.encode(text)
         if not self.always_lossless:
@@ -72,7 +77,7 @@ class Tokenizer(ABC):
                 raise CorpusError(
                     f"{self.origin}: must be lossless, and text of {name} becomes its token {self.bos}, bos"
                 )
-        return np.concatenate([[self.bos], tokens])
+        return tokens
 
     @abstractmethod
     def save(self, file: Path) -> None:

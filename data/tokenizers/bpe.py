@@ -5,21 +5,11 @@ from collections.abc import Iterable, Iterator
 
 from ..errors import CorpusError
 from .byte_level import BOS, ByteLevel
-from .chunks import chunks
+from .chunks import Cutter
+from .pieces import PIECES, pre_tokenizer
 
 log = logging.getLogger(__name__)
 
-# The regular expression that cuts text before pairs are merged. It follows GPT-4's, with two changes. The end of a line
-# and the indentation of the next line form one piece, together with punctuation before them ("):\n        " can become
-# one token), which saves 6 % of the tokens of Python. Digits are cut in pairs, because a small vocabulary has no room
-# for all triples. It has no look-ahead, which `chunks` depends on.
-PIECES = (
-    r"(?:[^\s\p{L}\p{N}]| )?\p{L}+"  # a word, with one space or mark before it: " self", ".append", "_name"
-    r"|\p{N}{1,2}"
-    r"| ?[^\s\p{L}\p{N}]+(?:\s*\n[ \t]*)?"  # marks, with the end of the line and the indentation of the next
-    r"|\s*\n[ \t]*"
-    r"|\s+"
-)
 SMALLEST_VOCABULARY = 257  # every byte, and bos
 TRAINING_CHARACTERS = 200_000_000  # BPE learns from at most this many: more would change few merges and take minutes
 
@@ -42,33 +32,30 @@ class BPE(ByteLevel):
         return {"tokenizer": "bpe", "vocabulary": self.wanted, "pieces": PIECES, "characters": TRAINING_CHARACTERS}
 
     def fit(self, texts: Iterable[str]) -> None:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        tokenizer.pre_tokenizer = pre_tokenizer()
         trainer = trainers.BpeTrainer(
             vocab_size=self.wanted,
             special_tokens=[BOS],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_at_most(TRAINING_CHARACTERS, texts), trainer)
+        cutter = Cutter(Tokenizer.from_str(tokenizer.to_str()))  # a copy: the one that is trained is locked
+        chunks = (chunk for text in _at_most(TRAINING_CHARACTERS, texts) for chunk in cutter.chunks(text))
+        tokenizer.train_from_iterator(chunks, trainer)
         self._use(tokenizer, "trained tokenizer")
         if self.vocabulary < self.wanted:
             log.warning(f"data.tokenizer.vocabulary={self.wanted}: the text gives only {self.vocabulary} tokens")
 
 
 def _at_most(characters: int, texts: Iterable[str]) -> Iterator[str]:
-    """Yields chunks of the first texts, up to the text with which they reach `characters`."""
+    """Yields the first texts, up to the text with which they reach `characters`."""
     seen = 0
     for text in texts:
         if seen >= characters:
             log.info(f"BPE learns from the first {seen:,} characters of the training documents")
             return
         seen += len(text)
-        yield from chunks(text)
+        yield text

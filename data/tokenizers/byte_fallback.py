@@ -19,8 +19,6 @@ DECODER = {
 }
 """Gives the text back; that of a tokenizer.json of this kind also takes the space before the text away."""
 
-_ACROSS_WORDS = re.compile(f"[A-Za-z]{SPACE}")
-
 
 def without_prefix_space(settings: dict[str, Any]) -> dict[str, Any] | None:
     """Changes the settings of a BPE tokenizer with byte fallback so that it adds no space in front of the text.
@@ -37,8 +35,8 @@ def without_prefix_space(settings: dict[str, Any]) -> dict[str, Any] | None:
         and model.get("byte_fallback")
         and {f"<0x{byte:02X}>" for byte in range(256)} <= (model["vocab"].keys())
     )
-    if not lossless or any(_ACROSS_WORDS.search(token) for token in model["vocab"]):
-        return None  # a token across words would make chunks.py cut within a token
+    if not lossless:
+        return None
     settings = settings | {"decoder": DECODER}
     if cut is None and steps in (prefix + spaces, spaces):
         return settings | {"normalizer": spaces[0]}

@@ -1,7 +1,7 @@
 """Encoding and decoding with a tokenizer of the `tokenizers` library that has a token for every byte."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import CorpusError
 from . import byte_fallback
 from .base import Tokenizer
-from .chunks import chunks
+from .byte_characters import byte_characters
+from .chunks import CHUNK, Cutter
 
 if TYPE_CHECKING:
     import tokenizers
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 BOS = "<|bos|>"
 KNOWN_BOS = (BOS, "<|endoftext|>", "<|begin_of_text|>", "<s>")
 """Tokens that begin a document, here and in the tokenizers of others."""
-
-
-def byte_characters() -> list[str]:
-    """Returns the printable character with which byte-level tokenizers write each byte: GPT-2's table."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    character = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
-    return [character[byte] for byte in range(256)]
 
 
 class ByteLevel(Tokenizer):
@@ -94,8 +87,15 @@ class ByteLevel(Tokenizer):
     def token_bytes(self) -> np.ndarray:
         return np.array([len(token) for token in self._bytes], dtype=np.int64)
 
+    def chunks(self, text: str, size: int) -> Iterator[str]:
+        return self._cutter.chunks(text, size)
+
+    @cached_property
+    def _cutter(self) -> Cutter:
+        return Cutter(self._tokenizer)
+
     def encode(self, text: str) -> np.ndarray:
-        tokens, remaining = [], chunks(text)
+        tokens, remaining = [np.empty(0, dtype=np.uint32)], self.chunks(text, CHUNK)
         while batch := list(islice(remaining, 16)):  # the library encodes the chunks of a batch in parallel
             encoded = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             tokens.extend(np.array(chunk.ids, dtype=np.uint32) for chunk in encoded)
@@ -114,14 +114,14 @@ class ByteLevel(Tokenizer):
         if self._by_characters:
             return byte_fallback.normalized(text)
         normalizer = self._tokenizer.normalizer
-        return text if normalizer is None else "".join(map(normalizer.normalize_str, chunks(text)))
+        return text if normalizer is None else "".join(map(normalizer.normalize_str, self.chunks(text, CHUNK)))
 
     def save(self, file: Path) -> None:
         file.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")  # its own save() raises no OSError
 
     def __getstate__(self) -> dict:
         """Adds the tokenizer as JSON, because the pickle of `tokenizers` omits `encode_special_tokens`."""
-        return {key: value for key, value in vars(self).items() if key not in ("_tokenizer", "_bytes")} | {
+        return {key: value for key, value in vars(self).items() if key not in ("_tokenizer", "_bytes", "_cutter")} | {
             "json": self._tokenizer.to_str()
         }
 

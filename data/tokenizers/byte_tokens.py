@@ -1,14 +1,15 @@
 """The tokenizer without a learned vocabulary."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .base import Tokenizer
-from .byte_level import BOS, byte_characters
+from .byte_characters import byte_characters
+from .byte_level import BOS
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,6 +31,9 @@ class Bytes(Tokenizer):
 
     def fit(self, texts: Iterable[str]) -> None:
         pass
+
+    def chunks(self, text: str, size: int) -> Iterator[str]:
+        return (text[start : start + size] for start in range(0, max(len(text), 1), size))
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8)

@@ -66,15 +66,18 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(books, cache, tmp_path):
     assert corpus.tokenizer.decode(corpus.splits["train"].tokens(0)[1:]) == corpus.splits["train"].text(0)
 
 
-def test_many_processes_write_the_same(books, cache, tmp_path, monkeypatch):
-    one = prepare_books(books, cache)
+@pytest.mark.parametrize("section", [1 << 20, 50], ids=["documents", "sections"])
+def test_many_processes_write_the_same(books, cache, tmp_path, monkeypatch, section):
+    one = prepare_books(books, cache, BPE(vocabulary=300), minimum_tokens=60)
     monkeypatch.setattr("data.corpus_writer.PARALLEL_BYTES", 1)
+    monkeypatch.setattr("data.corpus_writer.SECTION", section)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    many = prepare_books(books, tmp_path / "other")
+    many = prepare_books(books, tmp_path / "other", BPE(vocabulary=300), minimum_tokens=60)
     for split in ("train", "validation"):
         assert many.splits[split].metadata == one.splits[split].metadata
         assert many.splits[split].names == one.splits[split].names
         assert many.splits[split].offsets.tolist() == one.splits[split].offsets.tolist()
+        assert many.splits[split].bytes.tolist() == one.splits[split].bytes.tolist()
 
 
 def test_a_second_launch_only_opens(books, cache, caplog, monkeypatch):

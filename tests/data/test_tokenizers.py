@@ -17,7 +17,6 @@ from data import CorpusError, InMemoryDocuments
 from data.preparation import prepare
 from data.sources import Files
 from data.tokenizers import BPE, Bytes, Saved, Tokenizer, hugging_face_files, load
-from data.tokenizers.chunks import chunks
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 
@@ -32,18 +31,6 @@ def bpe(code) -> BPE:
     tokenizer = BPE(vocabulary=600)
     tokenizer.fit([code])
     return tokenizer
-
-
-@pytest.fixture(scope="module")
-def whole(bpe, tmp_path_factory):
-    """Encodes a text with `bpe` as one string."""
-    from tokenizers import Tokenizer
-
-    file = tmp_path_factory.mktemp("whole") / "tokenizer.json"
-    bpe.save(file)
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 @pytest.fixture(scope="module", params=["bytes", "bpe", "reloaded", "pickled"])
@@ -101,44 +88,6 @@ def test_vocabulary_is_what_was_asked(tokenizer):
     assert tokenizer.token_bytes.dtype == np.int64
 
 
-@settings(max_examples=200, deadline=None)
-@given(text=any_text, words=st.lists(st.sampled_from(["a b", "word word", "x = y", "  in  ", "'s s", ".a b", "\n a"])))
-def test_chunks_encode_to_the_same_tokens_as_the_whole(whole, text, words):
-    text = "".join(words[:4]) + text + "".join(words)
-    parts = list(chunks(text, size=3))
-    assert "".join(parts) == text
-    assert [number for part in parts for number in whole(part)] == whole(text)
-
-
-def test_a_long_document_encodes_in_chunks_as_the_whole(bpe, whole, code):
-    assert len(list(chunks(code))) > 2
-    assert bpe.encode(code).tolist() == whole(code)
-
-
-def test_chunks_suit_the_expressions_of_others(code):
-    """GPT-2's and GPT-4's pre-tokenizers, whose look-ahead makes most other places unsafe to cut at."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-
-    gpt4 = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    for cut in (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(gpt4), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        ),
-    ):
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = cut
-        whole = [piece for piece, _ in cut.pre_tokenize_str(code[:50_000])]
-        parts = [piece for part in chunks(code[:50_000], size=100) for piece, _ in cut.pre_tokenize_str(part)]
-        assert parts == whole
-
-
 def test_training_is_deterministic_across_processes_and_threads(bpe, code, tmp_path):
     text, out = tmp_path / "text", tmp_path / "tokenizer.json"
     text.write_text(code)
@@ -156,6 +105,14 @@ def test_indentation_is_few_tokens():
     tokenizer = BPE(vocabulary=300)
     tokenizer.fit(["def f(x):\n        return x\n" * 50])
     assert len(tokenizer.encode("):\n        ")) == 1
+
+
+def test_a_word_without_end_is_learned_in_bounded_pieces():
+    """The time to learn grows with the square of a piece, and a token is never longer than its piece."""
+    tokenizer = BPE(vocabulary=300)
+    tokenizer.fit(["a" * 5_000])
+    assert tokenizer.token_bytes.max() == 256
+    assert len(tokenizer.encode("a" * 1_000)) == 3 + len(tokenizer.encode("a" * (1_000 - 3 * 256)))
 
 
 def test_a_vocabulary_that_cannot_hold_all_bytes():
@@ -254,7 +211,7 @@ def test_a_pretrained_tokenizer_gives_its_own_tokens_after_the_first_word(pretra
     library = Library.from_str(json.dumps(settings))
     expected = library.encode(code, add_special_tokens=False).ids
     assert tokenizer.encode(prefix + code).tolist() == expected
-    assert len(list(chunks(prefix + code))) > 2
+    assert len(list(tokenizer.chunks(prefix + code, 1 << 16))) > 2
 
 
 def test_a_pretrained_tokenizer_is_exported_with_its_tokens_and_their_text(pretrained, code):
@@ -284,14 +241,13 @@ def test_tokenizers_of_strangers_that_lose_text_are_refused(bpe, code, tmp_path)
     llama = like_llama(code)
     lacks_a_byte = llama | {"model": llama["model"] | {"vocab": dict(llama["model"]["vocab"])}}
     lacks_a_byte["model"]["vocab"].pop("<0x7F>")
-    across = llama | {"model": llama["model"] | {"vocab": llama["model"]["vocab"] | {"of▁the": 800}}}
     strips = llama | {
         "normalizer": {
             "type": "Sequence",
             "normalizers": [{"type": "Strip", "strip_left": True, "strip_right": True}, SPACES],
         }
     }
-    for name, content in {"lower": lower, "lacks": lacks_a_byte, "across": across, "strips": strips}.items():
+    for name, content in {"lower": lower, "lacks": lacks_a_byte, "strips": strips}.items():
         with pytest.raises(CorpusError, match=rf"^data\.tokenizer\.path=\S+{name}\.json: must be lossless"):
             written(content, tmp_path / f"{name}.json")
 
@@ -395,3 +351,19 @@ def test_a_corpus_that_the_tokenizer_normalizes_is_a_warning(bpe, tmp_path, capl
     warned = [message for message in caplog.messages if "normalizes" in message]
     assert [line.partition(":")[0] for line in warned] == ["train", "test"]
     assert "1 of 2 documents" in warned[0] and "1 of 1 documents" in warned[1]
+
+
+def test_a_text_that_a_tokenizer_of_others_cannot_cut_is_a_warning(bpe, books, tmp_path, monkeypatch, caplog):
+    def with_unbounded_pieces(settings: dict) -> None:
+        pattern = settings["pre_tokenizer"]["pretokenizers"][0]["pattern"]
+        pattern["Regex"] = pattern["Regex"].replace("{1,256}", "+")
+
+    monkeypatch.setattr("data.corpus_writer.SECTION", 1000)
+    (books / "train" / "00.txt").write_text("ACGT" * 501)
+    prepare(Files("text"), str(books), bpe, 0, tmp_path / "cache", "error")
+    assert "without a place to cut" not in caplog.text
+    tokenizer = Saved(changed(bpe, tmp_path, with_unbounded_pieces))
+    corpus = prepare(Files("text"), str(books), tokenizer, 0, tmp_path / "cache", "error")
+    (warning,) = [message for message in caplog.messages if "without a place to cut" in message]
+    assert "00.txt has 2,004 characters" in warning and str(tmp_path) in warning
+    assert corpus.splits["train"].text(0) == "ACGT" * 501
