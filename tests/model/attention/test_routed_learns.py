@@ -22,11 +22,8 @@ ROUTED = SETTINGS | dict(window=WINDOW, block=BLOCK, top_k=2, indexer_dim=16)
 INDEXER = dict(router="indexer")
 TRAINING = IndexerTraining(indexer_loss=1.0, indexer_warmup=WARM_UP, indexer_gradient=False)
 
-PATTERNS = {
-    "mean_key": (Routed(**ROUTED), 1),
-    "native_sparse": (NativeSparse(**ROUTED | BRANCHES | dict(pooling="mean")), 1),
-}
-"""Pattern, and a seed that shows it early; others take longer. GATED below proves that an indexer learns to choose."""
+MEAN_KEY = Routed(**ROUTED)
+"""By keys' means; seed 1 shows it early, others take longer. GATED proves that an indexer and native_sparse learn."""
 
 GATED = NativeSparse(**ROUTED | BRANCHES | INDEXER | dict(pooling="mean", combine="gates"))
 """By an indexer: under gates, `mean_key` finds the block by a lucky seed alone (see NativeSparse)."""
@@ -63,8 +60,8 @@ def accuracy(model: Transformer, batch: dict[str, torch.Tensor]) -> float:
     return float((best == batch["targets"])[asked].float().mean())
 
 
-def train(model: Transformer, seed: int, good_enough: float) -> None:
-    """Up to STEPS steps; stops where the far questions of a fresh batch are answered (after the warm-up)."""
+def train(model: Transformer, seed: int, after: int) -> None:
+    """Up to STEPS steps; stops where the far questions of a fresh batch are answered, `after` so many steps."""
     settings = dict(name="muon", learning_rate=0.005, weight_decay=0.0, betas=(0.9, 0.95), epsilon=1e-8, momentum=0.95)
     optimizer = build_optimizer(model, **settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 40) * max(0.05, 1 - s / STEPS))
@@ -86,7 +83,8 @@ def train(model: Transformer, seed: int, good_enough: float) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step > WARM_UP and step % 25 == 0 and accuracy(model, far(generator, 64)) >= good_enough:
+        if step > after and step % 25 == 0 and accuracy(model, far(generator, 64)) >= 0.997:
+            print(f"stops at step {step}")
             return
 
 
@@ -104,13 +102,11 @@ def test_the_task_lies_beyond_all_windows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PATTERNS)
-def test_routing_solves_recall_beyond_the_windows_reach(name):
-    pattern, seed = PATTERNS[name]
-    model = build(pattern, seed)
-    train(model, seed, good_enough=0.997)
+def test_routing_solves_recall_beyond_the_windows_reach():
+    model = build(MEAN_KEY, seed=1)
+    train(model, seed=1, after=SHORT_STEPS)
     found = accuracy(model, held_out())
-    print(f"{name}: {found:.2%} of {256 * 12} questions")
+    print(f"mean_key: {found:.2%} of {256 * 12} questions")
     assert found >= 0.99
 
 
@@ -131,7 +127,7 @@ def gates_at_questions(model: Transformer, batch: dict[str, torch.Tensor]) -> to
 @pytest.mark.slow
 def test_gated_branches_solve_it_too_and_the_gates_learn_which_one_holds_the_answer():
     model = build(GATED, seed=2)
-    train(model, 2, good_enough=0.997)
+    train(model, seed=2, after=WARM_UP)
     found, gates = accuracy(model, held_out()), gates_at_questions(model, held_out())
     window, chosen, _ = gates[-1]
     print(f"native_sparse, gated: {found:.2%} of {256 * 12} questions; gates of the last layer {gates[-1].tolist()}")
@@ -145,7 +141,7 @@ def test_a_window_alone_can_do_no_better_than_chance():
     routing, some do."""
     batch, largest = far(torch.Generator().manual_seed(0), 4), {}
     row, place = (batch["targets"] >= 0).nonzero().T
-    for name, pattern in (("window", LocalWindow(WINDOW, BLOCK)), ("routed", PATTERNS["mean_key"][0])):
+    for name, pattern in (("window", LocalWindow(WINDOW, BLOCK)), ("routed", MEAN_KEY)):
         model, embedded = build(pattern, seed=1).double(), []
         model.embed_tokens.register_forward_hook(lambda *call, kept=embedded: kept.append(call[-1]))
         hidden = model(batch["tokens"], batch["position"], model.build_layouts(None, LENGTH))
