@@ -86,6 +86,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def without_report(outputs: Path) -> None:
+    """Lets the sweep "patterns" write no report, in whichever process: its figures take longer than small jobs."""
+    (outputs / "patterns").mkdir(parents=True)
+    (outputs / "patterns" / "report").touch()  # where the report's folder would be
+
+
 def start(outputs: Path, *arguments: str) -> AbstractContextManager[ForkedProcess]:
     """The sweep in a process of its own, and a process group of its own, as a terminal makes one."""
     return started("train.py", "-m", *arguments, f"outputs={outputs}")

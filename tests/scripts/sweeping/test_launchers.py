@@ -11,7 +11,7 @@ from scripts.reporting.manifest import read_manifest
 from scripts.sweeping import own_process
 from scripts.sweeping.locks import changing_job
 from scripts.sweeping.search import Interval, choices, space_of
-from tests.scripts.sweeping.conftest import run_sweep, states
+from tests.scripts.sweeping.conftest import run_sweep, states, without_report
 
 ONE = ("sweep=patterns", "sweep.baseline=null", "attention=window")
 
@@ -25,6 +25,7 @@ def one_thread_each(monkeypatch):
 @pytest.mark.slow  # two processes of joblib
 def test_joblib_runs_jobs_side_by_side(tmp_path, small, reports):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    without_report(tmp_path)
     assert run_sweep(tmp_path, *ONE, "seed=1,2", *small, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") == 0
     manifest = read_manifest(tmp_path / "patterns")
     first, second = manifest.jobs
@@ -39,10 +40,12 @@ def test_submitit_runs_jobs_elsewhere(tmp_path, small, reports):
     assert run_sweep(tmp_path, *ONE, *small, "hydra/launcher=submitit_local") == 0
     assert states(tmp_path / "patterns") == {"window seed=1": "done"}
     assert (tmp_path / "patterns" / ".submitit").is_dir()
+    assert "window" in (tmp_path / "patterns" / "report" / "report.md").read_text(), "the job's process has written it"
 
 
 @pytest.mark.slow  # two ranks, in two processes
 def test_a_job_of_two_ranks_launches_no_second_sweep(tmp_path, small, reports):
+    without_report(tmp_path)
     assert run_sweep(tmp_path, *ONE, *small, "trainer.devices=2", "trainer.strategy=ddp") == 0
     manifest = read_manifest(tmp_path / "patterns")
     (job,) = manifest.jobs

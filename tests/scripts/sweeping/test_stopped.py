@@ -20,7 +20,7 @@ from scripts.sweeping import worker as worker_module
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.locks import changing_job, is_running
 from tests.commands import ROOT
-from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for
+from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for, without_report
 
 TWO = ("sweep=patterns", "sweep.baseline=null", "attention=window,strided")
 LONG = ("trainer.max_steps=3000", "trainer.validate_every=3000", "trainer.save_every=3000")
@@ -37,6 +37,7 @@ def saved_step(folder) -> int:
 @pytest.mark.slow  # two processes, which import everything, one after the other
 def test_ctrl_c_in_a_terminal_saves_the_job_in_its_own_process_and_begins_no_other(tmp_path, small, reports):
     folder = tmp_path / "patterns"
+    without_report(tmp_path)
     with start(tmp_path, *TWO, *small, *LONG, "sweep.isolate=true") as process:
         at(process, "step 5/3000")
         os.killpg(process.pid, signal.SIGINT)
@@ -90,6 +91,7 @@ def test_a_worker_that_was_stopped_begins_no_other_job_and_raises_nothing(tmp_pa
 def test_joblibs_workers_save_and_end_when_the_sweep_is_killed(tmp_path, small, reports):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     folder = tmp_path / "patterns"
+    without_report(tmp_path)
     with start(
         tmp_path, *TWO[:2], "attention=window", *small, *LONG, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     ) as process:
