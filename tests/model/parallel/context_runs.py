@@ -17,6 +17,7 @@ from model import Transformer
 from model.training.checkpoints import CheckpointFile
 from model.training.fit import fit
 from model.training.module import LanguageModel
+from model.training.phases import Phase
 from model.training.run_folder import RunFolder
 from tests.commands import compose
 from tests.model.parallel.training import join_ranks
@@ -27,7 +28,10 @@ ROUTED |= dict(indexer_dim=8)
 PATTERNS: dict[str, dict[str, Pattern]] = {
     "interleaved": {"near": Window(16), "far": Dense()},
     "contiguous": {"summaries": Hierarchical(16, (4, 16), (32,), "learned"), "routed": Routed(**ROUTED)},
+    "growing": {"near": Window(16), "far": Dense()},
 }
+EARLIER: dict[str, dict[str, Pattern]] = {"growing": {"near": Window(5), "far": Dense()}}
+"""Those of the first two steps, whose sequences have half as many tokens."""
 OPTIMIZER = dict(name="adamw", learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], epsilon=1e-8)
 OPTIMIZER |= dict(freeze=[], schedule=dict(name="constant", warmup_fraction=0.0))
 TRAINER: dict[str, Any] = dict(
@@ -83,7 +87,12 @@ def train(
     folder = RunFolder(path)
     if not resume and (ranks == 1 or dist.get_rank() == 0):
         folder = RunFolder.create(path, saved)
-    settings = TRAINER | dict(devices=ranks, strategy="ddp" if ranks > 1 else "auto") | changes
+    phases = []
+    if family in EARLIER:
+        data.lengths = [(0, 64), (2, 128)]
+        plans = plan(EARLIER[family]), model.plan
+        phases = [Phase(step, length, each, "") for (step, length), each in zip(data.lengths, plans, strict=True)]
+    settings = TRAINER | dict(phases=phases) | dict(devices=ranks, strategy="ddp" if ranks > 1 else "auto") | changes
     last = CheckpointFile(folder.checkpoints / "last.ckpt") if resume else None
     with messages("model.training.module") as logged:
         fit(module, data, folder, context_parallel=context_parallel, resume=last, **settings)

@@ -5,12 +5,12 @@ import torch
 
 from tests.commands import compose
 from tests.model.parallel import context_runs, training
-from tests.model.parallel.context_runs import COLUMNS, PATTERNS
+from tests.model.parallel.context_runs import COLUMNS, EARLIER, PATTERNS
 from tests.model.parallel.ranks import run_on_ranks
 from tests.scripts.runs import SMALL, write_books
 from train import train
 
-INTERLEAVED, CONTIGUOUS = ({"family": family} for family in PATTERNS)
+INTERLEAVED, CONTIGUOUS, GROWING = ({"family": family} for family in PATTERNS)
 CASES: dict[int, dict[str, list[dict]]] = {
     2: {
         "interleaved": [INTERLEAVED | {"context_parallel": 2}],
@@ -20,6 +20,7 @@ CASES: dict[int, dict[str, list[dict]]] = {
     4: {
         "data parallelism beside": [INTERLEAVED | {"context_parallel": 2}],
         "contiguous": [CONTIGUOUS | {"context_parallel": 4}],
+        "growing": [GROWING | {"context_parallel": 2}],
     },
 }
 """Number of ranks -> name -> the sessions of a run."""
@@ -60,10 +61,10 @@ def test_metrics_are_those_of_one_process(alone, together):
         assert_same(result, alone[family])
 
 
-def test_the_bytes_of_each_kind_of_layer_are_logged_once(together):
+def test_the_bytes_of_each_kind_of_layer_are_logged_once_a_phase(together):
     for family, result in together:
         lines = [line for line in result["log"] if "forward and" in line]
-        patterns = PATTERNS[family].values()
+        patterns = [*EARLIER.get(family, {}).values(), *PATTERNS[family].values()]
         assert [line.split(": ", 1)[1] for line in lines] == [str(pattern) for pattern in patterns]
 
 
