@@ -13,6 +13,7 @@ ADDED: dict[str, Any] = {
     "phases": None,
     "model.z_loss": 0.0,
     "optimizer.freeze": [],
+    "optimizer.indexer_learning_rate": None,
     "model.qk_norm": True,
     "model.rope_beta_fast": 32.0,
     "model.rope_beta_slow": 1.0,

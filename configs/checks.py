@@ -20,6 +20,7 @@ from configs.validation import validated
 from data import DataModule
 from data.tokenizers import Saved
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
+from kernels.patterns import NativeSparse
 from model import AttentionPlan, Transformer
 from model.attention import family_of, shard_unit
 from model.precision import SHARDED, devices_of
@@ -69,6 +70,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     for each, phase in zip(phase_configs(config), phases or [None], strict=True):
         check_context_parallel(each, phase.plan if phase else plan)
     check_optimizer(settings.optimizer)
+    check_indexers(config, plan)
     check_freeze(config, plan)
     check_evaluation(config["evaluation"], config["data"]["sequence_length"], config["model"]["max_length"])
     check_runs(config)
@@ -278,6 +280,22 @@ def check_optimizer(optimizer: schema.AdamW) -> None:
         raise refused("optimizer.schedule.decay_fraction", schedule.decay_fraction, accepted)
 
 
+def check_indexers(config: Mapping[str, Any], plan: AttentionPlan) -> None:
+    """Checks the stage in which indexers train alone: that there are some, and that the run is longer."""
+    layers, steps = range(config["model"]["layers"]), config["trainer"]["max_steps"]
+    names = {plan.entry(layer) for layer in layers if plan.training_settings(layer) is not None}
+    alone = {name: plan.training[name].indexer_warmup for name in names if plan.training[name].indexer_warmup_alone}
+    for name, warmup in alone.items():
+        key = f"attention.patterns.{name}.indexer_warmup"
+        if plan.patterns[name].router != "indexer" or isinstance(plan.patterns[name], NativeSparse):
+            accepted = f"false with {plan.patterns[name]}: it needs router=indexer, in a Routed pattern"
+            raise refused(f"{key}_alone", True, accepted)
+        if steps is not None and warmup >= steps:
+            raise refused(key, warmup, f"below trainer.max_steps={steps} with indexer_warmup_alone=true")
+        if warmup != max(alone.values()):
+            raise refused(key, warmup, f"{max(alone.values())}, as that of the other indexers that first train alone")
+
+
 def check_freeze(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     """Checks that every name of frozen parameters is one of the model's, and that the optimizer has some to train."""
     patterns = config["optimizer"]["freeze"]
@@ -285,7 +303,7 @@ def check_freeze(config: Mapping[str, Any], plan: AttentionPlan) -> None:
         return
     import torch
 
-    from model.training.freezing import freeze_parameters
+    from model.training.freezing import IndexersFirst, freeze_parameters
     from model.training.optimizer import split_parameters
 
     with torch.device("meta"):
@@ -295,6 +313,8 @@ def check_freeze(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     except ValueError as error:
         accepted = "names of the model's parameters, and leave some of them to train"
         raise ConfigError(f"{refused('optimizer.freeze', patterns, accepted)}: {error}") from None
+    if model.indexers_alone and not IndexersFirst(model).indexers:
+        raise refused("optimizer.freeze", patterns, "names of no indexers with indexer_warmup_alone=true")
     hidden, *_ = split_parameters(model)
     if config["optimizer"]["name"] == "muon" and not hidden:
         raise refused("optimizer.freeze", patterns, "fewer names with optimizer=muon, which trains hidden matrices")

@@ -39,6 +39,7 @@ def draw_sample(
     with torch.device("meta"):
         model = build_model(config, data.vocabulary, plan)
     freeze_parameters(model, config["optimizer"]["freeze"])
+    model.set_step(model.indexers_alone)  # the stage in which all parameters train
     device = device_of(config["trainer"]["accelerator"])
     length = config["data"]["sequence_length"]
     sequences = sequences or sequences_to_sample(device, length)

@@ -126,6 +126,7 @@ class AdamW(Settings):
     weight_decay: NotNegative
     betas: tuple[Decay, Decay]
     epsilon: Positive
+    indexer_learning_rate: Positive | None
     freeze: tuple[Text, ...]
     schedule: Annotated[Cosine | WarmupStableDecay | Constant, Field(discriminator="name")]
 

@@ -194,7 +194,7 @@ class Transformer(nn.Module):
         """
         fixed = self.training and (self.embed_tokens.weight.is_cuda or self.compiled)
         tokens = Axis.tokens(length, document, device=self.embed_tokens.weight.device)
-        return build_layouts(self.patterns, tokens, self.plan.block, fixed, context)
+        return build_layouts([core.layout_pattern for core in self.cores], tokens, self.plan.block, fixed, context)
 
     def share_sequences(self, group: dist.ProcessGroup, length: int) -> Context:
         """How the ranks of `group` share sequences of `length`; raises ValueError if the length does not divide."""
@@ -265,6 +265,11 @@ class Transformer(nn.Module):
     def cores(self) -> list[AttentionCore]:
         """The attention core of each layer."""
         return [layer.self_attn.core for layer in self.layers]
+
+    @property
+    def indexers_alone(self) -> int:
+        """Number of optimizer steps, from the first on, in which only indexers train; 0 without such a warm-up."""
+        return max(core.indexer_alone for core in self.cores)
 
     def set_step(self, step: int) -> None:
         """Sets the number of optimizer steps done, for cores with a schedule of their own (an indexer's warm-up)."""

@@ -79,6 +79,8 @@ class AttentionCore(nn.Module):
     training_class: ClassVar[type | None] = None
     """The dataclass of `training_settings`, if the family has any. A config gives them beside the pattern's."""
     wants_unrotated_keys = False
+    indexer_alone = 0
+    """Number of optimizer steps, from the first on, in which only the indexer trains, and the layer attends densely."""
     collects_diagnostics = False
     """Whether to compute the diagnostics that are too expensive for every training step."""
 
@@ -94,6 +96,11 @@ class AttentionCore(nn.Module):
         self.pattern, self.backend, self.training_settings = pattern, backend, training_settings
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.wants_lse = config.sink_logits
+
+    @property
+    def layout_pattern(self) -> Pattern | Sequence[Pattern]:
+        """The pattern whose layout `forward` takes now; the core's own, unless a warm-up attends to more."""
+        return self.pattern
 
     @classmethod
     def build_layout(

@@ -2,12 +2,20 @@
 
 A frozen parameter keeps its bits: it has no gradient and no optimizer state, and no weight decay pulls on it. It still
 passes gradients on to the layers below it.
+
+`IndexersFirst` freezes all but the indexers for the first optimizer steps.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+
+log = logging.getLogger(__name__)
+
+INDEXERS = "*.indexer.*"
+"""Names of the parameters of indexers."""
 
 EXCEPT = "!"
 """Begins a pattern whose parameters train, though an earlier pattern freezes them."""
@@ -33,6 +41,54 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> int:
     if frozen == sum(p.numel() for p in parameters.values()):
         raise ValueError("no parameter is left to train")
     return frozen
+
+
+class IndexersFirst:
+    """Trains the indexers alone in the first `model.indexers_alone` optimizer steps, and all parameters after them.
+
+    Until then the others have no gradient when the optimizer steps: no update, no momentum, no weight decay. The
+    optimizer holds all parameters from the start, so that a checkpoint of either stage has the same groups.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.steps = model, model.indexers_alone
+        trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad and self.steps}
+        self.others = {name for name in trained if not fnmatchcase(name, INDEXERS)}
+        self.indexers = sum(trained[name] for name in trained.keys() - self.others)
+        """Number of values that train in the first stage."""
+        self.alone: bool | None = None
+        """Whether the present step trains indexers alone; None before the first step of a session."""
+
+    def set_step(self, step: int, ranks: int) -> None:
+        """Sets the number of optimizer steps done. Logs a line where a stage begins.
+
+        On one device the gradients of the others are not computed. On several `ranks` they are, and `drop_gradients`
+        drops them: DDP and FSDP2 read only once which parameters have gradients.
+        """
+        alone = step < self.steps
+        if not self.steps or alone is self.alone:
+            return
+        if alone:
+            text = "only the indexers train (%s parameters), and routed layers attend densely, up to step %s"
+            log.info(text, f"{self.indexers:,}", f"{self.steps:,}")
+        elif step == self.steps:
+            log.info(
+                "step %s: from now on all parameters train, and routed layers attend to chosen blocks", f"{step:,}"
+            )
+        if ranks == 1:
+            for parameter in self._parameters():
+                parameter.requires_grad_(not alone)
+        self.alone = alone
+
+    def drop_gradients(self) -> None:
+        """Removes the gradients of all parameters that do not train yet."""
+        if self.alone:
+            for parameter in self._parameters():
+                parameter.grad = None
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that do not train in the first stage. FSDP2 replaces the objects of a model."""
+        return (parameter for name, parameter in self.model.named_parameters() if name in self.others)
 
 
 def _kinds(names: Sequence[str]) -> list[str]:

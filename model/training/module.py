@@ -32,7 +32,7 @@ from model.parallel.context import Context, context_group
 from model.parallel.ranges import take
 from model.training.checkpoints import check_keys
 from model.training.failures import ON_NAN, DivergedError, diverged_message, size
-from model.training.freezing import freeze_parameters
+from model.training.freezing import IndexersFirst, freeze_parameters
 from model.training.optimizer import build_optimizer, build_schedule
 from model.training.strategies import FullyShardedStrategy, WatchedRanks
 from model.transformer import ModelCost
@@ -65,6 +65,7 @@ class LanguageModel(lightning.LightningModule):
         frozen = freeze_parameters(model, self.optimizer_settings.pop("freeze"))
         if frozen:
             log.info("%s of %s parameters are frozen", f"{frozen:,}", f"{sum(p.numel() for p in model.parameters()):,}")
+        self.indexers_first = IndexersFirst(model)
         self.register_buffer("token_bytes", token_bytes.long(), persistent=False)
         self.save_hyperparameters(config)
         self.stepped = True  # has the optimizer stepped since the last training_step?
@@ -92,7 +93,8 @@ class LanguageModel(lightning.LightningModule):
         settings = dict(self.optimizer_settings)
         schedule = settings.pop("schedule")
         optimizer = build_optimizer(self.model, **settings)
-        scheduler = build_schedule(optimizer, self.trainer.max_steps, self.progress, **schedule)
+        first = self.indexers_first.steps
+        scheduler = build_schedule(optimizer, self.trainer.max_steps, self.progress, first, **schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Training
@@ -133,6 +135,7 @@ class LanguageModel(lightning.LightningModule):
         self.samples[step] = (self.samples.get(step, (begun,))[0], self.trainer.datamodule.cursor)
 
         self.model.set_step(self.trainer.global_step)
+        self.indexers_first.set_step(self.trainer.global_step, self.trainer.world_size)
         out, self.layouts = self._forward(batch)
         overflow = self.model.overflow(self.layouts)
         if overflow is not None:
@@ -153,6 +156,7 @@ class LanguageModel(lightning.LightningModule):
     ) -> None:
         """Weighs the accumulated gradient by scored tokens (see the top of the file), measures its norm, clips it."""
         trainer = self.trainer
+        self.indexers_first.drop_gradients()
         positions = self.batch_tokens * trainer.accumulate_grad_batches * trainer.world_size
         # A layout that is too small on one rank stops all ranks, at the same step.
         _, scored, _, overflowed = self._over_ranks(torch.cat([self.sums, self.overflowed.double()[None]]))

@@ -12,13 +12,15 @@ Every setting comes from configs/optimizer/*.yaml; nothing here has a default.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from model.training.freezing import INDEXERS
 from model.training.muon import MuonWithAdamW
 
 TIMED_SCHEDULE_STEPS = 1_000_000
@@ -34,6 +36,7 @@ def build_optimizer(
     betas: Iterable[float],
     epsilon: float,
     momentum: float | None = None,
+    indexer_learning_rate: float | None = None,
     compile: bool = False,
 ) -> Optimizer:
     """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest.
@@ -43,6 +46,7 @@ def build_optimizer(
         weight_decay: per step, times the learning rate (decoupled); on matrices only.
         betas, epsilon: of AdamW.
         momentum: of Muon; needed (and allowed) only with `muon`.
+        indexer_learning_rate: of the parameters of indexers; None for `learning_rate`.
         compile: compile Muon's orthogonalization.
 
     Raises:
@@ -50,17 +54,21 @@ def build_optimizer(
     """
     hidden, head, rest = split_parameters(model)
     adamw = {"lr": learning_rate, "betas": tuple(betas), "eps": epsilon, "fused": _can_fuse(model)}
+    rates = {}
+    if indexer_learning_rate is not None:
+        rates = {id(p): indexer_learning_rate for name, p in model.named_parameters() if fnmatchcase(name, INDEXERS)}
     if name == "adamw":
         if momentum is not None:
             raise ValueError(f"optimizer.momentum={momentum} belongs to optimizer=muon; adamw has optimizer.betas")
-        return AdamW(_groups((hidden + head, weight_decay), (rest, 0.0)), **adamw)
+        return AdamW(_groups(rates, (hidden + head, weight_decay), (rest, 0.0)), **adamw)
     if name == "muon":
         if momentum is None:
             raise ValueError("optimizer=muon needs optimizer.momentum, a number in [0, 1), for example 0.95")
         if not hidden:
             raise ValueError("optimizer=muon: the model has no hidden matrices; use optimizer=adamw")
         muon = {"lr": learning_rate, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw", "compile": compile}
-        return MuonWithAdamW(_groups((hidden, weight_decay)), muon, _groups((head, weight_decay), (rest, 0.0)), adamw)
+        others = _groups(rates, (head, weight_decay), (rest, 0.0))
+        return MuonWithAdamW(_groups(rates, (hidden, weight_decay)), muon, others, adamw)
     raise ValueError(f"optimizer.name={name!r} is unknown; choose adamw or muon")
 
 
@@ -82,8 +90,16 @@ def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list
     return hidden, head, rest
 
 
-def _groups(*pairs: tuple[list[Tensor], float]) -> list[dict[str, Any]]:
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in pairs if parameters]
+def _groups(rates: Mapping[int, float], *pairs: tuple[list[Tensor], float]) -> list[dict[str, Any]]:
+    """Parameter groups of lists of parameters and their weight decay. rates: id of a parameter -> its learning rate,
+    where it is not the optimizer's."""
+    groups = []
+    for parameters, decay in pairs:
+        for rate in (None, *dict.fromkeys(rates.values())):
+            own = [p for p in parameters if rates.get(id(p)) == rate]
+            if own:
+                groups.append({"params": own, "weight_decay": decay} | ({} if rate is None else {"lr": rate}))
+    return groups
 
 
 def _can_fuse(model: nn.Module) -> bool:
@@ -95,19 +111,26 @@ def build_schedule(
     optimizer: Optimizer,
     max_steps: int,
     progress: Callable[[], float] | None = None,
+    first: int = 0,
     *,
     name: str,
     **settings: float,
 ) -> LambdaLR:
     """Multiplies every group's learning rate by a factor that depends on the step alone; or, given `progress`, on the
-    share of the run that it says is done."""
+    share of the run that is done. The `first` steps, a stage of their own, have a whole schedule, as have the others;
+    not with `progress`, since no step is a known share of such a run."""
     factor = SCHEDULES[name]
     if progress is not None:
         return LambdaLR(
             optimizer,
             lambda _: factor(round(min(1.0, progress()) * TIMED_SCHEDULE_STEPS), TIMED_SCHEDULE_STEPS, **settings),
         )
-    return LambdaLR(optimizer, lambda step: factor(step, max_steps, **settings))
+
+    def factor_of(step: int) -> float:
+        start, end = (0, first) if step < first else (first, max_steps)
+        return factor(step - start, end - start, **settings)
+
+    return LambdaLR(optimizer, factor_of)
 
 
 def cosine(step: int, max_steps: int, *, warmup_fraction: float, final_fraction: float) -> float:

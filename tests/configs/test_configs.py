@@ -89,7 +89,7 @@ def test_every_data_group_builds(tmp_path):
         assert data.sequence_length == 4096
 
 
-NEEDED = {"extend_context": ["init_from=null"]}  # its default is the name of no run
+NEEDED = {name: ["init_from=null"] for name in ("extend_context", "sparsify_routed")}  # by default, the name of no run
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -50,11 +50,13 @@ NULL += (
     "sweep.tokens",
 )
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
-NULL += ("model.rope_attention_factor", "trainer.profile", "sweep.first_stage", "sweep.first_stage.learning_rate")
+NULL += ("optimizer.indexer_learning_rate", "model.rope_attention_factor", "trainer.profile")
+NULL += ("sweep.first_stage", "sweep.first_stage.learning_rate")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
-FRACTION += ("optimizer.learning_rate", "optimizer.epsilon", "optimizer.weight_decay", "evaluation.key_tokens.gain")
+FRACTION += ("optimizer.learning_rate", "optimizer.indexer_learning_rate", "optimizer.epsilon")
+FRACTION += ("optimizer.weight_decay", "evaluation.key_tokens.gain")
 FRACTION += (
     "sweep.tokens",
     "sweep.seconds",

@@ -12,7 +12,7 @@ from tests.scripts.runs import write_books
 SMALL = [
     *("attention=routed", "attention.block=32", "name=router"),
     *(f"attention.patterns.routed.{setting}" for setting in ("window=32", "block=32", "top_k=2", "router=indexer")),
-    "attention.patterns.routed.indexer_warmup=1",
+    *("attention.patterns.routed.indexer_warmup=1", "attention.patterns.routed.indexer_warmup_alone=true"),
     *(f"model.{size}" for size in ("width=32", "layers=2", "heads=4", "kv_heads=2", "head_dim=8", "mlp_width=64")),
     *("data=files", "data.tokenizer.vocabulary=512", "data.sequence_length=256", "data.batch_size=2"),
     *("data.validation_sequences=2", "data.workers=0", "trainer.max_steps=3", "trainer.validate_every=3"),
@@ -27,6 +27,7 @@ def test_a_router_trains_is_logged_and_its_choice_is_saved(tmp_path):
     (folder,) = (tmp_path / "router").iterdir()
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    assert (folder / "train.log").read_text().count("step 1: from now on all parameters train") == 1
     for name in ("entropy", "never_chosen", "age", "indexer_loss"):
         assert all(float(row[f"train/routing_{name}"]) >= 0 for row in rows if row["train/loss"])
     assert 0 < float(rows[-1]["validation/routing_recall"]) <= 1 + 1e-5

@@ -1,6 +1,6 @@
 """Routed attention: one call for the window and one for the chosen blocks, merged into one softmax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,16 +95,30 @@ class RoutedAttention(AttentionCore):
     ) -> None:
         super().__init__(pattern, config, backend, training_settings)
         self.selectors = config.kv_heads if pattern.share == "group" else config.heads
+        self.max_length = config.max_length
         self.indexer = None
         if pattern.router == "indexer":
             if training_settings is None:
                 raise ValueError(f"router={pattern.router!r}: must come with IndexerTraining (AttentionPlan.training)")
             self.indexer = Indexer(pattern, config, training_settings)
+            if training_settings.indexer_warmup_alone:
+                self.indexer_alone = training_settings.indexer_warmup
         self.set_step(0)
 
     def set_step(self, step: int) -> None:
         # Not the step itself: a compiled layer would be compiled anew at every step.
         self.warming_up = self.indexer is not None and step < self.training_settings.indexer_warmup
+
+    @property
+    def attends_densely(self) -> bool:
+        """Whether the layer sees every past token, as in training while its indexer trains alone."""
+        return self.training and self.warming_up and self.indexer_alone > 0
+
+    @property
+    def layout_pattern(self) -> Routed:
+        pattern = self.pattern
+        assert isinstance(pattern, Routed)
+        return replace(pattern, window=self.max_length) if self.attends_densely else pattern
 
     @classmethod
     def build_layout(cls, pattern: Routed, tokens: Axis, block: int, fixed: bool = False) -> RoutedLayout:
@@ -121,6 +135,10 @@ class RoutedAttention(AttentionCore):
 
     def forward(self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None = None) -> AttentionOutput:
         """summaries: those of `block_summaries`, for all key blocks; None: they are computed from the inputs."""
+        if self.attends_densely:  # the window of the layout is the whole past
+            tensors = (inputs.q_BHTD, inputs.k_BKTD, inputs.v_BKTD)
+            out, lse = attention(*tensors, layout.window, return_lse=True, backend=self.backend)
+            return AttentionOutput(out, lse, *self.finish(inputs, lse, *self.choose(inputs, layout, summaries)))
         window, routed, routing = self.window_and_routed(inputs, layout, summaries)
         out, lse = merge([window, routed])
         return AttentionOutput(out, lse, *self.finish(inputs, lse, *routing))

@@ -4,7 +4,10 @@ The score of a block is the product of the query and the mean of the indexer key
 selector has a query; all share the keys. The loss is KL(p || softmax(scores)), where p is the attention that each block
 receives, summed over its tokens and averaged over the query heads of the selector (the target of DSA and
 SeerAttention). It covers the chosen blocks; during the warm-up, all past blocks under dense attention. The target has
-no gradient."""
+no gradient.
+
+A model that is trained already takes DSA's two stages (DeepSeek-V3.2, 2025): in the warm-up the layers attend densely
+as before, and the indexers alone train; then all parameters train under routed attention."""
 
 import math
 from collections.abc import Callable
@@ -32,12 +35,14 @@ class IndexerTraining:
 
     A KL loss of weight `indexer_loss` trains the indexer to predict the attention that each chosen block receives. In
     the first `indexer_warmup` optimizer steps the target is dense attention to every past block, at the cost of dense
-    attention. `indexer_gradient`: the loss also trains the layers below.
+    attention. `indexer_gradient`: the loss also trains the layers below. `indexer_warmup_alone`: in the warm-up, no
+    other parameter trains, and the layer attends densely.
     """
 
     indexer_loss: float
     indexer_warmup: int
     indexer_gradient: bool
+    indexer_warmup_alone: bool = False
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.indexer_loss, int | float) and not isinstance(self.indexer_loss, bool)
@@ -46,6 +51,10 @@ class IndexerTraining:
         require_int("indexer_warmup", self.indexer_warmup, 0)
         gradient = self.indexer_gradient
         require(isinstance(gradient, bool), "indexer_gradient", gradient, "true or false")
+        alone = self.indexer_warmup_alone
+        require(isinstance(alone, bool), "indexer_warmup_alone", alone, "true or false")
+        accepted = "false with indexer_warmup=0, a warm-up without steps"
+        require(not alone or self.indexer_warmup > 0, "indexer_warmup_alone", alone, accepted)
 
 
 class Indexer(nn.Module):

@@ -38,7 +38,10 @@ class Naive:
         past = same & (key <= key[:, None])
         local = past & (key >= start[:, None])
         scores = q @ k_heads.mT * q.shape[-1] ** -0.5
-        if isinstance(pattern, NativeSparse):
+        if core.attends_densely:
+            weights, lse = softmax_of(scores, past.expand_as(scores))
+            out = weights @ v_heads
+        elif isinstance(pattern, NativeSparse):
             out, lse, weights = self.branches(inputs, layout, scores, v_heads, local, of_block)
         else:
             weights, lse = softmax_of(scores, local | of_block)

@@ -47,6 +47,7 @@ PLANS: dict[str, AttentionPlan] = {
     "native_sparse": plan(native_sparse()),
     "native_sparse_gated": plan(GATED),
 }
+ALONE = plan(INDEXED, indexer=dataclasses.replace(INDEXER, indexer_warmup=3, indexer_warmup_alone=True))
 every_plan = pytest.mark.parametrize("attention", PLANS.values(), ids=PLANS)
 DOCUMENTS = packing([37, 6, 52], [80, 15, 0])
 LENGTH = DOCUMENTS.shape[1]
@@ -218,6 +219,33 @@ def test_the_warm_up_ends():
     after = build(PLANS["indexer"]).loss(tokens, tokens, position, layouts).auxiliary.item()
     assert losses == pytest.approx([losses[0], losses[0], after], rel=1e-12)
     assert abs(losses[0] - after) > 1
+
+
+def test_layers_attend_densely_while_their_indexers_train_alone():
+    """In training: evaluation is that of the routed model throughout."""
+    model, dense, routed_alone = build(ALONE), build(plan(Dense())), build(PLANS["indexer"])
+    tokens, position = random_tokens(0), torch.arange(LENGTH)[None]
+    given = tokens, tokens, position
+    dense.load_state_dict({name: value for name, value in model.state_dict().items() if "indexer" not in name})
+    whole, sparse = (each.loss(*given, each.build_layouts(None, LENGTH)).per_token for each in (dense, routed_alone))
+    assert (sparse - whole).abs().max() > 1e-2
+    pairs = []
+    for step, training, expected in ((0, True, whole), (2, True, whole), (2, False, sparse), (3, True, sparse)):
+        model.set_step(step)
+        model.train(training)
+        layouts = model.build_layouts(None, LENGTH)
+        torch.testing.assert_close(model.loss(*given, layouts).per_token, expected, rtol=0, atol=1e-12)
+        pairs.append(model.cost(layouts).attention.visible_pairs)
+    assert pairs[0] == pairs[1] == dense.cost(dense.build_layouts(None, LENGTH)).attention.visible_pairs
+    assert pairs[2] == pairs[3] < pairs[0]
+
+
+def test_an_indexer_alone_learns_the_mass_of_dense_attention():
+    """Packed documents; the loss and its gradients are those of a dense layer's attention, made query by query."""
+    actual, expected = gradients(build(ALONE)), gradients(build(ALONE, naive=True))
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-10, atol=1e-11, msg=lambda m, n=name: n + m)
+    assert actual["auxiliary"] > 0 and all(actual[name].any() for name in actual if "indexer" in name)
 
 
 def test_health_of_the_router_is_noted():

@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict] = {
     "compiled": dict(compile=True, family="routed"),
     "adamw": dict(optimizer="adamw", sizes=dict(tie_embeddings=False, sink_logits=True)),
     "frozen": dict(family="routed", freeze=["embed_tokens.*", "layers.0.*", "!layers.0.mlp.*"]),
+    "indexers_first": dict(family="routed", indexer_alone=2),
     "accumulate": dict(accumulate=2, sizes=dict(activation_checkpointing=True)),
 }
 

@@ -5,6 +5,7 @@ import csv
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +27,7 @@ from model.training.checkpoints import CheckpointFile
 from model.training.fit import fit
 from model.training.module import LanguageModel
 from model.training.run_folder import RUN_FOLDER, RunFolder
-from tests.model.small import config, plan
+from tests.model.small import INDEXER, config, plan
 
 LENGTH, BATCH, VOCABULARY = 64, 4, 64
 ROUTED: dict[str, Any] = dict(window=16, block=16, top_k=1, router="indexer", share="group", first_block=False)
@@ -116,6 +117,7 @@ def train(
     family: str = "window_dense",
     optimizer: str = "muon",
     freeze: Sequence[str] = (),
+    indexer_alone: int = 0,
     sizes: Mapping[str, Any] | None = None,
     resume: bool = False,
     compile: bool = False,
@@ -133,7 +135,9 @@ def train(
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     torch.manual_seed(0)
     with computing_in(dtype):
-        model = Transformer(config(vocabulary=VOCABULARY, **(sizes or {})), plan(PATTERNS[family]))
+        indexer = replace(INDEXER, indexer_warmup=indexer_alone, indexer_warmup_alone=indexer_alone > 0)
+        attention = plan(PATTERNS[family], indexer=indexer)
+        model = Transformer(config(vocabulary=VOCABULARY, **(sizes or {})), attention)
     if compile:
         # Layouts of fixed sizes, as on a GPU; and no compiler behind the tracing, which takes minutes on a CPU.
         model.build_layouts = lambda document, length, context=None: build_layouts(

@@ -76,6 +76,8 @@ class TinyModel(nn.Module):
             total=nats.sum(), per_token=nats.detach().view_as(targets), count=(targets != -100).sum(), auxiliary=None
         )
 
+    indexers_alone = 0
+
     def set_step(self, step: int) -> None:
         """Nothing here has a schedule of its own."""
 

@@ -39,6 +39,42 @@ def test_frozen_parameters_are_left_out():
     assert "embed.weight" not in names(model, build_optimizer(model, **ADAMW), False)
 
 
+class Routed(nn.Module):
+    """A matrix beside the parameters of an indexer, one of which is no matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(4, 4, bias=False)
+        self.attend = nn.ModuleDict({"indexer": nn.Linear(4, 4)})
+
+
+@pytest.mark.parametrize("settings", [ADAMW, MUON])
+def test_indexers_may_have_a_learning_rate_of_their_own(settings):
+    model = Routed()
+    for own in (None, 0.5):
+        optimizer = build_optimizer(model, **settings, indexer_learning_rate=own)
+        rates = {
+            id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+        }
+        of_indexer = own or 0.01
+        indexer = model.attend["indexer"]
+        assert rates[id(model.hidden.weight)] == (0.01, 0.1)
+        assert rates[id(indexer.weight)] == (of_indexer, 0.1) and rates[id(indexer.bias)] == (of_indexer, 0.0)
+
+
+def test_each_stage_has_a_whole_schedule():
+    settings = dict(name="cosine", warmup_fraction=0.2, final_fraction=0.1)
+    factor, *_ = build_schedule(build_optimizer(Routed(), **ADAMW), 30, None, 10, **settings).lr_lambdas
+    shares = {key: value for key, value in settings.items() if key != "name"}
+    expected = [
+        *(cosine(step, 10, **shares) for step in range(10)),
+        *(cosine(step, 20, **shares) for step in range(20)),
+    ]
+    assert [factor(step) for step in range(30)] == expected
+    plain, *_ = build_schedule(build_optimizer(Routed(), **ADAMW), 30, **settings).lr_lambdas
+    assert [plain(step) for step in range(30)] == [cosine(step, 30, **shares) for step in range(30)]
+
+
 def test_muon_state_survives_saving(tmp_path):
     model = TinyModel()
     optimizer = build_optimizer(model, **MUON)
