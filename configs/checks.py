@@ -326,7 +326,7 @@ def check_evaluation(evaluation: Mapping[str, Any], sequence_length: int, max_le
     by_context = evaluation["by_context"]
     if protocol.name != "whole" and protocol.window > max_length:
         raise refused("evaluation.protocol.window", protocol.window, f"at most model.max_length={max_length}")
-    longest = max((each for each in by_context["contexts"] if each != "whole"), default=0)
+    longest = max((each for each in by_context["contexts"] or () if each != "whole"), default=0)
     if by_context["contexts"] and longest + by_context["targets"] > max_length:
         key, value = "evaluation.by_context.contexts", by_context["contexts"]
         raise refused(key, value, f"with targets={by_context['targets']} at most model.max_length={max_length}")

@@ -17,6 +17,7 @@ from data.in_memory import digest
 from data.tokenizers import Tokenizer
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
+from model.evaluation.context import default_contexts
 from model.evaluation.scorer import ProgressBar
 from model.precision import device_of
 
@@ -72,10 +73,10 @@ def measure(
         row["tokenizer"] = tokenizer.identity()
         if isinstance(documents, InMemoryDocuments) and any(documents.left_out.values()):
             row["documents_left_out"] = documents.left_out
-        if by_context["contexts"]:
-            found = scorer.losses_by_context(
-                model, documents, by_context["contexts"], by_context["targets"], checkpoint, label
-            )
+        contexts, targets, least = (by_context.get(key) for key in ("contexts", "targets", "least_tokens"))
+        contexts = default_contexts(sequence_length, targets) if contexts is None else contexts
+        if contexts:
+            found = scorer.losses_by_context(model, documents, contexts, targets, checkpoint, label, least)
             row["by_context"] = [vars(each) for each in found]
         if evaluator:
             key_tokens = settings["key_tokens"]

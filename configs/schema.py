@@ -184,8 +184,9 @@ class Protocol(Settings):
 
 
 class ByContext(Settings):
-    contexts: tuple[Count | Literal["whole"], ...]
+    contexts: tuple[Count | Literal["whole"], ...] | None
     targets: Count
+    least_tokens: Count | None
 
 
 class KeyTokens(Settings):
@@ -344,5 +345,6 @@ class Sweep(Settings):
     retry_failed: bool
     isolate: bool
     first_stage: FirstStage | None
+    control: Count | None
     search: Search | None
     vary: Annotated[dict[str, object], Field(min_length=1)]

@@ -33,11 +33,16 @@ def compare(run: list[np.ndarray], against: list[np.ndarray], sizes: Sequence[in
         same_tokens: whether both runs have the same tokenizer.
     """
     nats = np.array([a.sum() - b.sum() for a, b in zip(run, against, strict=True)])
-    size = np.array(sizes)
-    bits = [value / math.log(2) for value in (nats.sum() / size.sum(), *bootstrap(nats, size))]
+    bits = bits_per_byte(nats, np.array(sizes))
     loss: list[float | None] = [None] * 3
     if same_tokens:
         tokens = np.array([len(a) for a in run])
         assert tokens.tolist() == [len(b) for b in against], "the runs were scored on different tokens"
         loss = [float(nats.sum() / tokens.sum()), *bootstrap(nats, tokens)]
-    return Difference(*loss, *map(float, bits), len(nats), int((nats < 0).sum()))
+    return Difference(*loss, *bits, len(nats), int((nats < 0).sum()))
+
+
+def bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
+    """Returns the mean and its bounds. nats: `[documents]`, of one run, or of one minus another. sizes: their bytes."""
+    mean, low, high = (value / math.log(2) for value in (nats.sum() / sizes.sum(), *bootstrap(nats, sizes)))
+    return float(mean), float(low), float(high)

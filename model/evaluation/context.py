@@ -19,11 +19,18 @@ from model.transformer import Transformer
 WHOLE = "whole"
 """The context that starts at the beginning of the document."""
 
+SHORTEST = 512
+"""Tokens of the shortest context where no contexts are given."""
+
 
 @dataclass(frozen=True)
 class ContextLoss:
     """Loss (nats per token) of the last tokens of the documents. The first of these tokens is given `context` tokens.
-    `low` and `high` are bounds as in perplexity.Bucket."""
+    `low` and `high` are bounds as in perplexity.Bucket.
+
+    `change` is the loss minus that of the context before it in the list, with the bounds of this paired difference;
+    null for the first context.
+    """
 
     context: int | str
     documents: int
@@ -31,21 +38,33 @@ class ContextLoss:
     loss: float
     low: float
     high: float
+    change: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
 
 
-def context_documents(documents: Documents, contexts: Sequence[int | str], targets: int) -> list[int]:
-    """Returns the documents that are long enough for every context; all contexts are scored on these."""
-    longest = max((context for context in contexts if context != WHOLE), default=1)
-    return [document for document in range(len(documents)) if len(documents.tokens(document)) >= longest + targets]
+def default_contexts(length: int, targets: int) -> list[int]:
+    """Returns SHORTEST, twice that, ... and the longest context of a model that was trained on sequences of `length`
+    tokens; [] where SHORTEST is too long for it."""
+    longest = length - targets
+    doubled = [SHORTEST << doubling for doubling in range(length.bit_length()) if SHORTEST << doubling < longest]
+    return [*doubled, longest] if longest >= SHORTEST else []
+
+
+def least_tokens(contexts: Sequence[int | str], targets: int) -> int:
+    """Returns the tokens of the shortest document that every one of `contexts` fits into."""
+    return max((context for context in contexts if context != WHOLE), default=1) + targets
 
 
 def context_work(
-    documents: Documents, contexts: Sequence[int | str], targets: int
+    documents: Documents, contexts: Sequence[int | str], targets: int, least: int | None = None
 ) -> list[tuple[int | str, int, Segment]]:
-    """Returns (context, document, segment) of all segments to score."""
+    """Returns (context, document, segment) of all segments to score, on documents of at least `least` tokens."""
+    least = least or least_tokens(contexts, targets)
+    chosen = [document for document in range(len(documents)) if len(documents.tokens(document)) >= least]
     work = []
     for context in contexts:
-        for document in context_documents(documents, contexts, targets):
+        for document in chosen:
             length = len(documents.tokens(document))
             first = length - targets
             work.append((context, document, Segment(0 if context == WHOLE else first - context, length - 1, first)))
@@ -59,6 +78,7 @@ def losses_by_context(
     targets: int,
     *,
     tokens_at_once: int,
+    least: int | None = None,
     store: LossStore | None = None,
     progress: Progress = lambda tokens: None,
 ) -> list[ContextLoss]:
@@ -66,14 +86,15 @@ def losses_by_context(
     if no document is.
 
     Args:
-        contexts: numbers of tokens before the first target (each at least 1), or WHOLE. A document shorter than the
-            longest context and the targets together is left out under every context.
+        contexts: numbers of tokens before the first target (each at least 1), or WHOLE.
+        least: tokens of the shortest document that is scored, under every context; by default `least_tokens`. Models
+            that are compared under different contexts need the same one, so that they score the same tokens.
         tokens_at_once, store, progress: as for scoring.token_losses.
 
     Raises:
         ValueError: a context exceeds the model's limit.
     """
-    work = context_work(documents, contexts, targets)
+    work = context_work(documents, contexts, targets, least)
     longest = max((segment.stop - segment.start for _, _, segment in work), default=0)
     if longest > model.config.max_length:
         raise ValueError(
@@ -92,15 +113,15 @@ def losses_by_context(
             found[context, document] = nats
             if store:
                 store.save(f"context_{context}_{targets}_{document:06d}", nats)
-    chosen = context_documents(documents, contexts, targets)
+    chosen = list(dict.fromkeys(document for _, document, _ in work))
     if not chosen:
         return []
-    return [
-        ContextLoss(
-            context,
-            len(chosen),
-            targets * len(chosen),
-            *mean_and_bounds([found[context, document] for document in chosen]),
-        )
-        for context in contexts
-    ]
+    rows = []
+    for number, context in enumerate(contexts):
+        losses = [found[context, document] for document in chosen]
+        change: tuple[float, ...] = ()
+        if number:
+            before = [found[contexts[number - 1], document] for document in chosen]
+            change = mean_and_bounds([loss - shorter for loss, shorter in zip(losses, before, strict=True)])
+        rows.append(ContextLoss(context, len(chosen), targets * len(chosen), *mean_and_bounds(losses), *change))
+    return rows

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from model.evaluation.comparison import bits_per_byte
 from model.evaluation.documents import Documents
 from model.evaluation.protocol import Protocol
 from model.evaluation.statistics import bootstrap, mean_and_bounds
@@ -49,6 +50,14 @@ class Trailing:
 
 
 @dataclass(frozen=True)
+class ByDocument:
+    """The terms of each document, in the order of the documents, from which reports compute paired differences."""
+
+    nats: list[float]
+    bytes: list[int]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents).
 
@@ -75,6 +84,7 @@ class Evaluation:
     loss_last_quarter: float | None
     trailing: Trailing | None
     by_position: list[Bucket]
+    by_document: ByDocument
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -94,7 +104,7 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
     long = [loss for loss in losses if len(loss) >= max(long_document, 2 * FIRST)]
     first = np.concatenate([loss[:FIRST] for loss in long]) if long else None
     last = np.concatenate([loss[-(len(loss) // 4) :] for loss in long]) if long else None
-    bits = [bound / math.log(2) for bound in bootstrap(nats, sizes)]
+    bits, bits_low, bits_high = bits_per_byte(nats, sizes)
     loss_low, loss_high = bootstrap(nats, tokens)
     return Evaluation(
         protocol=protocol.describe(),
@@ -108,13 +118,14 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
         loss_high=loss_high,
         perplexity=perplexity(total, scored),
         word_perplexity=perplexity(total, words) if words else None,
-        bits_per_byte=total / math.log(2) / size,
-        bits_per_byte_low=bits[0],
-        bits_per_byte_high=bits[1],
+        bits_per_byte=bits,
+        bits_per_byte_low=bits_low,
+        bits_per_byte_high=bits_high,
         loss_first_512=float(first.mean()) if long else None,
         loss_last_quarter=float(last.mean()) if long else None,
         trailing=_trailing(losses),
         by_position=list(_buckets(losses)),
+        by_document=ByDocument(nats.tolist(), sizes.tolist()),
     )
 
 

@@ -59,9 +59,10 @@ class Scorer:
         targets: int,
         checkpoint: Path | None,
         label: str,
+        least: int | None = None,
     ) -> list[ContextLoss]:
         """Returns context.losses_by_context. `checkpoint` as for `token_losses`."""
-        total = len(context_work(documents, contexts, targets)) * targets
+        total = len(context_work(documents, contexts, targets, least)) * targets
         with self.progress_bar(f"{label}, by context", total) as progress, autocast(model, self.precision):
             return losses_by_context(
                 model,
@@ -69,6 +70,7 @@ class Scorer:
                 contexts,
                 targets,
                 tokens_at_once=self.tokens_at_once,
+                least=least,
                 store=self._store(documents, {"name": "by_context"}, checkpoint),
                 progress=progress,
             )

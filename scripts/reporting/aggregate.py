@@ -10,10 +10,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from scipy import stats
 
+from model.evaluation.comparison import bits_per_byte
 from scripts.reporting.jobs import TOTALS, Job, Sweep
-from scripts.reporting.manifest import FIRST_STAGE
+from scripts.reporting.manifest import CONTROL, FIRST_STAGE
 
 QUALITY = "bits_per_byte"
 COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
@@ -50,6 +52,17 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """A mean difference of bits per byte, and its 95 % bounds by bootstrap over the documents that both runs scored."""
+
+    mean: float
+    low: float
+    high: float
+    documents: int
+    better: int  # documents on which the first row is better
+
+
+@dataclass(frozen=True)
 class Row:
     """One pattern of one sweep, over its seeds."""
 
@@ -62,6 +75,9 @@ class Row:
     against: "Row | None" = field(default=None, repr=False)  # its dense baseline
     difference: Estimate | None = None  # of bits per byte to `against`: negative is better
     ratios: Mapping[str, float] = field(default_factory=dict)  # {cost: ratio to that of `against`}
+    control: "Row | None" = field(default=None, repr=False)  # the baseline at short context
+    over_control: Estimate | None = None  # bits per byte minus those of `control`, over seeds
+    over_control_paired: "Paired | None" = None  # the same over documents
 
     @property
     def counted(self) -> tuple[Job, ...]:
@@ -70,6 +86,10 @@ class Row:
     def seeded(self, name: str) -> list[Seeded]:
         """Returns (seed, number) of the counted jobs."""
         return [(job.seed, number) for job in self.counted if (number := job.number(name)) is not None]
+
+    @property
+    def is_control(self) -> bool:
+        return self.jobs[0].role == CONTROL
 
     @property
     def example(self) -> Job:
@@ -107,7 +127,7 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
                 values={key: estimate(numbers) for key, numbers in found.items() if numbers},
             )
         )
-    return _compare_with_baselines(_mark_fronts(rows))
+    return _compare_with_controls(_compare_with_baselines(_mark_fronts(rows)))
 
 
 def estimate(numbers: Sequence[float]) -> Estimate:
@@ -136,6 +156,23 @@ def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | N
     freedom = sum(parts) ** 2 / sum(p**2 / (len(n) - 1) for p, n in zip(parts, (ours, theirs), strict=True))
     half = student_quantile(max(1, math.floor(freedom))) * math.sqrt(sum(parts))
     return Estimate(mean, mean - half, mean + half, count)
+
+
+def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | None:
+    """Returns the mean over documents of `ours` minus `theirs`, each averaged over its seeds.
+
+    None where a job has no losses by document, as those of early versions, or scored other documents.
+    """
+    jobs = [*ours, *theirs]
+    found = [(job.evaluation or {}).get("by_document") for job in jobs]
+    if not ours or not theirs or None in found:
+        return None
+    sizes = np.array(found[0]["bytes"])
+    if len({str(job.evaluation.get("documents_digest")) for job in jobs}) > 1:
+        return None
+    nats = np.array([each["nats"] for each in found])
+    less = nats[: len(ours)].mean(0) - nats[len(ours) :].mean(0)
+    return Paired(*bits_per_byte(less, sizes), len(less), int((less < 0).sum()))
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -187,9 +224,31 @@ def _compare_with_baselines(rows: list[Row]) -> list[Row]:
     return result
 
 
+def _compare_with_controls(rows: list[Row]) -> list[Row]:
+    result = []
+    for row in rows:
+        control = None if row.is_control else _control_of(row, rows)
+        if control is not None:
+            over_seeds = difference(row.seeded(QUALITY), control.seeded(QUALITY))
+            over_documents = paired_difference(row.counted, control.counted)
+            row = replace(row, control=control, over_control=over_seeds, over_control_paired=over_documents)
+        result.append(row)
+    return result
+
+
+def _control_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Returns the control of the same sweep and settings."""
+    controls = [other for other in rows if other.is_control and _same_sweep(other, row)]
+    same = [other for other in controls if other.jobs[0].shared == row.jobs[0].shared]
+    return same[0] if same else controls[0] if len(controls) == 1 else None
+
+
 def _baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """Returns the dense row of the same sweep and settings, or else the only one of the same sequence length."""
     dense = [other for other in rows if other.baseline and _same_sweep(other, row)]
+    if row.is_control:  # the same settings at another length
+        same = [other for other in dense if other.jobs[0].shared == row.jobs[0].shared]
+        return same[0] if same else None
     same = [other for other in dense if other.jobs[0].context == row.jobs[0].context]
     alike = [other for other in dense if other.sequence_length == row.sequence_length]
     return same[0] if same else alike[0] if len(alike) == 1 else None

@@ -4,13 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from scripts.reporting.aggregate import COSTS, QUALITY, Row
+from scripts.reporting.aggregate import COSTS, QUALITY, Estimate, Paired, Row
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
-from scripts.reporting.manifest import FIRST_STAGE
+from scripts.reporting.manifest import FIRST_STAGE, PATTERN
 from scripts.reporting.table import signed, significant, unit_of
 
 MOST_SENTENCES = 8
 """Largest number of patterns with a sentence each; of more, only those on the front of step time have one."""
+
+LONG = 4096
+"""Tokens of a sequence from which on a report without a control has a caution."""
 
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
 BIGRAM = "bigram_bits_per_byte"
@@ -64,7 +67,7 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     evaluated = [row for row in rows if QUALITY in row.values]
     if not evaluated:
         return ["No job has been evaluated yet, so there is nothing to compare."]
-    found = []
+    found = [_against_control(row) for row in evaluated if row.over_control is not None]
     compared = [row for row in evaluated if row.difference is not None]
     if len(compared) > MOST_SENTENCES:
         shown = [row for row in compared if "step_seconds" in row.fronts] or compared[:MOST_SENTENCES]
@@ -117,7 +120,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             for low, high in [_range(evaluated, key, kind)]
             if low != high
         ]
-    found += _like_dense(evaluated) + _untrained(jobs)
+    found += _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
         (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes"))
@@ -125,7 +128,9 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     }
     if len(texts) > 1:
         found.append("The jobs were evaluated on different held-out text: do not compare their bits per byte.")
-    protocols = {str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs}
+    protocols = {
+        str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs if job.role == PATTERN
+    }
     if len(protocols) > 1:
         found.append("The jobs were evaluated with different protocols (window, stride): see each evaluation.json.")
     devices = {str(job.summary.get("device")) for job in jobs}
@@ -140,10 +145,22 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def _without_control(evaluated: Sequence[Row]) -> list[str]:
+    """Returns a caution where nothing shows whether long context pays at all."""
+    long = [row.sequence_length for row in evaluated if (row.sequence_length or 0) >= LONG]
+    if len(evaluated) < 2 or not long or any(row.is_control or row.control for row in evaluated):
+        return []
+    return [
+        f"No control at short context is among these jobs: full attention in shorter sequences than {max(long):,} "
+        "tokens may be better at the same cost (sweep.control)."
+    ]
+
+
 def _like_dense(evaluated: Sequence[Row]) -> list[str]:
     """Returns a caution for patterns that compute all pairs at this length."""
     density = {row.label: row.values["density_pairs"].mean for row in evaluated if "density_pairs" in row.values}
-    same = [row.label for row in evaluated if not row.baseline and density.get(row.label, 0.0) > 0.9999]
+    sparse = [row for row in evaluated if not row.baseline and not row.is_control]
+    same = [row.label for row in sparse if density.get(row.label, 0.0) > 0.9999]
     computes = "computes" if len(same) == 1 else "compute"
     return [f"{_and(same)} {computes} all pairs at this length, as dense does: there is no sparsity."] if same else []
 
@@ -175,6 +192,30 @@ def _against_dense(row: Row) -> str:
             change = f"{change}, which may be chance"
     took = f"takes {' and '.join(costs)} and " if costs else ""
     return f"{row.label} {took}{change} ({certainty})."
+
+
+def _against_control(row: Row) -> str:
+    """Returns whether a pattern beats the baseline at short context, with the intervals over documents and seeds."""
+    mean, bounds = row.over_control.mean, [each for each in (row.over_control_paired, row.over_control) if each]
+    intervals = [_interval(each) for each in bounds if each.low is not None]
+    size = f"{abs(mean):.4f} bits per byte"
+    shown = bool(intervals) and all(each.high < 0 for each in bounds if each.low is not None)
+    if shown:
+        verdict = f"beats {row.control.label} by {size}"
+    elif mean < 0:
+        verdict = f"is not shown to beat {row.control.label}: it is better by {size}, which may be chance"
+    else:
+        verdict = f"does not beat {row.control.label}: it is worse by {size}" if mean else f"equals {row.control.label}"
+    certainty = f"95 % interval of the paired difference {' and '.join(intervals)}" if intervals else "no interval"
+    return f"{row.label} {verdict} ({certainty})."
+
+
+def _interval(found: Estimate | Paired) -> str:
+    if isinstance(found, Paired):
+        over = f"over {found.documents} documents, better on {found.better}"
+    else:
+        over = f"over {found.count} seeds"
+    return f"{signed(found.low)} to {signed(found.high)} {over}"
 
 
 def _and(names: Sequence[str]) -> str:

@@ -48,6 +48,9 @@ TOTALS = {
 
 LENGTHS_OF_RUNS = ("trainer.max_steps", "trainer.max_seconds")
 
+OF_CONTROLS = ("data.sequence_length", "data.batch_size", "data.validation_sequences", "evaluation.", "model.rope_")
+"""Settings in which a control differs from its baseline."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,6 +66,7 @@ class Job:
     role: str = PATTERN  # one of those of manifest.py
     first_stage: "Job | None" = field(default=None, repr=False)  # the job from whose weights it started
     context: str = ""  # equal for jobs that differ only in attention and seed
+    shared: str = ""  # as `context`, without what a control has of its own: its length, its evaluation, its RoPE
     overrides: tuple[str, ...] = ()
     command: str = ""  # reproduces this job alone
     exit_reason: str | None = None
@@ -174,6 +178,7 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_st
     own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # a match gives each job its own length
     own += ("init_from",) if entry.first_stage else ()  # another one for every seed
     other = sorted(text for text in entry.overrides if not text.lstrip("+~").startswith(own))
+    shared = [text for text in other if not text.startswith(OF_CONTROLS)]
     return Job(
         sweep=sweep,
         folder=path,
@@ -185,6 +190,7 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_st
         role=entry.role,
         first_stage=first_stage,
         context=" ".join(other),
+        shared=" ".join(shared),
         overrides=tuple(entry.overrides),
         command=entry.command,
         exit_reason=entry.exit_reason,

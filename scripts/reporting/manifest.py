@@ -18,8 +18,9 @@ from model.training.run_folder import RunFolderError
 WAITING, RUNNING, DONE, FAILED, INTERRUPTED = "waiting", "running", "done", "failed", "interrupted"
 OUT_OF_MEMORY = failures.OUT_OF_MEMORY  # the same word as in a run's summary.json
 
-PATTERN, FIRST_STAGE = "pattern", "first stage"
-"""Roles of a job: one of the patterns that a sweep compares, or the shorter run from whose weights others start."""
+PATTERN, CONTROL, FIRST_STAGE = "pattern", "control", "first stage"
+"""Roles of a job: one of the patterns that a sweep compares, the baseline at short context, or the run at short context
+from whose weights the others start."""
 
 MANIFEST_FILE = "manifest.json"
 

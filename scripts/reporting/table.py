@@ -21,11 +21,13 @@ CSV_COLUMNS = (
     *(f"jobs_{state.replace(' ', '_')}" for state in STATES),
     *(f"{name}{end}" for name in MEASURED for end in ("", "_low", "_high")),
     *("difference_from_baseline", "difference_low", "difference_high"),
+    *("difference_from_control", "control_low", "control_high"),
     *(f"{cost}_over_baseline" for cost in COSTS),
     *(f"front_{cost}" for cost in COSTS),
     "commands",
 )
-"""Columns of pareto.csv. `_low` and `_high` are 95 % bounds over seeds, empty for one seed."""
+"""Columns of pareto.csv. `_low` and `_high` are 95 % bounds over seeds, empty for one seed; those of the difference
+to the control are over documents."""
 
 UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "seconds": ((1.0, "s"), (1e-3, "ms")),
@@ -67,6 +69,9 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
         ),
         _estimates(rows, QUALITY, "bits/byte", quality, _fixed(4)),
         Column("vs dense", "difference of bits per byte to dense; ± 95 %", tuple(map(_difference, rows))),
+        Column(
+            "vs control", "difference of bits per byte to the control; 95 % over documents", tuple(map(_over, rows))
+        ),
         _in_units(rows, "step_seconds", "step time", "median of an optimizer step", "seconds"),
         _ratios(rows, "step_seconds", "time/dense", "step time divided by dense's"),
         _in_units(
@@ -143,6 +148,9 @@ def write_csv(rows: Sequence[Row]) -> str:
         line |= {f"jobs_{state.replace(' ', '_')}": states[state] for state in STATES}
         line |= {f"front_{cost}": cost in row.fronts for cost in COSTS}
         line |= {f"{cost}_over_baseline": ratio for cost, ratio in row.ratios.items()}
+        if row.over_control is not None:
+            bounds = row.over_control_paired or row.over_control
+            line |= {"difference_from_control": bounds.mean, "control_low": bounds.low, "control_high": bounds.high}
         for name, found in (*row.values.items(), ("difference", row.difference)):
             if found is not None:
                 mean = "difference_from_baseline" if name == "difference" else name
@@ -163,6 +171,15 @@ def _difference(row: Row) -> Cell:
     if row.difference is None:
         return Cell("baseline", 0.0) if row.baseline and QUALITY in row.values else Cell("", None)
     return Cell(_with_bounds(row.difference, signed, _fixed(4)), row.difference.mean)
+
+
+def _over(row: Row) -> Cell:
+    """The difference to the control, with its bounds over documents, or over seeds where there are none."""
+    found = row.over_control_paired or row.over_control
+    if found is None:
+        return Cell("control", 0.0) if row.is_control and QUALITY in row.values else Cell("", None)
+    bounds = "" if found.low is None else f" ({signed(found.low)} to {signed(found.high)})"
+    return Cell(signed(found.mean) + bounds, found.mean)
 
 
 def _fronts(row: Row) -> Cell:

@@ -1,6 +1,6 @@
 """From a sweep's command line to its settings and jobs, before anything is written."""
 
-from collections.abc import Sequence
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,14 @@ from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust_named
 from configs.validation import validated
 from model.training.run_folder import config_hash
-from scripts.reporting.manifest import FIRST_STAGE, PATTERN
+from scripts.reporting.manifest import CONTROL, FIRST_STAGE, PATTERN
 from scripts.sweeping.budget import ComputeMatch
 from scripts.sweeping.composer import Composer, as_lines
 from scripts.sweeping.points import Overrides, dimensions_of, fitting, product, with_baseline, with_command_line
 from scripts.sweeping.settings import Settings
-from scripts.sweeping.short_context import first_stage_of
+from scripts.sweeping.short_context import control_of, first_stage_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,11 +56,30 @@ class Plan:
         before = dimensions_of(self.settings.vary)
         dimensions, fixed = with_command_line(before, self.composer.own)
         dimensions = with_baseline(before, dimensions, self.settings.baseline)
-        jobs = fitting(product(dimensions, fixed), self.has_key)
+        given = {override.get_key_element() for override in self.composer.own}
+        varied = {key for dimension in before for key in dimension.keys}
+        # A command line that chooses fewer patterns leaves out the settings that the YAML file has for the others.
+        optional = varied - given if "attention" in given else set()
+        jobs = fitting(product(dimensions, fixed), self.has_key, optional)
         self.compute.check(jobs)
-        if self.settings.first_stage is None:
-            return [self.draft(job) for job in jobs]
-        return self._in_two_stages(jobs)
+        stages: dict[str, Draft] = {}
+        drafts = []
+        for job in jobs:
+            stage = None
+            if self.settings.first_stage is not None:
+                job = self._without_start(job)
+                stage = self._first_stage(job)
+                stage = stages.setdefault(stage.hash, stage)
+            drafts.append(self.draft(job, first_stage=stage))
+            if self.settings.control and drafts[-1].config["attention"]["name"] == self.settings.baseline:
+                extended = self.settings.first_stage is not None
+                shorter = control_of(job, self._plain(job), self.settings.control, extended)
+                drafts.append(self.draft(shorter, CONTROL, stage))
+        if self.settings.control and not any(draft.role == CONTROL for draft in drafts):
+            log.info("no control, a shorter run of the baseline: no job has attention=%s", self.settings.baseline)
+        order = [lambda d: d.config["attention"]["name"] != self.settings.baseline, lambda d: d.role == CONTROL]
+        drafts.sort(key=lambda draft: [each(draft) for each in order])
+        return [*stages.values(), *{draft.hash: draft for draft in drafts}.values()]
 
     def draft(self, job: Overrides, role: str = PATTERN, first_stage: Draft | None = None) -> Draft:
         """Returns the job of these overrides with its budget. `first_stage`: the job from whose weights it starts."""
@@ -74,24 +95,20 @@ class Plan:
         job = job | {"init_from": as_override(str(self.place / first_stage.hash / "last"))}
         return Draft(job, self._plain(job), role, first_stage.hash)
 
-    def _in_two_stages(self, jobs: Sequence[Overrides]) -> list[Draft]:
-        """Returns the first stages of these jobs, each once, and then the jobs, which start from their weights."""
+    def _without_start(self, job: Overrides) -> Overrides:
+        """Returns the overrides of a job without weights to start from, which its first stage gives it."""
+        if job.get("init_from", "null") != "null":
+            raise ConfigError(
+                f"init_from={job['init_from']}: must be left out with sweep.first_stage, whose weights the jobs start "
+                "from; sweep.first_stage=null starts them from a run"
+            )
+        return job if self._plain(job)["init_from"] is None else job | {"init_from": "null"}  # an experiment's
+
+    def _first_stage(self, job: Overrides) -> Draft:
         settings = self.settings.first_stage
-        stages: dict[str, Draft] = {}
-        drafts = []
-        for job in jobs:
-            if job.get("init_from", "null") != "null":
-                raise ConfigError(
-                    f"init_from={job['init_from']}: must be left out with sweep.first_stage, whose weights the jobs "
-                    "start from; sweep.first_stage=null starts them from a run"
-                )
-            if self._plain(job)["init_from"] is not None:  # an experiment's, which the first stage replaces
-                job = job | {"init_from": "null"}
-            shorter = first_stage_of(job, self._plain(job), settings.sequence_length, settings.learning_rate)
-            stage = self.draft(shorter, FIRST_STAGE)
-            stage = stages.setdefault(stage.hash, stage)
-            drafts.append(self.draft(job, first_stage=stage))
-        return [*stages.values(), *drafts]
+        assert settings is not None
+        shorter = first_stage_of(job, self._plain(job), settings.sequence_length, settings.learning_rate)
+        return self.draft(shorter, FIRST_STAGE)
 
     @cached_property
     def first_compute(self) -> ComputeMatch:

@@ -9,7 +9,7 @@ A setting of a group that varies may not exist for every choice: window attentio
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,14 +121,17 @@ def product(dimensions: list[Dimension], fixed: Overrides) -> list[Overrides]:
     return jobs
 
 
-def fitting(jobs: list[Overrides], has_key: Callable[[Overrides, str], bool]) -> list[Overrides]:
+def fitting(
+    jobs: list[Overrides], has_key: Callable[[Overrides, str], bool], optional: Collection[str] = ()
+) -> list[Overrides]:
     """Omits settings that a job's choice does not have (see the module's docstring), and then duplicate jobs.
 
     Args:
         has_key: whether the config that these overrides compose has this key.
+        optional: settings that no choice may have.
 
     Raises:
-        ConfigError: no choice has the setting.
+        ConfigError: no choice has a setting that is not optional.
     """
     varies = {key for key in jobs[0] if "." not in key and len({job[key] for job in jobs}) > 1}
     unused = {key for key in jobs[0] if _group(key) in varies}
@@ -140,7 +143,7 @@ def fitting(jobs: list[Overrides], has_key: Callable[[Overrides, str], bool]) ->
         unused &= absent
         kept = {key: value for key, value in job.items() if key not in absent}
         result.setdefault(tuple(sorted(kept.items())), kept)
-    for key in sorted(unused):
+    for key in sorted(unused.difference(optional)):
         choices = ", ".join(dict.fromkeys(job[_group(key)] for job in jobs))
         raise ConfigError(f"{key}={jobs[0][key]}: no such key in {_group(key)}={choices}")
     return list(result.values())

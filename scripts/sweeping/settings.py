@@ -29,6 +29,7 @@ class Settings:
     retry_failed: bool
     isolate: bool
     first_stage: schema.FirstStage | None
+    control: int | None
     search: Mapping[str, Any] | None
 
     @staticmethod
@@ -47,6 +48,11 @@ class Settings:
         settings = Settings(**{**sweep, "first_stage": first_stage})
         if first_stage and settings.search:
             raise ConfigError("sweep.first_stage: must be null in a search")
+        if settings.control and (settings.search or settings.baseline is None):
+            if "sweep.control" in given:
+                accepted = "in a search" if settings.search else "with sweep.baseline=null"
+                raise ConfigError(f"sweep.control={settings.control}: must be null {accepted}")
+            settings = replace(settings, control=None)  # the control is a shorter run of the baseline
         for match, key in MATCHES.items():
             budget = getattr(settings, key)
             if budget is None:

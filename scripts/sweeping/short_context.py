@@ -1,4 +1,6 @@
-"""Runs of full attention at short context: the first stage of a sweep, from whose weights every job starts.
+"""Runs at short context: the first stage of a sweep, from whose weights every job starts, and the control.
+
+The control is the baseline at short context, with the same budget as every job: what long context must beat.
 
 A step of such a run trains on as many tokens as one of the jobs, in shorter sequences. It is evaluated in windows
 of its own length, since it was not trained for longer contexts; every token of the text is scored once all the same.
@@ -7,7 +9,8 @@ of its own length, since it was not trained for longer contexts; every token of 
 from collections.abc import Mapping
 from typing import Any
 
-from configs.errors import refused
+from configs.errors import as_override, refused
+from model.evaluation.context import WHOLE, default_contexts, least_tokens
 from scripts.sweeping.points import Overrides
 
 OF_ONE_STAGE = ("data.sequence_length", "data.batch_size", "trainer.max_steps", "trainer.max_seconds")
@@ -34,6 +37,8 @@ def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
     if tokens % length:
         raise refused(key, length, f"a divisor of the {tokens} tokens of data.sequence_length and data.batch_size")
     short = {"data.sequence_length": str(length), "data.batch_size": str(tokens // length)}
+    if config["phases"] is not None:  # lengths that grow during a run
+        short["phases"] = "null"
     if data["validation_sequences"] is not None:
         sequences = data["validation_sequences"] * data["sequence_length"] // length
         short["data.validation_sequences"] = str(sequences)
@@ -43,7 +48,33 @@ def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
         short["evaluation.protocol.window"] = "null"
     if protocol["stride"] is not None and protocol["stride"] > length:
         short["evaluation.protocol.stride"] = "null"
-    return short
+    return short | _shorter_contexts(config["evaluation"]["by_context"], data["sequence_length"], length)
+
+
+def _shorter_contexts(by_context: Mapping[str, Any], longer: int, length: int) -> Overrides:
+    """Returns the overrides that score the documents of the longer run, under those of its contexts that fit into
+    `length` tokens."""
+    targets, contexts = by_context["targets"], by_context["contexts"]
+    contexts = default_contexts(longer, targets) if contexts is None else contexts
+    if not contexts:
+        return {}
+    fitting = [context for context in contexts if context != WHOLE and context + targets <= length]
+    least = by_context["least_tokens"] or least_tokens(contexts, targets)
+    key = "evaluation.by_context"
+    return {f"{key}.contexts": as_override(fitting), f"{key}.least_tokens": str(least)}
+
+
+def control_of(job: Overrides, config: Mapping[str, Any], length: int, extended: bool) -> Overrides:
+    """Returns the overrides of the control.
+
+    Args:
+        job: the overrides of a job of the baseline.
+        config: the job's composed config.
+        length: tokens of a sequence of the control.
+        extended: whether the job starts from a first stage. The control then has that stage's RoPE.
+    """
+    kept = {key: value for key, value in job.items() if key not in ("data.sequence_length", "data.batch_size")}
+    return kept | shortened(config, length, "sweep.control") | (without_extension(config) if extended else {})
 
 
 def first_stage_of(job: Overrides, config: Mapping[str, Any], length: int, learning_rate: float | None) -> Overrides:

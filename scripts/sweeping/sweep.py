@@ -231,7 +231,8 @@ def settings_for_label(job: JobEntry) -> Overrides:
     if job.role == PATTERN:
         return {key: value for key, value in overrides.items() if job.first_stage is None or key != "init_from"}
     length = overrides["data.sequence_length"]
-    shared = {key: value for key, value in overrides.items() if not key.startswith(("data.", "evaluation."))}
+    own = ("data.", "evaluation.", "model.rope_", "init_from")
+    shared = {key: value for key, value in overrides.items() if not key.startswith(own)}
     return shared | {"attention": f"{job.role} {length}"}
 
 

@@ -52,6 +52,7 @@ NULL += (
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
 NULL += ("optimizer.indexer_learning_rate", "model.rope_attention_factor", "trainer.profile")
 NULL += ("sweep.first_stage", "sweep.first_stage.learning_rate")
+NULL += ("sweep.control", "evaluation.by_context.contexts", "evaluation.by_context.least_tokens")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")

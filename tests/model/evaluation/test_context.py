@@ -6,6 +6,7 @@ import torch
 
 from kernels.patterns import Dense, Window
 from model.evaluation import LossStore, losses_by_context
+from model.evaluation.context import default_contexts
 from tests.model.evaluation.documents import Documents, build
 
 
@@ -61,3 +62,30 @@ def test_finished_documents_are_kept_by_context(tmp_path, monkeypatch):
     told = []
     again = losses_by_context(network, documents, [8, 16], 9, tokens_at_once=1, store=store, progress=told.append)
     assert again == first and sum(told) == 2 * 2 * 9
+
+
+def test_the_change_with_more_context_is_paired_by_document():
+    network, documents = build(Dense()), Documents(60, 50)
+    short, longer = losses_by_context(network, documents, [8, 32], 9, tokens_at_once=100)
+    assert short.change is None
+    assert longer.change == pytest.approx(longer.loss - short.loss)
+    changes = sorted(
+        (last_tokens_loss(network, tokens, 32, 9) - last_tokens_loss(network, tokens, 8, 9)).mean()
+        for tokens in (documents.tokens(0), documents.tokens(1))
+    )
+    assert (longer.change_low, longer.change_high) == pytest.approx(tuple(changes))  # of two documents, resampled
+
+
+def test_a_short_model_is_scored_on_the_documents_of_a_longer_one():
+    network, documents = build(Dense()), Documents(60, 33, 41)
+    (row,) = losses_by_context(network, documents, [8], 9, tokens_at_once=100, least=41)
+    (among,) = losses_by_context(network, documents, [8], 9, tokens_at_once=100)
+    assert (row.documents, among.documents) == (2, 3)
+    assert row.loss == losses_by_context(network, documents, [8, 32], 9, tokens_at_once=100)[0].loss
+
+
+@pytest.mark.parametrize(
+    ("length", "contexts"), [(700, []), (768, [512]), (4096, [512, 1024, 2048, 3840]), (1280, [512, 1024])]
+)
+def test_contexts_double_up_to_the_length_of_training(length, contexts):
+    assert default_contexts(length, 256) == contexts

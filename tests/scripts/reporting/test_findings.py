@@ -1,6 +1,7 @@
 """The sentences at the top of a report: their numbers and their uncertainty."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
 from scripts.reporting.findings import budgets, cautions, comparisons, progress
-from scripts.reporting.jobs import Sweep, read_sweeps
+from scripts.reporting.jobs import Job, Sweep, read_sweeps
+from scripts.reporting.manifest import CONTROL
 from scripts.reporting.subject import subject
 from tests.scripts.reporting.sweeps import make_config, make_sweep
 from tests.scripts.reporting.test_aggregate import job
@@ -42,6 +44,48 @@ def test_one_seed_has_no_interval_and_says_so():
     told, warned = read(job("dense", 1, 1.0), job("window", 1, 1.1))
     assert told[0].endswith("is worse by 0.1000 bits per byte (one seed, no interval).")
     assert any("one seed" in line for line in warned)
+
+
+def judged_by_document(label: str, bits: float, nats: list[float], **others) -> Job:
+    """A job of three documents of 100 bytes each."""
+    row = {"bits_per_byte": bits, "documents_digest": "d", "by_document": {"nats": nats, "bytes": [100] * 3}}
+    return job(label, 1, bits, evaluation=row, **others)
+
+
+@pytest.mark.parametrize(
+    ("nats", "verdict"),
+    [
+        ([60.0, 70.0, 80.0], "window beats control 32 by "),
+        ([60.0, 60.0, 120.0], "window is not shown to beat control 32: it is better by "),
+        ([90.0, 100.0, 110.0], "window does not beat control 32: it is worse by "),
+    ],
+)
+def test_every_pattern_is_compared_with_the_control_document_by_document(nats, verdict):
+    theirs = [70.0, 80.0, 100.0]
+    bits = [sum(each) / math.log(2) / 300 for each in (nats, theirs)]
+    control = judged_by_document("control 32", bits[1], theirs, role=CONTROL)
+    told, _ = read(control, judged_by_document("window", bits[0], nats))
+    less = [(own - other) / math.log(2) / 100 for own, other in zip(nats, theirs, strict=True)]
+    assert told[0].startswith(f"{verdict}{abs(bits[0] - bits[1]):.4f} bits per byte")
+    low, high = (f"{bound:+.4f}".replace("-", "\N{MINUS SIGN}") for bound in (min(less), max(less)))
+    assert f"({low} to {high}".replace("(", "difference ") in told[0]
+    assert f"over 3 documents, better on {sum(each < 0 for each in less)})" in told[0]
+
+
+def test_a_control_on_other_documents_has_no_paired_interval():
+    control = judged_by_document("control 32", 1.0, [1.0] * 3, role=CONTROL)
+    other = judged_by_document("window", 0.9, [0.9] * 3)
+    other.evaluation["documents_digest"] = "e"
+    assert "window is not shown to beat control 32" in read(control, other)[0][0]
+
+
+def test_a_report_at_long_context_without_a_control_has_a_caution():
+    def long(label, **others):
+        return job(label, 1, 1.0, config={"data": {"sequence_length": 32768}}, **others)
+
+    jobs = [long("dense"), long("window")]
+    assert any("No control at short context" in line and "32,768 tokens" in line for line in read(*jobs)[1])
+    assert not any("No control" in line for line in read(*jobs, long("control 4096", role=CONTROL))[1])
 
 
 def test_without_dense_nothing_is_held_against_it():

@@ -25,7 +25,7 @@ def small(tmp_path_factory) -> list[str]:
     """Overrides of a run of a second."""
     folder = tmp_path_factory.mktemp("sweeps")
     corpus = ["data=files", f"data.path={write_books(folder / 'books')}", f"data.cache={folder / 'cache'}"]
-    return [*SMALL, *TRAINER, *corpus, "evaluation=chunked", "evaluation.baselines=false"]
+    return [*SMALL, *TRAINER, *corpus, "evaluation=chunked", "evaluation.baselines=false", "sweep.control=null"]
 
 
 @pytest.fixture
@@ -57,8 +57,9 @@ def quick(monkeypatch) -> dict[str, Callable]:
 
 
 def jobs_of(*arguments: str) -> list[Draft]:
-    """What a sweep's command line would run."""
-    with Composer(["-m", *arguments]) as composer:
+    """What a sweep's command line would run; without a control, unless the command line sets its length."""
+    control = [] if any(argument.startswith("sweep.control=") for argument in arguments) else ["sweep.control=null"]
+    with Composer(["-m", *arguments, *control]) as composer:
         return Plan(composer).drafts()
 
 
