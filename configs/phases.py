@@ -126,5 +126,7 @@ def build_phases(config: Mapping[str, Any], plan: Any) -> "list[Phase]":
     end = config["trainer"]["max_steps"]
     if end is not None and end <= phases[-1].step:
         key = f"phases[{len(phases) - 1}].step={phases[-1].step}"
-        log.warning("%s: the run ends before this phase, at trainer.max_steps=%d; its evaluation is as in it", key, end)
+        log.warning(
+            "%s: the run ends before, at trainer.max_steps=%d, and is evaluated as if the phase began", key, end
+        )
     return phases

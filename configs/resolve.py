@@ -43,7 +43,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
         kept = ("attention", "model", "data", "optimizer", "experiment", "phases", "seed")
-        if re.split(r"[./@\[]", key)[0] in kept and key not in (*MOVABLE, "data.batch_size"):
+        if re.split("[./@]", key)[0] in kept and key not in (*MOVABLE, "data.batch_size"):
             raise ConfigError(
                 f"{key}={value}: must not be set with resume; to start a new run from its weights, set init_from"
             )

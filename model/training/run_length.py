@@ -1,7 +1,8 @@
 """The length of a run: a number of optimizer steps, or of measured seconds of training, whichever is reached first.
 
 Patterns of different speed are compared fairly in runs of equal time. The clock (efficiency.py) stands still during the
-first steps of a session (compilation), validations and saves, and continues from a checkpoint. Where seconds limit the
+first steps of a session and the first step of a phase (compilation), validations and saves, and continues from a
+checkpoint. Where seconds limit the
 run, the learning-rate schedule follows the fraction of the run that is done, as of the end of the previous step, and
 not the step number.
 """

@@ -227,6 +227,14 @@ def test_a_run_may_end_by_its_seconds_alone():
     check(compose("trainer.max_steps=null", "trainer.max_seconds=7.5"))
 
 
+def test_a_phase_that_begins_after_the_end_of_the_run_is_a_warning(caplog):
+    lengths = "phases=[{step: 0, data.sequence_length: 1024}, {step: 9, data.sequence_length: 4096}]"
+    check(compose(lengths, "trainer.max_steps=10"))
+    assert not caplog.text
+    check(compose(lengths, "trainer.max_steps=9"))
+    assert "phases[1].step=9" in caplog.text and "trainer.max_steps=9" in caplog.text
+
+
 def test_the_default_config_passes():
     config = compose()
     check(config)

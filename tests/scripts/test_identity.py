@@ -259,7 +259,9 @@ def test_a_run_goes_on_with_no_other_corpus(trained, moved):
     assert "\n" not in str(error.value) and (trained / "train.log").read_text() == log
 
 
-@pytest.mark.parametrize("setting", ["data=stdlib", "data.sequence_length=32", "data.tokenizer.vocabulary=280"])
+@pytest.mark.parametrize(
+    "setting", ["data=stdlib", "data.sequence_length=32", "data.tokenizer.vocabulary=280", "phases=null"]
+)
 def test_what_a_resumed_run_trains_on_is_its_own(run, setting):
     with pytest.raises(ConfigError, match=f"{setting}: must not be set with resume"):
         resolved(f"resume={run}", setting)
