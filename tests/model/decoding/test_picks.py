@@ -101,7 +101,7 @@ def test_the_triton_kernel_of_training_serves_long_chunks(name, monkeypatch):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.5 if parameter.dim() == 2 else 1)
-    tokens = random_tokens(2, 60)
+    tokens = random_tokens(1, 60)
     whole, calls = full_logits(model, tokens), []
     attend = decoding_routed.attention
     monkeypatch.setattr(decoding_routed, "choose_backend", lambda *_: "triton")
