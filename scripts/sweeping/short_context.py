@@ -71,10 +71,12 @@ def control_of(job: Overrides, config: Mapping[str, Any], length: int, extended:
         job: the overrides of a job of the baseline.
         config: the job's composed config.
         length: tokens of a sequence of the control.
-        extended: whether the job starts from a first stage. The control then has that stage's RoPE.
+        extended: whether the job starts from a first stage. The control then has that stage's RoPE. So it has up to
+            `model.rope_original_length`, for which the RoPE of a model that `init_from` names needs no scaling.
     """
     kept = {key: value for key, value in job.items() if key not in ("data.sequence_length", "data.batch_size")}
-    return kept | shortened(config, length, "sweep.control") | (without_extension(config) if extended else {})
+    unscaled = extended or length <= config["model"]["rope_original_length"]
+    return kept | shortened(config, length, "sweep.control") | (without_extension(config) if unscaled else {})
 
 
 def first_stage_of(job: Overrides, config: Mapping[str, Any], length: int, learning_rate: float | None) -> Overrides:

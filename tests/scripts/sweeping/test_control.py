@@ -64,6 +64,14 @@ def test_a_control_of_an_extended_model_continues_at_short_context(small):
     assert control.config["model"] == first.config["model"] and control.config["data"]["sequence_length"] == 32
 
 
+@pytest.mark.parametrize(("control", "scaling"), [(512, "none"), (1024, "yarn_hf")])
+def test_a_control_has_no_rope_scaling_up_to_the_original_length(control, scaling):
+    """`init_from` may name a model of that length, as in experiment=extend_context."""
+    longer = ("model.rope_scaling=yarn_hf", "model.rope_factor=8", "model.rope_original_length=512")
+    jobs = jobs_of(*PAIR, *longer, f"sweep.control={control}", "sweep.tokens=40960")
+    assert [job.config["model"]["rope_scaling"] for job in jobs] == ["yarn_hf", scaling, "yarn_hf"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
