@@ -4,6 +4,7 @@ manifest.py    manifest.json of a sweep, which scripts/sweeping writes
 jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics, and problems with them
 aggregate.py   jobs -> rows: means over seeds, differences to the dense baseline, Pareto fronts
 table.py       rows -> pareto.csv and the table of both pages
+contexts.py    the loss by context, and the longest useful context
 findings.py    rows -> findings in sentences (subject.py: the model, the data and the evaluation)
 figures.py     rows -> figures (style.py: colours, labels.py: names beside points, curves.py: logged metrics)
 content.py     everything that the pages show, gathered once

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from scripts.reporting.aggregate import COSTS, QUALITY, Estimate, Paired, Row
+from scripts.reporting.contexts import useless_contexts
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
 from scripts.reporting.manifest import FIRST_STAGE, PATTERN
 from scripts.reporting.table import signed, significant, unit_of
@@ -67,7 +68,8 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     evaluated = [row for row in rows if QUALITY in row.values]
     if not evaluated:
         return ["No job has been evaluated yet, so there is nothing to compare."]
-    found = [_against_control(row) for row in evaluated if row.over_control is not None]
+    found = useless_contexts(evaluated)
+    found += [_against_control(row) for row in evaluated if row.over_control is not None]
     compared = [row for row in evaluated if row.difference is not None]
     if len(compared) > MOST_SENTENCES:
         shown = [row for row in compared if "step_seconds" in row.fronts] or compared[:MOST_SENTENCES]

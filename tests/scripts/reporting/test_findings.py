@@ -88,6 +88,34 @@ def test_a_report_at_long_context_without_a_control_has_a_caution():
     assert not any("No control" in line for line in read(*jobs, long("control 4096", role=CONTROL))[1])
 
 
+def judged_by_context(label: str, changes: dict[int, tuple[float, float, float] | None], length: int = 4096) -> Job:
+    """A job with these changes of the loss, and their bounds, from each context to the next."""
+    names = ("change", "change_low", "change_high")
+    contexts = [
+        {"context": context, "documents": 3, "loss": 2.0, **dict(zip(names, change or [None] * 3, strict=True))}
+        for context, change in changes.items()
+    ]
+    row = {"bits_per_byte": 1.0, "by_context": contexts}
+    return job(label, 1, 1.0, evaluation=row, config={"data": {"sequence_length": length}})
+
+
+def test_context_that_lowers_no_loss_is_told_first():
+    """A change counts only beyond its interval. Contexts beyond the training length do not count."""
+    sure, unsure = (-0.1, -0.2, -0.05), (-0.1, -0.3, 0.01)
+    dense = judged_by_context("dense", {512: None, 1024: sure, 2048: unsure, 3840: unsure})
+    window = judged_by_context("window", {512: None, 1024: sure, 2048: sure, 3840: sure, 8192: unsure})
+    fixed = judged_by_context("fixed", {512: None, 1024: unsure})
+    told, _ = read(dense, window, fixed)
+    first = "Trained on sequences of 4,096 tokens, dense: more than 1,024 tokens of context do not lower the loss"
+    assert told[0].startswith(first) and "measured up to 3,840" in told[0]
+    assert "fixed: more than 512 tokens" in told[1]
+    assert not any("window: more than" in line for line in told)
+
+
+def test_without_a_measured_change_no_context_is_called_useless():
+    assert not any("more than" in line for line in read(judged_by_context("dense", {512: None, 1024: None}))[0])
+
+
 def test_without_dense_nothing_is_held_against_it():
     told, _ = read(job("window", 1, 1.0), job("fixed", 1, 1.1))
     assert "no dense baseline among these jobs" in told[0] and "dense's" not in " ".join(told)

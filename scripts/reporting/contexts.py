@@ -1,0 +1,64 @@
+"""The loss of the same tokens by the amount of context, as means over a row's seeds, and how much context is useful."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from scripts.reporting.aggregate import Row
+from scripts.reporting.jobs import Job, finite
+
+KEYS = ("loss", "low", "high", "change", "change_low", "change_high")
+
+
+def by_context_of(row: Row) -> list[dict[str, float]]:
+    """Returns {"context", "tokens", "documents", *KEYS} of every context in tokens that all seeds have, ascending.
+
+    Bounds are over documents, and averaged over seeds. `change` is the loss minus that of the context before; a first
+    context, and an evaluation of an early version, have none.
+    """
+    found = [_contexts(job) for job in row.counted]
+    if not found:
+        return []
+    result = []
+    for context in sorted(set.intersection(*(set(each) for each in found))):
+        numbers = [each[context] for each in found]
+        entry = {"context": context, "documents": numbers[0]["documents"]}
+        for key in KEYS:
+            values = [finite(each.get(key)) for each in numbers]
+            if None not in values:
+                entry[key] = statistics.fmean(values)
+        result.append(entry)
+    return result
+
+
+def _contexts(job: Job) -> dict[int, Mapping[str, float]]:
+    """Returns {context: its entry of evaluation.json}; {} where a context's change is not to the next shorter one."""
+    entries = [entry for entry in (job.evaluation or {}).get("by_context") or () if finite(entry["context"])]
+    ascending = all(one["context"] < other["context"] for one, other in pairwise(entries))
+    return {entry["context"]: entry for entry in entries} if ascending else {}
+
+
+def longest_useful(contexts: Sequence[Mapping[str, float]]) -> int | None:
+    """Returns the longest context with a lower loss than the next shorter one, beyond the interval of this change; the
+    shortest context if there is none. Returns None where no change was measured."""
+    if not any("change_high" in entry for entry in contexts):
+        return None
+    useful = [entry["context"] for entry in contexts if entry.get("change_high", 0.0) < 0]
+    return int(max(useful, default=contexts[0]["context"]))
+
+
+def useless_contexts(rows: Sequence[Row]) -> list[str]:
+    """Returns a sentence for all rows whose longest useful context is shorter than the longest that was measured within
+    the length of their training."""
+    labels: dict[tuple[int, int, int], list[str]] = {}
+    for row in rows:
+        contexts = [entry for entry in by_context_of(row) if entry["context"] <= (row.sequence_length or 0)]
+        useful = longest_useful(contexts)
+        if useful is not None and useful < contexts[-1]["context"]:
+            key = useful, int(contexts[-1]["context"]), row.sequence_length
+            labels.setdefault(key, []).append(row.label)
+    return [
+        f"Trained on sequences of {length:,} tokens, {', '.join(names)}: more than {useful:,} tokens of context do not "
+        f"lower the loss of the same tokens (measured up to {longest:,})."
+        for (useful, longest, length), names in labels.items()
+    ]
