@@ -148,7 +148,8 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             model = build_model(config, data.vocabulary)
             load_weights(model, CheckpointFile(result.last))
         row = evaluate_trained(model, data, folder.path, config, progress_bar)
-        summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS})
+        marks = {"lossy_tokenizer": True} if data.tokenizer.lossy else {}
+        summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS}, **marks)
     draw_patterns(
         model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block
     )

@@ -66,7 +66,7 @@ def write(
     splits = {}
     for split, rows in documents.items():
         encoded = encode(rows, tokenizer, dtype, arrow_cache / f"{split}.arrow")
-        splits[split] = asdict(write_split(folder / split, rows, *encoded, tokenizer.bos, minimum_tokens, path))
+        splits[split] = asdict(write_split(folder / split, rows, *encoded, tokenizer, minimum_tokens, path))
     shutil.rmtree(arrow_cache, ignore_errors=True)
 
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -133,13 +133,13 @@ def write_split(
     rows: "Dataset",
     encoded: "Dataset",
     counts: np.ndarray,
-    bos: int,
+    tokenizer: Tokenizer,
     minimum_tokens: int,
     path: str | None,
 ) -> SplitMetadata:
     """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order.
 
-    rows: the documents. encoded, counts: what `encode` returned for them. bos: the token that begins a document.
+    rows: the documents. encoded, counts: what `encode` returned for them under `tokenizer`.
     """
     split = folder.name
     folder.mkdir()
@@ -150,7 +150,7 @@ def write_split(
     with open(folder / "tokens.bin", "wb") as file:
         for index, count in enumerate(counts):
             encoded_sections = (row["tokens"].astype(dtype, copy=False) for row in islice(sections, count))
-            parts = [np.array([bos], dtype), *encoded_sections]
+            parts = [np.array([tokenizer.bos], dtype), *encoded_sections]
             length = sum(map(len, parts))
             longest = max(longest, length)
             if length >= shortest:
@@ -160,7 +160,9 @@ def write_split(
                 kept.append(index)
                 lengths.append(length)
     document = np.repeat(np.arange(len(rows)), counts)
-    warn_of_normalized(len(np.unique(document[np.array(encoded["normalized"], dtype=bool)])), len(rows), f"{split}: ")
+    warn_of_normalized(
+        tokenizer, len(np.unique(document[np.array(encoded["normalized"], dtype=bool)])), len(rows), f"{split}: "
+    )
     dropped = len(rows) - len(kept)
     if dropped:
         log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")

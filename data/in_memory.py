@@ -39,7 +39,7 @@ class InMemoryDocuments:
         self.bytes = [len(text.encode()) for text in self._texts]
         self._tokens = self._encode(tokenizer)
         changed = sum(tokenizer.normalized(text) != text for text in self._texts)
-        warn_of_normalized(changed, len(self._texts))
+        warn_of_normalized(tokenizer, changed, len(self._texts))
         self.words = [len(text.split()) for text in self._texts]
         self.left_out: dict[str, int] = {}
 

@@ -137,8 +137,14 @@ class DataModule(LightningDataModule):
 
     @property
     def token_bytes(self) -> torch.Tensor:
-        """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos."""
-        return torch.from_numpy(self.tokenizer.token_bytes)
+        """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos. Of a lossy tokenizer float64: the
+        bytes of the original text for each token, on average over the training documents."""
+        exact = torch.from_numpy(self.tokenizer.token_bytes)
+        if not self.tokenizer.lossy:
+            return exact
+        train = self.corpus.splits["train"]
+        mean = train.total_bytes / (train.total_tokens - len(train))
+        return torch.full(exact.shape, mean, dtype=torch.float64).index_fill(0, torch.tensor(self.tokenizer.bos), 0.0)
 
     # Loaders
 

@@ -193,6 +193,7 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
     cells = [
         ("loss", row["loss"], "{:.4f} nats/token"),
         ("bits per byte", row["bits_per_byte"], "{:.4f}"),
+        ("  with a lossy tokenizer", row.get("tokenizer", {}).get("lossy"), "{}ed"),
         ("  gzip -9, per document", baselines.get("gzip_bits_per_byte"), "{:.4f}"),
         ("  bigram model, same tokens", baselines.get("bigram_bits_per_byte"), "{:.4f}"),
         ("perplexity", row["perplexity"], "{:.2f}"),

@@ -9,12 +9,12 @@
     chunks.py        long texts in chunks that encode as the whole does
     hugging_face.py  the tokenizer files of an exported model
 
-Every tokenizer is lossless: `decode(encode(text)) == text` for any text. A tokenizer.json of others is refused if its
-settings lose text, and each document that it encodes is decoded and compared (`encode_document`). The tokenizers of
-some pretrained models write a few characters in another form of Unicode (`normalized`); documents with such characters
-are a warning. A token stands for a fixed number of bytes, so a loss in nats per token converts to bits per byte
-exactly. `bos` is the only special token. It begins a document and stands for no bytes; text never encodes to it, not
-even text that spells it.
+A tokenizer is lossless: `decode(encode(text)) == text` for any text. A tokenizer.json of others is refused if its
+settings lose text, and each document that it encodes is decoded and compared (`encode_checked`); `lossy=allow` accepts
+and marks it (`Tokenizer.lossy`). The tokenizers of some pretrained models write a few characters in another form of
+Unicode (`normalized`); documents with such characters are a warning. A token stands for a fixed number of bytes, so a
+loss in nats per token converts to bits per byte exactly. `bos` is the only special token. It begins a document and
+stands for no bytes; text never encodes to it, not even text that spells it.
 
 A tokenizer is defined by its settings (`identity`), is ready after `fit` (only BPE learns from the text), and is saved
 with the corpus as tokenizer.json. A new tokenizer is a subclass of `Tokenizer` (base.py) that a config names as

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+ALLOWED = "data.tokenizer.lossy=allow accepts it and marks every result"
+
+
 class Tokenizer(ABC):
     """Converts text to integers and back.
 
@@ -24,17 +27,20 @@ class Tokenizer(ABC):
     bos: the token that begins a document.
     origin: the setting that it comes from, for errors.
     always_lossless: whether its construction makes it lossless; the documents of others are checked one by one.
+    lossy: whether its tokens may stand for another text than the document's (`data.tokenizer.lossy=allow`).
     """
 
     vocabulary: int
     bos: int
     origin = "data.tokenizer"
     always_lossless = False
+    lossy = False
 
     @property
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
-        """int64 `[vocabulary]`: bytes of text that each token stands for, 0 for bos."""
+        """int64 `[vocabulary]`: bytes of text that each token stands for, 0 for bos. A lossy tokenizer's are not those
+        of the original text."""
 
     @abstractmethod
     def identity(self) -> dict:
@@ -69,10 +75,12 @@ class Tokenizer(ABC):
         """
         tokens = self.encode(text)
         if not self.always_lossless:
-            kept, whole = self.decode(tokens), self.normalized(text)
+            kept, whole = ("", "") if self.lossy else (self.decode(tokens), self.normalized(text))
             if kept != whole:
                 sizes = f"{len(kept.encode()):,} of {len(whole.encode()):,} bytes"
-                raise CorpusError(f"{self.origin}: must be lossless, and gives another text back for {name} ({sizes})")
+                raise CorpusError(
+                    f"{self.origin}: must be lossless, and gives another text back for {name} ({sizes}); {ALLOWED}"
+                )
             if (tokens == self.bos).any():
                 raise CorpusError(
                     f"{self.origin}: must be lossless, and text of {name} becomes its token {self.bos}, bos"
@@ -92,9 +100,11 @@ class Tokenizer(ABC):
         raise NotImplementedError
 
 
-def warn_of_normalized(changed: int, documents: int, prefix: str = "") -> None:
-    """Logs how many of the documents a tokenizer normalizes, if there is any."""
-    if changed:
+def warn_of_normalized(tokenizer: Tokenizer, changed: int, documents: int, prefix: str = "") -> None:
+    """Logs how many of the documents a tokenizer normalizes or loses text of, if there is any."""
+    if changed and tokenizer.lossy:
+        log.warning(f"{prefix}the lossy tokenizer gives another text back for {changed} of {documents} documents")
+    elif changed:
         log.warning(
             f"{prefix}the tokenizer normalizes {changed} of {documents} documents: the model reads another form of some"
             " of their characters"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import CorpusError
 from . import byte_fallback
-from .base import Tokenizer
+from .base import ALLOWED, Tokenizer
 from .byte_characters import byte_characters
 from .chunks import CHUNK, Cutter
 
@@ -33,7 +33,8 @@ class ByteLevel(Tokenizer):
         """Encodes and decodes with `tokenizer` from now on.
 
         Raises:
-            CorpusError: it is not lossless, or has no token that begins a document. The message starts with `origin`.
+            CorpusError: it is not lossless (where `lossy` is not set), or has no token that begins a document. The
+                message starts with `origin`.
         """
         settings = json.loads(tokenizer.to_str())
         cutting = json.dumps(settings["pre_tokenizer"])
@@ -41,16 +42,18 @@ class ByteLevel(Tokenizer):
         by_characters = None if lossless else byte_fallback.without_prefix_space(settings)
         if by_characters is not None:
             tokenizer = type(tokenizer).from_str(json.dumps(by_characters))
-        elif not lossless or settings["normalizer"] not in (None, {"type": "NFC"}):
+        elif not self.lossy and (not lossless or settings["normalizer"] not in (None, {"type": "NFC"})):
             raise CorpusError(
                 f"{origin}: must be lossless: byte-level without a prefix space, or BPE with byte_fallback; without a"
-                " normalizer but NFC"
+                f" normalizer but NFC; {ALLOWED}"
             )
         if settings["model"].get("dropout"):
             raise CorpusError(f"{origin}: must be without BPE dropout, which gives a text other tokens each time")
         missing = [] if by_characters else set(byte_characters()) - tokenizer.get_vocab(with_added_tokens=False).keys()
-        if missing:
-            raise CorpusError(f"{origin}: must be lossless: have a token for every byte, and {len(missing)} have none")
+        if missing and not self.lossy:
+            raise CorpusError(
+                f"{origin}: must be lossless: have a token for every byte, and {len(missing)} have none; {ALLOWED}"
+            )
         bos = [tokenizer.token_to_id(name) for name in KNOWN_BOS if tokenizer.token_to_id(name) is not None]
         if not bos:
             raise CorpusError(f"{origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
@@ -63,6 +66,7 @@ class ByteLevel(Tokenizer):
         self.origin = origin
         self._tokenizer = tokenizer
         self._by_characters = by_characters is not None
+        self._has_own_decoder = not lossless and by_characters is None
         self.bos = bos[0]
 
     @property
@@ -75,7 +79,9 @@ class ByteLevel(Tokenizer):
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         table = [b""] * self.vocabulary
         for token, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            if self._by_characters:
+            if self._has_own_decoder:
+                table[number] = token.encode()
+            elif self._by_characters:
                 table[number] = byte_fallback.bytes_of(token)
             elif all(character in byte_of for character in token):
                 table[number] = bytes(byte_of[character] for character in token)
@@ -102,7 +108,9 @@ class ByteLevel(Tokenizer):
         return np.concatenate(tokens)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        numbers = tokens.tolist() if isinstance(tokens, np.ndarray) else map(int, tokens)
+        numbers = tokens.tolist() if isinstance(tokens, np.ndarray) else list(map(int, tokens))
+        if self._has_own_decoder:
+            return self._tokenizer.decode(numbers)
         return b"".join(map(self._bytes.__getitem__, numbers)).decode(errors="replace")
 
     def to_library(self) -> "tokenizers.Tokenizer":
@@ -111,6 +119,8 @@ class ByteLevel(Tokenizer):
         return Tokenizer.from_str(self._tokenizer.to_str())
 
     def normalized(self, text: str) -> str:
+        if self.lossy:
+            return self.decode(self.encode(text))
         if self._by_characters:
             return byte_fallback.normalized(text)
         normalizer = self._tokenizer.normalizer

@@ -47,7 +47,8 @@ class Cutter:
         self._context = max(CONTEXT, 2 * max(map(len, added), default=0))
         self._split = split()
         self._cuts = library.pre_tokenizer is not None and len(self._pieces(_SAMPLE)) > 1
-        self._is_bpe = settings["model"]["type"] == "BPE"
+        keeps = settings["normalizer"] is None or settings["normalizer"]["type"] in ("NFC", "Replace")
+        self._is_bpe = settings["model"]["type"] == "BPE" and keeps
         self._neighbours = _neighbours(settings["model"]["vocab"]) if self._is_bpe and not self._cuts else set()
         self._writes_bytes = '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
 

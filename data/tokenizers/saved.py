@@ -10,34 +10,52 @@ from .base import Tokenizer
 from .byte_level import ByteLevel
 from .byte_tokens import Bytes
 
+REFUSE, ALLOW = "refuse", "allow"
+LOSSY = "lossy"
+"""The key with which a lossy tokenizer.json is marked. Other libraries do not read a file that has it."""
+
 
 class Saved(ByteLevel):
-    """A lossless tokenizer that was trained before: byte-level, or BPE with a token for every byte.
+    """A tokenizer that was trained before. A lossless one is byte-level, or BPE with a token for every byte.
 
     path: a tokenizer.json, or a folder, like that of a run, that holds one. A file that `Bytes` wrote gives a `Bytes`.
+    lossy: `refuse` a tokenizer whose tokens do not give the text back, or `allow` it: then its `identity`, which
+        every result holds, and the files that `save` writes are marked.
     """
 
-    def __new__(cls, path: str | None = None) -> "Saved | Bytes":  # unpickling passes no path
+    def __new__(cls, path: str | None = None, lossy: str = REFUSE) -> "Saved | Bytes":  # unpickling passes no path
         return Bytes() if path is not None and _is_bytes(_json_file(path)) else super().__new__(cls)
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, lossy: str = REFUSE):
         from tokenizers import Tokenizer
 
+        if lossy not in (REFUSE, ALLOW):
+            raise CorpusError(f"data.tokenizer.lossy={lossy}: must be {REFUSE} or {ALLOW}")
         file = _json_file(path)
         if not file.is_file():
             raise CorpusError(
                 f"data.tokenizer.path={path}: must be a tokenizer.json that exists, or a folder that holds one"
             )
         try:
-            tokenizer = Tokenizer.from_file(str(file))
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            marked = settings.pop(LOSSY, REFUSE)
+            tokenizer = Tokenizer.from_str(json.dumps(settings))
         except Exception as error:  # the library raises bare Exception
             raise CorpusError(
                 f"data.tokenizer.path={path}: must be a tokenizer.json of the `tokenizers` library: {error}"
             ) from error
+        self.lossy = ALLOW in (lossy, marked)
         self._use(tokenizer, f"data.tokenizer.path={path}")
 
     def identity(self) -> dict:
-        return {"tokenizer": "saved", "content": hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()}
+        content = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+        return {"tokenizer": "saved", "content": content} | ({LOSSY: ALLOW} if self.lossy else {})
+
+    def save(self, file: Path) -> None:
+        super().save(file)
+        if self.lossy:
+            settings = {LOSSY: ALLOW} | json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def fit(self, texts: Iterable[str]) -> None:
         pass

@@ -52,7 +52,8 @@ class LanguageModel(lightning.LightningModule):
     Args:
         model: a Transformer (build_layouts, loss, cost; see model/transformer.py). Its weights are saved as `model.*`.
         optimizer: the mapping of configs/optimizer/*.yaml, as plain dicts.
-        token_bytes: int64 [vocabulary], bytes of text that a token stands for (0 for the beginning-of-document token).
+        token_bytes: int64 [vocabulary], bytes of text that a token stands for (0 for the beginning-of-document token);
+            float64 for a lossy tokenizer, which marks the metrics.
         config: the whole resolved config, as plain dicts. Saved in every checkpoint under `hyper_parameters`, so that
             a checkpoint alone is enough to rebuild its model.
     """
@@ -66,7 +67,10 @@ class LanguageModel(lightning.LightningModule):
         if frozen:
             log.info("%s of %s parameters are frozen", f"{frozen:,}", f"{sum(p.numel() for p in model.parameters()):,}")
         self.indexers_first = IndexersFirst(model)
-        self.register_buffer("token_bytes", token_bytes.long(), persistent=False)
+        self.lossy = token_bytes.dtype == torch.float64
+        # A count of tokens and their mean: a buffer of floats would be rounded to the precision of the weights.
+        self.mean_bytes = token_bytes.max().item() if self.lossy else 1
+        self.register_buffer("token_bytes", (token_bytes > 0 if self.lossy else token_bytes).long(), persistent=False)
         self.save_hyperparameters(config)
         self.stepped = True  # has the optimizer stepped since the last training_step?
         self.layouts: list = []  # of the latest training batch, for the cost of what really ran
@@ -186,7 +190,7 @@ class LanguageModel(lightning.LightningModule):
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
         self.check_sound()
         return {
-            **_units("train", self._over_ranks(self.sums).tolist()),
+            **_units("train", self._over_ranks(self.sums).tolist(), self.lossy),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
             **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
@@ -273,7 +277,7 @@ class LanguageModel(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         whole, first, last = self._over_ranks(self.validation_sums).tolist()
-        self.validation_metrics = _units("validation", whole)
+        self.validation_metrics = _units("validation", whole, self.lossy)
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
@@ -332,7 +336,7 @@ class LanguageModel(lightning.LightningModule):
         scored = targets != IGNORE
         nats = per_token.double().where(scored, 0.0).sum()
         bytes_ = self.token_bytes[targets.where(scored, 0)].where(scored, 0).sum()
-        return torch.stack([nats, scored.sum().double(), bytes_.double()])
+        return torch.stack([nats, scored.sum().double(), bytes_.double() * self.mean_bytes])
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         """The sum over all ranks. Lightning's `reduce` sends a barrier first, at which the host waits for the device.
@@ -364,11 +368,12 @@ def _multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
         torch._foreach_mul_([tensor for tensor in tensors if tensor.dtype == dtype], factor.to(dtype))
 
 
-def _units(stage: str, sums: list[float]) -> dict[str, float]:
+def _units(stage: str, sums: list[float], lossy: bool) -> dict[str, float]:
     nats, tokens, bytes_ = sums
     loss = nats / tokens if tokens else math.nan
     return {
         f"{stage}/loss": loss,
         f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan,
         f"{stage}/perplexity": math.exp(loss) if not loss > 700 else math.inf,
+        **({f"{stage}/lossy_tokenizer": 1.0} if lossy else {}),
     }

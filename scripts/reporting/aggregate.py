@@ -116,6 +116,7 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
     rows = []
     for (place, name, label), jobs in grouped.items():
         alone = list(places.values()).count(name) == 1
+        label += " (lossy tokenizer)" * any(job.lossy for job in jobs)
         counted = [job for job in jobs if job.counted]
         found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
         rows.append(

@@ -107,9 +107,9 @@ def _by_position(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tokenizer(row: Mapping[str, Any]) -> str:
-    """The tokenizer's name, and the first digits of the hash of its content, if it was trained."""
+    """The tokenizer's name, the first digits of the hash of its content, if it was trained, and whether it is lossy."""
     identity = row["tokenizer"]
-    return " ".join([identity["tokenizer"], identity.get("content", "")[:8]]).strip()
+    return " ".join([identity["tokenizer"], identity.get("content", "")[:8], "lossy" * ("lossy" in identity)]).strip()
 
 
 def _bounds(values: Mapping[str, Any], name: str, sign: str = "") -> str:

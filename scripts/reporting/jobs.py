@@ -84,6 +84,11 @@ class Job:
         """Whether the job is done and evaluated. Only such jobs contribute to the table's numbers."""
         return self.state == "done" and self.evaluation is not None
 
+    @property
+    def lossy(self) -> bool:
+        """Whether its tokenizer loses text: its bits per byte count the original text."""
+        return "lossy" in ((self.evaluation or {}).get("tokenizer") or {})
+
     def number(self, name: str) -> float | None:
         """Returns a finite number of the held-out evaluation (bits_per_byte) or of the summary; None if missing."""
         if name in TOTALS:

@@ -3,6 +3,7 @@
 import logging
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -170,6 +171,18 @@ def test_validation_and_test_score_every_token_in_order(make, packing):
         assert scored.tolist() == expected
         assert datamodule.token_bytes[scored].sum() == split.total_bytes
     assert datamodule.token_bytes.dtype == torch.int64 and len(datamodule.token_bytes) == datamodule.vocabulary
+
+
+def test_the_bytes_of_a_lossy_tokenizer_are_those_of_the_original_text(make, monkeypatch):
+    monkeypatch.setattr("data.tokenizers.Bytes.lossy", True)
+    monkeypatch.setattr("data.tokenizers.Bytes.encode", lambda self, text: np.zeros(len(text) // 2, dtype=np.uint8))
+    datamodule = make()
+    datamodule.setup()
+    split = datamodule.corpus.splits["train"]
+    tokens = torch.from_numpy(split.flat.astype(np.int64))
+    assert datamodule.token_bytes.dtype == torch.float64
+    assert datamodule.token_bytes[tokens].sum().item() == pytest.approx(split.total_bytes)
+    assert split.total_bytes / len(tokens) > 1.9 and datamodule.token_bytes[datamodule.tokenizer.bos] == 0
 
 
 def test_validation_sequences_spread_over_the_split(make):

@@ -300,7 +300,7 @@ def test_a_tokenizer_that_loses_text_of_a_document_is_refused(bpe, books, tmp_pa
     for file in set(books.rglob("*.txt")) - {books / "train" / "00.txt"}:
         file.write_text("text-" * (1 + int(file.stem)))
     kept = {without_spaces: 7, with_a_token_that_strips: 7}[change]
-    message = rf"^data\.tokenizer\.path=\S+: must be lossless, .*00\.txt \({kept} of 9 bytes\)$"
+    message = rf"^data\.tokenizer\.path=\S+: must be lossless, .*00\.txt \({kept} of 9 bytes\); .*lossy"
     with pytest.raises(CorpusError, match=message):
         prepare(Files("text"), str(books), Saved(changed(bpe, tmp_path, change)), 0, tmp_path / "cache", "error")
     with pytest.raises(CorpusError, match=message):
@@ -367,3 +367,59 @@ def test_a_text_that_a_tokenizer_of_others_cannot_cut_is_a_warning(bpe, books, t
     (warning,) = [message for message in caplog.messages if "without a place to cut" in message]
     assert "00.txt has 2,004 characters" in warning and str(tmp_path) in warning
     assert corpus.splits["train"].text(0) == "ACGT" * 501
+
+
+# Tokenizers that lose text, where data.tokenizer.lossy=allow
+
+
+def words(folder: Path) -> str:
+    """Writes a tokenizer.json of whole lower-case words, and returns its path."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "text": 2, "stone": 3, "é": 4}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(folder / "words.json"))
+    return str(folder / "words.json")
+
+
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_a_lossy_tokenizer_is_accepted_where_it_is_allowed(bpe, books, tmp_path, caplog, kind):
+    """The bytes are those of the original text, and whatever is made of the tokenizer is marked."""
+    path = words(tmp_path) if kind == "words" else changed(bpe, tmp_path, without_spaces)
+    for file in books.rglob("*.txt"):
+        file.write_text("Text  stone é text\n" * (1 + int(file.stem)))
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer\.path=\S+: must .*data\.tokenizer\.lossy=allow"):
+        prepare(Files("text"), str(books), Saved(path), 0, tmp_path / "cache", "error")
+    tokenizer = Saved(path, lossy="allow")
+    corpus = prepare(Files("text"), str(books), tokenizer, 0, tmp_path / "cache", "error")
+    split = corpus.splits["train"]
+    assert split.bytes.tolist() == [20 * (1 + number) for number in range(12)]
+    assert split.text(0) == "Text  stone é text\n"
+    assert "train: the lossy tokenizer gives another text back for 12 of 12 documents" in caplog.text
+    corpus.tokenizer.save(tmp_path / "again.json")
+    for marked in (corpus.tokenizer, load(tmp_path / "again.json"), pickle.loads(pickle.dumps(tokenizer))):
+        assert marked.lossy and marked.identity() == tokenizer.identity() and marked.identity()["lossy"] == "allow"
+        assert marked.encode("Text é").tolist() == tokenizer.encode("Text é").tolist()
+    own = InMemoryDocuments.load(Files("text"), str(books), tokenizer, "error")
+    assert own.total_bytes == sum(file.stat().st_size for file in books.rglob("*.txt"))
+    if kind == "words":
+        assert corpus.tokenizer.decode(split.tokens(0)[1:]) == "text stone é text"
+
+
+@pytest.mark.parametrize("change", [with_dropout, with_bos_as_text])
+def test_a_lossy_tokenizer_still_has_one_encoding_and_a_bos_of_its_own(bpe, tmp_path, change):
+    with pytest.raises(CorpusError, match=rf"^data\.tokenizer\.path={tmp_path}/tokenizer\.json: must "):
+        Saved(changed(bpe, tmp_path, change), lossy="allow")
+
+
+def test_a_lossy_policy_that_does_not_exist(bpe, tmp_path):
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer\.lossy=maybe: must be refuse or allow"):
+        Saved(changed(bpe, tmp_path, lambda settings: None), lossy="maybe")
+
+
+def test_a_lossless_tokenizer_is_not_marked(bpe, tmp_path):
+    tokenizer = Saved(changed(bpe, tmp_path, lambda settings: None))
+    assert not tokenizer.lossy and "lossy" not in tokenizer.identity()

@@ -1,6 +1,7 @@
 """Run folders as train.py leaves them, made in a second: random weights, a corpus of a few files."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ def write_books(folder: Path, documents: int = 12, words: int = 150) -> Path:
     return folder
 
 
-def make_run(outputs: Path, books: Path, *overrides: str, name: str = "run", seed: int = 0) -> Path:
+def make_run(
+    outputs: Path, books: Path, *overrides: str, name: str = "run", seed: int = 0, small: Sequence[str] = SMALL
+) -> Path:
     """An untrained run in `outputs`/`name`/first."""
-    settings = (*SMALL, "data=files", f"data.path={books}", f"data.cache={outputs / 'cache'}", f"name={name}")
+    settings = (*small, "data=files", f"data.path={books}", f"data.cache={outputs / 'cache'}", f"name={name}")
     config: dict[str, Any] = compose(*settings, *overrides)
     data = build_data(config["data"])
     data.setup()

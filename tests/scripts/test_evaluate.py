@@ -18,7 +18,7 @@ from model import Transformer
 from model.training.run_folder import RunFolderError
 from scripts import evaluate as command
 from tests.commands import compose, started
-from tests.scripts.runs import make_run, write_books
+from tests.scripts.runs import SMALL, make_run, write_books
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,27 @@ def test_runs_are_compared_on_the_same_tokens(window, dense, tmp_path):
     text = (folder / "comparison.md").read_text()
     assert f"{result['rows'][1]['bits_per_byte']:.4f}" in text and "loss_by_position.png" in text
     assert (folder / "loss_by_position.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_result_of_a_lossy_tokenizer_is_marked(window, outputs, books, tmp_path, capsys):
+    settings = json.loads((window / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
+    settings["pre_tokenizer"]["pretokenizers"].insert(0, split)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    lossy = ("data/tokenizer=saved", f"data.tokenizer.path={tmp_path}", "data.tokenizer.lossy=allow")
+    small = [each for each in SMALL if "tokenizer" not in each]
+    other = make_run(outputs, books, *lossy, name="lossy", small=small)
+    result = evaluate(f"checkpoint=[{window},{other}]", f"output={tmp_path / 'compared'}", "evaluation.baselines=false")
+    first, second = result["rows"]
+    assert "lossy" not in first["tokenizer"] and second["tokenizer"]["lossy"] == "allow"
+    assert first["bytes"] == second["bytes"] == sum(file.stat().st_size for file in (books / "test").iterdir())
+    bits = second["nll_nats"] / math.log(2) / second["bytes"]
+    assert second["bits_per_byte"] == pytest.approx(bits)
+    text = (tmp_path / "compared" / "comparison.md").read_text()
+    assert text.count("lossy |") == 1 and "lossy" in (tmp_path / "compared" / "comparison.csv").read_text()
+    capsys.readouterr()
+    evaluate(f"checkpoint={other}", "evaluation.baselines=false")
+    assert "lossy tokenizer" in capsys.readouterr().out
 
 
 def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, books, tmp_path):

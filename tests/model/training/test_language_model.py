@@ -92,6 +92,16 @@ def test_validation_sums_over_all_tokens(tmp_path):
     assert "loss_last_quarter" not in result.summary  # no document of this corpus reaches position 12
 
 
+def test_metrics_of_a_lossy_tokenizer_are_marked_and_take_the_mean_bytes_of_a_token(tmp_path, monkeypatch):
+    monkeypatch.setattr("stand_ins.TOKEN_BYTES", torch.full_like(TOKEN_BYTES, 2.7, dtype=torch.float64))
+    summary = train(tmp_path, max_steps=1, precision="bf16-true").summary
+    nats_per_byte = summary["validation_loss"] / 2.7
+    assert summary["validation_bits_per_byte"] == pytest.approx(nats_per_byte / math.log(2), rel=1e-6)
+    assert summary["validation_lossy_tokenizer"] == 1
+    row = read_rows(tmp_path / "metrics.csv")[1][0]
+    assert float(row["train/lossy_tokenizer"]) == 1
+
+
 def test_checkpoint_alone_says_how_to_rebuild_the_model(tmp_path):
     result = train(tmp_path, max_steps=2)
     checkpoint = torch.load(result.last, weights_only=True)

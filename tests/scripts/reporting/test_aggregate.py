@@ -35,6 +35,12 @@ def rows_of(*jobs: Job) -> dict[str, Row]:
     return {row.label: row for row in make_rows([Sweep("s", Path("s"), jobs)])}
 
 
+def test_the_row_of_a_lossy_tokenizer_is_marked():
+    lossy = {"bits_per_byte": 2.0, "tokenizer": {"tokenizer": "saved", "lossy": "allow"}}
+    rows = rows_of(job("window", 1, 2.5), job("other", 1, 2.0, evaluation=lossy))
+    assert list(rows) == ["window", "other (lossy tokenizer)"]
+
+
 @pytest.mark.parametrize("freedom", T)
 def test_students_quantile_is_the_printed_one(freedom):
     assert student_quantile(freedom) == pytest.approx(T[freedom], rel=1e-5)
