@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import CorpusError
-from data.packing import NO_TARGET, pack
+from data.packing import NO_TARGET, Contiguous, pack
 
 BOS = 0
 
@@ -107,3 +108,20 @@ def test_the_seed_orders_documents():
 def test_an_unknown_packing_is_refused():
     with pytest.raises(CorpusError, match=r"^data\.packing=loose: must be contiguous or whole$"):
         pack("loose", split_of_lengths([3]), 4, BOS)
+
+
+@settings(max_examples=25)
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=12), short=st.integers(1, 12), cuts=st.integers(1, 5))
+def test_shorter_sequences_are_cuts_of_the_longer_ones(lengths, short, cuts):
+    """Also those behind the last token, which hold no target."""
+    split = split_of_lengths(lengths)
+    whole = Contiguous(split, short * cuts, BOS, seed=1)
+    pieces = Contiguous(split, short, BOS, seed=1, multiple=cuts)
+    assert len(pieces) == cuts * len(whole)
+    for index in range(len(whole)):
+        parts = [pieces[cuts * index + number] for number in range(cuts)]
+        for name in ("tokens", "targets"):
+            assert torch.cat([part[name] for part in parts]).equal(whole[index][name])
+        assert all(part["position"][0] == 0 for part in parts)
+        named = {number for part in range(cuts) for number in pieces.documents(cuts * index + part)}
+        assert named == set(whole.documents(index))
