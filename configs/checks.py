@@ -83,6 +83,12 @@ def check_evaluate(config: Mapping[str, Any]) -> None:
     settings = validated(schema.Evaluate, config)
     check_device(settings.accelerator, settings.precision)
     check_recall(config["recall"])
+    if settings.attention is not None:
+        name = settings.attention.name
+        if settings.suite == "recall":
+            raise refused("attention", name, "null with suite=recall, which has the run's own attention")
+        group = {"attention": config["attention"], "model": {"sink_logits": False}}
+        check_backend(group | {"trainer": {"accelerator": settings.accelerator}}, build_plan(config["attention"]))
 
 
 def check_probe(config: Mapping[str, Any], overrides: Sequence[str]) -> None:

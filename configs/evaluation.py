@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.build import ConfigError, build_protocol
+from configs.build import ConfigError, build_plan, build_protocol
 from configs.runs import Run, open_corpus, open_run
 from data import DataModule, InMemoryDocuments
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
@@ -18,18 +18,37 @@ from data.tokenizers import Tokenizer
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
 from model.evaluation.context import default_contexts
+from model.evaluation.replacement import with_plan
 from model.evaluation.scorer import ProgressBar
 from model.precision import device_of
 
 log = logging.getLogger(__name__)
 
 
+def under_attention(run: Run, attention: Mapping[str, Any]) -> Transformer:
+    """Returns the model of `run`, with the same weights, under another composed `attention` group.
+
+    Raises:
+        ConfigError: the patterns need parameters that the run lacks, or do not fit its heads.
+    """
+    plan = build_plan(attention)
+    try:
+        return with_plan(run.model, plan)
+    except ValueError as error:
+        raise ConfigError(f"attention={attention['name']}: {error}") from None
+
+
 def measure_run(
-    run: Run, documents: Split | InMemoryDocuments, settings: Mapping[str, Any], scorer: Scorer
+    run: Run,
+    documents: Split | InMemoryDocuments,
+    settings: Mapping[str, Any],
+    scorer: Scorer,
+    model: Transformer | None = None,
+    label: str | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Returns `measure` of a trained run."""
+    """Returns `measure` of a trained run. `model`, `label`: of the run's weights under another attention."""
     return measure(
-        run.model,
+        model or run.model,
         documents,
         settings,
         scorer,
@@ -37,7 +56,7 @@ def measure_run(
         sequence_length=run.sequence_length,
         corpus=open_corpus(run) if settings["baselines"] else None,
         checkpoint=run.checkpoint,
-        label=run.label,
+        label=label or run.label,
     )
 
 

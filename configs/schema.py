@@ -268,6 +268,7 @@ class Evaluate(Device):
     output: Text | None
     evaluation: Evaluation
     recall: Recall
+    attention: Attention | None = None
     data: Data | None = None
 
 

@@ -4,6 +4,7 @@
     python scripts/evaluate.py checkpoint=RUN_DIR/last evaluation.protocol.stride=512
     python scripts/evaluate.py checkpoint=RUN_DIR data=files data.path=books/                one's own documents
     python scripts/evaluate.py 'checkpoint=[RUN_A,RUN_B]'                                    runs on the same tokens
+    python scripts/evaluate.py checkpoint=RUN_DIR attention=dense                            and the same weights, dense
     python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
 
 The result goes to the screen and into the run's evaluation.json, one row a checkpoint, precision, protocol and
@@ -47,7 +48,8 @@ def evaluate(config: dict[str, Any]) -> Any:
     check_evaluate(config)
     if config["suite"] == "recall":
         return evaluate_recall(config)
-    return (compare_checkpoints if isinstance(config["checkpoint"], list) else evaluate_checkpoint)(config)
+    several = isinstance(config["checkpoint"], list) or config.get("attention")
+    return (compare_checkpoints if several else evaluate_checkpoint)(config)
 
 
 def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +87,16 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
-    """Scores every run of the list `config["checkpoint"]` on the documents of the first, or on `config["data"]`. Prints
-    the tables, writes them to a folder, and returns the content of comparison.json."""
+    """Scores every run of `config["checkpoint"]` on the documents of the first, or on `config["data"]`; with
+    `config["attention"]` each under its own attention and under that one. Prints the tables, writes them to a folder,
+    and returns the content of comparison.json. The differences are to the first run; those of another attention are to
+    the same run under its own."""
     from rich.console import Console
     from rich.markdown import Markdown
 
     from configs.checks import check_evaluation
     from configs.errors import ConfigError
-    from configs.evaluation import measure_run, with_shared_window
+    from configs.evaluation import measure_run, under_attention, with_shared_window
     from configs.runs import open_documents, open_run, retokenize, same_tokenizer
     from model.evaluation import Scorer, compare
     from model.training.run_folder import check_writable, new_run_path
@@ -102,28 +106,36 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     settings = config["evaluation"]
     output = Path(config["output"]) if config["output"] else new_run_path(Path("outputs"), "comparison")
     if output.is_file():
-        raise ConfigError(f"output={output}: must be a folder where several runs are compared")
+        raise ConfigError(f"output={output}: must be a folder where runs or attentions are compared")
     check_writable(output.parent, config["output"])
     scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
-    runs: list[Run] = []
-    rows, losses = [], []
-    for checkpoint in config["checkpoint"]:
+    runs: list[Run] = []  # of each row
+    rows, losses, against = [], [], []
+    named, attention = config["checkpoint"], config.get("attention")
+    for checkpoint in named if isinstance(named, list) else [named]:
         run = open_run(checkpoint, config["accelerator"], config["precision"])
         check_evaluation(settings, run.sequence_length, run.model.config.max_length)
+        models = {run.label: run.model}
+        if attention:
+            models[f"{run.label} attention={attention['name']}"] = under_attention(run, attention)
         if not runs:
             settings = with_shared_window(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
-        runs.append(run)
-        own = retokenize(documents, name, runs[0], run)
-        measured, found = measure_run(run, own, settings, scorer)
+        own = retokenize(documents, name, runs[0] if runs else run, run)
+        for label, model in models.items():
+            measured, found = measure_run(run, own, settings, scorer, model, label)
+            place = {"run": label, "checkpoint": str(run.checkpoint), "documents_from": name}
+            changed = {} if model is run.model else {"attention": attention}
+            against.append(len(rows) - 1 if changed else 0)
+            rows.append(place | changed | {"precision": config["precision"]} | measured)
+            losses.append(found)
+            runs.append(run)
         run.model.to("cpu")
-        named = {"run": run.label, "checkpoint": str(run.checkpoint), "documents_from": name}
-        rows.append(named | {"precision": config["precision"]} | measured)
-        losses.append(found)
     differences = [
-        {"run": run.label, "against": runs[0].label}
-        | vars(compare(found, losses[0], documents.bytes, same_tokens=same_tokenizer(run, runs[0])))
-        for run, found in zip(runs[1:], losses[1:], strict=True)
+        {"run": rows[row]["run"], "against": rows[other]["run"]}
+        | vars(compare(losses[row], losses[other], documents.bytes, same_tokens=same_tokenizer(runs[row], runs[other])))
+        for row, other in enumerate(against)
+        if row > 0
     ]
     result = {"rows": rows, "differences": differences}
     write_comparison(output, result)

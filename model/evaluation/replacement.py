@@ -65,13 +65,19 @@ def with_plan(model: Transformer, plan: AttentionPlan) -> Transformer:
     layer keeps its rotary embeddings.
 
     Raises:
-        ValueError: the plan needs parameters that `model` lacks, or has rotary embeddings of its own.
+        ValueError: the plan needs parameters that `model` lacks, or needs them in another shape, or has rotary
+            embeddings of its own.
     """
     for name, rope in plan.rope.items():
         raise ValueError(f"must not have rope={rope}, since layers keep their rotary embeddings (pattern {name})")
     with torch.device("meta"):
         changed = Transformer(model.config, plan)
-    missing, _ = changed.load_state_dict(model.state_dict(), strict=False, assign=True)
+    weights, own = model.state_dict(), changed.state_dict()
+    for name in own.keys() & weights.keys():
+        if own[name].shape != weights[name].shape:
+            shapes = f"{list(weights[name].shape)}, and not {list(own[name].shape)}"
+            raise ValueError(f"must be a pattern whose parameters the model has: {name} is of shape {shapes}")
+    missing, _ = changed.load_state_dict(weights, strict=False, assign=True)
     if missing:
         raise ValueError(
             f"must be a pattern without parameters of its own, since the model has no {missing[0]}; pooling=mean, "

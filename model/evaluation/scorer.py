@@ -47,7 +47,7 @@ class Scorer:
                 documents,
                 protocol,
                 tokens_at_once=self.tokens_at_once,
-                store=self._store(documents, protocol.describe(), checkpoint),
+                store=self._store(model, documents, protocol.describe(), checkpoint),
                 progress=progress,
             )
 
@@ -71,7 +71,7 @@ class Scorer:
                 targets,
                 tokens_at_once=self.tokens_at_once,
                 least=least,
-                store=self._store(documents, {"name": "by_context"}, checkpoint),
+                store=self._store(model, documents, {"name": "by_context"}, checkpoint),
                 progress=progress,
             )
 
@@ -80,9 +80,12 @@ class Scorer:
         for store in self._stores:
             store.delete()
 
-    def _store(self, documents: Documents, protocol: Mapping[str, object], checkpoint: Path | None) -> LossStore | None:
+    def _store(
+        self, model: Transformer, documents: Documents, protocol: Mapping[str, object], checkpoint: Path | None
+    ) -> LossStore | None:
         if checkpoint is None:
             return None
-        settings = {"protocol": protocol, "precision": self.precision}
+        # The weights of one checkpoint may be scored under several plans.
+        settings = {"protocol": protocol, "precision": self.precision, "plan": repr(model.plan)}
         self._stores.append(LossStore(self.folder / FOLDER / fingerprint(checkpoint, documents, settings)))
         return self._stores[-1]

@@ -46,7 +46,7 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     rows, first = result["rows"], result["rows"][0]
     protocol = ", ".join(f"{key} {value}" for key, value in first["protocol"].items())
     parts = [
-        f"# {len(rows)} runs on the same documents",
+        f"# {len(rows)} models on the same documents",
         f"{first['documents_from']}: {first['documents']:,} documents, {first['bytes']:,} bytes, {first['words']:,} "
         f"words. Protocol: {protocol}. In brackets: 95 % bounds over documents.",
         table(

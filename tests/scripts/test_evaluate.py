@@ -150,6 +150,39 @@ def test_every_result_of_a_lossy_tokenizer_is_marked(window, outputs, books, tmp
     assert "lossy tokenizer" in capsys.readouterr().out
 
 
+def test_a_sparse_run_is_evaluated_sparse_and_dense(window, outputs, books, tmp_path):
+    """The rows are those of the run, and of a run with its weights and dense attention."""
+    twin, settings = make_run(outputs, books, "attention=dense", name="twin"), ["evaluation.baselines=false"]
+    settings += ["evaluation.by_context.contexts=[16,whole]", "evaluation.by_context.targets=8"]
+    result = evaluate(f"checkpoint={window}", "attention=dense", f"output={tmp_path}", *settings)
+    sparse, dense = result["rows"]
+    assert (sparse["run"], dense["run"]) == ("window/first", "window/first attention=dense")
+    assert "attention" not in sparse and dense["attention"]["name"] == "dense"
+    for row, run in zip(result["rows"], (window, twin), strict=True):
+        alone = evaluate(f"checkpoint={run}", *settings)
+        assert row["nll_nats"] == pytest.approx(alone["nll_nats"], rel=1e-6)
+        for found, expected in zip(row["by_context"], alone["by_context"], strict=True):
+            assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert abs(dense["loss"] - sparse["loss"]) > 1e-3
+    assert abs(dense["by_context"][1]["loss"] - sparse["by_context"][1]["loss"]) > 1e-3
+    (difference,) = result["differences"]
+    assert (difference["run"], difference["against"]) == (dense["run"], sparse["run"])
+    assert difference["loss"] == pytest.approx(dense["loss"] - sparse["loss"], abs=1e-9)
+    assert difference["loss_low"] < difference["loss"] < difference["loss_high"]
+    assert "attention=dense" in (tmp_path / "comparison.md").read_text()
+
+
+def test_each_run_under_another_attention_is_compared_with_itself(window, dense, tmp_path):
+    arguments = f"checkpoint=[{dense},{window}]", "attention=dense", f"output={tmp_path}", "evaluation.baselines=false"
+    result = evaluate(*arguments)
+    names = ["dense/first", "dense/first attention=dense", "window/first", "window/first attention=dense"]
+    assert [row["run"] for row in result["rows"]] == names
+    pairs = [(each["run"], each["against"]) for each in result["differences"]]
+    assert pairs == [(names[1], names[0]), (names[2], names[0]), (names[3], names[2])]
+    changes = [abs(each["loss"]) for each in result["differences"]]
+    assert changes[0] < 1e-6 and changes[2] > 1e-3
+
+
 def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, books, tmp_path):
     other = make_run(outputs, books, "data.tokenizer.vocabulary=280", name="other")
     result = evaluate(f"checkpoint=[{window},{other}]", f"output={tmp_path}", "evaluation.baselines=false")
@@ -181,6 +214,19 @@ def test_an_evaluator_with_another_tokenizer_is_refused_before_anything_is_score
         (["checkpoint={short}", "evaluation.key_tokens.gain=0"], r"key_tokens.gain=0: must be a number > 0"),
         (["checkpoint={short}", "evaluation.key_tokens.confidence=1"], r"key_tokens.confidence=1: must be"),
         (["checkpoint={short}", "precision=8-bit"], "precision=8-bit: must be 32-true"),
+        (
+            ["checkpoint={short}", "attention=routed", "attention.patterns.routed.router=indexer"],
+            "attention=routed: must be a pattern without parameters of its own, .*indexer",
+        ),
+        (
+            ["checkpoint={short}", "attention=dense", "+attention.patterns.full.rope=none"],
+            "attention=dense: must not have rope=none",
+        ),
+        (["checkpoint={short}", "attention=dense", "suite=recall"], "attention=dense: must be null with suite=recall"),
+        (
+            ["checkpoint={short}", "attention=dense", "attention.backend=triton"],
+            "attention.backend=triton: must be auto",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(overrides, message, outputs, books):
