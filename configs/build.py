@@ -124,9 +124,11 @@ def build_data(data: Mapping[str, Any]) -> "DataModule":
 
 def build_source(data: Mapping[str, Any]) -> "Source":
     """Returns the source of a composed `data` group, which reads its `path`."""
+    from configs.mixture import build_mixed_sources, is_mixture
     from data.sources import Source
 
-    return construct("data.source", data.get("source"), Source)
+    built = {"sources": build_mixed_sources(data)} if is_mixture(data) else None
+    return construct("data.source", data.get("source"), Source, built)
 
 
 def build_task(key: str, settings: Mapping[str, Any]) -> Callable:

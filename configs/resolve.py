@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from configs.aliases import upgrade
 from configs.checks import check_types
 from configs.errors import ConfigError
+from configs.mixture import with_whole_sources
 from configs.pretrained import with_pretrained
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust, trust_named
@@ -34,7 +35,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         plain = with_pretrained(plain)
     check_types(plain)
     if not plain["resume"]:
-        own = trust_named(plain)
+        own = trust_named({**plain, "data": with_whole_sources(plain["data"])})
         return inherit_tokenizer(own, HydraConfig.get().overrides.task) if own["init_from"] else own
     trust(plain.pop("trust", None))  # the run's own config trusts nothing
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, Subset
 
-from .corpus import Corpus
+from .corpus import Corpus, Split
 from .errors import CorpusError
+from .mixing import MixedSampler, MixedSequences, SplitSubset
 from .packing import Contiguous, SeveralLengths, pack
 from .preparation import prepare
 from .sampler import Batches, Phase, ResumableSampler
@@ -95,7 +96,12 @@ class DataModule(LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the corpus. Raises CorpusError if the training split does not fill one sequence."""
+        """Opens the corpus.
+
+        Raises:
+            CorpusError: the training split does not fill one sequence, or a source of a mixture has no document in a
+                split.
+        """
         self.prepare_data()
         self.tokenizer = self.corpus.tokenizer
         tokens = self.corpus.splits["train"].total_tokens
@@ -104,6 +110,8 @@ class DataModule(LightningDataModule):
                 f"data.sequence_length={self.sequence_length}: must be at most {tokens - 1}, since the training split"
                 f" has {tokens} tokens"
             )
+        for split in self.corpus.splits if self.source.weights else ():
+            self._sequences(split)
 
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
         """Raises CorpusError unless the corpus is the one that `run` was trained on.
@@ -136,6 +144,11 @@ class DataModule(LightningDataModule):
         return self.tokenizer.vocabulary
 
     @property
+    def source_names(self) -> list[str]:
+        """The names of the sources of a mixture, by the numbers in `source`; empty otherwise."""
+        return list(self.source.weights or ())
+
+    @property
     def token_bytes(self) -> torch.Tensor:
         """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos. Of a lossy tokenizer float64: the
         bytes of the original text for each token, on average over the training documents."""
@@ -151,20 +164,27 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
         if self._resumed_order not in (None, self._order_number()):
+            weights = "" if self.source.weights is None else ", the weights of data.source.sources"
             raise CorpusError(
-                f"data.packing={self.packing}, data.sequence_length={self.sequence_length}, data.seed={self.seed}: must"
-                " be those of the checkpoint, as must the corpus and the tokenizer, because the checkpoint counts the"
-                f" samples that it consumed ({self.cursor}) in their order; or start from its weights with init_from"
+                f"data.packing={self.packing}, data.sequence_length={self.sequence_length}, data.seed={self.seed}"
+                f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
+                f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
+                " weights with init_from"
             )
         sampler = self._sampler()
         return self._loader(self._samples(), Batches(sampler, self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
-        """Returns a loader of the validation split in order, or of `validation_sequences` evenly spread over it."""
+        """Returns a loader of the validation split in order, or of `validation_sequences` evenly spread over it.
+
+        A batch of a mixture has the tensor `source` (data/mixing.py), and each source has as many of the sequences.
+        """
         dataset = self._sequences("validation")
         if self.validation_sequences is not None and self.validation_sequences < len(dataset):
             count = self.validation_sequences
-            dataset = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+            mixed = isinstance(dataset, MixedSequences)
+            spread = dataset.spread(count) if mixed else [index * len(dataset) // count for index in range(count)]
+            dataset = Subset(dataset, spread)
         return self._loader_in_order(dataset)
 
     def test_dataloader(self) -> DataLoader:
@@ -191,16 +211,24 @@ class DataModule(LightningDataModule):
         names = self.corpus.splits["train"].names
         return [names[document] for document in dict.fromkeys(documents)]
 
-    def _sequences(self, split: str, seed: int | None = None) -> Dataset:
-        return pack(self.packing, self.corpus.splits[split], self.sequence_length, self.tokenizer.bos, seed)
+    def _sequences(self, split: str, seed: int | None = None, cuts: int | None = None) -> Dataset:
+        """The packed sequences of a split, or those of a phase, each cut into `cuts` samples."""
+
+        def packed(documents: Split | SplitSubset) -> Dataset:
+            if cuts is None:
+                return pack(self.packing, documents, self.sequence_length, self.tokenizer.bos, seed)
+            return Contiguous(documents, self.sequence_length // cuts, self.tokenizer.bos, seed, multiple=cuts)
+
+        documents, weights = self.corpus.splits[split], self.source.weights
+        if weights is None:
+            return packed(documents)
+        return MixedSequences(documents, weights, packed, tagged=split == "validation")
 
     def _samples(self) -> SeveralLengths:
         """The training samples of all lengths, in the order of the phases."""
-        split, bos = self.corpus.splits["train"], self.tokenizer.bos
         cuts = [phase.cuts for phase in self._phases()]
-        if cuts == [1]:
-            return SeveralLengths([self._sequences("train", seed=self.seed)])
-        return SeveralLengths([Contiguous(split, self.sequence_length // n, bos, self.seed, multiple=n) for n in cuts])
+        lengths = [None] if cuts == [1] else cuts
+        return SeveralLengths([self._sequences("train", self.seed, each) for each in lengths])
 
     def _phases(self) -> list[Phase]:
         """The phases by the length of their sequences."""
@@ -214,7 +242,8 @@ class DataModule(LightningDataModule):
         """The sampler of this rank's training samples, from the cursor on."""
         sequences, (rank, world_size) = self._sequences("train", seed=self.seed), self._rank()
         length = self._length_in_batches(sequences, world_size) * self.batch_size
-        return ResumableSampler(sequences, self.seed, length, lambda: self.cursor, rank, world_size, self._phases())
+        kind = ResumableSampler if self.source.weights is None else MixedSampler
+        return kind(sequences, self.seed, length, lambda: self.cursor, rank, world_size, self._phases())
 
     def _loader_in_order(self, dataset: Dataset) -> DataLoader:
         return self._loader(dataset, BatchSampler(SequentialSampler(dataset), self.batch_size, drop_last=False))
@@ -263,6 +292,8 @@ class DataModule(LightningDataModule):
         settings = f"{content} {self.packing} {self.sequence_length} {self.seed}"
         if self.lengths:
             settings += f" {list(self.lengths)}"
+        if self.source.weights is not None:
+            settings += f" {dict(self.source.weights)}"
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
 
 

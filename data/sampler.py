@@ -80,8 +80,12 @@ class ResumableSampler(Sampler[int]):
             order = self._order((stop - first) * cuts, of_pass, first)
             sequence, cut = divmod(int(order[(read - first) * cuts + cut]), cuts)
             read = first + sequence
-        place = self._order(self.count, of_pass)[read % self.count]
-        return self.first_indices[number] + int(place) * cuts + cut
+        return self.first_indices[number] + self.sequence_at(read) * cuts + cut
+
+    def sequence_at(self, read: int) -> int:
+        """Returns the index of the long sequence that is read after `read` others, over all passes."""
+        of_pass, place = divmod(read, self.count)
+        return int(self._order(self.count, of_pass)[place])
 
     def cuts_of(self, index: int) -> int:
         """Returns the number of samples that a long sequence has in the phase of a sample with this index."""

@@ -4,6 +4,7 @@
     code.py               installed packages and repositories (import_order.py orders their files)
     files.py              the user's own files (file_search.py finds them, file_rows.py reads them)
     hub.py                datasets of the Hugging Face hub, and local dataset folders
+    mixture.py            several of these, with weights
 
 bad_documents.py has the policy for documents that cannot be read. A new source is a subclass of `Source` (base.py) that
 a config names as `data.source._target_`.
@@ -14,7 +15,8 @@ from .base import Source
 from .code import Code
 from .files import Files
 from .hub import Hub
+from .mixture import MixedSource, Mixture
 from .splits import SPLITS
 from .standard_library import StandardLibrary
 
-__all__ = ["SPLITS", "BadDocuments", "Code", "Files", "Hub", "Source", "StandardLibrary"]
+__all__ = ["SPLITS", "BadDocuments", "Code", "Files", "Hub", "MixedSource", "Mixture", "Source", "StandardLibrary"]

@@ -1,6 +1,7 @@
 """The interface of all sources of documents."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +23,11 @@ class Source(ABC):
     """Reads documents from `path`. Each document is read whole and belongs to exactly one split.
 
     skips: whether the source can skip unreadable documents, as `data.on_bad_document=skip` asks.
+    weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     """
 
-    skips = True
+    skips: bool = True
+    weights: Mapping[str, int] | None = None
 
     @abstractmethod
     def check(self, path: str | None) -> None:

@@ -259,8 +259,11 @@ class LanguageModel(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self.check_sound()
-        # Rows: all tokens; positions < 512; the last quarter of the sequence length. Columns: nats, tokens, bytes.
-        self.validation_sums = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+        # Rows: all tokens; positions < 512; the last quarter of the sequence length; each source of a mixture.
+        # Columns: nats, tokens, bytes.
+        self.validation_sources: list[str] = getattr(self.trainer.datamodule, "source_names", [])
+        rows = 3 + len(self.validation_sources)
+        self.validation_sums = torch.zeros(rows, 3, dtype=torch.float64, device=self.device)
         self.validation_diagnostics: dict[str, list[Tensor]] = {}
         self.model.collect_diagnostics(True)
 
@@ -271,16 +274,20 @@ class LanguageModel(lightning.LightningModule):
         for name, value in self.model.diagnostics().items():
             self.validation_diagnostics.setdefault(name, []).append(value)
         targets, position = batch["targets"], batch["position"]
-        parts = (position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4)
+        parts = [position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4]
+        parts += [batch["source"] == number for number in range(len(self.validation_sources))]
         for row, part in enumerate(parts):
             self.validation_sums[row] += self._totals(out.per_token, targets.where(part, IGNORE))
 
     def on_validation_epoch_end(self) -> None:
-        whole, first, last = self._over_ranks(self.validation_sums).tolist()
+        whole, first, last, *sources = self._over_ranks(self.validation_sums).tolist()
         self.validation_metrics = _units("validation", whole, self.lossy)
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
+        for name, sums in zip(self.validation_sources, sources, strict=True):
+            if sums[1]:  # Lightning's check before the training may not reach every source
+                self.validation_metrics |= {f"{key}_{name}": v for key, v in _units("validation", sums, False).items()}
         self.model.collect_diagnostics(False)
         for name, values in self.validation_diagnostics.items():
             sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])

@@ -89,9 +89,9 @@ OPTIONAL = ("trust", "output")
 
 ANY_PATH = (
     ("data=hub", "data.path", "nonsense"),
-    *((f"data={each}", "data.path", None) for each in ("stdlib", "code")),
+    *((f"data={each}", "data.path", None) for each in ("code", "mixture", "stdlib")),
 )
-"""A name on the hub; this Python's library and packages."""
+"""A name on the hub; this Python's library and packages; no path of its own."""
 
 EARLIER = ("data.source.extensions", "data.source.split_by")
 """Keys that saved configs of earlier versions lack: the class has the value of those versions."""

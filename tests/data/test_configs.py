@@ -11,7 +11,8 @@ from hydra.utils import instantiate
 from data import DataModule
 
 FOLDER = Path(__file__).parents[2] / "configs" / "data"
-NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "base")
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in ("base", "mixture"))
+"""All but the group that configs/mixture.py builds."""
 
 
 def composed(name: str, *overrides: str):

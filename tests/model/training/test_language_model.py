@@ -102,6 +102,30 @@ def test_metrics_of_a_lossy_tokenizer_are_marked_and_take_the_mean_bytes_of_a_to
     assert float(row["train/lossy_tokenizer"]) == 1
 
 
+class TwoSources(TinyData):
+    """Validates on sequences of two sources; the third one has none."""
+
+    source_names = ("even", "odd", "none")
+
+    def val_dataloader(self):
+        sequences = [Sequences(5, 2)[n] | {"source": torch.full((16,), n % 2)} for n in range(5)]
+        return DataLoader(sequences, 2)
+
+
+def test_validation_sums_apart_for_each_source(tmp_path):
+    module = new_module()
+    summary = fit(module, TwoSources(), run_folder(tmp_path), **TRAINER | dict(max_steps=2)).summary
+    module.eval()
+    for first, name in enumerate(("even", "odd")):
+        batch = next(iter(DataLoader([Sequences(5, 2)[n] for n in range(first, 5, 2)], 5)))
+        with torch.no_grad():
+            out = module.model.loss(batch["tokens"], batch["targets"], batch["position"], [16])
+        bytes_ = TOKEN_BYTES[batch["targets"][batch["targets"] != -100]].sum().item()
+        assert summary[f"validation_loss_{name}"] == pytest.approx((out.total / out.count).item(), rel=1e-6)
+        assert summary[f"validation_bits_per_byte_{name}"] == pytest.approx(out.total.item() / math.log(2) / bytes_)
+    assert "validation_loss_none" not in summary
+
+
 def test_checkpoint_alone_says_how_to_rebuild_the_model(tmp_path):
     result = train(tmp_path, max_steps=2)
     checkpoint = torch.load(result.last, weights_only=True)

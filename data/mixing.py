@@ -1,0 +1,132 @@
+"""Samples of several sources by weight.
+
+Weights are a ratio of integers, such as 3:1. Every block of 3 + 1 samples has 3 of the first source and 1 of the
+second, in an order that (seed, block) determines. Within a source, samples follow its own endless passes, each a
+permutation that (seed, source, pass) determines. So the n-th sample of a run is a function of (seed, weights, n): the
+number of samples consumed is enough to resume exactly, and at the end of each block every source has its exact share.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .corpus import Split
+from .errors import CorpusError
+from .packing import Batch
+from .sampler import ResumableSampler
+
+BLOCKS = -1
+"""The number of the random stream that orders the sources in a block; a source has its own number."""
+
+
+class SplitSubset:
+    """Some of the documents of a split, as packing reads them. `documents`: their numbers within the split."""
+
+    def __init__(self, split: Split, documents: np.ndarray):
+        self.split = split
+        self.numbers = documents
+        self.lengths = split.lengths[documents]
+        self.total_tokens = int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def tokens(self, document: int) -> np.ndarray:
+        return self.split.tokens(self.numbers[document])
+
+
+class MixedSequences(Dataset):
+    """The packed sequences of each source of a split, one source after another.
+
+    A sequence has documents of one source alone.
+
+    packed: returns the sequences of one source.
+    tagged: adds `source`, int32 `[sequence_length]`, the number of the source, to each sequence.
+
+    Raises:
+        CorpusError: a source has no document in the split.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        weights: Mapping[str, int],
+        packed: Callable[[SplitSubset], Dataset],
+        tagged: bool,
+    ):
+        self.split = split
+        self.weights = weights
+        self.tagged = tagged
+        source = np.array([name.partition("/")[0] for name in split.names])
+        self.parts = []
+        for name in weights:
+            documents = np.flatnonzero(source == name)
+            if not len(documents):
+                raise CorpusError(
+                    f"data.source.sources: {name}: must have a document of data.minimum_tokens in the"
+                    f" {split.folder.name} split"
+                )
+            self.parts.append(packed(SplitSubset(split, documents)))
+        self.starts = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Batch:
+        number, place = self._place(index)
+        sequence = self.parts[number][place]
+        if self.tagged:
+            sequence["source"] = torch.full_like(sequence["document"], number)
+        return sequence
+
+    def documents(self, index: int) -> list[int]:
+        """Returns the numbers, within the split, of the documents in a sequence."""
+        number, place = self._place(index)
+        part = self.parts[number]
+        return [int(part.split.numbers[document]) for document in part.documents(place)]
+
+    def spread(self, count: int) -> list[int]:
+        """Returns the indices of at most `count` sequences: as many of each source, evenly spread over it."""
+        each = -(-count // len(self.parts))
+        sizes = [min(each, len(part)) for part in self.parts]
+        return [
+            int(start) + index * len(part) // size
+            for start, part, size in zip(self.starts, self.parts, sizes, strict=False)
+            for index in range(size)
+        ]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return number, index - int(self.starts[number])
+
+
+class MixedSampler(ResumableSampler):
+    """As ResumableSampler, with the shares of a mixture's weights. `sequences` is a MixedSequences.
+
+    Where the length of the sequences grows, samples of earlier phases are shuffled among those of neighbouring blocks:
+    then the shares are exact over each phase, to within a block.
+    """
+
+    def __init__(self, sequences: MixedSequences, *arguments, **settings):
+        super().__init__(sequences, *arguments, **settings)
+        self.starts = sequences.starts
+        self.counts = list(sequences.weights.values())
+        self._kept: dict[int, tuple[int, np.ndarray]] = {}
+
+    def sequence_at(self, read: int) -> int:
+        block, place = divmod(read, sum(self.counts))
+        order = self._drawn(BLOCKS, block, np.repeat(np.arange(len(self.counts)), self.counts))
+        source = int(order[place])
+        earlier = block * self.counts[source] + int(np.count_nonzero(order[:place] == source))
+        start, stop = self.starts[source : source + 2]
+        of_pass, place = divmod(earlier, int(stop - start))
+        return int(self._drawn(source, of_pass, np.arange(start, stop))[place])
+
+    def _drawn(self, stream: int, number: int, values: np.ndarray) -> np.ndarray:
+        """Returns the permutation `number` of `values`, and keeps it. `stream`: a source, or BLOCKS."""
+        if stream not in self._kept or self._kept[stream][0] != number:
+            generator = np.random.default_rng((self.seed, stream + 1, number))
+            self._kept[stream] = number, generator.permutation(values)
+        return self._kept[stream][1]

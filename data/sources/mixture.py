@@ -1,0 +1,106 @@
+"""Several sources as one: a corpus of all their documents, under one tokenizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CorpusError
+from .bad_documents import EXAMPLES, BadDocuments
+from .base import Source
+from .splits import SPLITS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LARGEST_BLOCK = 10_000  # samples; the order of a block is drawn at once
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """A source of a mixture. Its documents have names that begin with `name/`.
+
+    weight: share of the training samples, relative to the other sources.
+    """
+
+    name: str
+    source: Source
+    path: str | None
+    weight: float
+
+
+class Mixture(Source):
+    """The documents of several sources. Each must have all splits; training draws its samples by weight (mixing.py)."""
+
+    def __init__(self, sources: Sequence[MixedSource]):
+        self.sources = sources
+        self.skips = any(mixed.source.skips for mixed in sources)
+        names = [mixed.name for mixed in sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise CorpusError(f"data.source.sources: must have different names, and {names.count(name)} are {name}")
+        shares = [Fraction(str(mixed.weight)) for mixed in sources]
+        scale = lcm(*(share.denominator for share in shares))
+        common = np.gcd.reduce([int(share * scale) for share in shares]) if shares else 1
+        self.weights = {name: int(share * scale) // int(common) for name, share in zip(names, shares, strict=True)}
+        if sum(self.weights.values()) > LARGEST_BLOCK:
+            ratio = ":".join(map(str, self.weights.values()))
+            raise CorpusError(
+                f"data.source.sources: must have weights in a ratio of integers whose sum is at most {LARGEST_BLOCK:,},"
+                f" and has {ratio}"
+            )
+
+    def check(self, path: str | None) -> None:
+        if path is not None:
+            raise CorpusError(
+                f"data.path={path}: must be null, since each of data.source.sources has a path of its own"
+            )
+        for mixed in self.sources:
+            _named(mixed.name, mixed.source.check, mixed.path)
+
+    def identity(self, path: str | None) -> dict:
+        # Without the weights: they do not change the documents.
+        parts = [[mixed.name, mixed.source.identity(mixed.path)] for mixed in self.sources]
+        return {"source": "mixture", "sources": parts}
+
+    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
+        from datasets import concatenate_datasets
+
+        loaded: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
+        for mixed in self.sources:
+            own = BadDocuments(bad.policy, mixed.path)
+            splits = _named(mixed.name, mixed.source.load, mixed.path, arrow_cache / mixed.name, own)
+            bad.count += own.count
+            bad.examples = [*bad.examples, *(f"{mixed.name}: {each}" for each in own.examples)][:EXAMPLES]
+            for split in SPLITS:
+                if not len(splits.get(split, ())):
+                    raise CorpusError(
+                        f"data.source.sources: {mixed.name}: must hold documents of every split, and the {split} split"
+                        " has none"
+                    )
+                rows = splits[split]
+                names = [f"{mixed.name}/{name}" for name in rows["name"]]
+                loaded[split].append(rows.select_columns("text").add_column("name", names))
+        return {
+            split: concatenate_datasets(parts).select(_alternating([len(part) for part in parts]))
+            for split, parts in loaded.items()
+        }
+
+
+def _alternating(lengths: Sequence[int]) -> np.ndarray:
+    """Returns the rows of concatenated parts in an order in which every part advances at an even rate. A tokenizer that
+    learns from the first documents alone then learns from every source."""
+    places = np.concatenate([(np.arange(length) + 1) / length for length in lengths])
+    return np.argsort(places, kind="stable")
+
+
+def _named(name: str, function: Callable[..., Any], *arguments: object) -> Any:
+    """Calls a function of a source. Its errors begin with the source's name."""
+    try:
+        return function(*arguments)
+    except CorpusError as error:
+        raise CorpusError(f"data.source.sources: {name}: {error}") from error

@@ -1,0 +1,172 @@
+"""Training draws from each source its exact share, in an order that resumes exactly; validation keeps sources apart."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from data import CorpusError, Files
+from data.mixing import MixedSampler
+from data.sampler import Phase
+from data.sources import MixedSource, Mixture
+from tests.data.conftest import random_text
+from tests.data.sources.rows import STRICT, by_name
+
+WEIGHTS = {"books": 3, "notes": 1}
+
+
+@pytest.fixture
+def notes(tmp_path):
+    folder = tmp_path / "notes"
+    for split, count in (("train", 3), ("valid", 2)):
+        (folder / split).mkdir(parents=True)
+        for number in range(count):
+            (folder / split / f"{number}.txt").write_text(random_text(150 + 97 * number, 1000 + number + 7 * count))
+    return folder
+
+
+@pytest.fixture
+def mixture(books, notes):
+    def build(books_weight: float = 0.75, notes_weight: float = 0.25) -> Mixture:
+        parts = {"books": (books, books_weight), "notes": (notes, notes_weight)}
+        return Mixture([MixedSource(name, Files("text"), str(path), w) for name, (path, w) in parts.items()])
+
+    return build
+
+
+@pytest.fixture
+def mixed(make, mixture):
+    """mixed(...) -> a DataModule on three samples of books for each one of notes, set up."""
+
+    def build(**changes):
+        data = make(**(dict(source=mixture(), path=None) | changes))
+        data.setup()
+        return data
+
+    return build
+
+
+class Numbered:
+    """As MixedSequences, with the numbers of sequences as its items."""
+
+    weights = WEIGHTS
+    starts = torch.tensor([0, 10, 13]).numpy()
+
+    def __len__(self):
+        return 13
+
+    def __getitem__(self, index):
+        return index
+
+
+ONE = (Phase(0, 1),)
+
+
+def sampler(cursor=0, seed=0, rank=0, world_size=1, phases=ONE) -> MixedSampler:
+    return MixedSampler(Numbered(), seed, 25, lambda: cursor, rank, world_size, phases)
+
+
+def test_every_block_has_the_exact_shares_and_every_pass_the_whole_source():
+    samples = list(islice(sampler(), 400))
+    for block in range(100):
+        assert sum(index < 10 for index in samples[4 * block : 4 * block + 4]) == 3
+    orders = {tuple(index < 10 for index in samples[4 * block : 4 * block + 4]) for block in range(100)}
+    assert len(orders) == 4
+    for source in (set(range(10)), set(range(10, 13))):
+        own = [index for index in samples if index in source]
+        passes = [own[start : start + len(source)] for start in range(0, len(own) - len(source) + 1, len(source))]
+        assert all(set(one) == source for one in passes)
+        assert len(set(map(tuple, passes))) > 1
+    assert samples != list(islice(sampler(seed=1), 400))
+
+
+@pytest.mark.parametrize("cursor", [0, 1, 4, 13, 39, 40, 101])
+def test_it_resumes_at_any_sample_on_any_number_of_ranks(cursor):
+    whole = list(islice(sampler(), cursor + 60))[cursor:]
+    assert list(islice(sampler(cursor), 60)) == whole
+    ranks = [list(islice(sampler(cursor, rank=rank, world_size=3), 20)) for rank in range(3)]
+    assert [ranks[i % 3][i // 3] for i in range(60)] == whole
+    assert [sampler().at(cursor + n) for n in range(60)] == whole
+
+
+def test_phases_of_shorter_samples_read_the_same_sequences():
+    whole = list(islice(sampler(), 40))
+    phases = (Phase(0, 2), Phase(26, 1))
+    growing = list(islice(sampler(phases=phases), 52 + 14))
+    assert sorted(index // 2 for index in growing[:52]) == sorted(whole[:26] * 2)
+    assert sorted(growing[:26]) != sorted(growing[26:52])  # two passes of 13 sequences, each shuffled apart
+    assert [index - 26 for index in growing[52:]] == whole[26:]
+
+
+def test_a_corpus_of_all_documents_with_the_splits_of_their_sources(mixture, books, notes, tmp_path):
+    loaded = mixture().load(None, tmp_path / "arrow", STRICT)
+    expected = {
+        f"{name}/{document}": text
+        for name, path in (("books", books), ("notes", notes))
+        for document, text in by_name(Files("text").load(str(path), tmp_path / name, STRICT)).items()
+    }
+    assert by_name(loaded) == expected
+    assert Counter(name.partition("/")[0] for name in loaded["train"]["name"]) == {"books": 12, "notes": 3}
+    # Both advance at an even rate: a tokenizer that learns from the first documents learns from both.
+    assert [n for n, name in enumerate(loaded["train"]["name"]) if name.startswith("notes")] == [4, 9, 14]
+
+
+def test_batches_of_one_source_each_in_their_share(mixed):
+    data = mixed(batch_size=1)
+    train = data._sequences("train", seed=7)
+    names = [data.document_names(n, n + 1) for n in range(80)]
+    assert all(len({name.partition("/")[0] for name in each}) == 1 for each in names)
+    assert Counter(each[0].partition("/")[0] for each in names) == {"books": 60, "notes": 20}
+    batches = islice(data.train_dataloader(), 8)
+    expected = [train[MixedSampler(train, 7, 0, lambda: 0, 0, 1).at(n)]["tokens"] for n in range(8)]
+    assert all(torch.equal(batch["tokens"][0], tokens) for batch, tokens in zip(batches, expected, strict=True))
+    assert "source" not in train[0]
+
+
+def test_a_resumed_loader_reads_on_and_other_weights_are_refused(mixed, mixture):
+    data = mixed()
+    whole = [batch["tokens"] for batch in islice(data.train_dataloader(), 12)]
+    for _ in range(5):
+        data.advance(2)
+    state = data.state_dict()
+    resumed = mixed()
+    resumed.load_state_dict(state)
+    assert all(map(torch.equal, [b["tokens"] for b in islice(resumed.train_dataloader(), 7)], whole[5:]))
+    other = mixed(source=mixture(0.5, 0.5))
+    assert other.corpus.fingerprint == data.corpus.fingerprint  # weights change no document
+    other.load_state_dict(state)
+    with pytest.raises(CorpusError, match=r"the weights of data\.source\.sources: must be those of the checkpoint"):
+        other.train_dataloader()
+
+
+def test_validation_has_as_many_sequences_of_each_source(mixed):
+    whole = mixed().val_dataloader().dataset
+    few = mixed(validation_sequences=4, batch_size=4).val_dataloader()
+    (batch,) = list(few)
+    assert batch["source"].shape == batch["tokens"].shape
+    assert batch["source"][:, 0].tolist() == [0, 0, 1, 1] and batch["source"].unique().tolist() == [0, 1]
+    for index in range(len(whole)):
+        name = mixed().corpus.splits["validation"].names[whole.documents(index)[0]]
+        assert name.startswith(["books/", "notes/"][whole[index]["source"][0]])
+
+
+def test_wrong_mixtures(mixture, books, tmp_path, mixed):
+    part = MixedSource("books", Files("text"), str(books), 1)
+    with pytest.raises(CorpusError, match=r"^data\.source\.sources: must have different names, and 2 are books$"):
+        Mixture([part, part])
+    assert mixture(0.3333, 0.6667).weights == {"books": 3333, "notes": 6667}
+    with pytest.raises(CorpusError, match=r"^data\.source\.sources: must have weights .* and has 33331:66669$"):
+        mixture(0.33331, 0.66669)
+    with pytest.raises(CorpusError, match=r"^data\.path=x: must be null"):
+        mixture().check("x")
+    missing = Mixture([part, MixedSource("gone", Files("text"), str(tmp_path / "gone"), 1)])
+    with pytest.raises(CorpusError, match=r"^data\.source\.sources: gone: data\.path=\S+/gone: must be "):
+        missing.check(None)
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "a.txt").write_text("a document alone")
+    few = Mixture([part, MixedSource("few", Files("text"), str(tmp_path / "few"), 1)])
+    with pytest.raises(CorpusError, match=r"^data\.source\.sources: few: must hold documents of every split"):
+        few.load(None, tmp_path / "arrow", STRICT)
+    with pytest.raises(CorpusError, match=r"^data\.source\.sources: books: must have a document .* validation split$"):
+        mixed(minimum_tokens=200)
