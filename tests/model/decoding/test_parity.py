@@ -148,11 +148,12 @@ def test_the_edges_of_pages_groups_and_pieces_are_not_seen(name, one_mask, monke
     model, tokens = build(name), random_tokens(2, LENGTH)
     whole = full_logits(model, tokens)
     sizes = [1] * 23 + [7] * 3 + [17] * 2  # LENGTH tokens
-    for chunks in (sizes, sizes[::-1]):
-        assert (cached_logits(model, tokens, chunks) - whole).abs().max() <= 1e-12
+    if list(PLANS).index(name) % 2 == bool(one_mask):  # both orders with both bounds, each in half of the plans
+        sizes.reverse()
+    assert (cached_logits(model, tokens, sizes) - whole).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("chunk", [7, BLOCK, 4 * BLOCK - 1])  # single tokens follow each of them
+@pytest.mark.parametrize("chunk", [7, 4 * BLOCK - 1])  # single tokens follow each of them
 @every_plan
 def test_ragged_batches_give_the_logits_of_each_text_alone(name, chunk):
     """Prompts of different lengths, padded at the right, then tokens one by one, of which some sequences get none, then
@@ -188,7 +189,7 @@ def test_greedy_generation_is_what_full_passes_choose(name):
     model = build(name)
     prompts = [random_tokens(n, seed=n).tolist() for n in (3, 31, 20)]
     greedy = Sampling(temperature=0, top_k=None, top_p=1, seed=0)
-    found = generate(model, prompts, new_tokens=10, sampling=greedy, prefill_chunk=BLOCK)
+    found = generate(model, prompts, new_tokens=6, sampling=greedy, prefill_chunk=BLOCK)
     for prompt, continuation in zip(prompts, found, strict=True):
         tokens = list(prompt)
         for token in continuation:
