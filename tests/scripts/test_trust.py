@@ -29,6 +29,9 @@ ISSUES = (
     *("data.tokenizer: _args_", f"{PATTERN}: an import", f"{PATTERN}: torch.load"),
 )
 
+KINDS = ("data: torch.load", "data.source: os.system", "data.tokenizer: torch.load", f"{PATTERN}: torch.load")
+"""An attack on each place of a config. All attacks meet the same check, which `evaluate` shows."""
+
 
 @pytest.fixture
 def traps(tmp_path, monkeypatch) -> Traps:
@@ -84,8 +87,9 @@ COMMANDS: dict[str, Callable[[str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("attack", ISSUES)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "attack"), [(name, attack) for name in COMMANDS for attack in (ISSUES if name == "evaluate" else KINDS)]
+)
 def test_no_command_runs_what_a_checkpoint_names(name, attack, honest, traps, tmp_path):
     checkpoint = attacked(honest, tmp_path, lambda config: ATTACKS[attack](config, traps))
     with pytest.raises(ConfigError, match=attack.partition(":")[0]):
@@ -101,7 +105,7 @@ def test_no_checkpoint_trusts_itself(name, honest, traps, tmp_path):
     traps.check()
 
 
-@pytest.mark.parametrize("attack", ISSUES)
+@pytest.mark.parametrize("attack", KINDS)
 def test_weights_of_a_stranger_run_nothing(attack, honest, traps, tmp_path):
     """`init_from` takes weights; the config beside them is not called."""
     checkpoint = attacked(honest, tmp_path, lambda config: ATTACKS[attack](config, traps))
