@@ -62,9 +62,10 @@ def train(datamodule, folder, max_steps, resume=None, **trainer_settings):
 STEPS = 40  # more than one pass over the data
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("stopped", ["crashed", "finished"])
+@pytest.mark.parametrize(  # every pair of two settings
+    ("workers", "accumulation", "stopped"),
+    [(0, 1, "crashed"), (0, 3, "finished"), (2, 1, "finished"), (2, 3, "crashed")],
+)
 def test_resume_reads_on_exactly(make, tmp_path, workers, accumulation, stopped):
     """Resumed twice: from checkpoints in the middle of a run, or from the ends of runs of fewer steps."""
     settings = dict(
