@@ -42,8 +42,9 @@ def make_run(
     outputs: Path, books: Path, *overrides: str, name: str = "run", seed: int = 0, small: Sequence[str] = SMALL
 ) -> Path:
     """An untrained run in `outputs`/`name`/first."""
-    settings = (*small, "data=files", f"data.path={books}", f"data.cache={outputs / 'cache'}", f"name={name}")
-    config: dict[str, Any] = compose(*settings, *overrides)
+    config: dict[str, Any] = compose(*small, "data=files", "data.path=books", *overrides)
+    config["data"] |= {"path": str(books), "cache": str(outputs / "cache")}
+    config["name"] = name
     data = build_data(config["data"])
     data.setup()
     model = lively(build_model(config, data.vocabulary), seed)
