@@ -1,6 +1,7 @@
 """Runs that are resumed by train.py: what they train, what they write down, and who may train in a folder."""
 
 import json
+import re
 import signal
 import sys
 import types
@@ -36,8 +37,9 @@ def only_run(tmp_path):
 
 
 def test_an_extended_run_that_is_stopped_goes_on_to_its_new_end(settings, tmp_path, monkeypatch):
-    """2 steps, extended to 6, stopped at 4, resumed by the command that was printed: 6 steps."""
-    train(resolved(*settings))
+    """2 steps, extended to 6, stopped at 4, resumed by the command that was printed: 6 steps, the last 3 in a second
+    phase."""
+    train(resolved(*settings, "phases=[{step: 0, data.sequence_length: 16}, {step: 3, data.sequence_length: 64}]"))
     folder = only_run(tmp_path)
     from model.training.module import LanguageModel
 
@@ -55,6 +57,9 @@ def test_an_extended_run_that_is_stopped_goes_on_to_its_new_end(settings, tmp_pa
     assert folder.read_config()["trainer"]["max_steps"] == 6 and folder.read_config()["resume"] is None
     assert "bits_per_byte" not in folder.read_summary(), "the evaluation after two steps is no result of this run"
     assert "trainer.max_steps=6, was 2" in folder.log_file.read_text()
+    assert re.findall(r"phase (\d) of 2, from step \d: sequences of (\d+)", folder.log_file.read_text()) == [
+        *(("1", "16"), ("1", "16"), ("2", "64"))
+    ]
     ended = train(resolved(f"resume={folder.path}"))
     assert (ended["state"], ended["step"]) == ("finished", 6) and ended["bits_per_byte"] > 0
 
