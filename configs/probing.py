@@ -21,6 +21,7 @@ from data import InMemoryDocuments
 from data.corpus import Split
 from data.in_memory import digest
 from kernels.patterns import Dense
+from model.config import MODEL_ROPE, Rope
 from model.evaluation.distance_mass import near_distance, octave_edges
 from model.evaluation.layer_probe import ProbeLosses, chunks_to_probe, layer_passes, probe_units, schedule_losses
 from model.evaluation.layer_schedules import (
@@ -61,11 +62,15 @@ def build_replacement(attention: Mapping[str, Any]) -> Replacement:
 
 
 def check_probed(run: Run, length: int | None) -> int:
-    """Checks that all layers of a run are dense, and returns the length of chunks: `length`, or that of the training
-    sequences."""
+    """Checks that all layers of a run are dense and have the same rotary embeddings, and returns the length of chunks:
+    `length`, or that of the training sequences."""
     layer = first_sparse_layer(run.model)
     if layer is not None:
         accepted = f"a run whose layers are all dense; layer {layer} attends by {run.model.patterns[layer]}"
+        raise refused("checkpoint", str(run.checkpoint), accepted)
+    ropes = list(dict.fromkeys(run.model.plan.rope_of(layer) for layer in range(run.model.config.layers)))
+    if len(ropes) > 1:
+        accepted = f"a run whose layers have the same rotary embeddings; these have rope={', '.join(map(str, ropes))}"
         raise refused("checkpoint", str(run.checkpoint), accepted)
     limit = run.model.config.max_length
     if (length or run.sequence_length) > limit:
@@ -158,7 +163,9 @@ def probe_run(
         "schedules": [asdict(each) for each in kept],
         "tolerance": config["tolerance"],
         "recommended": chosen.kept,
-        "overrides": training_overrides(config["attention"], overrides, replacement, chosen.schedule),
+        "overrides": training_overrides(
+            config["attention"], overrides, replacement, chosen.schedule, run.model.plan.rope_of(0)
+        ),
     }
     return result, store
 
@@ -182,11 +189,17 @@ def training_overrides(
     overrides: Sequence[str],
     replacement: Replacement,
     schedule: Sequence[str | list[str]],
+    rope: Rope = MODEL_ROPE,
 ) -> str:
-    """Returns the overrides that give train.py the patterns of the probe and `schedule`, quoted for a shell."""
+    """Returns the overrides that give train.py the patterns of the probe and `schedule`, quoted for a shell. `rope`:
+    the rotary embeddings of the run's layers."""
     own = [each for each in overrides if each.lstrip("+~").startswith("attention.")]
     dense = replacement.dense
     added = [] if attention["patterns"].get(dense) else [f"+attention.patterns.{dense}._target_=kernels.patterns.Dense"]
+    if rope != MODEL_ROPE:
+        for name in (dense, replacement.sparse):
+            plus = "" if "rope" in attention["patterns"].get(name, {}) else "+"
+            added.append(f"{plus}attention.patterns.{name}.rope={rope}")
     return shlex.join(
         [f"attention={attention['name']}", *own, *added, f"attention.schedule={as_override(list(schedule))}"]
     )

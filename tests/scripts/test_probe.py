@@ -56,20 +56,28 @@ def loss_of(config: dict, run_folder: Path) -> float:
     return sum(float(each.sum()) for each in losses) / sum(map(len, losses))
 
 
+UNROTATED = "+attention.patterns.full.rope=none"
+"""Of the probed run: its layers have no rotary embeddings."""
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ["attention.patterns.local.width=8"],
         ["attention.patterns.local.width=8", "per_head=true"],
+        ["attention.patterns.local.width=8", UNROTATED],
         ["attention=hierarchical", "attention.patterns.hierarchy.window=8", "attention.patterns.hierarchy.spans=[4]",
          "attention.patterns.hierarchy.reaches=[]", "attention.patterns.hierarchy.pooling=mean"],
     ],
-    ids=["window", "per_head", "hierarchical"],
+    ids=["window", "per_head", "without_rope", "hierarchical"],
 )  # fmt: skip
 def test_the_printed_line_gives_train_the_schedule_that_was_measured(
     overrides, dense, books, outputs, tmp_path, capsys
 ):
     output = tmp_path / "probe.json"
+    if UNROTATED in overrides:
+        dense = make_run(outputs, books, "attention=dense", UNROTATED, name="unrotated")
+        overrides = [each for each in overrides if each != UNROTATED]
     result = probe(f"checkpoint={dense}", "precision=64-true", "measure=all", "tolerance=0.0", f"output={output}",
                    "split=test", *overrides)  # fmt: skip
     printed = capsys.readouterr().out.strip().splitlines()[-1]
@@ -133,6 +141,12 @@ def test_what_cannot_be_probed_is_one_line(dense, outputs, books, tmp_path):
     refused(
         "checkpoint=... last.ckpt: must be a run whose layers are all dense; layer 0 ... Window", f"checkpoint={window}"
     )
+    mixed = [
+        "+attention.patterns.bare={_target_: kernels.patterns.Dense, rope: none}",
+        "attention.schedule=[full,bare]",
+    ]
+    mixed_run = make_run(outputs, books, "attention=dense", *mixed, name="mixed")
+    refused("checkpoint=... must be a run whose layers have the same ... rope=model, none", f"checkpoint={mixed_run}")
     refused("length=9999999: must be at most ... max_length=", f"checkpoint={dense}", "length=9999999")
     short = tmp_path / "short.txt"
     short.write_text("a short text")
