@@ -33,7 +33,7 @@ def corpus(tmp_path_factory) -> list[str]:
     """The settings of a library of a few modules of this Python: all of them take a minute to tokenize and to score."""
     library = tmp_path_factory.mktemp("library")
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py"))
-    modules = [file for file in modules if 8_000 < file.stat().st_size < 32_000]
+    modules = [file for file in modules if 4_000 < file.stat().st_size < 12_000]
     for split, count in zip(SPLITS, (12, 3, 2), strict=True):
         for file in [file for file in modules if split_of(file.stem) == split][:count]:
             shutil.copy(file, library)
