@@ -4,7 +4,7 @@ A corpus is a folder whose name is a fingerprint of everything that it was made 
 settings, the filter. So other settings give another folder, and no folder is out of date.
 
     .cache/data/<fingerprint>/
-      metadata.json      the settings, the counts of each split, and the size of every other file
+      metadata.json      the settings, the counts of each split, the size of every other file, and most digests
       tokenizer.json
       train/             (validation/ and test/ have the same files)
         tokens.bin       [bos] + tokens of every document, end to end; uint16, or uint32 for large vocabularies
@@ -12,8 +12,9 @@ settings, the filter. So other settings give another folder, and no folder is ou
         bytes.npy        int64 [documents], UTF-8 bytes of each document's text
         documents/       an Arrow table with the name and the text of each document
 
-To open a corpus, its metadata is read and file sizes are compared. Tokens are memory-mapped. The Arrow table is opened
-when a text or a name is first needed.
+To open a corpus, its metadata is read, file sizes are compared, and all files but the documents are compared with their
+sha256: more than 1 GB a second, and only once for files that do not change (digests.py). Tokens are memory-mapped. The
+Arrow table is opened when a text or a name is first needed.
 """
 
 import json
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .digests import FILE as DIGESTS
+from .digests import digests_of
 from .errors import CorpusError
 from .tokenizers import load
 
@@ -104,6 +107,17 @@ class Split:
         return {key: value for key, value in vars(self).items() if key in kept}
 
 
+def _check_contents(folder: Path, metadata: dict) -> None:
+    """Raises CorpusError if tokens, offsets or the tokenizer are not those that were written. Corpora of earlier
+    versions have the digest of the tokens alone."""
+    expected = {f"{split}/tokens.bin": saved["content"] for split, saved in metadata["splits"].items()}
+    expected |= metadata.get("digests", {})
+    found = digests_of([folder / name for name in expected], folder / DIGESTS)
+    for (name, digest), other in zip(expected.items(), found, strict=True):
+        if other != digest:
+            raise CorpusError(f"{folder / name}: has another content than was written (sha256 {other[:12]}...)")
+
+
 class Corpus:
     """A prepared corpus.
 
@@ -113,7 +127,7 @@ class Corpus:
     """
 
     def __init__(self, folder: Path):
-        """Opens a folder that `prepare` wrote. Raises CorpusError if a file is missing or has another size."""
+        """Opens a folder that `prepare` wrote. Raises CorpusError if a file is missing or was changed."""
         try:
             metadata = json.loads((folder / "metadata.json").read_text())
             sizes = {name: (folder / name).stat().st_size for name in metadata["sizes"]}
@@ -122,6 +136,7 @@ class Corpus:
         for name, size in metadata["sizes"].items():
             if sizes[name] != size:
                 raise CorpusError(f"{folder / name}: has {sizes[name]} bytes instead of {size}")
+        _check_contents(folder, metadata)
         self.folder = folder
         self.fingerprint: str = metadata["fingerprint"]
         self.skipped: dict | None = metadata.get("skipped")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .corpus import SplitMetadata
+from .digests import digests_of
 from .errors import CorpusError
 from .sources import SPLITS, BadDocuments, Source
 from .sources.file_rows import write_rows
@@ -70,12 +71,17 @@ def write(
     shutil.rmtree(arrow_cache, ignore_errors=True)
 
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    opened = [file for file in files if file.suffix == ".npy" or file.name == "tokenizer.json"]
     metadata = {
         "fingerprint": fingerprint,
         "made_from": made_from,
         "dtype": dtype,
         "splits": splits,
         **({"skipped": bad.summary()} if bad.count else {}),
+        "digests": {
+            file.relative_to(folder).as_posix(): digest
+            for file, digest in zip(opened, digests_of(opened, None), strict=True)
+        },
         "sizes": {file.relative_to(folder).as_posix(): file.stat().st_size for file in files},
     }
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))

@@ -1,7 +1,8 @@
 """A tokenized corpus for given settings: opened if the cache has it, written once if not.
 
 The folder (corpus.py describes it) is written under another name, flushed to disk, and renamed when it is complete. So
-a crash leaves no partial corpus. If a file loses bytes later, its size shows it, and the corpus is written again.
+a crash leaves no partial corpus. If a file changes later, its size or its sha256 shows it, and the corpus is written
+again.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ def _opened_or_written(
     source.check(path)
     made_from = {
         "format": FORMAT,
-        "source": source.identity(path),
+        "source": source.identity(path, Path(cache)),
         "tokenizer": tokenizer.identity(),
         "minimum_tokens": minimum_tokens,
     }
@@ -64,6 +65,7 @@ def _opened_or_written(
         made_from["on_bad_document"] = on_bad_document
     if isinstance(tokenizer, Saved):  # earlier versions wrote corpora without this check of every document
         made_from["tokenizer"] = {**made_from["tokenizer"], "round_trip": True}
+    made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in metadata.json
     fingerprint = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
     folder = Path(cache) / fingerprint
     if corpus := _open(folder) or _open_trained_for(tokenizer, made_from, folder.parent):

@@ -34,8 +34,11 @@ class Source(ABC):
         """Raises CorpusError for a path that cannot be read. Takes milliseconds: it runs before a training starts."""
 
     @abstractmethod
-    def identity(self, path: str | None) -> dict:
-        """Returns plain values that change if the documents change; the fingerprint of the corpus includes them."""
+    def identity(self, path: str | None, cache: Path | None = None) -> dict:
+        """Returns plain values that change if the documents change; the fingerprint of the corpus includes them.
+
+        cache: a folder in which the digests of large files are remembered (data/digests.py).
+        """
 
     @abstractmethod
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":

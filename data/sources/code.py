@@ -60,7 +60,7 @@ class Code(Source):
                 f"data.path={path}: must be a folder of packages or repositories, or null for the installed packages"
             )
 
-    def identity(self, path: str | None) -> dict:
+    def identity(self, path: str | None, cache: Path | None = None) -> dict:
         digest = hashlib.sha256()
         root = self._root(path)
         for name, files in self._documents(root)[0].items():

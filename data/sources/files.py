@@ -5,18 +5,22 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..digests import FILE as DIGESTS
+from ..digests import digests_of
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
 from .base import READER, Extensions, Name, Source
 from .file_rows import KINDS, kind_of, read_rows, shown, write_rows
 from .file_search import FoundFiles, find_files
-from .splits import SPLIT_NAMES, split_by_folder, split_by_name, with_test_split
+from .splits import SPLIT_NAMES, split_by_content, split_by_folder, split_by_name, with_test_split
 from .tables import READERS
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
+
+SplitBy = Literal["content", "name", "folder"]
 
 UNDIVIDED = ""
 """The key of all files in `Files.find` if no folders define splits."""
@@ -27,18 +31,18 @@ class Files(Source):
 
     A text file is a document; in .jsonl, .json, .csv, .tsv, .parquet and .arrow a row is a document, with its text in
     `text_column`. Folders train/ and valid/ or validation/ (and test/) inside `path` are the splits. If there are none,
-    a hash of the document's name decides, or `split_by` its folder. Links to folders are followed; files and folders
+    `split_by` decides. Links to folders are followed; files and folders
     whose name starts with a dot are not read.
 
     extensions: of the files that are read, also when compressed (data/sources/file_rows.py). Files in a .zip, .tar or
         .tgz are read if both its extension and theirs are listed.
-    split_by: `name`, or `folder`: the documents of each folder inside `path` (of an author) share a split, and
-        validation and test get about 5 % of the text each.
+    split_by: `content`, a hash of the document's text; `name`, a hash of its name; or `folder`: the documents of each
+        folder inside `path` (of an author) share a split, and validation and test get about 5 % of the text each.
 
     The defaults are for runs of versions that did not have these settings.
     """
 
-    def __init__(self, text_column: Name, extensions: Extensions = KINDS, split_by: Literal["name", "folder"] = "name"):
+    def __init__(self, text_column: Name, extensions: Extensions = KINDS, split_by: SplitBy = "name"):
         self.text_column = text_column
         self.extensions = tuple(extensions)
         self.split_by = split_by
@@ -48,14 +52,12 @@ class Files(Source):
             raise CorpusError("data.path=null: must be a folder, a file or a glob, for example books/")
         self.find(path)
 
-    def identity(self, path: str | None) -> dict:
-        # Names, sizes and dates, as `make` uses them: a hash of gigabytes would cost every launch minutes.
+    def identity(self, path: str | None, cache: Path | None = None) -> dict:
+        # Names below the folder, and contents: a copy elsewhere has the same identity, whatever its dates.
         root = _root(path)
-        files = []
-        for split, found in self.find(path).items():
-            for file in found:
-                status = file.stat()
-                files.append([split, _name(file, root), status.st_size, status.st_mtime_ns])
+        named = [(split, file) for split, found in self.find(path).items() for file in found]
+        digests = digests_of([file for _, file in named], cache and cache / DIGESTS)
+        files = [[split, _name(file, root), digest] for (split, file), digest in zip(named, digests, strict=True)]
         return {"source": "files", "reader": READER, **vars(self), "files": files}
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
@@ -73,8 +75,8 @@ class Files(Source):
             splits[split] = write_rows(chain.from_iterable(documents), arrow_cache / f"{split or 'all'}.rows")
         if UNDIVIDED not in splits:
             return splits
-        divide = split_by_folder if self.split_by == "folder" else split_by_name
-        return divide(splits[UNDIVIDED])
+        divide = {"content": split_by_content, "name": split_by_name, "folder": split_by_folder}
+        return divide[self.split_by](splits[UNDIVIDED])
 
     def find(self, path: str) -> dict[str, list[Path]]:
         """Returns the files of each split, texts before tables; all under UNDIVIDED if no folders define splits."""

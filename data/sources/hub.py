@@ -2,13 +2,15 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from ..digests import FILE as DIGESTS
+from ..digests import digests_of
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
 from .base import READER, Name, Source
 from .file_rows import KINDS, read_rows, shown
-from .splits import SPLIT_NAMES, split_by_name, with_test_split
+from .splits import SPLIT_NAMES, split_by_content, split_by_name, with_test_split
 from .text import name_and_text
 
 if TYPE_CHECKING:
@@ -21,12 +23,20 @@ class Hub(Source):
     """Any Hugging Face dataset. `path` is its name on the hub, or a folder that `datasets.load_dataset` can read.
 
     config, revision: arguments of `load_dataset`. A pinned revision keeps the data from changing.
-    split: one split of the dataset, whose documents are divided by a hash of their number; None takes the dataset's own
-        splits.
+    split: one split of the dataset, which `split_by` then divides; None takes the dataset's own splits.
     text_column: the column with the documents' text.
+    split_by: `content`: a hash of the document's text decides; `name`: one of its number, as in earlier versions.
     """
 
-    def __init__(self, config: Name | None, split: Name | None, revision: Name | None, text_column: Name):
+    def __init__(
+        self,
+        config: Name | None,
+        split: Name | None,
+        revision: Name | None,
+        text_column: Name,
+        split_by: Literal["content", "name"] = "name",
+    ):
+        self.split_by = split_by
         self.config = config
         self.split = split
         self.revision = revision
@@ -38,11 +48,13 @@ class Hub(Source):
         if path == "pandas":  # a builder of `datasets` that unpickles the files in the working directory
             raise CorpusError("data.path=pandas: must be a dataset's name, or a folder (./pandas)")
 
-    def identity(self, path: str | None) -> dict:
+    def identity(self, path: str | None, cache: Path | None = None) -> dict:
         identity = {"source": "hub", "reader": READER, "path": path, **vars(self)}
         if Path(path).is_dir():  # the files of a local folder may change while its name stays
             files = [file for file in sorted(Path(path).rglob("*")) if file.is_file()]
-            identity["files"] = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+            digests = digests_of(files, cache and cache / DIGESTS)
+            names = [shown(file.relative_to(path).as_posix()) for file in files]
+            identity |= {"path": None, "files": [list(each) for each in zip(names, digests, strict=True)]}
         return identity
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
@@ -61,7 +73,7 @@ class Hub(Source):
         except DatasetGenerationError as error:
             raise self._unreadable(path, error) from error
         if isinstance(loaded, Dataset):
-            return split_by_name(name_and_text(loaded, self.text_column, path, bad))
+            return self._divide(name_and_text(loaded, self.text_column, path, bad))
         splits = {}
         for name, rows in loaded.items():
             split = SPLIT_NAMES.get(name)
@@ -70,8 +82,11 @@ class Hub(Source):
             else:
                 splits[split] = name_and_text(rows, self.text_column, f"{path}/{name}", bad)
         if set(splits) == {"train"}:
-            return split_by_name(splits["train"])
+            return self._divide(splits["train"])
         return with_test_split(splits, path)
+
+    def _divide(self, rows: "Dataset") -> "dict[str, Dataset]":
+        return (split_by_content if self.split_by == "content" else split_by_name)(rows)
 
     def _unreadable(self, path: str, error: Exception) -> CorpusError:
         """Returns the error of a dataset that `datasets` found and cannot read. It names the line of a local file, if

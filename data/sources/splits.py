@@ -75,6 +75,12 @@ def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
     return _divided(rows, {name: split_of(name) for name in rows["name"]})
 
 
+def split_by_content(rows: "Dataset") -> "dict[str, Dataset]":
+    """As `split_by_name`, by a hash of the text: a document that is renamed or copied elsewhere keeps its split."""
+    keys = (_digest(row["text"]).hex() if row["text"] else row["name"] for row in rows)
+    return _divided(rows, {name: split_of(key) for name, key in zip(rows["name"], keys, strict=True)})
+
+
 def split_by_folder(rows: "Dataset") -> "dict[str, Dataset]":
     """As `split_by_name`, by the first folder in the name, with `split_by_size`. Rows without a folder are apart."""
     folders: dict[str, dict[str, int]] = {}

@@ -42,7 +42,7 @@ class StandardLibrary(Source):
                 f"data.path={root}: must be the library folder of a Python, with abc.py, or null for this Python's"
             )
 
-    def identity(self, path: str | None) -> dict:
+    def identity(self, path: str | None, cache: Path | None = None) -> dict:
         # The content and not dates: the same Python has the same fingerprint on every machine.
         root = self._root(path)
         digest = hashlib.sha256()

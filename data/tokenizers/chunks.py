@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 CHUNK = 1 << 16  # characters that are encoded at once
-CONTEXT = 512  # characters on each side of a place that decide whether the tokenizer cuts there
+CONTEXT = 128  # characters on each side of a place that decide whether the tokenizer cuts there
 REACH = 4096  # characters that are searched before one of our own tokenizers is cut at the end of any piece
 TRIES = 16  # places that are tried before the search goes on a chunk later
 

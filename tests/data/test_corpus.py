@@ -1,6 +1,7 @@
 """A corpus is prepared once, completely or not at all, and its documents come back exactly."""
 
 import errno
+import json
 import logging
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 
 from data import BPE, CorpusError, Files
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
+from data.corpus import Corpus
 from data.preparation import prepare
 from data.tokenizers import Bytes, Saved
 
@@ -151,6 +153,34 @@ def test_a_damaged_corpus_is_made_again(books, cache, caplog, file, damage):
     assert "the corpus is prepared again" in caplog.text
     assert again.splits["train"].metadata.content == content
     assert len(again.splits["train"].flat) == again.splits["train"].total_tokens
+
+
+@pytest.mark.parametrize(
+    ("file", "earlier"),
+    [
+        ("train/tokens.bin", False),
+        ("validation/offsets.npy", False),
+        ("test/bytes.npy", False),
+        ("tokenizer.json", False),
+        ("train/tokens.bin", True),
+    ],
+)
+def test_a_corpus_whose_bytes_changed_is_named_and_made_again(books, cache, caplog, file, earlier):
+    """Metadata of earlier versions have the digest of the tokens alone."""
+    corpus = prepare_books(books, cache)
+    path = corpus.folder / file
+    written = path.read_bytes()
+    path.write_bytes(written[:-4] + b"\0\1\0\1")
+    if earlier:
+        metadata = json.loads((corpus.folder / "metadata.json").read_text())
+        del metadata["digests"]
+        (corpus.folder / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(CorpusError, match=rf"^{path}: has another content than was written") as error:
+        Corpus(corpus.folder)
+    assert "\n" not in str(error.value)
+    prepare_books(books, cache)
+    assert f"{path}: has another content" in caplog.text and "the corpus is prepared again" in caplog.text
+    assert path.read_bytes() == written
 
 
 def test_two_processes_at_once(books, cache):

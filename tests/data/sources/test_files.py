@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,29 @@ def test_files_identity_follows_changes(books):
     before = source.identity(str(books))
     assert source.identity(str(books)) == before != Files("body").identity(str(books))
     file = books / "train" / "00.txt"
+    dates = file.stat().st_mtime_ns
     file.write_text(file.read_text()[::-1])
-    os.utime(file, ns=(1, 1))
+    os.utime(file, ns=(dates, dates))
     assert source.identity(str(books)) != before
+
+
+def test_a_copy_elsewhere_with_other_dates_has_the_same_identity_and_splits(tmp_path):
+    folder, copy = tmp_path / "one", tmp_path / "two"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.txt").write_text(f"text {number}")
+    shutil.copytree(folder, copy)
+    os.utime(copy / "00.txt", ns=(1, 1))
+    source = Files("text", split_by="content")
+    assert source.identity(str(copy)) == source.identity(str(folder))
+    before = source.load(str(folder), tmp_path / "arrow", STRICT)
+    for file in copy.iterdir():
+        file.rename(file.with_stem(f"renamed{file.stem}"))
+    after = source.load(str(copy), tmp_path / "arrow2", STRICT)
+    assert {split: rows["text"][:] for split, rows in after.items()} == {
+        split: rows["text"][:] for split, rows in before.items()
+    }
+    assert len(before) > 1 and source.identity(str(copy)) != source.identity(str(folder))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Datasets of the hub keep their own splits, or are divided by a hash."""
 
 import json
+import shutil
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_hub_reads_the_datasets_own_splits(hub_folder, tmp_path):
 def test_hub_splits_one_split_by_hash(hub_folder, tmp_path):
     splits = hub(split="train").load(str(hub_folder), tmp_path / "arrow", STRICT)
     assert sum(map(len, splits.values())) == 40 and len(splits["train"]) > 25
+
+
+def test_a_local_dataset_elsewhere_is_the_same_one(hub_folder, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(hub_folder, copy)
+    source = hub(split="train", split_by="content")
+    assert source.identity(str(copy)) == source.identity(str(hub_folder))
+    splits = [source.load(str(path), tmp_path / path.name, STRICT) for path in (hub_folder, copy)]
+    assert [rows["text"][:] for rows in splits[0].values()] == [rows["text"][:] for rows in splits[1].values()]
+    (file,) = [file for file in copy.rglob("*") if file.suffix in (".parquet", ".jsonl")][:1]
+    file.write_bytes(file.read_bytes() + b" ")
+    assert source.identity(str(copy)) != source.identity(str(hub_folder))
 
 
 def test_hub_errors(hub_folder, tmp_path):
