@@ -61,6 +61,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.forecasting import forecast_before_training
     from configs.runs import start_from
     from configs.tokenizer import as_resumed
+    from model.decoding import decoding_cost
     from model.precision import SHARDED, describe_device
     from model.training.checkpoints import CheckpointFile, load_weights
     from model.training.fit import fit
@@ -149,6 +150,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
             load_weights(model, CheckpointFile(result.last))
         row = evaluate_trained(model, data, folder.path, config, progress_bar)
         marks = {"lossy_tokenizer": True} if data.tokenizer.lossy else {}
+        marks |= decoding_cost(model, config["data"]["sequence_length"], config["trainer"]["precision"])
         summary = folder.write_summary(state="finished", **{key: row[key] for key in TEST_RESULTS}, **marks)
     draw_patterns(
         model.plan.patterns, config["data"]["sequence_length"], folder.report / "pattern.png", model.plan.block

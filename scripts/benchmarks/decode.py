@@ -106,7 +106,7 @@ def _row(
     import torch
 
     from model import Cache
-    from model.decoding import TokenStep, expected_bytes
+    from model.decoding import TokenStep, expected_bytes, fill_with_random_keys
 
     device, cache, capacity = (
         model.embed_tokens.weight.device,
@@ -146,16 +146,6 @@ def _row(
         "read_gib_per_token": round(read / 2**30, 6),
         "read_measured_gib": round(cache.bytes_read / 2**30, 6),
     }
-
-
-def fill_with_random_keys(cache: "Cache", context: int) -> None:
-    """Makes every sequence `context` tokens long, with random keys and values. Room for them must be reserved
-    (`cache.reserve`), and a token read, so that the tensors exist."""
-    for tensor in cache.tensors():
-        tensor.normal_()
-    for layout in cache.layouts():
-        layout.count.fill_(context // layout.span)
-    cache.set_lengths([context] * cache.batch)
 
 
 def _prefill(model: "Transformer", context: int, arguments: argparse.Namespace) -> float:

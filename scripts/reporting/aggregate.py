@@ -27,6 +27,7 @@ MEASURED = (
     *("tokens_per_second", "density_pairs", "density_tiles", "flops_per_token", "train_tokens", "train_seconds"),
     *("parameters", "mfu_exact"),
     *TOTALS,
+    *("cache_bytes", "decode_ms_per_token"),
 )
 """Numbers of a job that rows aggregate over seeds."""
 

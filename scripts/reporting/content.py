@@ -7,8 +7,16 @@ from pathlib import Path
 
 from scripts.reporting import findings
 from scripts.reporting.aggregate import Row, make_rows
+from scripts.reporting.contexts import by_context_of
 from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
-from scripts.reporting.figures import Draw, cost_panels, draw_curves, draw_position_differences, draw_positions
+from scripts.reporting.figures import (
+    Draw,
+    cost_panels,
+    draw_contexts,
+    draw_curves,
+    draw_position_differences,
+    draw_positions,
+)
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
 from scripts.reporting.style import Style, make_styles
@@ -37,6 +45,7 @@ class Content:
     comparisons: tuple[str, ...]
     cautions: tuple[str, ...]
     figures: dict[str, tuple[tuple[str, Draw], ...]]  # {name of the file: ((title of a panel, its drawing), ...)}
+    contexts: tuple[tuple[Row, list[dict[str, float]]], ...]  # the loss by context
     routing: tuple[tuple[Row, dict[str, float]], ...]
 
     @property
@@ -86,6 +95,12 @@ def gather(folders: Sequence[str | Path]) -> Content:
             drawn = partial(draw_position_differences, differences=less, styles=styles)
             panels.append(("difference to dense at the same positions", drawn))
         figures["loss_by_position"] = tuple(panels)
+    contexts = [by_context_of(row) for row in rows]
+    if any(contexts):
+        drawn = partial(draw_contexts, contexts=contexts, styles=styles)
+        figures["loss_by_context"] = (("loss of the same tokens", drawn),)
+    if any(row.values for row in rows):
+        figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ()))
     return Content(
         sweeps=sweeps,
         rows=rows,
@@ -98,6 +113,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         comparisons=tuple(findings.comparisons(rows)),
         cautions=tuple(findings.cautions(sweeps, rows)),
         figures=figures,
+        contexts=tuple((row, each) for row, each in zip(rows, contexts, strict=True) if each),
         routing=tuple((row, found) for row in rows if (found := routing_of(row))),
     )
 

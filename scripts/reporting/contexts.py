@@ -1,4 +1,7 @@
-"""The loss of the same tokens by the amount of context, as means over a row's seeds, and how much context is useful."""
+"""What a row's patterns do with long context: the loss of the same tokens by the amount of context, and recall.
+
+Both are means over the row's seeds.
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -36,6 +39,20 @@ def _contexts(job: Job) -> dict[int, Mapping[str, float]]:
     entries = [entry for entry in (job.evaluation or {}).get("by_context") or () if finite(entry["context"])]
     ascending = all(one["context"] < other["context"] for one, other in pairwise(entries))
     return {entry["context"]: entry for entry in entries} if ascending else {}
+
+
+def recall_of(row: Row, length: int) -> dict[str, float]:
+    """Returns {task: share of exact answers in sequences of `length` tokens}, of the tasks that all seeds have."""
+    found = [{task: shares[length] for task, shares in job.recall.items() if length in shares} for job in row.counted]
+    tasks = [task for task in (found[0] if found else {}) if all(task in each for each in found)]
+    return {task: statistics.fmean(each[task] for each in found) for task in tasks}
+
+
+def recall_length(rows: Sequence[Row]) -> int | None:
+    """Returns the longest length of training, or below it, at which recall was measured; None if it was not."""
+    longest = max((row.sequence_length or 0 for row in rows), default=0)
+    measured = {length for row in rows for job in row.counted for shares in job.recall.values() for length in shares}
+    return max((length for length in measured if length <= longest), default=None)
 
 
 def longest_useful(contexts: Sequence[Mapping[str, float]]) -> int | None:

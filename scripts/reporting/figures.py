@@ -83,10 +83,11 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
         _plain_log_ticks(axes, min(xs), max(xs))
     bars = []
     for (row, style, _), (x, y) in zip(shown, points, strict=True):
-        if row.baseline:
-            cross = {"color": LIGHT["front"], "linewidth": 0.8, "linestyle": (0, (1, 3)), "zorder": 1}
-            axes.axvline(x, **cross)
-            axes.axhline(y, **cross)
+        if row.baseline or row.is_control:
+            dots = {"color": LIGHT["front"], "linewidth": 0.8, "linestyle": (0, (1, 3)), "zorder": 1}
+            axes.axhline(y, **dots | ({"linestyle": (0, (5, 3))} if row.is_control else {}))
+            if row.baseline:
+                axes.axvline(x, **dots)
         half_x, half_y = ((row.values[name].half_width or 0.0) / scale for name, scale in ((cost, size), (QUALITY, 1)))
         error = {"ecolor": style.color, "elinewidth": 1.1, "capsize": 2.5, "alpha": 0.75, "zorder": 2}
         axes.errorbar([x], [y], xerr=half_x or None, yerr=half_y or None, fmt="none", **error)
@@ -138,6 +139,15 @@ def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]
         _write_notice(axes, "no evaluation yet")
 
 
+def draw_contexts(axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
+    """Draws every row's loss of the same tokens by the amount of context, with its band."""
+    # A context is drawn as a position: of a bucket that begins and ends there.
+    draw_positions(
+        axes, [[{"start": c["context"], "stop": c["context"]} | c for c in each] for each in contexts], styles
+    )
+    axes.set_xlabel("context (tokens)")
+
+
 def draw_position_differences(
     axes: Axes, differences: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]
 ) -> None:
@@ -165,8 +175,10 @@ def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> s
     return follow_css(f'<svg {box}" xmlns="http://www.w3.org/2000/svg" aria-hidden="true" focusable="false">{body}')
 
 
-def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, bytes]:
-    """Returns {"name.png": ..., "name.svg": ...} of the panels side by side, with a legend below."""
+def to_files(
+    panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Sequence[Style], pdf: bool = False
+) -> dict[str, bytes]:
+    """Returns {"name.png": ..., "name.svg": ...} of the panels side by side, with a legend below; also "name.pdf"."""
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     lines = -(-len(panels) // columns)
     width = PANEL[0] * columns
@@ -185,7 +197,12 @@ def to_files(panels: Sequence[Draw], name: str, rows: Sequence[Row], styles: Seq
         _compose(figure, [(draw, figure.add_subplot(lines, columns, n)) for n, draw in enumerate(panels, 1)])
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
-        return {f"{name}.png": picture.getvalue(), f"{name}.svg": _svg(figure).encode()}
+        files = {f"{name}.png": picture.getvalue(), f"{name}.svg": _svg(figure).encode()}
+        if pdf:
+            page = io.BytesIO()
+            figure.savefig(page, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+            files[f"{name}.pdf"] = page.getvalue()
+        return files
 
 
 def legend_names(rows: Sequence[Row]) -> list[str]:

@@ -77,6 +77,7 @@ class Job:
     summary: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json with the summary's results
     metrics: Sequence[Mapping[str, float]] = ()  # rows of metrics.csv, only finite numbers
+    recall: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # {task: {length: share of exact answers}}
     problems: tuple[str, ...] = ()  # files that cannot be read, and why the job is not counted
 
     @property
@@ -251,6 +252,9 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
     summary = read("summary.json", lambda: dict(files.read_summary()), {})
     evaluation = read("evaluation.json", lambda: _held_out(folder / "evaluation.json", config, summary), None)
     metrics = read("metrics.csv", lambda: _read_metrics(files.metrics_file), ())
+    recall = {}
+    if (folder / "recall.json").is_file():  # that of the last checkpoint on the run's own documents
+        recall = read("recall.json", lambda: _exact_match(folder / "recall.json"), {})
     if evaluation is not None and finite(evaluation.get("bits_per_byte")) is None:
         problems.append("evaluation.json has no finite bits_per_byte")
         evaluation = None
@@ -259,6 +263,7 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
         "summary": summary,
         "evaluation": evaluation,
         "metrics": metrics,
+        "recall": recall,
         "problems": tuple(problems),
     }
 
@@ -277,6 +282,11 @@ def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any])
         and row.get("split", row.get("documents_from")) == split  # older rows name their split there
     ]
     return (own or last or rows)[0]
+
+
+def _exact_match(file: Path) -> dict[str, dict[int, float]]:
+    found = json.loads(file.read_text(encoding="utf-8"))["exact_match"]
+    return {task: {int(length): float(share) for length, share in shares.items()} for task, shares in found.items()}
 
 
 def _read_metrics(file: Path) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """Writes report.md, for a terminal, a pull request, or a note."""
 
 from scripts.reporting.content import Content, reason, standing, surroundings
-from scripts.reporting.markdown_table import escape, table
+from scripts.reporting.markdown_table import bounded, escape, table
 
 
 def write_markdown(content: Content) -> str:
@@ -15,10 +15,18 @@ def write_markdown(content: Content) -> str:
         "![Held-out bits per byte against step time, attention FLOPs and peak memory](pareto.png)",
         _table(content),
     ]
-    titles = {"loss_curves": "Training loss", "loss_by_position": "Loss by position"}
+    titles = {
+        "loss_curves": "Training loss",
+        "loss_by_position": "Loss by position",
+        "loss_by_context": "Loss by context",
+    }
     for name, title in titles.items():
         if name in content.figures:
             parts += [f"## {title}", f"![{title}]({name}.png)"]
+    if content.contexts:
+        parts.append(_contexts(content))
+    if "summary" in content.figures:
+        parts.append("For print: [summary.pdf](summary.pdf), [summary.svg](summary.svg).")
     if content.routing:
         names = list(dict.fromkeys(name for _, found in content.routing for name in found))
         lines = [
@@ -41,6 +49,16 @@ def write_markdown(content: Content) -> str:
         parts += ["## Commands", "\n".join(f"    {' '.join(command.split())}" for command in commands)]
     parts += ["## Versions and device", _list([f"{name}: {value}" for name, value in surroundings(content)])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _contexts(content: Content) -> str:
+    """The loss (nats per token) of the same tokens by the amount of context, with 95 % bounds over documents."""
+    columns = sorted({entry["context"] for _, contexts in content.contexts for entry in contexts})
+    lines = []
+    for row, contexts in content.contexts:
+        cells = {entry["context"]: bounded(entry["loss"], entry["low"], entry["high"]) for entry in contexts}
+        lines.append((escape(row.label), *(cells.get(context, "") for context in columns)))
+    return table(("pattern", *(f"{context:,}" for context in columns)), lines)
 
 
 def _table(content: Content) -> str:

@@ -23,6 +23,7 @@ SECTIONS = {
     "pareto": (
         "Quality against cost",
         "Lower is better, left is cheaper. The grey steps are the Pareto front. The dotted lines cross at dense. "
+        "The dashed line is the control. "
         "Bars are 95 % intervals over seeds; long bars of a cost are cut off.",
     ),
     "loss_curves": (
@@ -34,6 +35,11 @@ SECTIONS = {
         "Loss by position",
         "Held-out loss by position in the document. Bands are 95 % intervals over documents, averaged over seeds. "
         "Bands of the difference to dense are 95 % intervals over seeds.",
+    ),
+    "loss_by_context": (
+        "Loss by context",
+        "Held-out loss of the same tokens, given more and more context. Bands are 95 % intervals over documents, "
+        "averaged over seeds.",
     ),
 }
 

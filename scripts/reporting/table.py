@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scripts.reporting.aggregate import COSTS, MEASURED, QUALITY, Estimate, Row
+from scripts.reporting.contexts import recall_length, recall_of
 from scripts.reporting.jobs import STATES
 
 MINUS = "\N{MINUS SIGN}"
@@ -97,6 +98,15 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
         _estimates(
             rows, "train_seconds", "train time (s)", "with evaluations during training", lambda value: f"{value:,.0f}"
         ),
+        _in_units(rows, "cache_bytes", "cache", "of one sequence as long as those of the training", "bytes"),
+        _estimates(
+            rows,
+            "decode_ms_per_token",
+            "ms/token",
+            "to decode a token behind such a sequence",
+            lambda value: f"{value:.2f}",
+        ),
+        *_recall(rows),
         _in_units(rows, "total_tokens", "both stages", "tokens of the first stage and this one", "tokens"),
         _estimates(
             rows,
@@ -185,6 +195,22 @@ def _over(row: Row) -> Cell:
 def _fronts(row: Row) -> Cell:
     names = [SHORT[cost] for cost in COSTS if cost in row.fronts]
     return Cell(", ".join(names), len(names) or None)
+
+
+def _recall(rows: Sequence[Row]) -> list[Column]:
+    """A column for each task of the recall suite."""
+    length = recall_length(rows)
+    if length is None:
+        return []
+    found = [recall_of(row, length) for row in rows]
+    return [
+        Column(
+            task.replace("_", " "),
+            f"exact answers in sequences of {length:,} tokens",
+            tuple(Cell(f"{each[task]:.0%}" if task in each else "", each.get(task)) for each in found),
+        )
+        for task in dict.fromkeys(task for each in found for task in each)
+    ]
 
 
 def _fixed(places: int) -> Callable[[float], str]:

@@ -47,7 +47,7 @@ def log_to_wandb(content: Content, folder: Path, mode: str | None = None) -> Pat
             f"report-{run.id}", type="report", metadata={"sweeps": [s.name for s in content.sweeps]}
         )
         for file in [folder / name for name in PAGE_FILES] + [
-            f.with_suffix(end) for f in figures for end in (".png", ".svg")
+            f.with_suffix(end) for f in figures for end in (".png", ".svg", ".pdf")
         ]:
             if file.is_file():
                 artifact.add_file(str(file))

@@ -17,7 +17,7 @@ log = logging.getLogger("farsight")
 
 
 def write_report(folders: Sequence[str | Path], output: Path | None = None, wandb: bool | None = None) -> Path:
-    """Writes pareto.csv, report.md, report.html and the figures (PNG, SVG); each atomically, the pages last.
+    """Writes pareto.csv, report.md, report.html and the figures (PNG, SVG; summary also PDF), each atomically.
 
     Args:
         folders: sweeps (a manifest.json), runs (a config.yaml), or folders of runs, in one report.
@@ -38,7 +38,8 @@ def write_report(folders: Sequence[str | Path], output: Path | None = None, wand
     pictures = _pictures(content, output)
     write_atomically(output / "pareto.csv", write_csv(content.rows))
     for name, panels in content.figures.items():
-        for file, drawn in to_files([draw for _, draw in panels], name, content.rows, content.styles).items():
+        draws, pdf = [draw for _, draw in panels], name == "summary"
+        for file, drawn in to_files(draws, name, content.rows, content.styles, pdf).items():
             write_atomically(output / file, drawn)
     write_atomically(output / "report.md", write_markdown(content))
     write_atomically(output / "report.html", write_page(content, pictures))

@@ -8,9 +8,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from kernels.layout.cost import decode_cost
 from kernels.patterns import Routed
 from model import Cache, Sampling, Transformer, generate
-from model.decoding import TokenStep, expected_bytes
+from model.decoding import TokenStep, expected_bytes, fill_with_random_keys
 from model.kv_cache.cache_layout import CacheLayout
-from scripts.benchmarks.decode import fill_with_random_keys
 from tests.kernels.oracle import PATTERNS
 from tests.model.decoding.test_parity import LENGTH, PLANS, build, every_plan, full_logits, random_tokens
 from tests.model.small import config, lively

@@ -8,8 +8,7 @@ import torch
 
 from kernels.patterns import BlockSparse, Dense, Hierarchical, Strided, Window
 from model import Cache, Sampling, Transformer, generate
-from model.decoding import TokenStep
-from scripts.benchmarks.decode import fill_with_random_keys
+from model.decoding import TokenStep, fill_with_random_keys
 from tests.model.decoding.test_parity import random_tokens
 from tests.model.small import config, lively, plan
 

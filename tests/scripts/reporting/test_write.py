@@ -20,7 +20,7 @@ from tests.commands import run, run_forked
 from tests.scripts.reporting.sweeps import make_sweep
 
 FILES = {"pareto.csv", "report.md", "report.html", "pareto.png", "pareto.svg", "loss_curves.png", "loss_curves.svg",
-         "loss_by_position.png", "loss_by_position.svg"}  # fmt: skip
+         "loss_by_position.png", "loss_by_position.svg", "summary.png", "summary.svg", "summary.pdf"}  # fmt: skip
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"'| `x` $y$ --> "
 
 
