@@ -9,6 +9,7 @@ from configs import schema
 from configs.build import build_plan
 from configs.errors import ConfigError, refused
 from configs.validation import validated
+from model import AttentionPlan
 
 if TYPE_CHECKING:
     from model.training.phases import Phase
@@ -22,28 +23,23 @@ WIDTHS = "width", "window"
 
 
 def phase_configs(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the composed config of each phase; that of the last one is `config`. A setting that a phase does not name
+    """Returns the composed config of each phase; that of the last one is `config`. A setting that a phase leaves out
     stays as in the phase before. Batches have as many tokens as in the last phase.
 
     Raises:
-        ConfigError: phases do not begin at step 0 or in order, name another setting, shrink one, do not end at the
-            config's values, or have sequences that do not divide those of the last phase.
+        ConfigError: the steps of phases do not begin at 0 or do not rise; a phase sets another key, or shrinks a
+            setting; a length is no divisor of the last one; the last phase has other values than the config.
     """
     phases = config["phases"] or [{"step": 0}]
     settings = [{key: value for key, value in phase.items() if key != "step"} for phase in phases]
     _check_steps([phase["step"] for phase in phases])
-    names = list(dict.fromkeys(key for each in settings for key in each))
-    for number, each in enumerate(settings):
-        for key, value in each.items():
-            _check_setting(config, f"phases[{number}].{key}", key, value)
-    missing = next((key for key in names if key not in settings[0]), None)
-    if missing:
-        accepted = f"a phase that names {missing} too, since a later one does"
-        raise refused("phases[0]", phases[0], accepted)
     values: dict[str, int] = {}
     configs = []
     for number, each in enumerate(settings):
         for key, value in each.items():
+            _check_setting(config, f"phases[{number}].{key}", key, value)
+            if number and key not in values:
+                raise refused("phases[0]", phases[0], f"a phase that sets {key} too, since phases[{number}] does")
             if value < values.get(key, value):
                 raise refused(f"phases[{number}].{key}", value, f"at least {values[key]}, as in the phase before")
         values |= each
@@ -103,7 +99,7 @@ def _with(config: Mapping[str, Any], values: Mapping[str, int]) -> dict[str, Any
     return changed
 
 
-def build_phases(config: Mapping[str, Any], plan: Any) -> "list[Phase]":
+def build_phases(config: Mapping[str, Any], plan: AttentionPlan) -> "list[Phase]":
     """Returns the phases of a composed config; none where `phases` is null.
 
     Args:

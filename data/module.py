@@ -197,10 +197,10 @@ class DataModule(LightningDataModule):
 
         It does not change the cursor or the state of any random number generator.
 
-        sequence_length: by default that of the last phase.
+        sequence_length: that of a phase; by default the last one's.
         """
-        length = sequence_length or self.sequence_length
-        dataset = pack(self.packing, self.corpus.splits["train"], length, self.tokenizer.bos, self.seed)
+        cuts = self.sequence_length // (sequence_length or self.sequence_length)
+        dataset = self._sequences("train", self.seed, cuts if cuts > 1 else None)
         chosen = np.random.default_rng(self.seed).choice(len(dataset), min(sequences, len(dataset)), replace=False)
         return torch.utils.data.default_collate([dataset[int(index)] for index in sorted(chosen)])
 
