@@ -191,6 +191,49 @@ def gpu_runs() -> str:
     return markdown(rows)
 
 
+def extended() -> str:
+    """Returns what each pattern makes of a model of 4,096 tokens in as many further tokens at 32,768."""
+    names = {
+        "dense": "dense, 32,768",
+        "control": "dense, 4,096: the control",
+        "window": "windows of 1,024",
+        "hybrid": "3 layers of windows to one dense",
+        "hybrid_probed": "the same, dense where the probe says",
+        "routed": "routed: window 512 and 16 blocks of 64",
+    }
+    rows = []
+    for row in read("pretrained_h200/extension.json")["rows"]:
+        losses = {n: f"{loss:.4f}" for n, loss in row["by_context"].items()}
+        contexts = {f"given {int(n):,}": losses.get(n, "-") for n in ("512", "2048", "4096", "16384")}
+        mean, low, high = row["over_control"] or (None,) * 3
+        difference = {"beside the control": "-" if mean is None else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"}
+        flops = {"attention FLOPs": f"{row['attention_flops']:.0%}"}
+        rows.append(
+            {
+                "pattern": names[row["pattern"]],
+                "bits/byte": f"{row['bits_per_byte']:.4f}",
+                **difference,
+                **flops,
+                **contexts,
+            }
+        )
+    return markdown(rows)
+
+
+def probed() -> str:
+    """Returns what the probe measures of each layer of the same model."""
+    return markdown(
+        [
+            {
+                "layer": unit["layer"],
+                "loss change": f"{unit['change']:+.4f} [{unit['low']:+.4f}, {unit['high']:+.4f}]",
+                "attention beyond 1,024": f"{unit['mass_beyond']:.0%}",
+            }
+            for unit in read("pretrained_h200/probe.json")["units"]
+        ]
+    )
+
+
 def measured() -> str:
     """Returns the README's table of measurements."""
     summary, evaluation = read("default_cpu/summary.json"), read("default_cpu/evaluation.json")["rows"][0]
