@@ -87,7 +87,7 @@ def _whole(entry: Entry) -> dict[str, Any]:
 def _defaults(choice: str) -> dict[str, Any]:
     """Returns `source` and `path` of a file of configs/data, over those of the file that it extends."""
     settings = yaml.safe_load((FOLDER / f"{choice}.yaml").read_text(encoding="utf-8"))
-    (parent,) = settings["defaults"]
+    parent = settings["defaults"][0]
     below = _defaults(parent) if parent not in NOT_MIXED else {"source": {}, "path": None}
     return {
         "source": {**below["source"], **settings.get("source", {})},

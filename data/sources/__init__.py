@@ -3,6 +3,7 @@
     standard_library.py   the Python source on this machine
     code.py               installed packages and repositories (import_order.py orders their files)
     files.py              the user's own files (file_search.py finds them, file_rows.py reads them)
+    genome.py             DNA in FASTA files
     hub.py                datasets of the Hugging Face hub, and local dataset folders
     mixture.py            several of these, with weights
 
@@ -14,9 +15,21 @@ from .bad_documents import BadDocuments
 from .base import Source
 from .code import Code
 from .files import Files
+from .genome import Genome
 from .hub import Hub
 from .mixture import MixedSource, Mixture
 from .splits import SPLITS
 from .standard_library import StandardLibrary
 
-__all__ = ["SPLITS", "BadDocuments", "Code", "Files", "Hub", "MixedSource", "Mixture", "Source", "StandardLibrary"]
+__all__ = [
+    "SPLITS",
+    "BadDocuments",
+    "Code",
+    "Files",
+    "Genome",
+    "Hub",
+    "MixedSource",
+    "Mixture",
+    "Source",
+    "StandardLibrary",
+]

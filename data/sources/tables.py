@@ -1,4 +1,4 @@
-"""Reads the texts of a table: .jsonl, .json, .csv, .tsv, .parquet or .arrow.
+"""Reads the texts of a table: .jsonl, .json, .csv, .tsv, .parquet, .arrow, or the sequences of a FASTA file.
 
 Each reader takes an open binary file, its name, the column with the text, and the policy for bad documents. It yields
 the place of each row, its value in that column, and what is wrong with the row (None if it can be read). Raises
@@ -8,6 +8,7 @@ CorpusError if the table has no such column.
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -117,6 +118,36 @@ def arrow(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> I
     yield from _values(batch.column(text_column) for batch in batches)
 
 
+def fasta(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+    """Reads DNA. A row is a run of A, C, G and T in capital letters; small letters (repeats) become capital ones.
+
+    N and the other letters of IUPAC for an uncertain base, and gaps, end a run and are in none. So no model is trained
+    or scored on a base that is unknown, and none reads across it.
+    """
+    for record, (header, lines) in enumerate(_records(stream)):
+        place = f"record {record} ({header.decode('utf-8', 'backslashreplace')[:40]})"
+        sequence = b"".join(lines).translate(None, b" \t\r\n").upper()
+        if other := re.search(rb"[^ACGTNRYSWKMBDHV.*-]", sequence):
+            yield place, None, f"the letter {other[0].decode('latin-1')!r}, which stands for no base of DNA"
+            continue
+        for run in re.finditer(rb"[ACGT]+", sequence):
+            yield f"{place} at {run.start()}", run[0].decode("ascii"), None
+
+
+def _records(stream: BinaryIO) -> Iterator[tuple[bytes, list[bytes]]]:
+    """Yields the header and the lines of each record. Lines before the first header are a record without one."""
+    header, lines = b"", []
+    for line in stream:
+        if line.startswith(b">"):
+            if lines:
+                yield header, lines
+            header, lines = line[1:].strip(), []
+        else:
+            lines.append(line)
+    if lines:
+        yield header, lines
+
+
 def _values(columns: "Iterable[pyarrow.Array]") -> Iterator[Row]:
     row = 0
     for column in columns:
@@ -135,5 +166,8 @@ READERS: dict[str, Callable[[BinaryIO, str, str, BadDocuments], Iterator[Row]]] 
     ".tsv": tab_separated,
     ".parquet": parquet,
     ".arrow": arrow,
+    ".fa": fasta,
+    ".fna": fasta,
+    ".fasta": fasta,
 }
 """Readers by the ending of the file; a file of any other ending is one text."""

@@ -46,7 +46,10 @@ def test_a_run_stores_whole_entries():
         ),
         (("code",), r"^data\.source\.sources\[0\]=code: must be a mapping"),
         (("{data:code,weight:1,weights:2}",), r"^data\.source\.sources\[0\]\.weights=2: must be left out"),
-        (("{data:codes,weight:1}",), r"^data\.source\.sources=\[\{data:codes\}\]: must be .* books, code, files, hub"),
+        (
+            ("{data:codes,weight:1}",),
+            r"^data\.source\.sources=\[\{data:codes\}\]: must be .* books, code, files, genome, hub",
+        ),
         (("{weight:1}",), r"^data\.source\.sources=.*: must be .* books, code"),
         (("{data:books,weight:1}",), r"^data\.source\.sources: books: must have a path$"),
         (("{data:code,weight:1,source:{dept:2}}",), r"^data\.source\.sources\.code\.dept=2: must be left out"),

@@ -73,7 +73,7 @@ FRACTION += ("sweep.first_stage.tokens", "sweep.first_stage.learning_rate")
 NEGATIVE = ("evaluation.key_tokens.confidence",)
 
 TRUE = ("model.tie_embeddings", "model.sink_logits", "model.activation_checkpointing", "trainer.compile")
-TRUE += ("model.rope_truncate", "model.qk_norm")
+TRUE += ("data.source.reverse_complement", "model.rope_truncate", "model.qk_norm")
 TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
 TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")
 
@@ -166,6 +166,7 @@ LATER = ("data/tokenizer=saved", "model=hf", "attention=hf")
 
 NEEDED = {
     "data=files": ["data.path=kernels"],
+    "data=genome": ["data.path=kernels", "data.source.extensions=[.py]"],
     "data=books": ["data.path=docs", "data.source.extensions=[.md]"],
     "data=hub": ["data.path=kernels"],
     **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},

@@ -28,7 +28,8 @@ def test_its_comment_ends_with_a_command(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_keys_are_the_constructors(name, tmp_path):
-    (tmp_path / "a.txt").write_text("a")
+    for file in ("a.txt", "a.fa"):
+        (tmp_path / file).write_text("a")
     config = composed(name, f"data.path={tmp_path if name != 'stdlib' else 'null'}")
     assert set(config) - {"_target_"} == set(inspect.signature(DataModule).parameters)
     defaults = [parameter.default for parameter in inspect.signature(DataModule).parameters.values()]
@@ -67,3 +68,8 @@ def test_a_local_dataset_by_the_hubs_loader(tmp_path):
     datamodule.setup()
     assert datamodule.vocabulary == 257
     assert sum(len(split) for split in datamodule.corpus.splits.values()) == 200
+
+
+def test_a_genome_is_read_by_bases_unless_a_tokenizer_is_chosen():
+    assert composed("genome", "data.path=x").tokenizer._target_ == "data.tokenizers.Bytes"
+    assert composed("genome", "data.path=x", "data/tokenizer=bpe_512").tokenizer.vocabulary == 512
