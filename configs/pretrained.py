@@ -4,9 +4,10 @@ In the groups model=hf and attention=hf, null stands for the value that follows 
 """
 
 import functools
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import yaml
 
 from configs.aliases import upgrade
 from configs.errors import ConfigError, refused
+from model.config import NO_ROPE
 from model.pretrained import Architecture, Weights, read_architecture
 from model.pretrained.rope_parameters import UNSCALED
 from model.training.checkpoints import CheckpointFile
 from model.training.run_folder import RunFolderError, find_checkpoint
+
+log = logging.getLogger(__name__)
 
 PREFIX = "hf:"
 GROUP = "hf"
@@ -77,6 +81,9 @@ def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     if model.get("name") != GROUP:
         raise refused("model", model.get("name"), f"hf with init_from={start}, whose config.json gives the sizes")
     architecture = read_architecture(pretrained_folder(start))
+    if architecture.unrotated and attention.get("patterns") is not None:
+        text = "attention=%s: rope=none of a pattern leaves out rotary embeddings, which layers %s of %s do not have"
+        log.warning(text, attention.get("name"), ", ".join(map(str, sorted(architecture.unrotated))), start)
     return {**config, "model": fill_model(model, architecture), "attention": fill_attention(attention, architecture)}
 
 
@@ -106,24 +113,32 @@ def fill_model(model: Mapping[str, Any], architecture: Architecture) -> dict[str
 
 def fill_attention(attention: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
     """Returns an `attention` group whose null `patterns` and `schedule` are those of config.json."""
-    follows = {"patterns": patterns_of(architecture.windows), "schedule": schedule_of(architecture.windows)}
+    follows = {"patterns": patterns_of(architecture), "schedule": schedule_of(architecture)}
     return {key: follows.get(key) if value is None else value for key, value in attention.items()}
 
 
-def patterns_of(windows: Sequence[int | None]) -> dict[str, Any]:
-    """Returns the entries of attention.patterns for the windows of the layers: `full`, `local` or both."""
+def patterns_of(architecture: Architecture) -> dict[str, Any]:
+    """Returns the entries of attention.patterns for the layers: `full`, `local`, and both without rotary embeddings."""
     patterns: dict[str, Any] = {}
-    for width in dict.fromkeys(windows):
+    for layer, (name, width) in enumerate(zip(_names_of(architecture), architecture.windows, strict=True)):
         if width is None:
-            patterns["full"] = {"_target_": "kernels.patterns.Dense"}
+            patterns[name] = {"_target_": "kernels.patterns.Dense"}
         else:
-            patterns["local"] = {"_target_": "kernels.patterns.Window", "width": width, "sink_tokens": 0}
+            patterns[name] = {"_target_": "kernels.patterns.Window", "width": width, "sink_tokens": 0}
+        if layer in architecture.unrotated:
+            patterns[name]["rope"] = NO_ROPE
     return patterns
 
 
-def schedule_of(windows: Sequence[int | None]) -> list[str]:
-    """Returns the shortest attention.schedule that gives the windows of the layers when it is repeated."""
-    names = ["full" if width is None else "local" for width in windows]
+def _names_of(architecture: Architecture) -> list[str]:
+    """Returns the name of each layer's pattern."""
+    kinds = ["full" if width is None else "local" for width in architecture.windows]
+    return [f"{kind}_unrotated" if layer in architecture.unrotated else kind for layer, kind in enumerate(kinds)]
+
+
+def schedule_of(architecture: Architecture) -> list[str]:
+    """Returns the shortest attention.schedule that gives the layers their patterns when it is repeated."""
+    names = _names_of(architecture)
     period = next(p for p in range(1, len(names) + 1) if names == (names[:p] * len(names))[: len(names)])
     return names[:period]
 

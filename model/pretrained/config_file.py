@@ -1,4 +1,5 @@
-"""Reads config.json: the sizes of a Qwen3, Llama, Mistral or Ministral model, and the window of each of its layers.
+"""Reads config.json: the sizes of a Qwen3, Llama, Mistral, Ministral or SmolLM3 model, and the window of each of its
+layers; of SmolLM3 also which layers have no rotary embeddings.
 
 A missing key has the default of transformers' class of that model. Keys that change nothing in the forward pass of
 these models are not read.
@@ -30,12 +31,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
     },
+    "smollm3": {
+        "num_key_value_heads": 4,
+        "head_dim": None,
+        "max_position_embeddings": 32768,
+        "sliding_window": None,
+        "rope_theta": 2e6,
+        "tie_word_embeddings": True,
+    },
 }
 DEFAULTS["ministral"] = DEFAULTS["mistral"]
 """Model type -> transformers' default of each key whose default depends on the model type."""
 
 ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "attention_dropout": 0}
 """Key -> the one value that our model can compute."""
+
+SWITCHED = ("qwen3", "smollm3")
+"""Model types whose windows need use_sliding_window=true."""
 
 WINDOWS = {"full_attention": False, "sliding_attention": True}
 
@@ -46,10 +58,12 @@ class Architecture:
 
     settings: the fields of ModelConfig that follow from it, under their names.
     windows: for each layer, how many tokens a query sees, itself included; None for all.
+    unrotated: the layers without rotary embeddings, counted from 0.
     """
 
     settings: dict[str, Any]
     windows: tuple[int | None, ...]
+    unrotated: frozenset[int] = frozenset()
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -67,8 +81,9 @@ def read_architecture(folder: Path) -> Architecture:
     default = DEFAULTS[kind]
     width, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     length = keys.count("max_position_embeddings", default["max_position_embeddings"])
-    rope = rope_settings(keys.values, keys.file, length)
+    rope = rope_settings({"rope_theta": default.get("rope_theta")} | keys.values, keys.file, length)
     layers = keys.count("num_hidden_layers")
+    unrotated = keys.unrotated(layers) if kind == "smollm3" else frozenset()
     settings = {
         "width": width,
         "layers": layers,
@@ -79,11 +94,11 @@ def read_architecture(folder: Path) -> Architecture:
         "vocabulary": keys.count("vocab_size"),
         "max_length": math.floor(length * rope["rope_factor"]) if rope["rope_scaling"] == "dynamic" else length,
         **rope,
-        "tie_embeddings": keys.flag("tie_word_embeddings", False),
+        "tie_embeddings": keys.flag("tie_word_embeddings", default.get("tie_word_embeddings", False)),
         "norm_epsilon": keys.number("rms_norm_eps", 1e-6),
         "qk_norm": kind == "qwen3",
     }
-    return Architecture(settings, keys.windows(kind, layers, default["sliding_window"]))
+    return Architecture(settings, keys.windows(kind, layers, default["sliding_window"], unrotated), unrotated)
 
 
 class ConfigFile:
@@ -152,20 +167,33 @@ class ConfigFile:
         ):
             raise self.refused("architectures", "a list of classes whose names end in ForCausalLM")
 
-    def windows(self, kind: str, layers: int, default: int | None) -> tuple[int | None, ...]:
+    def unrotated(self, layers: int) -> frozenset[int]:
+        """SmolLM3's layers without rotary embeddings: those with a 0 in `no_rope_layers`."""
+        given = self.values.get("no_rope_layers")
+        if given is None:
+            interval = self.count("no_rope_layer_interval", 4)
+            return frozenset(range(interval - 1, layers, interval))
+        if not isinstance(given, list) or len(given) < layers or any(each not in (0, 1) for each in given):
+            raise self.refused("no_rope_layers", f"a list of {layers}, each 1, or 0 for no rotary embeddings")
+        return frozenset(layer for layer in range(layers) if not given[layer])
+
+    def windows(self, kind: str, layers: int, default: int | None, unrotated: frozenset[int]) -> tuple[int | None, ...]:
         """The window of each layer. transformers' window of n tokens counts the query itself, as ours does."""
-        has_windows = default is not None and (kind != "qwen3" or self.flag("use_sliding_window", False))
+        switched = kind in SWITCHED
+        has_windows = self.flag("use_sliding_window", False) if switched else default is not None
         width = self.values.get("sliding_window", default) if has_windows else None
         if width is not None:
             self.count("sliding_window", default)
         types = self.values.get("layer_types")
+        if types is None and kind == "smollm3":
+            return tuple(width if layer in unrotated else None for layer in range(layers))
         if types is None:
             first = self.count("max_window_layers", 28, least=0) if kind == "qwen3" else 0
             return tuple(width if layer >= first else None for layer in range(layers))
         if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= set(WINDOWS):
             raise self.refused("layer_types", f"a list of {layers}, each {' or '.join(WINDOWS)}")
         if width is None and "sliding_attention" in types:
-            where = "use_sliding_window=true and " if kind == "qwen3" else ""
+            where = "use_sliding_window=true and " if switched else ""
             accepted = f"full_attention in every layer without {where}a sliding_window"
             raise self.refused("layer_types", accepted)
         windows = tuple(width if WINDOWS[each] else None for each in types)

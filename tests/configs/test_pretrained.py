@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from configs import pretrained
 from configs.build import ConfigError, build_model, build_plan
 from configs.checks import check
-from configs.pretrained import schedule_of
+from configs.pretrained import patterns_of, schedule_of
 from configs.runs import open_run, start_from
 from data.tokenizers import load
 from kernels.patterns import Window
-from model.pretrained import PretrainedError
+from model.pretrained import Architecture, PretrainedError
 from model.pretrained.names import from_hugging_face
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.plan import Plan
@@ -145,7 +145,24 @@ def test_jobs_of_a_sweep_start_from_the_folder(folder, books):
     ],
 )
 def test_the_schedule_is_the_shortest_that_gives_every_layer_its_window(windows, schedule):
-    assert schedule_of(windows) == schedule
+    assert schedule_of(Architecture({}, tuple(windows))) == schedule
+
+
+def test_layers_of_the_folder_without_rotary_embeddings_have_none(tmp_path, books, caplog):
+    """Under another attention, which may rotate them, a warning names them."""
+    smol = dict(model_type="smollm3", architectures=["SmolLM3ForCausalLM"], sliding_window=None, no_rope_layers=[1, 0])
+    folder = write_folder(tmp_path / "smollm3", **smol)
+    plan = build_plan(resolved(*start(folder, books))["attention"])
+    assert [plan.rope_of(layer) for layer in range(2)] == ["model", "none"] and not caplog.records
+    plan = build_plan(resolved(*start(folder, books, "attention=dense"))["attention"])
+    assert plan.rope_of(1) == "model" and f"layers 1 of hf:{folder}" in caplog.text
+
+
+def test_layers_without_rotary_embeddings_have_a_pattern_of_their_own():
+    found = Architecture({}, (None, 8, None, 8), frozenset({0, 2}))
+    assert schedule_of(found) == ["full_unrotated", "local"]
+    entries = {name: entry.get("rope") for name, entry in patterns_of(found).items()}
+    assert entries == {"full_unrotated": "none", "local": None}
 
 
 # Evaluation and generation without a run

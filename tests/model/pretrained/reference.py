@@ -8,7 +8,7 @@ import torch
 
 from kernels.patterns import Dense, Pattern, Window
 from model import AttentionPlan, ModelConfig, Transformer
-from model.pretrained import Weights, read_architecture
+from model.pretrained import Architecture, Weights, read_architecture
 
 transformers = pytest.importorskip("transformers")
 
@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = dict(
     eos_token_id=0,
 )
 
-CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral", "ministral": "Ministral"}
+CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral", "ministral": "Ministral", "smollm3": "SmolLM3"}
 
 
 def their_model(kind: str, seed: int = 0, **changes: Any) -> Any:
@@ -53,14 +53,19 @@ def our_model(folder: Path, **changes: Any) -> Transformer:
     architecture = read_architecture(folder)
     given = dict(sink_logits=False, activation_checkpointing=False, z_loss=0.0) | changes
     config = ModelConfig(**architecture.settings | given)
-    model = Transformer(config, plan_of(architecture.windows))
+    model = Transformer(config, plan_of(architecture))
     Weights(folder).load(model)
     return model.eval()
 
 
-def plan_of(windows: tuple[int | None, ...]) -> AttentionPlan:
-    patterns: dict[str, Pattern] = {str(width): Dense() if width is None else Window(width) for width in windows}
-    return AttentionPlan(patterns=patterns, schedule=[str(width) for width in windows], block=16, backend="auto")
+def plan_of(architecture: Architecture) -> AttentionPlan:
+    """A pattern of its own for each layer."""
+    windows = {str(layer): width for layer, width in enumerate(architecture.windows)}
+    patterns: dict[str, Pattern] = {
+        name: Dense() if width is None else Window(width) for name, width in windows.items()
+    }
+    rope = {str(layer): "none" for layer in architecture.unrotated}
+    return AttentionPlan(patterns=patterns, schedule=list(patterns), block=16, backend="auto", rope=rope)
 
 
 @torch.no_grad()

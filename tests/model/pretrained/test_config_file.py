@@ -40,6 +40,9 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
     assert fields.keys() == SIZES.keys() - {"sink_logits", "activation_checkpointing", "z_loss"}
     mistral = architecture(tmp_path, model_type="mistral", architectures=None)
     assert mistral.windows == (4096,) * 3 and mistral.settings["kv_heads"] == 8
+    smol = architecture(tmp_path, model_type="smollm3", architectures=None, num_hidden_layers=5)
+    assert smol.unrotated == {3} and smol.windows == (None,) * 5 and not found.unrotated
+    assert (smol.settings["rope_theta"], smol.settings["tie_embeddings"], smol.settings["kv_heads"]) == (2e6, True, 4)
     qwen = architecture(tmp_path, model_type="qwen3", architectures=["Qwen3ForCausalLM"], num_key_value_heads=2)
     assert qwen.settings["head_dim"] == 128 and qwen.settings["qk_norm"] and qwen.windows == (None,) * 3
 
@@ -139,6 +142,8 @@ REFUSED = [
         dict(model_type="mistral", sliding_window=10, layer_types=["full_attention"] * 3),
         ["layer_types=", "sliding_attention in every layer", "ministral"],
     ),
+    (dict(model_type="smollm3", no_rope_layers=[1, 0]), ["no_rope_layers=[1, 0]", "a list of 3"]),
+    (dict(model_type="smollm3", no_rope_layers=[1, 0, 2]), ["no_rope_layers=", "each 1, or 0"]),
     (dict(model_type="mistral", sliding_window=0), ["sliding_window=0", "an integer >= 1"]),
     (
         dict(model_type="qwen3", num_key_value_heads=4, use_sliding_window=True, max_window_layers=-1),

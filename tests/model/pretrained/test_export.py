@@ -124,6 +124,10 @@ def test_layers_without_rotary_embeddings_are_those_of_smollm3(tmp_path, unrotat
     folder = exported(tmp_path, model)
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["SmolLM3ForCausalLM"]
     close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
+    again = read_architecture(folder)
+    assert again.unrotated == {layer for layer in range(3) if HYBRID.entry(layer) == unrotated}
+    assert list(again.windows) == layer_windows(model.config, model.plan)
+    assert again.settings["tie_embeddings"] and not again.settings["qk_norm"]
     rewrite(folder, no_rope_layers=[1, 1, 1])
     assert (their_logits(folder, tokens_of()) - our_logits(model, tokens_of())).abs().max() > 1e-3
 

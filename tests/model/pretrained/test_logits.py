@@ -37,6 +37,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("mistral", dict(sliding_window=10)),
     "mistral, full": ("mistral", dict(sliding_window=None)),
+    "smollm3": (
+        "smollm3",
+        dict(no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9, rope_parameters=None),
+    ),
     "ministral": (
         "ministral",
         dict(
