@@ -65,15 +65,17 @@ class ReplicatedStrategy(WatchedRanks, DDPStrategy):
     """DDP, whose gradients are views of the buckets in which they are averaged."""
 
     def __init__(self, ranks: Ranks | None = None) -> None:
-        # No buffer changes in training (rotations' frequencies, bytes of tokens): DDP need not send them at each step.
-        settings = dict(gradient_as_bucket_view=True, find_unused_parameters=False, broadcast_buffers=False)
-        super().__init__(**settings, **self.timeout(ranks))
+        super().__init__(gradient_as_bucket_view=True, find_unused_parameters=False, **self.timeout(ranks))
         self.ranks = ranks
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         # Lightning wraps the model on a stream of its own. There, gradients would be accumulated apart from the
         # backward pass, with a synchronization for each of them, and PyTorch warns.
-        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+        ddp = DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
+        # No buffer changes in training (rotations' frequencies, bytes of tokens), so no step sends them. The argument
+        # of DDP's constructor has another name in each of the PyTorch versions that the project supports.
+        ddp.broadcast_buffers = False
+        return ddp
 
 
 class FullyShardedStrategy(WatchedRanks, ModelParallelStrategy):
