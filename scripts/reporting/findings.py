@@ -209,6 +209,7 @@ def _against_control(row: Row) -> str:
     else:
         verdict = f"does not beat {row.control.label}: it is worse by {size}" if mean else f"equals {row.control.label}"
     certainty = f"95 % interval of the paired difference {' and '.join(intervals)}" if intervals else "no interval"
+    certainty += ", one seed" if row.over_control.low is None else ""
     return f"{row.label} {verdict} ({certainty})."
 
 
