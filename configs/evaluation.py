@@ -11,7 +11,14 @@ import numpy as np
 from configs.build import ConfigError, build_plan, build_protocol
 from configs.runs import Run, open_corpus, open_run
 from data import DataModule, InMemoryDocuments
-from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
+from data.baselines import (
+    MARKOV_ORDER,
+    MARKOV_SYMBOLS,
+    bigram_bits_per_byte,
+    gzip_bits_per_byte,
+    markov_bits_per_byte,
+    symbols_of,
+)
 from data.corpus import Corpus, Split
 from data.in_memory import digest
 from data.tokenizers import Tokenizer
@@ -112,6 +119,8 @@ def measure(
             "gzip_bits_per_byte": gzip_bits_per_byte(documents),
             "bigram_bits_per_byte": bigram_bits_per_byte(corpus, documents) if corpus else None,
         }
+        if corpus and symbols_of(corpus) <= MARKOV_SYMBOLS:
+            row["baselines"]["markov_bits_per_byte"] = markov_bits_per_byte(corpus, documents, MARKOV_ORDER)
     return row, losses
 
 

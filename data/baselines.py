@@ -1,6 +1,6 @@
-"""Baselines that every model must beat: gzip and a bigram model.
+"""Baselines that every model must beat: gzip, a bigram model, and for texts of few symbols (DNA) a Markov model.
 
-Both are measured as models are: in bits per byte, on each document alone, from its start.
+All are measured as models are: in bits per byte, on each document alone, from its start.
 """
 
 import gzip
@@ -11,7 +11,11 @@ import numpy as np
 from .corpus import Corpus, Split
 from .in_memory import InMemoryDocuments
 
-COUNTED_TOKENS = 50_000_000  # the bigram model counts at most this many training tokens: more hardly change it
+MARKOV_ORDER = 11
+MARKOV_SYMBOLS = 16  # the most different tokens of a text with a Markov model of that order
+
+COUNTED_IN_AN_ARRAY = 1 << 24  # different pairs of context and token; more are counted by sorting
+COUNTED_TOKENS = 50_000_000  # a model counts at most this many training tokens: more hardly change it
 
 
 def gzip_bits_per_byte(documents: Split | InMemoryDocuments) -> float:
@@ -21,38 +25,69 @@ def gzip_bits_per_byte(documents: Split | InMemoryDocuments) -> float:
 
 
 def bigram_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments) -> float:
-    """Returns the bits per byte of a bigram model of tokens, counted on the training split of `corpus`.
+    """Returns the bits per byte of a bigram model of tokens: `markov_bits_per_byte` of order 1."""
+    return markov_bits_per_byte(corpus, documents, 1)
 
-    It is scored on every token of `documents` but bos. Bigrams are interpolated with unigrams, and unigrams with the
-    uniform distribution, by Witten and Bell's rule (1991): the more different tokens followed a token, the more
-    probability remains for others.
+
+def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, order: int) -> float:
+    """Returns the bits per byte of a Markov model of tokens, counted on the training split of `corpus`.
+
+    It is scored on every token of `documents` but bos. Its contexts are the `order` tokens before, bos included, within
+    the document. Each order is interpolated with the next lower one, and order 0 with the uniform distribution, by
+    Witten and Bell's rule (1991): the more different tokens followed a context, the more probability remains for
+    others.
     """
     vocabulary, bos = corpus.tokenizer.vocabulary, corpus.tokenizer.bos
-    train = corpus.splits["train"].flat[:COUNTED_TOKENS]
-    previous, token = _pairs(train, bos)
+    train, scored = corpus.splits["train"].flat[:COUNTED_TOKENS], documents.flat
+    present = (np.bincount(train, minlength=vocabulary) + np.bincount(scored, minlength=vocabulary)) > 0
+    symbols, number = int(present.sum()), np.cumsum(present) - 1  # consecutive numbers keep contexts short of 64 bits
+    assert symbols ** (order + 1) < 1 << 63
+    train, scored = number[train], number[scored]
+    place_in_train, place = _places(train, number[bos]), _places(scored, number[bos])
 
-    count = np.bincount(token, minlength=vocabulary)
-    seen = np.count_nonzero(count)
-    unigram = (count + seen / vocabulary) / (count.sum() + seen)
+    train_context, context = np.zeros_like(train), np.zeros_like(scored)
+    probability = np.full(len(scored), 1 / vocabulary)
+    for length in range(order + 1):
+        if length:
+            train_context[length:] += train[:-length] * symbols ** (length - 1)
+            context[length:] += scored[:-length] * symbols ** (length - 1)
+        counted = place_in_train >= max(length, 1)
+        pairs, count = _counts((train_context * symbols + train)[counted], symbols ** (length + 1))
+        contexts, first = np.unique(pairs // symbols, return_index=True)
+        after = np.add.reduceat(count, first)  # how often any token followed each context
+        followers = np.diff(first, append=len(pairs))  # and how many different ones did
 
-    pairs, pair_count = np.unique(previous * vocabulary + token, return_counts=True)
-    after = np.bincount(previous, minlength=vocabulary)  # how often any token followed each token
-    followers = np.bincount(pairs // vocabulary, minlength=vocabulary)  # and how many different ones did
-
-    previous, token = _pairs(documents.flat, bos)
-    wanted = previous * vocabulary + token
-    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    counted = np.where(pairs[place] == wanted, pair_count[place], 0)
-    total = after[previous] + followers[previous]
-    probability = np.where(
-        total > 0, (counted + followers[previous] * unigram[token]) / np.maximum(total, 1), unigram[token]
-    )
-    nats = -np.log(probability).sum()
+        chosen = np.flatnonzero(place >= max(length, 1))
+        found, at = _find(contexts, context[chosen])
+        chosen, at = chosen[found], at[found]
+        followed, pair = _find(pairs, context[chosen] * symbols + scored[chosen])
+        times = np.where(followed, count[pair], 0)
+        probability[chosen] = (times + followers[at] * probability[chosen]) / (after[at] + followers[at])
+    nats = -np.log(probability[place > 0]).sum()
     return float(nats / math.log(2) / documents.total_bytes)
 
 
-def _pairs(tokens: np.ndarray, bos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (previous, token), both int64 `[pairs]`, for each token but bos. A document's first token follows bos."""
-    tokens = tokens.astype(np.int64)
-    inside = tokens[1:] != bos
-    return tokens[:-1][inside], tokens[1:][inside]
+def symbols_of(corpus: Corpus) -> int:
+    """Returns the number of different tokens in the training split, without bos."""
+    return np.count_nonzero(np.bincount(corpus.splits["train"].flat[:COUNTED_TOKENS])) - 1
+
+
+def _places(tokens: np.ndarray, bos: int) -> np.ndarray:
+    """Returns the place of each token in its document; that of bos is 0."""
+    index = np.arange(len(tokens))
+    return index - np.maximum.accumulate(np.where(tokens == bos, index, 0))
+
+
+def _counts(values: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the different values, sorted, and how often each occurs. `bound`: all values are less."""
+    if bound > COUNTED_IN_AN_ARRAY:
+        return np.unique(values, return_counts=True)
+    count = np.bincount(values)
+    different = np.flatnonzero(count)
+    return different, count[different]
+
+
+def _find(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns whether each wanted value is among the sorted `values`, and its index (any index if it is not)."""
+    index = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    return values[index] == wanted, index

@@ -1,0 +1,68 @@
+"""The Markov model against its definition, on documents of few symbols."""
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from data.baselines import markov_bits_per_byte, symbols_of
+from data.tokenizers import Bytes
+
+
+class Documents:
+    """A split of random DNA in which each base depends on the second one before it."""
+
+    def __init__(self, seed: int, lengths):
+        generator = np.random.default_rng(seed)
+        self.texts = []
+        for length in lengths:
+            bases = list(generator.integers(4, size=2))
+            while len(bases) < length:
+                bases.append((bases[-2] + 1) % 4 if generator.random() < 0.9 else generator.integers(4))
+            self.texts.append("".join("ACGT"[base] for base in bases))
+        self.flat = np.concatenate([[256, *text.encode()] for text in self.texts]).astype(np.uint16)
+        self.total_bytes = sum(map(len, self.texts))
+
+
+class TrainedOn:
+    tokenizer = Bytes()
+
+    def __init__(self, documents):
+        self.splits = {"train": documents}
+
+
+def by_definition(train: Documents, scored: Documents, order: int) -> float:
+    followers = defaultdict(Counter)
+    for text in train.texts:
+        for index, base in enumerate("^" + text):
+            for length in range(min(order, index) + 1 if index else 0):
+                followers[("^" + text)[index - length : index]][base] += 1
+
+    def probability(context: str, base: str) -> float:
+        lower = probability(context[1:], base) if context else 1 / 257
+        found = followers[context]
+        return (found[base] + len(found) * lower) / (found.total() + len(found)) if found else lower
+
+    bits = 0.0
+    for text in scored.texts:
+        for index in range(1, len(text) + 1):
+            bits -= math.log2(probability(("^" + text)[max(0, index - order) : index], text[index - 1]))
+    return bits / scored.total_bytes
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 5])
+@pytest.mark.parametrize("in_an_array", [0, 1 << 24])
+def test_a_markov_model_is_as_defined(order, in_an_array, monkeypatch):
+    monkeypatch.setattr("data.baselines.COUNTED_IN_AN_ARRAY", in_an_array)
+    train, scored = Documents(1, (50, 3, 200)), Documents(2, (40, 1, 60))
+    measured = markov_bits_per_byte(TrainedOn(train), scored, order)
+    assert measured == pytest.approx(by_definition(train, scored, order), rel=1e-9)
+
+
+def test_order_two_learns_what_order_one_cannot():
+    train, scored = Documents(1, [3000]), Documents(2, [500])
+    entropy = -(0.925 * math.log2(0.925) + 0.075 * math.log2(0.025))
+    assert symbols_of(TrainedOn(train)) == 4
+    assert markov_bits_per_byte(TrainedOn(train), scored, 1) > 1.9
+    assert markov_bits_per_byte(TrainedOn(train), scored, 2) == pytest.approx(entropy, abs=0.15)
