@@ -141,7 +141,8 @@ def train(
     if compile:
         # Layouts of fixed sizes, as on a GPU; and no compiler behind the tracing, which takes minutes on a CPU.
         model.build_layouts = lambda document, length, context=None: build_layouts(
-            model.patterns, Axis.tokens(length, document), model.plan.block, True, context
+            [core.layout_pattern for core in model.cores],
+            *(Axis.tokens(length, document), model.plan.block, True, context),
         )
         with mock.patch("torch.compile", functools.partial(torch.compile, backend="eager")):
             model.compile_layers()
