@@ -120,7 +120,8 @@ def measure(
             "bigram_bits_per_byte": bigram_bits_per_byte(corpus, documents) if corpus else None,
         }
         if corpus and symbols_of(corpus) <= MARKOV_SYMBOLS:
-            row["baselines"]["markov_bits_per_byte"] = markov_bits_per_byte(corpus, documents, MARKOV_ORDER)
+            bits = markov_bits_per_byte(corpus, documents, MARKOV_ORDER)
+            row["baselines"] |= {"markov_bits_per_byte": min(bits), "markov_order": bits.index(min(bits))}
     return row, losses
 
 

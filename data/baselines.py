@@ -11,8 +11,8 @@ import numpy as np
 from .corpus import Corpus, Split
 from .in_memory import InMemoryDocuments
 
-MARKOV_ORDER = 11
-MARKOV_SYMBOLS = 16  # the most different tokens of a text with a Markov model of that order
+MARKOV_ORDER = 9  # the highest order that is tried for texts of few symbols
+MARKOV_SYMBOLS = 16  # the most different tokens of such a text
 
 COUNTED_IN_AN_ARRAY = 1 << 24  # different pairs of context and token; more are counted by sorting
 COUNTED_TOKENS = 50_000_000  # a model counts at most this many training tokens: more hardly change it
@@ -26,27 +26,30 @@ def gzip_bits_per_byte(documents: Split | InMemoryDocuments) -> float:
 
 def bigram_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments) -> float:
     """Returns the bits per byte of a bigram model of tokens: `markov_bits_per_byte` of order 1."""
-    return markov_bits_per_byte(corpus, documents, 1)
+    return markov_bits_per_byte(corpus, documents, 1)[1]
 
 
-def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, order: int) -> float:
-    """Returns the bits per byte of a Markov model of tokens, counted on the training split of `corpus`.
+def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, order: int) -> list[float]:
+    """Returns the bits per byte of Markov models of tokens, of orders 0 to `order`, counted on the training split of
+    `corpus`.
 
-    It is scored on every token of `documents` but bos. Its contexts are the `order` tokens before, bos included, within
-    the document. Each order is interpolated with the next lower one, and order 0 with the uniform distribution, by
-    Witten and Bell's rule (1991): the more different tokens followed a context, the more probability remains for
-    others.
+    A model is scored on every token of `documents` but bos. Its contexts are as many tokens before as its order, bos
+    included, within the document. Each order is interpolated with the next lower one, and order 0 with the uniform
+    distribution, by Witten and Bell's rule (1991): the more different tokens followed a context, the more probability
+    remains for others.
     """
     vocabulary, bos = corpus.tokenizer.vocabulary, corpus.tokenizer.bos
     train, scored = corpus.splits["train"].flat[:COUNTED_TOKENS], documents.flat
-    present = (np.bincount(train, minlength=vocabulary) + np.bincount(scored, minlength=vocabulary)) > 0
-    symbols, number = int(present.sum()), np.cumsum(present) - 1  # consecutive numbers keep contexts short of 64 bits
+    present = np.bincount(train, minlength=vocabulary) > 0
+    # Consecutive numbers keep contexts below 64 bits. All tokens that training lacks have one: their counts are 0.
+    symbols = int(present.sum()) + 1
     assert symbols ** (order + 1) < 1 << 63
+    number = np.where(present, np.cumsum(present) - 1, symbols - 1)
     train, scored = number[train], number[scored]
     place_in_train, place = _places(train, number[bos]), _places(scored, number[bos])
 
     train_context, context = np.zeros_like(train), np.zeros_like(scored)
-    probability = np.full(len(scored), 1 / vocabulary)
+    probability, bits = np.full(len(scored), 1 / vocabulary), []
     for length in range(order + 1):
         if length:
             train_context[length:] += train[:-length] * symbols ** (length - 1)
@@ -63,8 +66,9 @@ def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, o
         followed, pair = _find(pairs, context[chosen] * symbols + scored[chosen])
         times = np.where(followed, count[pair], 0)
         probability[chosen] = (times + followers[at] * probability[chosen]) / (after[at] + followers[at])
-    nats = -np.log(probability[place > 0]).sum()
-    return float(nats / math.log(2) / documents.total_bytes)
+        nats = -np.log(probability[place > 0]).sum()
+        bits.append(float(nats / math.log(2) / documents.total_bytes))
+    return bits
 
 
 def symbols_of(corpus: Corpus) -> int:
