@@ -43,6 +43,7 @@ ROUTERS: dict[str, Pattern] = {
     "routed_by_head": Routed(**ROUTED, router="mean_key", share="head", first_block=False),
     "routed_indexer": Routed(**ROUTED, router="indexer", share="group", first_block=False),
     "routed_indexer_in_warmup": Routed(**ROUTED, router="indexer", share="head", first_block=True),
+    "routed_indexer_alone_in_warmup": Routed(**ROUTED, router="indexer", share="group", first_block=False),
 }
 
 CONTIGUOUS: dict[str, Pattern] = {
@@ -70,7 +71,8 @@ SCHEDULES: dict[str, dict] = {
 def model_of(name: str) -> Transformer:
     settings = {"patterns": PATTERNS[name]} if name in PATTERNS else SCHEDULES[name]
     shape = config(sink_logits=True, max_length=LENGTH, activation_checkpointing=name == "window")
-    indexer = IndexerTraining(indexer_loss=0.5, indexer_warmup=int("in_warmup" in name), indexer_gradient=True)
+    stages = {"indexer_warmup": int("in_warmup" in name), "indexer_warmup_alone": "alone" in name}
+    indexer = IndexerTraining(indexer_loss=0.5, indexer_gradient=True, **stages)
     model = Transformer(shape, plan(**settings, indexer=indexer)).double().train()
     return lively(model, seed=1)
 
