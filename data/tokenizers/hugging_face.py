@@ -29,7 +29,7 @@ def hugging_face_files(tokenizer: Tokenizer, longest: int) -> dict[str, str]:
     library.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos)]
     )
-    if not getattr(library.model, "byte_fallback", False):  # such a tokenizer has its own decoder
+    if '"ByteLevel"' in json.dumps(json.loads(library.to_str())["pre_tokenizer"]):  # others have their own decoder
         library.decoder = decoders.ByteLevel()
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

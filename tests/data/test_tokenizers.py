@@ -407,6 +407,8 @@ def test_a_lossy_tokenizer_is_accepted_where_it_is_allowed(bpe, books, tmp_path,
     assert own.total_bytes == sum(file.stat().st_size for file in books.rglob("*.txt"))
     if kind == "words":
         assert corpus.tokenizer.decode(split.tokens(0)[1:]) == "text stone é text"
+        exported = type(tokenizer.to_library()).from_str(hugging_face_files(tokenizer, 1000)["tokenizer.json"])
+        assert exported.decode(split.tokens(0)[1:].tolist()) == "text stone é text"
 
 
 @pytest.mark.parametrize("change", [with_dropout, with_bos_as_text])
