@@ -62,9 +62,9 @@ class Mixture(Source):
         for mixed in self.sources:
             _named(mixed.name, mixed.source.check, mixed.path)
 
-    def identity(self, path: str | None) -> dict:
+    def identity(self, path: str | None, cache: Path | None = None) -> dict:
         # Without the weights: they do not change the documents.
-        parts = [[mixed.name, mixed.source.identity(mixed.path)] for mixed in self.sources]
+        parts = [[mixed.name, mixed.source.identity(mixed.path, cache)] for mixed in self.sources]
         return {"source": "mixture", "sources": parts}
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
