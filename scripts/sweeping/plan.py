@@ -46,7 +46,8 @@ class Plan:
         self.composer = composer
         master = composer.master
         settings = OmegaConf.to_container(master["sweep"], resolve=True, throw_on_missing=True)
-        self.settings = Settings.of(settings, given=[each.key_or_group for each in (*composer.sweep, *composer.own)])
+        self.given = [each.key_or_group for each in (*composer.sweep, *composer.own)]
+        self.settings = Settings.of(settings, self.given)
         self.compute = ComputeMatch(self.settings.match, self.settings.budget)
         self.place = Path(master["outputs"]) / self.settings.name
         self.folder = self.place.absolute()
@@ -72,10 +73,9 @@ class Plan:
                 stage = stages.setdefault(stage.hash, stage)
             drafts.append(self.draft(job, first_stage=stage))
             if self.settings.control and drafts[-1].config["attention"]["name"] == self.settings.baseline:
-                extended = self.settings.first_stage is not None
-                shorter = control_of(job, self._plain(job), self.settings.control, extended)
-                drafts.append(self.draft(shorter, CONTROL, stage))
-        if self.settings.control and not any(draft.role == CONTROL for draft in drafts):
+                shorter = self._control(job)
+                drafts += [] if shorter is None else [self.draft(shorter, CONTROL, stage)]
+        if self.settings.control and all(d.config["attention"]["name"] != self.settings.baseline for d in drafts):
             log.info("no control, a shorter run of the baseline: no job has attention=%s", self.settings.baseline)
         order = [lambda d: d.config["attention"]["name"] != self.settings.baseline, lambda d: d.role == CONTROL]
         drafts.sort(key=lambda draft: [each(draft) for each in order])
@@ -103,6 +103,17 @@ class Plan:
                 "from; sweep.first_stage=null starts them from a run"
             )
         return job if self._plain(job)["init_from"] is None else job | {"init_from": "null"}  # an experiment's
+
+    def _control(self, job: Overrides) -> Overrides | None:
+        """Returns the overrides of the control of a job of the baseline; None if the length that the YAML file has for
+        it does not fit the job's sequences."""
+        try:
+            return control_of(job, self._plain(job), self.settings.control, self.settings.first_stage is not None)
+        except ConfigError as error:
+            if "sweep.control" in self.given:
+                raise
+            log.info("no control, a shorter run of the baseline: %s", error)
+            return None
 
     def _first_stage(self, job: Overrides) -> Draft:
         settings = self.settings.first_stage

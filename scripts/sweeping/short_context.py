@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.errors import as_override, refused
+from configs.pretrained import is_pretrained
 from model.evaluation.context import WHOLE, default_contexts, least_tokens
 from scripts.sweeping.points import Overrides
 
@@ -72,7 +73,7 @@ def control_of(job: Overrides, config: Mapping[str, Any], length: int, extended:
         config: the job's composed config.
         length: tokens of a sequence of the control.
         extended: whether the job starts from a first stage. The control then has that stage's RoPE. So it has up to
-            `model.rope_original_length`, for which the RoPE of a model that `init_from` names needs no scaling.
+            `model.rope_original_length`, which is the length of the model that `init_from` names.
     """
     kept = {key: value for key, value in job.items() if key not in ("data.sequence_length", "data.batch_size")}
     unscaled = extended or length <= config["model"]["rope_original_length"]
@@ -104,7 +105,10 @@ def first_stage_of(job: Overrides, config: Mapping[str, Any], length: int, learn
 
 
 def without_extension(config: Mapping[str, Any]) -> Overrides:
-    """Returns the overrides of a model without the RoPE scaling that a longer context needs."""
+    """Returns the overrides of a model without the RoPE scaling that a longer context needs. A model in Hugging Face's
+    format keeps that of its config.json."""
+    if is_pretrained(config["init_from"]):
+        return dict.fromkeys(("model.rope_scaling", "model.rope_factor", "model.rope_original_length"), "null")
     if config["model"]["rope_scaling"] == "none":
         return {}
     return {"model.rope_scaling": "none", "model.rope_factor": "1"}

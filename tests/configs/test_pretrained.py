@@ -134,6 +134,18 @@ def test_jobs_of_a_sweep_start_from_the_folder(folder, books):
     assert all(draft.config["model"]["width"] == 32 for draft in drafts)
 
 
+def test_the_control_of_a_sweep_has_the_rotary_embeddings_of_the_folder(tmp_path, books):
+    """Not a scaling that extends the others; that of config.json stays."""
+    rope = dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    folder = write_folder(tmp_path / "llama3", rope_parameters=rope | dict(original_max_position_embeddings=32))
+    longer = ["model.rope_scaling=yarn_hf", "model.rope_factor=2", "model.rope_original_length=32"]
+    settings = ["sweep.match=null", "sweep.control=32", "sweep.vary={attention:[dense]}", *longer]
+    with Composer(start(folder, books, "sweep=patterns", *settings)) as composer:
+        dense, control = Plan(composer).drafts()
+    assert dense.config["model"]["rope_scaling"] == "yarn_hf" and control.config["model"]["rope_scaling"] == "llama3"
+    assert control.config["model"]["rope_factor"] == 8
+
+
 @pytest.mark.parametrize(
     ("windows", "schedule"),
     [

@@ -72,6 +72,13 @@ def test_a_control_has_no_rope_scaling_up_to_the_original_length(control, scalin
     assert [job.config["model"]["rope_scaling"] for job in jobs] == ["yarn_hf", scaling, "yarn_hf"]
 
 
+@pytest.mark.parametrize("length", [512, 1000])
+def test_sequences_that_the_default_control_does_not_fit_have_none(length):
+    """1,024 tokens are no fewer than 512, and a step of 8 x 1,000 tokens has no whole number of them."""
+    jobs = jobs_of(*PAIR, f"data.sequence_length={length}", "data.batch_size=8", "sweep.tokens=80000")
+    assert [job.role for job in jobs] == ["pattern", "pattern"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
