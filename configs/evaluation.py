@@ -53,7 +53,10 @@ def measure_run(
     model: Transformer | None = None,
     label: str | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Returns `measure` of a trained run. `model`, `label`: of the run's weights under another attention."""
+    """Returns `measure` of a trained run.
+
+    model, label: the run's weights under another attention, and the name of its row; by default the run's own.
+    """
     return measure(
         model or run.model,
         documents,

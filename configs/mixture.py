@@ -1,4 +1,4 @@
-"""The sources of data=mixture: from a short entry of `data.source.sources` to a whole one, and to the object."""
+"""Completes the entries of `data.source.sources` (data=mixture) from configs/data, and builds their sources."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +23,9 @@ NOT_MIXED = ("base", "mixture")
 class Entry(Settings):
     """A source of a mixture.
 
-    data: a file of configs/data, whose `source` and `path` are the defaults; null if `source` has a `_target_`.
-    name: of the source in the names of documents and metrics; that of `data` if it is null.
+    data: the name of a file of configs/data, which gives the defaults of `source` and `path`; null if `source` has a
+        `_target_`.
+    name: names the source in the names of documents and metrics; null stands for the value of `data`.
     """
 
     weight: Positive

@@ -41,8 +41,9 @@ class DataModule(LightningDataModule):
     cache: the folder of prepared corpora
     seed: of the order of documents and sequences
 
-    A batch has the tensors of a sequence (data/packing.py), each `[batch, sequence_length]`; in an earlier phase of a
-    run whose sequences grow (`lengths`), it has more and shorter sequences, and as many tokens. The training step must
+    A batch is a dict of tensors `[batch, sequence_length]`, with the keys that data/packing.py lists. In a run whose
+    sequences grow (`lengths`), the batches of early phases have more sequences, which are shorter; the number of tokens
+    in a batch is the same in all phases. The training step must
     call `advance(batch_size)`, which keeps `cursor` exact in every checkpoint. (A count in the loader would include
     batches that workers prefetched; a count in a callback after the batch would come after the checkpoint.)
     """

@@ -88,7 +88,8 @@ class ResumableSampler(Sampler[int]):
         return int(self._order(self.count, of_pass)[place])
 
     def cuts_of(self, index: int) -> int:
-        """Returns the number of samples that a long sequence has in the phase of a sample with this index."""
+        """Returns the number of samples into which each sequence of the last length is cut, in the phase of sample
+        `index`."""
         return self.phases[bisect(self.first_indices, index) - 1].cuts
 
     def __len__(self) -> int:

@@ -126,6 +126,13 @@ def data_parallel() -> str:
     return markdown([share | step for share, step in zip(_shares_of_linear(rows), steps, strict=True)])
 
 
+def data_parallel_machines() -> str:
+    """Returns the shares of linear speed that several machines reached."""
+    share = lambda row, kind: f"{row[kind] / row['one'] / 2:.1%}" if row[kind] else "not measured"  # noqa: E731
+    rows = read("scaling_machines_h200.json")["rows"]
+    return markdown([{"step": row["step"], "DDP": share(row, "ddp"), "FSDP2": share(row, "fsdp2")} for row in rows])
+
+
 def _shares_of_linear(rows: list[dict]) -> list[dict]:
     one = where(rows, devices=1)["tokens_per_second"]
     return [

@@ -29,7 +29,7 @@ VENDORED = ("_vendor", "_vendored", "vendor", "vendored", "third_party", "node_m
 """Folders with copies of other packages: the original may be in another split."""
 
 WRITTEN_BY_INSTALLER = "__editable__"
-"""The start of files that hold paths of this machine."""
+"""Prefix of the file names that pip writes for editable installs. Such files contain absolute paths of this machine."""
 
 SHARED_FILE = 1000  # bytes; shorter files (an empty __init__.py, a version) are the same in unrelated packages
 

@@ -71,7 +71,7 @@ def _objects(rows: Iterable[tuple[str, Any]], name: str, text_column: str, bad: 
 def comma_separated(
     stream: BinaryIO, name: str, text_column: str, bad: BadDocuments, delimiter: str = ","
 ) -> Iterator[Row]:
-    """Reads rows below a line with the names of the columns."""
+    """Reads a CSV file whose first line names the columns."""
     csv.field_size_limit(LONGEST_FIELD)
     rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
     try:

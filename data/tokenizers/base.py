@@ -55,8 +55,8 @@ class Tokenizer(ABC):
         """Returns integers `[tokens]`, without bos."""
 
     def chunks(self, text: str, size: int) -> Iterator[str]:
-        """Yields the text in chunks of about `size` characters or more, whose tokens, end to end, are those of the
-        text. A tokenizer without a method of its own has one chunk: all of the text."""
+        """Cuts a text into chunks of at least about `size` characters and yields them. Encoding each chunk and
+        concatenating the tokens gives the tokens of the whole text. By default, the whole text is one chunk."""
         yield text
 
     @abstractmethod

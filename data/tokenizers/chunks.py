@@ -29,13 +29,15 @@ _SAMPLE = "several words, 1 number.\nAnother line"
 class Cutter:
     """Cuts texts for one tokenizer.
 
-    A place is tried if it lies between a letter or digit and white space or punctuation. It is taken if the tokenizer
-    ends a piece there: the characters around it have the same pieces and the same tokens with the cut as without it.
-    For a tokenizer without pieces, no token may hold the two characters at the place side by side.
+    Candidates for a cut are the positions between a letter or digit and white space or punctuation. A candidate is
+    accepted if the tokenizer ends a piece there, that is, if the characters around it give the same pieces and the same
+    tokens with the cut as without it. For a tokenizer without pieces, no token of the vocabulary may contain the two
+    characters next to each other.
 
-    Where no such place comes soon, our own tokenizers (pieces.py) are cut at the end of a piece, which is never far.
-    For the tokenizers of others the text stays whole up to the next place: exact, but in one thread, and with 140 bytes
-    of memory for each character.
+    If a text for one of our own tokenizers (pieces.py) has no such position within REACH characters, it is cut at the
+    end of a piece; pieces have at most LONGEST_PIECE characters. A text for any other tokenizer is not cut before the
+    next accepted position. Its tokens are exact, but one thread encodes all of it and needs 140 bytes of memory for
+    each character.
     """
 
     def __init__(self, library: "tokenizers.Tokenizer"):
@@ -53,7 +55,7 @@ class Cutter:
         self._writes_bytes = '"ByteLevel"' in json.dumps(settings["pre_tokenizer"])
 
     def chunks(self, text: str, size: int = CHUNK) -> Iterator[str]:
-        """Yields the text in chunks of `size` characters or a little more (longer ones: see the class)."""
+        """Yields the text in chunks. A chunk has at least `size` characters, and more up to the next possible cut."""
         start = 0
         while (end := self._next(text, start, size)) < len(text):
             yield text[start:end]

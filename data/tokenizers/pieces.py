@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import pre_tokenizers
 
-# Characters of one kind in a piece, at most. Without this bound, DNA, or Chinese without punctuation, is one piece of
-# megabytes, and the time to learn merges grows with the square of a piece. The standard library of Python has no 256
-# letters, marks or spaces in a row, so its tokens do not depend on the bound. Even, so that digits are cut in pairs.
+# The largest number of consecutive letters, marks or spaces in one piece. Without a limit, a DNA sequence or a Chinese
+# text without punctuation would be one piece of megabytes, and the time to learn merges grows with the square of the
+# length of a piece. Python's standard library has no run of 256 such characters, so the limit does not change its
+# tokens. The number is even because digits are cut in pairs.
 LONGEST_RUN = 256
 
 # The regular expression that cuts text. It follows GPT-4's, with three changes. The end of a line and the indentation
@@ -22,7 +23,8 @@ PIECES = (
     r"|\s{0,256}\n[ \t]{0,256}"
     r"|\s{1,256}"
 )
-LONGEST_PIECE = 3 * LONGEST_RUN + 2  # characters: a space, marks, spaces, a newline, spaces
+LONGEST_PIECE = 3 * LONGEST_RUN + 2
+"""Characters of the longest match of PIECES: one space, a run of marks, a run of spaces, a newline, a run of spaces."""
 
 
 def pre_tokenizer() -> "pre_tokenizers.PreTokenizer":

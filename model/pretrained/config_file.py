@@ -168,7 +168,7 @@ class ConfigFile:
             raise self.refused("architectures", "a list of classes whose names end in ForCausalLM")
 
     def unrotated(self, layers: int) -> frozenset[int]:
-        """SmolLM3's layers without rotary embeddings: those with a 0 in `no_rope_layers`."""
+        """Returns the layers of a SmolLM3 model without rotary embeddings; their entries in `no_rope_layers` are 0."""
         given = self.values.get("no_rope_layers")
         if given is None:
             interval = self.count("no_rope_layer_interval", 4)

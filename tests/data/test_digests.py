@@ -12,7 +12,7 @@ from data.digests import digests_of
 
 @pytest.fixture
 def reads(monkeypatch):
-    """The names of the files that are read, where one byte is large."""
+    """Records the name of each file that is hashed. Digests are remembered from one byte on."""
     names, read = [], hashlib.file_digest
     monkeypatch.setattr(digests, "REMEMBERED_BYTES", 1)
     monkeypatch.setattr(

@@ -60,7 +60,7 @@ def reference(model: Transformer, tokens: torch.Tensor, layers: list[tuple[int, 
 
 
 def test_a_hybrid_without_rotary_embeddings_in_dense_layers_equals_the_reference():
-    """Queries and keys are rotated in float32, so that float64 logits agree to float32's precision."""
+    """The tolerance is that of float32, in which queries and keys are rotated; everything else is float64."""
     model, tokens = build(HYBRID), tokens_of()
     expected = reference(model, tokens, [(WIDTH, 10000.0), (WIDTH, BASE), (LENGTH, None)])
     torch.testing.assert_close(logits(model, tokens), expected, rtol=0, atol=1e-5)
@@ -78,7 +78,7 @@ def test_a_base_of_its_own_is_not_scaled():
 
 @pytest.mark.parametrize("scaling", ["none", "yarn", "dynamic"])
 def test_a_layer_without_rotary_embeddings_uses_no_position(scaling):
-    """The last token sees a set: the order of the tokens before it changes nothing. Rotated, it does."""
+    """The order of the earlier tokens changes the logits of the last token with rotary embeddings, not without."""
     tokens, scaled = tokens_of(), {"rope_scaling": scaling, "rope_factor": 1.0 if scaling == "none" else 2.0}
     order = torch.randperm(LENGTH - 1, generator=torch.Generator().manual_seed(1))
     permuted = torch.cat([tokens[:, order], tokens[:, -1:]], 1)
