@@ -25,7 +25,7 @@ def compose(*overrides: str, config_name: str = "train") -> dict[str, Any]:
     return OmegaConf.to_container(_unresolved(config_name, overrides), resolve=True)
 
 
-@functools.cache  # Hydra takes a quarter of a second for each config
+@functools.cache
 def _unresolved(config_name: str, overrides: tuple[str, ...]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 

@@ -26,6 +26,9 @@ from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 
 import configs  # noqa: F401
+from tests import compositions
+
+compositions.remember()
 
 # Tests train on the CPU, on a machine with a GPU too, unless they ask for it.
 OmegaConf.register_new_resolver("on_gpu", lambda gpu, cpu: cpu, replace=True)
