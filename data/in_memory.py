@@ -55,6 +55,7 @@ class InMemoryDocuments:
         from datasets import concatenate_datasets
 
         source.check(path)
+        source.use_tokenizer(tokenizer)
         with tempfile.TemporaryDirectory() as scratch:
             bad = BadDocuments(on_bad_document, path)
             splits = {name: rows for name, rows in source.load(path, Path(scratch), bad).items() if len(rows)}

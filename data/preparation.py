@@ -55,6 +55,7 @@ def _opened_or_written(
     from filelock import FileLock
 
     source.check(path)
+    source.use_tokenizer(tokenizer)
     made_from = {
         "format": FORMAT,
         "source": source.identity(path, Path(cache)),

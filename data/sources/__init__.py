@@ -4,6 +4,7 @@
     code.py               installed packages and repositories (import_order.py orders their files)
     files.py              the user's own files (file_search.py finds them, file_rows.py reads them)
     genome.py             DNA in FASTA files
+    time_series.py        columns of numbers in .csv files
     hub.py                datasets of the Hugging Face hub, and local dataset folders
     mixture.py            several of these, with weights
 
@@ -20,6 +21,7 @@ from .hub import Hub
 from .mixture import MixedSource, Mixture
 from .splits import SPLITS
 from .standard_library import StandardLibrary
+from .time_series import TimeSeries
 
 __all__ = [
     "SPLITS",
@@ -32,4 +34,5 @@ __all__ = [
     "Mixture",
     "Source",
     "StandardLibrary",
+    "TimeSeries",
 ]

@@ -12,6 +12,8 @@ from .bad_documents import BadDocuments
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..tokenizers import Tokenizer
+
 Name = Annotated[str, Field(min_length=1)]
 Extension = Annotated[str, Field(pattern=r"^\.[a-z0-9_.+-]+$", description="an extension in small letters, like .py")]
 Extensions = Annotated[tuple[Extension, ...], Field(min_length=1)]
@@ -32,6 +34,9 @@ class Source(ABC):
     @abstractmethod
     def check(self, path: str | None) -> None:
         """Raises CorpusError for a path that cannot be read. Takes milliseconds: it runs before a training starts."""
+
+    def use_tokenizer(self, tokenizer: "Tokenizer") -> None:  # noqa: B027 (most sources need nothing of it)
+        """Called before `load`. A source whose texts need a certain tokenizer raises CorpusError for others."""
 
     @abstractmethod
     def identity(self, path: str | None, cache: Path | None = None) -> dict:

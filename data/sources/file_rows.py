@@ -50,11 +50,7 @@ def read_rows(
     Raises:
         CorpusError: a table has no column `text_column`, or a document cannot be read and `bad` skips none.
     """
-    import pyarrow
-
     kind = kind_of(file, kinds)
-    # The exceptions of a file system, of decompression, of archives and of pyarrow
-    unreadable = OSError, EOFError, zlib.error, lzma.LZMAError, *UNREADABLE, pyarrow.ArrowException
     try:
         if kind not in ARCHIVES:
             with open(file, "rb") as stream:
@@ -69,14 +65,21 @@ def read_rows(
                 yield from _read(stream, PurePath(member), f"{name}/{shown(member)}", inner, text_column, bad)
         if left_out:
             log.warning(f"{name}: {left_out} files in it are left out (read are {' '.join(kinds)})")
-    except unreadable as error:
+    except unreadable() as error:
         bad.add(name, f"unreadable bytes ({error})", f"a whole {kind} file")
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Returns the exceptions of a file system, of decompression, of archives and of pyarrow."""
+    import pyarrow
+
+    return OSError, EOFError, zlib.error, lzma.LZMAError, *UNREADABLE, pyarrow.ArrowException
 
 
 def _read(
     compressed: BinaryIO, file: PurePath, name: str, kind: str | None, text_column: str, bad: BadDocuments
 ) -> Iterator[dict[str, str]]:
-    stream = _decompressed(compressed, file.suffix.lower())
+    stream = decompressed(compressed, file.suffix.lower())
     if kind not in READERS:
         try:
             yield {"name": name, "text": stream.read().decode("utf-8")}
@@ -105,7 +108,7 @@ def write_rows(rows: Iterable[dict[str, str]], file: Path) -> "Dataset":
     return Dataset.from_file(str(file))
 
 
-def _decompressed(stream: BinaryIO, ending: str) -> BinaryIO:
+def decompressed(stream: BinaryIO, ending: str) -> BinaryIO:
     """Returns the decompressed content of a file that ends in `ending`; the stream itself if it is not compressed."""
     if ending == ".zst":
         import pyarrow

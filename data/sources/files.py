@@ -54,14 +54,14 @@ class Files(Source):
 
     def identity(self, path: str | None, cache: Path | None = None) -> dict:
         # Names below the folder, and contents: a copy elsewhere has the same identity, whatever its dates.
-        root = _root(path)
+        root = root_of(path)
         named = [(split, file) for split, found in self.find(path).items() for file in found]
         digests = digests_of([file for _, file in named], cache and cache / DIGESTS)
-        files = [[split, _name(file, root), digest] for (split, file), digest in zip(named, digests, strict=True)]
+        files = [[split, name_of(file, root), digest] for (split, file), digest in zip(named, digests, strict=True)]
         return {"source": "files", "reader": READER, **vars(self), "files": files}
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
-        root = _root(path)
+        root = root_of(path)
         found = find_files(path, self.extensions)
         if left_out := found.describe_left_out():
             log.warning(f"data.path={path}: {left_out}")
@@ -71,7 +71,7 @@ class Files(Source):
             if split == "test" and files is divided["validation"]:  # validation serves as test, and is read once
                 splits[split] = splits["validation"]
                 continue
-            documents = (read_rows(file, _name(file, root), self.extensions, self.text_column, bad) for file in files)
+            documents = (read_rows(file, name_of(file, root), self.extensions, self.text_column, bad) for file in files)
             splits[split] = write_rows(chain.from_iterable(documents), arrow_cache / f"{split or 'all'}.rows")
         if UNDIVIDED not in splits:
             return splits
@@ -99,9 +99,11 @@ class Files(Source):
         return with_test_split(splits, path)
 
 
-def _root(path: str) -> Path:
+def root_of(path: str) -> Path:
+    """Returns the folder below which the names of documents begin."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def _name(file: Path, root: Path) -> str:
+def name_of(file: Path, root: Path) -> str:
+    """Returns the name of a file below `root`, or its whole path elsewhere."""
     return shown(file.relative_to(root).as_posix() if file.is_relative_to(root) else file.as_posix())

@@ -17,6 +17,8 @@ from .splits import SPLITS
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..tokenizers import Tokenizer
+
 LARGEST_BLOCK = 10_000  # samples; the order of a block is drawn at once
 
 
@@ -61,6 +63,10 @@ class Mixture(Source):
             )
         for mixed in self.sources:
             _named(mixed.name, mixed.source.check, mixed.path)
+
+    def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
+        for mixed in self.sources:
+            _named(mixed.name, mixed.source.use_tokenizer, tokenizer)
 
     def identity(self, path: str | None, cache: Path | None = None) -> dict:
         # Without the weights: they do not change the documents.

@@ -1,6 +1,7 @@
 """Tokenizers: text to integers and back, exactly.
 
     byte_tokens.py   Bytes: a token for each byte
+    bins.py          Bins: a token for each bin of numbers
     bpe.py           BPE: byte-pair encoding, learned from the training documents
     saved.py         Saved: a lossless tokenizer.json that exists already
     byte_level.py    what BPE and Saved share
@@ -22,9 +23,10 @@ with the corpus as tokenizer.json. A new tokenizer is a subclass of `Tokenizer` 
 """
 
 from .base import Tokenizer
+from .bins import Bins
 from .bpe import BPE
 from .byte_tokens import Bytes
 from .hugging_face import hugging_face_files
 from .saved import Saved, load
 
-__all__ = ["BPE", "Bytes", "Saved", "Tokenizer", "hugging_face_files", "load"]
+__all__ = ["BPE", "Bins", "Bytes", "Saved", "Tokenizer", "hugging_face_files", "load"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import CorpusError
 from .base import Tokenizer
+from .bins import Bins
 from .byte_level import ByteLevel
 from .byte_tokens import Bytes
 
@@ -18,13 +19,16 @@ LOSSY = "lossy"
 class Saved(ByteLevel):
     """A tokenizer that was trained before. A lossless one is byte-level, or BPE with a token for every byte.
 
-    path: a tokenizer.json, or a folder, like that of a run, that holds one. A file that `Bytes` wrote gives a `Bytes`.
+    path: a tokenizer.json, or a folder, like that of a run, that holds one. A file that `Bytes` or `Bins` wrote gives
+        one of these.
     lossy: `refuse` a tokenizer whose tokens do not give the text back, or `allow` it: then its `identity`, which
         every result holds, and the files that `save` writes are marked.
     """
 
-    def __new__(cls, path: str | None = None, lossy: str = REFUSE) -> "Saved | Bytes":  # unpickling passes no path
-        return Bytes() if path is not None and _is_bytes(_json_file(path)) else super().__new__(cls)
+    def __new__(
+        cls, path: str | None = None, lossy: str = REFUSE
+    ) -> "Saved | Bytes | Bins":  # unpickling passes no path
+        return (_without_merges(_json_file(path)) if path is not None else None) or super().__new__(cls)
 
     def __init__(self, path: str, lossy: str = REFUSE):
         from tokenizers import Tokenizer
@@ -70,8 +74,14 @@ def _json_file(path: str) -> Path:
     return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
 
 
-def _is_bytes(file: Path) -> bool:
+def _without_merges(file: Path) -> Bytes | Bins | None:
+    """Returns the tokenizer whose `identity` is the content of a file; None for the files of other tokenizers."""
     try:
-        return json.loads(file.read_text()) == Bytes().identity()
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return None
+    if content == Bytes().identity():
+        return Bytes()
+    if isinstance(content, dict) and content.get("tokenizer") == "bins":
+        return Bins(content["bins"], content["limit"])
+    return None

@@ -84,6 +84,7 @@ def test_every_trainer_has_all_keys_with_values_of_their_types():
 def test_every_data_group_builds(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "a.fa").write_text("ACGT")
+    (tmp_path / "a.csv").write_text("date,value")
     for option in options("data"):
         path = ["data.path=" + str(tmp_path)] if option not in ("stdlib", "mixture") else []
         data = build_data(compose(f"data={option}", *path)["data"])

@@ -28,7 +28,16 @@ TEXT = (
     "logger.group",
 )
 TEXT += ("data.source.text_column", "data.source.config", "data.source.split", "data.source.revision", "*/checkpoint")
-TEXT += ("*/output", "*/prompt_file", "*/prompt", "*/stop", "*/trust", "sweep.baseline", "sweep.search.minimize")
+TEXT += (
+    "data.source.time_column",
+    "*/output",
+    "*/prompt_file",
+    "*/prompt",
+    "*/stop",
+    "*/trust",
+    "sweep.baseline",
+    "sweep.search.minimize",
+)
 """Keys that take any text, most of them any that is not empty. (`data.path` must be there, and so must other runs.)"""
 
 EMPTY = ("generate/prompt",)
@@ -38,7 +47,7 @@ NULL = ("trainer.max_seconds", "trainer.gradient_clip", "trainer.validate_every"
 NULL += ("model.vocabulary", "data.validation_sequences", "data.source.config", "data.source.split")
 NULL += ("data.source.revision", "evaluation.protocol.window", "evaluation.protocol.stride", "recall.tasks.*")
 NULL += ("evaluation.key_tokens.evaluator", "logger.group", "*/resume", "*/init_from", "*/phases")
-NULL += ("recall.lengths",)
+NULL += ("recall.lengths", "data.source.time_column")
 NULL += (
     "recall.distances",
     "generate/*_file",
@@ -66,7 +75,7 @@ FRACTION += (
     "model.z_loss",
     "trainer.rank_timeout",
 )
-FRACTION += ("model.rope_beta_slow", "model.rope_beta_fast", "attention.patterns.*.rope")
+FRACTION += ("data.tokenizer.limit", "model.rope_beta_slow", "model.rope_beta_fast", "attention.patterns.*.rope")
 FRACTION += ("sweep.first_stage.tokens", "sweep.first_stage.learning_rate")
 """Keys that take 2.5. (`model.rope_factor` and `model.rope_attention_factor` do with a scaling of RoPE.)"""
 
@@ -167,6 +176,7 @@ LATER = ("data/tokenizer=saved", "model=hf", "attention=hf")
 NEEDED = {
     "data=files": ["data.path=kernels"],
     "data=genome": ["data.path=kernels", "data.source.extensions=[.py]"],
+    "data=timeseries": ["data.path=docs"],
     "data=books": ["data.path=docs", "data.source.extensions=[.md]"],
     "data=hub": ["data.path=kernels"],
     **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},

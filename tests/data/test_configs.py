@@ -28,7 +28,7 @@ def test_its_comment_ends_with_a_command(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_keys_are_the_constructors(name, tmp_path):
-    for file in ("a.txt", "a.fa"):
+    for file in ("a.txt", "a.fa", "a.csv"):
         (tmp_path / file).write_text("a")
     config = composed(name, f"data.path={tmp_path if name != 'stdlib' else 'null'}")
     assert set(config) - {"_target_"} == set(inspect.signature(DataModule).parameters)
