@@ -7,6 +7,7 @@
     in_memory.py       documents in memory, for an existing tokenizer
     packing.py         documents to sequences of one length
     sampler.py         the endless order of training samples, which resumes at any sample
+    permutation.py     permutations of any size, of which large ones take no memory
     mixing.py          samples of several sources by weight
     module.py          all of this as a LightningDataModule
     recall/            sequences with questions about facts from far back

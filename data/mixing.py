@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from .corpus import Split
 from .errors import CorpusError
 from .packing import Batch
+from .permutation import LazyPermutation, permutation
 from .sampler import ResumableSampler
 
 BLOCKS = -1
@@ -113,20 +114,19 @@ class MixedSampler(ResumableSampler):
         super().__init__(sequences, *arguments, **settings)
         self.starts = sequences.starts
         self.counts = list(sequences.weights.values())
-        self._kept: dict[int, tuple[int, np.ndarray]] = {}
+        self._kept: dict[int, tuple[int, np.ndarray | LazyPermutation]] = {}
 
     def sequence_at(self, read: int) -> int:
         block, place = divmod(read, sum(self.counts))
-        order = self._drawn(BLOCKS, block, np.repeat(np.arange(len(self.counts)), self.counts))
-        source = int(order[place])
-        earlier = block * self.counts[source] + int(np.count_nonzero(order[:place] == source))
-        start, stop = self.starts[source : source + 2]
-        of_pass, place = divmod(earlier, int(stop - start))
-        return int(self._drawn(source, of_pass, np.arange(start, stop))[place])
+        of_block = np.repeat(np.arange(len(self.counts)), self.counts)[self._drawn(BLOCKS, block, sum(self.counts))]
+        source = int(of_block[place])
+        earlier = block * self.counts[source] + int(np.count_nonzero(of_block[:place] == source))
+        start, stop = (int(each) for each in self.starts[source : source + 2])
+        of_pass, place = divmod(earlier, stop - start)
+        return start + int(self._drawn(source, of_pass, stop - start)[place])
 
-    def _drawn(self, stream: int, number: int, values: np.ndarray) -> np.ndarray:
-        """Returns the permutation `number` of `values`, and keeps it. `stream`: a source, or BLOCKS."""
+    def _drawn(self, stream: int, number: int, size: int) -> np.ndarray | LazyPermutation:
+        """Returns the permutation `number` of `size` numbers, and keeps it. `stream`: a source, or BLOCKS."""
         if stream not in self._kept or self._kept[stream][0] != number:
-            generator = np.random.default_rng((self.seed, stream + 1, number))
-            self._kept[stream] = number, generator.permutation(values)
+            self._kept[stream] = number, permutation(size, self.seed, stream + 1, number)
         return self._kept[stream][1]

@@ -17,6 +17,7 @@ from .corpus import Corpus, Split
 from .errors import CorpusError
 from .mixing import MixedSampler, MixedSequences, SplitSubset
 from .packing import Contiguous, SeveralLengths, pack
+from .permutation import EXPLICIT
 from .preparation import prepare
 from .sampler import Batches, Phase, ResumableSampler
 from .sources import Source
@@ -86,6 +87,7 @@ class DataModule(LightningDataModule):
         self.train_batches: int | None = None  # the length of train_dataloader() without a trainer
         self.corpus: Corpus | None = None
         self._resumed_order: int | None = None
+        self._packed: dict[tuple, Dataset] = {}
 
     # The corpus
 
@@ -166,11 +168,12 @@ class DataModule(LightningDataModule):
         """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
         if self._resumed_order not in (None, self._order_number()):
             weights = "" if self.source.weights is None else ", the weights of data.source.sources"
+            large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
                 f"data.packing={self.packing}, data.sequence_length={self.sequence_length}, data.seed={self.seed}"
                 f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
                 f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
-                " weights with init_from"
+                f" weights with init_from{large if self._large() else ''}"
             )
         sampler = self._sampler()
         return self._loader(self._samples(), Batches(sampler, self.batch_size))
@@ -214,7 +217,12 @@ class DataModule(LightningDataModule):
 
     def _sequences(self, split: str, seed: int | None = None, cuts: int | None = None) -> Dataset:
         """The packed sequences of a split, or those of a phase, each cut into `cuts` samples."""
+        key = split, seed, cuts
+        if key not in self._packed:
+            self._packed[key] = self._pack(split, seed, cuts)
+        return self._packed[key]
 
+    def _pack(self, split: str, seed: int | None, cuts: int | None) -> Dataset:
         def packed(documents: Split | SplitSubset) -> Dataset:
             if cuts is None:
                 return pack(self.packing, documents, self.sequence_length, self.tokenizer.bos, seed)
@@ -287,6 +295,10 @@ class DataModule(LightningDataModule):
         self.cursor = state["cursor"]
         self._resumed_order = state["stream"]
 
+    def _large(self) -> bool:
+        """Returns whether a pass has so many samples that its order is computed lazily."""
+        return max(map(len, self._samples().datasets)) > EXPLICIT
+
     def _order_number(self) -> int:
         """A hash of the training tokens and of the settings that cut and order them."""
         content = self.corpus.splits["train"].metadata.content
@@ -295,6 +307,8 @@ class DataModule(LightningDataModule):
             settings += f" {list(self.lengths)}"
         if self.source.weights is not None:
             settings += f" {dict(self.source.weights)}"
+        if self._large():
+            settings += " lazy"  # earlier versions read so many samples in another order
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
 
 

@@ -30,7 +30,7 @@ Batch = dict[str, torch.Tensor]
 class Contiguous(Dataset):
     """A split's documents end to end, cut every `sequence_length` tokens.
 
-    seed: shuffles the documents; None keeps the order of the split.
+    seed: shuffles the documents; None keeps the order of the split. Their places take 16 bytes of memory a document.
     multiple: the number of sequences is a multiple of it; those behind the last token are padding.
     """
 

@@ -1,8 +1,8 @@
 """The endless order of training samples. Its whole state is one integer, the number of samples consumed.
 
-Each pass over the data follows the permutation that (seed, pass) determines. So the n-th sample of a run is a function
-of (seed, n) alone. Workers, the batch size and interruptions do not change it: a resumed run reads the samples that the
-uninterrupted run would have read.
+Each pass over the data follows the permutation that (seed, pass) determines (permutation.py). So the n-th sample of a
+run is a function of (seed, n) alone. Workers, the batch size and interruptions do not change it: a resumed run reads
+the samples that the uninterrupted run would have read.
 
 Where the length of the sequences grows during a run, each phase but the last cuts the sequences of the last phase's
 length into shorter samples. A pass is a permutation of the long sequences; a phase takes a range of it, and shuffles
@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from .permutation import LazyPermutation, permutation
 
 
 class Phase(NamedTuple):
@@ -65,7 +67,7 @@ class ResumableSampler(Sampler[int]):
         self.first_samples = list(accumulate(samples, initial=0))  # the run's first sample of each phase
         sizes = [self.count * phase.cuts for phase in phases]
         self.first_indices = list(accumulate(sizes[:-1], initial=0))  # where each phase begins in the dataset
-        self._orders: dict[tuple[int, ...], np.ndarray] = {}
+        self._orders: dict[tuple[int, ...], np.ndarray | LazyPermutation] = {}
 
     def at(self, sample: int) -> int:
         """Returns the index in the dataset of the run's sample number `sample`, counted over all ranks."""
@@ -101,12 +103,12 @@ class ResumableSampler(Sampler[int]):
             yield self.at(sample)
             sample += self.world_size
 
-    def _order(self, size: int, *key: int) -> np.ndarray:
+    def _order(self, size: int, *key: int) -> np.ndarray | LazyPermutation:
         """The permutation of `size` numbers that (seed, key) determines."""
         if key not in self._orders:
             for other in [other for other in self._orders if len(other) == len(key)]:
                 del self._orders[other]  # one order of sequences and one of their samples are in use at a time
-            self._orders[key] = np.random.default_rng((self.seed, *key)).permutation(size)
+            self._orders[key] = permutation(size, self.seed, *key)
         return self._orders[key]
 
 

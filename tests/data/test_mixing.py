@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,9 @@ def test_every_block_has_the_exact_shares_and_every_pass_the_whole_source():
         passes = [own[start : start + len(source)] for start in range(0, len(own) - len(source) + 1, len(source))]
         assert all(set(one) == source for one in passes)
         assert len(set(map(tuple, passes))) > 1
+        number, first = (0, 0) if 0 in source else (1, 10)
+        numpys = np.random.default_rng((0, number + 1, 2)).permutation(len(source))
+        assert passes[2] == (first + numpys).tolist(), "as earlier versions read"
     assert samples != list(islice(sampler(seed=1), 400))
 
 

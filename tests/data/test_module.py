@@ -150,6 +150,18 @@ def test_resuming_in_another_stream_is_refused(make, tmp_path):
             train(make(**change), tmp_path / "other", 16, resume=tmp_path / "step_8.ckpt")
 
 
+def test_resuming_a_large_run_of_an_earlier_version_is_refused(make, monkeypatch):
+    """A pass of many samples is read in another order than it was."""
+    before, now = make(), make()
+    before.setup()
+    now.setup()
+    now.load_state_dict(before.state_dict())
+    now.train_dataloader()
+    monkeypatch.setattr("data.module.EXPLICIT", 10)
+    with pytest.raises(CorpusError, match=r"^data\.packing=.* earlier versions read passes of more than 10 samples"):
+        now.train_dataloader()
+
+
 def test_loaders_do_not_touch_the_models_random_numbers(make):
     datamodule = make()
     datamodule.setup()
