@@ -58,8 +58,8 @@ def find_tiles(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> Til
     for first in range(0, len(batch), chunk):
         selected = slice(first, first + chunk)
         visible = _visible(pattern, *_coordinates(queries, keys, batch[selected], row[selected], column[selected]))
-        count = visible.sum((1, 2))
-        pairs.index_add_(0, batch[selected], count)
+        count = visible.sum((1, 2), dtype=torch.int32)  # twice as fast as in int64
+        pairs.index_add_(0, batch[selected], count.long())
         partial = (count > 0) & (count < block**2)
         kept[selected] = count > 0
         packed, index = unique_masks(_pack(visible[partial]))
@@ -142,7 +142,9 @@ def _visible(
     key_origin: Tensor,
 ) -> Tensor:
     """Whether each pair is visible: booleans `[tiles, block, block]`."""
-    seen = (query_document == key_document) & (query_document >= 0) & (key_end <= query + 1)
+    # Padding has document -1 on both axes. Of the queries it gets -2: cheaper than one more condition for each pair.
+    query_document = torch.where(query_document < 0, -2, query_document)
+    seen = (query_document == key_document) & (key_end <= query + 1)
     if pattern.anchor == "sequence":
         query, key_start, key_end = query + query_origin, key_start + key_origin, key_end + key_origin
     return seen & pattern.visible(query, key_start, key_end)

@@ -138,7 +138,10 @@ def test_auto_takes_each_pass_from_where_it_was_fastest(pattern, length, expecte
 
     serves = types.SimpleNamespace(unsupported=lambda *_: None)
     refuses = types.SimpleNamespace(unsupported=lambda *_: "the package flash-attn-4 is not installed")
-    layout = build_layout(pattern, Axis.tokens(length))
+    # The choice follows from the length and the width; the tiles of the long sequences take seconds.
+    layout = build_layout(pattern, Axis.tokens(4096))
+    assert layout.window == pattern.plain_window(4096)
+    layout = dataclasses.replace(layout, queries=length, keys=length, window=pattern.plain_window(length))
     module = importlib.import_module("kernels.attention")  # the name in the package is the function
     monkeypatch.setattr(module.dispatch, "has_triton", lambda: True)
     monkeypatch.setattr(module, "_module", lambda name: serves)
