@@ -15,7 +15,7 @@ from configs.pretrained import GROUP, PREFIX, groups_of, is_pretrained, pretrain
 from configs.tokenizer import FILE, tokenizer_of, with_own_tokenizer
 from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
-from data.tokenizers import Tokenizer
+from data.tokenizers import Bins, Tokenizer
 from data.tokenizers import load as load_tokenizer
 from model import Transformer
 from model.precision import DTYPES, device_of
@@ -183,6 +183,10 @@ def retokenize(documents: Split | InMemoryDocuments, name: str, first: Run, run:
         )
     if same_tokenizer(run, first):
         return documents
+    if isinstance(run.tokenizer, Bins) or isinstance(first.tokenizer, Bins):
+        raise ConfigError(
+            f"checkpoint={run.checkpoint}: must have the tokenizer of {first.label}: bins of other numbers"
+        )
     rows = [{"name": str(document), "text": documents.text(document)} for document in range(len(documents))]
     return InMemoryDocuments(rows, run.tokenizer)
 

@@ -218,6 +218,15 @@ class Recall(Settings):
     tasks: dict[str, Target | None]
 
 
+class Series(Settings):
+    horizons: Counts | None
+    context: Count | None
+    stride: Count
+    samples: Count
+    period: Count
+    sequences_at_once: Count
+
+
 class Phase(Settings):
     """Its other keys are settings of other groups, which phases.py checks."""
 
@@ -268,6 +277,7 @@ class Evaluate(Device):
     output: Text | None
     evaluation: Evaluation
     recall: Recall
+    series: Series
     attention: Attention | None = None
     data: Data | None = None
 

@@ -1,6 +1,7 @@
 """Baselines that every model must beat: gzip, a bigram model, and for texts of few symbols (DNA) a Markov model.
 
-All are measured as models are: in bits per byte, on each document alone, from its start.
+These are measured as models are: in bits per byte, on each document alone, from its start. Forecasts of series have
+another one, the seasonal-naive forecast.
 """
 
 import gzip
@@ -69,6 +70,13 @@ def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, o
         nats = -np.log(probability[place > 0]).sum()
         bits.append(float(nats / math.log(2) / documents.total_bytes))
     return bits
+
+
+def seasonal_naive(history: np.ndarray, horizon: int, period: int) -> np.ndarray:
+    """Returns the forecast of the next `horizon` values, `[horizon]`, that repeats the last `period` values of
+    `history`. It has at least so many."""
+    assert len(history) >= period
+    return np.resize(history[-period:], horizon)
 
 
 def symbols_of(corpus: Corpus) -> int:

@@ -198,12 +198,13 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("  bigram model, same tokens", baselines.get("bigram_bits_per_byte"), "{:.4f}"),
         (f"  Markov model of order {baselines.get('markov_order')}", baselines.get("markov_bits_per_byte"), "{:.4f}"),
         ("perplexity", row["perplexity"], "{:.2f}"),
-        ("perplexity per word", row["word_perplexity"], "{:,.1f}"),
+        ("perplexity per word", _word_perplexity(row), "{:,.1f}"),
         ("loss of a document's first 512 tokens", row["loss_first_512"], "{:.4f}"),
         ("loss of its last quarter", row["loss_last_quarter"], "{:.4f}"),
         ("loss of its last 2,048 tokens", (row["trailing"] or {}).get("loss"), "{:.4f}"),
         *((f"  last tokens, given {c['context']}", c["loss"], "{:.4f}") for c in row.get("by_context", [])),
         ("perplexity on key tokens (LongPPL)", row.get("key_tokens", {}).get("perplexity"), "{:.2f}"),
+        *_forecast_cells(row.get("series_forecasts")),
         ("training speed", summary.get("tokens_per_second"), "{:,.0f} tokens/s"),
         ("attention density, pairs", summary.get("density_pairs"), "{:.1%}"),
         ("attention density, tiles", summary.get("density_tiles"), "{:.1%}"),
@@ -213,6 +214,26 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("training time", summary.get("train_seconds"), "{:,.0f} s"),
     ]
     return [(name, form.format(value)) for name, value, form in cells if value is not None]
+
+
+def _word_perplexity(row: dict[str, Any]) -> float | None:
+    """None for documents that are one word each: they are DNA or numbers, and not text."""
+    return row["word_perplexity"] if row.get("words") != row.get("documents") else None
+
+
+def _forecast_cells(forecasts: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    if forecasts is None:
+        return []
+    of = "{series} series, every {stride} rows, {context} values before, median of {samples} samples".format(
+        **forecasts
+    )
+    cells = [("forecasts", of, "{}")]
+    for found in forecasts["horizons"]:
+        name = f"  {found['horizon']} values ahead, {found['forecasts']:,} forecasts"
+        cells.append((name, "MSE {mse:.4f}, MAE {mae:.4f}".format(**found), "{}"))
+        naive = "MSE {seasonal_naive_mse:.4f}, MAE {seasonal_naive_mae:.4f}".format(**found)
+        cells.append((f"    seasonal naive, period {forecasts['period']}", naive, "{}"))
+    return cells
 
 
 def _peak(summary: dict[str, Any]) -> str | None:

@@ -59,6 +59,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     from configs.checks import check_evaluation
     from configs.evaluation import measure_run
     from configs.runs import open_documents, open_run
+    from configs.series_forecasts import measure_forecasts, open_series
     from model.evaluation import Scorer, add_row
     from model.training.run_folder import check_writable
     from scripts.console import print_report, progress_bar
@@ -71,6 +72,8 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     check_writable(output.parent, config["output"])
     scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
     measured, _ = measure_run(run, documents, settings, scorer)
+    if series := open_series(run, config.get("data")):
+        measured["series_forecasts"] = measure_forecasts(run, series, settings["split"], config, progress_bar)
     # The run's own file names a checkpoint relative to the run's folder, which may move.
     absolute = run.checkpoint.absolute()
     row = {

@@ -57,10 +57,16 @@ class Series:
         quantised (mean scaling, Ansari et al. 2024), in all parts, so no later value has an influence on it."""
         return float(np.abs(self.values[self.part("train")]).mean()) or 1.0
 
-    def standardized(self) -> np.ndarray:
-        """Returns (values - mean) / deviation, both of the training part (population; a deviation of 0 counts as 1)."""
+    @cached_property
+    def mean_and_deviation(self) -> tuple[float, float]:
+        """The mean and the standard deviation (of the population; 1 if it is 0) of the training part."""
         train = self.values[self.part("train")]
-        return (self.values - train.mean()) / (float(train.std()) or 1.0)
+        return float(train.mean()), float(train.std()) or 1.0
+
+    def standardize(self, values: np.ndarray) -> np.ndarray:
+        """Returns (values - mean) / deviation."""
+        mean, deviation = self.mean_and_deviation
+        return (values - mean) / deviation
 
 
 class TimeSeries(Source):

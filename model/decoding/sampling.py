@@ -14,13 +14,15 @@ class Sampling:
 
     `temperature`: 0 chooses the most probable token (greedy); otherwise the logits are divided by it. `top_k`: only the
     most probable tokens are candidates (Fan et al. 2018; None: all). `top_p`: of these, only the smallest set whose
-    probabilities sum to `top_p` (nucleus sampling, Holtzman et al. 2020; 1: all).
+    probabilities sum to `top_p` (nucleus sampling, Holtzman et al. 2020; 1: all). `first`: the number of a batch's
+    first sequence; a sequence's draws depend on the seed and its number.
     """
 
     temperature: float
     top_k: int | None
     top_p: float
     seed: int
+    first: int = 0
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
@@ -38,8 +40,8 @@ class Sampling:
 
     def generators(self, batch: int) -> list[torch.Generator]:
         """One generator per sequence, so that the tokens of a sequence do not depend on the others in the batch. Seed
-        and index are mixed, not added: sequence 0 of seed 1 must not equal sequence 1 of seed 0."""
-        states = [np.random.SeedSequence((self.seed, index)).generate_state(1) for index in range(batch)]
+        and number are mixed, not added: sequence 0 of seed 1 must not equal sequence 1 of seed 0."""
+        states = [np.random.SeedSequence((self.seed, self.first + index)).generate_state(1) for index in range(batch)]
         return [torch.Generator().manual_seed(int(state[0])) for state in states]
 
     def pick(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

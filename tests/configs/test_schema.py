@@ -47,7 +47,7 @@ NULL = ("trainer.max_seconds", "trainer.gradient_clip", "trainer.validate_every"
 NULL += ("model.vocabulary", "data.validation_sequences", "data.source.config", "data.source.split")
 NULL += ("data.source.revision", "evaluation.protocol.window", "evaluation.protocol.stride", "recall.tasks.*")
 NULL += ("evaluation.key_tokens.evaluator", "logger.group", "*/resume", "*/init_from", "*/phases")
-NULL += ("recall.lengths", "data.source.time_column")
+NULL += ("recall.lengths", "series.horizons", "series.context", "data.source.time_column")
 NULL += (
     "recall.distances",
     "generate/*_file",
@@ -89,7 +89,7 @@ TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.i
 TEXTS = ("evaluate/checkpoint", "*/prompt", "*/stop", "*/trust", "logger.tags")
 """Keys that take a list of texts."""
 
-INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths")
+INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths", "series.horizons")
 """Keys that take a list of integers."""
 
 OPTIONAL = ("trust", "output")
@@ -165,7 +165,11 @@ CHECKS = {
 GROUPS = ("attention", "data", "data/tokenizer", "evaluation", "logger", "model", "optimizer", "trainer")
 CASES = [("train", f"{group}={choice}") for group in GROUPS for choice in choices(group)]
 CASES += [("sweep", f"sweep={choice}") for choice in choices("sweep")]
-CASES += [("evaluate", "recall=standard"), *((command, "") for command in CHECKS if command != "sweep")]
+CASES += [
+    ("evaluate", "recall=standard"),
+    ("evaluate", "series=standard"),
+    *((command, "") for command in CHECKS if command != "sweep"),
+]
 
 ALIKE = tuple(f"model={size}" for size in choices("model") if size not in ("tiny", "hf"))
 """Choices with the keys of model=tiny, under other numbers."""

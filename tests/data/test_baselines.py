@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from data.baselines import markov_bits_per_byte, symbols_of
+from data.baselines import markov_bits_per_byte, seasonal_naive, symbols_of
 from data.tokenizers import Bytes
 
 
@@ -66,3 +66,9 @@ def test_order_two_learns_what_order_one_cannot():
     _, first, second = markov_bits_per_byte(TrainedOn(train), scored, 2)
     assert first > 1.9
     assert second == pytest.approx(entropy, abs=0.15)
+
+
+def test_a_seasonal_naive_forecast_repeats_the_last_period():
+    history = np.array([9.0, 1, 2, 3])
+    assert seasonal_naive(history, 7, 3).tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert seasonal_naive(history, 2, 3).tolist() == [1, 2]
