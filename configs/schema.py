@@ -92,6 +92,7 @@ class Data(Settings):
     path: Text | None
     tokenizer: Target
     packing: Literal[PACKING_NAMES]
+    document_mask: bool
     sequence_length: Count
     batch_size: Count
     validation_sequences: Count | None

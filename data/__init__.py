@@ -6,6 +6,7 @@
     corpus.py          a corpus on disk
     in_memory.py       documents in memory, for an existing tokenizer
     packing.py         documents to sequences of one length
+    collation.py       token arrays of sequences to a batch of tensors
     sampler.py         the endless order of training samples, which resumes at any sample
     permutation.py     permutations of any size, of which large ones take no memory
     mixing.py          samples of several sources by weight
@@ -13,7 +14,7 @@
     recall/            sequences with questions about facts from far back
     baselines.py       gzip and a bigram model on the same documents
 
-This package imports nothing of attention or models. A batch is a dict of tensors (packing.py).
+This package imports nothing of attention or models. A batch is a dict of tensors (collation.py).
 """
 
 from importlib import import_module

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .collation import Batch, Packed
 from .corpus import Split
 from .errors import CorpusError
-from .packing import Batch
+from .packing import items
 from .permutation import LazyPermutation, permutation
 from .sampler import ResumableSampler
 
@@ -81,6 +82,12 @@ class MixedSequences(Dataset):
         if self.tagged:
             sequence["source"] = torch.full_like(sequence["document"], number)
         return sequence
+
+    def __getitems__(self, indices: list[int]) -> list[Packed | Batch]:
+        if self.tagged:
+            return [self[index] for index in indices]
+        places = [self._place(index) for index in indices]
+        return [sequence for number, place in places for sequence in items(self.parts[number], place)]
 
     def documents(self, index: int) -> list[int]:
         """Returns the numbers, within the split, of the documents in a sequence."""

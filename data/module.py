@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, Subset
 
+from .collation import collate
 from .corpus import Corpus, Split
 from .errors import CorpusError
 from .mixing import MixedSampler, MixedSequences, SplitSubset
@@ -33,6 +34,7 @@ class DataModule(LightningDataModule):
         dataset's name
     tokenizer: converts text to tokens; after `setup`, the trained one
     packing: `contiguous` or `whole` (data/packing.py)
+    document_mask: whether attention and positions end with a document (data/collation.py)
     sequence_length: tokens in a sequence
     batch_size: sequences per device and batch
     validation_sequences: the most sequences to validate on, spread evenly over the split; None is all of them
@@ -42,7 +44,7 @@ class DataModule(LightningDataModule):
     cache: the folder of prepared corpora
     seed: of the order of documents and sequences
 
-    A batch is a dict of tensors `[batch, sequence_length]`, with the keys that data/packing.py lists. In a run whose
+    A batch is a dict of tensors `[batch, sequence_length]`, with the keys that data/collation.py lists. In a run whose
     sequences grow (`lengths`), the batches of early phases have more sequences, which are shorter; the number of tokens
     in a batch is the same in all phases. The training step must
     call `advance(batch_size)`, which keeps `cursor` exact in every checkpoint. (A count in the loader would include
@@ -56,6 +58,7 @@ class DataModule(LightningDataModule):
         path: str | None,
         tokenizer: Tokenizer,
         packing: str,
+        document_mask: bool,
         sequence_length: int,
         batch_size: int,
         validation_sequences: int | None,
@@ -71,6 +74,7 @@ class DataModule(LightningDataModule):
         self.path = path
         self.tokenizer = tokenizer
         self.packing = packing
+        self.document_mask = document_mask
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.validation_sequences = validation_sequences
@@ -170,7 +174,8 @@ class DataModule(LightningDataModule):
             weights = "" if self.source.weights is None else ", the weights of data.source.sources"
             large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
-                f"data.packing={self.packing}, data.sequence_length={self.sequence_length}, data.seed={self.seed}"
+                f"data.packing={self.packing}, data.document_mask={str(self.document_mask).lower()},"
+                f" data.sequence_length={self.sequence_length}, data.seed={self.seed}"
                 f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
                 f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
                 f" weights with init_from{large if self._large() else ''}"
@@ -223,10 +228,12 @@ class DataModule(LightningDataModule):
         return self._packed[key]
 
     def _pack(self, split: str, seed: int | None, cuts: int | None) -> Dataset:
+        bos = self.tokenizer.bos
+
         def packed(documents: Split | SplitSubset) -> Dataset:
             if cuts is None:
-                return pack(self.packing, documents, self.sequence_length, self.tokenizer.bos, seed)
-            return Contiguous(documents, self.sequence_length // cuts, self.tokenizer.bos, seed, multiple=cuts)
+                return pack(self.packing, documents, self.sequence_length, bos, seed, self.document_mask)
+            return Contiguous(documents, self.sequence_length // cuts, bos, seed, self.document_mask, cuts)
 
         documents, weights = self.corpus.splits[split], self.source.weights
         if weights is None:
@@ -261,6 +268,7 @@ class DataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=batches,
+            collate_fn=collate,
             num_workers=self.workers,
             worker_init_fn=_outlive_sigterm,
             pin_memory=torch.cuda.is_available(),
@@ -303,6 +311,8 @@ class DataModule(LightningDataModule):
         """A hash of the training tokens and of the settings that cut and order them."""
         content = self.corpus.splits["train"].metadata.content
         settings = f"{content} {self.packing} {self.sequence_length} {self.seed}"
+        if not self.document_mask:
+            settings += " document_mask=false"
         if self.lengths:
             settings += f" {list(self.lengths)}"
         if self.source.weights is not None:

@@ -3,6 +3,6 @@
     text.py       the tasks
     haystack.py   real text with inserted facts and questions
 
-A batch has the tensors of a DataModule's batch (data/packing.py). Only the tokens of answers are targets; all other
+A batch has the tensors of a DataModule's batch (data/collation.py). Only the tokens of answers are targets; all other
 targets are -100.
 """

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..collation import NO_TARGET, Batch
 from ..errors import CorpusError
-from ..packing import NO_TARGET, Batch
 from ..tokenizers import Tokenizer
 
 

@@ -18,8 +18,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from ..collation import Batch
 from ..errors import CorpusError
-from ..packing import Batch
 from .haystack import Insertion, Material, assemble, section, to_batch
 
 WORDS = (

@@ -48,6 +48,7 @@ def make(books, tmp_path):
             path=str(books),
             tokenizer=Bytes(),
             packing="contiguous",
+            document_mask=True,
             sequence_length=64,
             batch_size=2,
             validation_sequences=None,

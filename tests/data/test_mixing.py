@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data import CorpusError, Files
+from data.collation import NO_TARGET
 from data.mixing import MixedSampler
 from data.sampler import Phase
 from data.sources import MixedSource, Mixture
@@ -126,6 +127,8 @@ def test_batches_of_one_source_each_in_their_share(mixed):
     expected = [train[MixedSampler(train, 7, 0, lambda: 0, 0, 1).at(n)]["tokens"] for n in range(8)]
     assert all(torch.equal(batch["tokens"][0], tokens) for batch, tokens in zip(batches, expected, strict=True))
     assert "source" not in train[0]
+    crossing = mixed(document_mask=False).train_dataloader()
+    assert not any((batch["document"] * (batch["targets"] != NO_TARGET)).any() for batch in islice(crossing, 8))
 
 
 def test_a_resumed_loader_reads_on_and_other_weights_are_refused(mixed, mixture):

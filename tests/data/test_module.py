@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data import BPE, CorpusError, Files
-from data.packing import NO_TARGET
+from data.collation import NO_TARGET
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -143,9 +143,16 @@ def test_epochs_go_on_through_the_stream(make, tmp_path):
 
 def test_resuming_in_another_stream_is_refused(make, tmp_path):
     train(make(), tmp_path, 8)
-    for change in (dict(sequence_length=32), dict(seed=8), dict(packing="whole"), dict(tokenizer=BPE(300))):
+    for change in (
+        dict(sequence_length=32),
+        dict(seed=8),
+        dict(packing="whole"),
+        dict(tokenizer=BPE(300)),
+        dict(document_mask=False),
+    ):
         with pytest.raises(
-            CorpusError, match=r"^data\.packing=\w+, data\.sequence_length=\d+, data\.seed=\d+: must be "
+            CorpusError,
+            match=r"^data\.packing=\w+, data\.document_mask=\w+, data\.sequence_length=\d+, data\.seed=\d: must be ",
         ):
             train(make(**change), tmp_path / "other", 16, resume=tmp_path / "step_8.ckpt")
 
@@ -184,6 +191,21 @@ def test_validation_and_test_score_every_token_in_order(make, packing):
         assert scored.tolist() == expected
         assert datamodule.token_bytes[scored].sum() == split.total_bytes
     assert datamodule.token_bytes.dtype == torch.int64 and len(datamodule.token_bytes) == datamodule.vocabulary
+
+
+@pytest.mark.parametrize("lengths", [[], [(0, 16), (1, 64)]])
+def test_without_a_document_mask_training_and_validation_cross_documents(make, lengths):
+    masked, crossing = make(batch_size=16), make(batch_size=16, document_mask=False)
+    for datamodule in (masked, crossing):
+        datamodule.lengths = lengths
+        datamodule.setup()
+    for loader in ("train_dataloader", "val_dataloader"):
+        one, other = (next(iter(getattr(datamodule, loader)())) for datamodule in (masked, crossing))
+        assert torch.equal(one["tokens"], other["tokens"]) and torch.equal(one["targets"], other["targets"])
+        scored = one["targets"] != NO_TARGET
+        assert one["document"][scored].any() and not other["document"][scored].any()
+        place = torch.arange(scored.shape[1]).expand_as(scored)
+        assert torch.equal(other["position"][scored].long(), place[scored])
 
 
 def test_the_bytes_of_a_lossy_tokenizer_are_those_of_the_original_text(make, monkeypatch):

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, default_collate
 
 from data import CorpusError
-from data.packing import NO_TARGET, Contiguous, pack
+from data.collation import NO_TARGET, collate
+from data.packing import Contiguous, pack
 
 BOS = 0
 
@@ -85,6 +87,46 @@ def test_padding_is_its_own_document_without_targets():
     assert sequence["targets"].tolist() == [2, 3, 4, -100, -100, -100]
     assert sequence["document"].tolist() == [0, 0, 0, 0, 1, 1]
     assert sequence["position"].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+@settings(max_examples=30)
+@cases
+def test_without_a_document_mask_a_sequence_is_one_document_with_the_same_targets(
+    lengths, sequence_length, packing, seed
+):
+    split = split_of_lengths(lengths)
+    masked = pack(packing, split, sequence_length, BOS, seed)
+    crossing = pack(packing, split, sequence_length, BOS, seed, document_mask=False)
+    assert len(masked) == len(crossing)
+    for index in range(len(masked)):
+        one, other = masked[index], crossing[index]
+        assert one["tokens"].equal(other["tokens"]) and one["targets"].equal(other["targets"])
+        held = len(masked.packed(index).tokens)
+        document, position = other["document"].tolist(), other["position"].tolist()
+        assert document[:held] == [0] * min(held, sequence_length)
+        assert position[:held] == list(range(min(held, sequence_length)))
+        padding = max(0, sequence_length - held)
+        assert document[held:] == [1] * padding if held else document == [0] * padding
+        assert position[held:] == list(range(padding))
+
+
+def test_the_batch_of_a_loader_is_the_stack_of_its_items():
+    """In the process itself and from a worker."""
+    sequences = pack("contiguous", split_of_lengths([7, 2, 30, 5, 11]), 16, BOS, seed=1)
+    expected = default_collate([sequences[index] for index in range(len(sequences))])
+    for workers in (0, 1):
+        loader = DataLoader(sequences, len(sequences), collate_fn=collate, num_workers=workers)
+        (batch,) = list(loader)
+        assert type(batch) is dict and list(batch) == list(expected)
+        for name, tensor in expected.items():
+            assert batch[name].dtype == tensor.dtype and batch[name].equal(tensor) and batch[name].is_contiguous()
+
+
+def test_token_arrays_and_tensors_in_one_batch():
+    sequences = pack("whole", split_of_lengths([7, 4]), 8, BOS)
+    packed, tensors = sequences.packed(0), sequences[1]
+    batch = collate([packed, tensors])
+    assert all(torch.equal(batch[name], torch.stack([sequences[0][name], tensors[name]])) for name in tensors)
 
 
 def test_contiguous_by_hand():

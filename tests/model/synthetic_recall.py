@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.packing import NO_TARGET, Batch
+from data.collation import NO_TARGET, Batch
 
 BOS = 0
 """The first token of every sequence."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.packing import NO_TARGET
+from data.collation import NO_TARGET
 from tests.model.synthetic_recall import BOS, alphabet, associative_recall, needle
 
 VOCABULARY = 64

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data import CorpusError
-from data.packing import NO_TARGET
+from data.collation import NO_TARGET
 from data.recall import text
 from data.recall.haystack import Material
 from data.tokenizers import BPE, Bytes
