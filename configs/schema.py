@@ -97,7 +97,7 @@ class Data(Settings):
     batch_size: Count
     validation_sequences: Count | None
     minimum_tokens: CountOrZero
-    on_bad_document: Literal["error", "skip"]
+    on_bad_document: Literal["error", "skip", "replace"]
     workers: CountOrZero
     cache: Text
     seed: Seed

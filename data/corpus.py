@@ -40,11 +40,16 @@ LONG = (1024, 4096, 16384, 65536)
 
 @dataclass
 class SplitMetadata:
+    """Documents, tokens (bos included) and bytes of text in a split, and of the documents that were dropped: they are
+    shorter than `data.minimum_tokens`."""
+
     documents: int
     tokens: int
     bytes: int
     dropped_short: int
     content: str  # sha256 of tokens.bin
+    dropped_tokens: int | None = None  # of the short documents; None in corpora of earlier versions
+    dropped_bytes: int | None = None
 
 
 class Split:
@@ -123,8 +128,8 @@ class Corpus:
     """A prepared corpus.
 
     splits: a Split by its name. tokenizer: the one that encoded them. fingerprint: the name of the folder.
-    skipped: the count and the places of documents that could not be read (`BadDocuments.summary`); None if there were
-        none.
+    skipped: the count and the places of documents that were skipped or repaired (`BadDocuments.summary`); None if
+        there were none.
     """
 
     def __init__(self, folder: Path):

@@ -152,7 +152,7 @@ def write_split(
     shortest = max(minimum_tokens, SHORTEST)
     dtype = encoded.features["tokens"].feature.dtype
     sections = iter(encoded.with_format("numpy", columns=["tokens"]))
-    kept, lengths, longest, digest = [], [], 0, hashlib.sha256()
+    kept, lengths, longest, dropped_tokens, digest = [], [], 0, 0, hashlib.sha256()
     with open(folder / "tokens.bin", "wb") as file:
         for index, count in enumerate(counts):
             encoded_sections = (row["tokens"].astype(dtype, copy=False) for row in islice(sections, count))
@@ -165,24 +165,32 @@ def write_split(
                     digest.update(part.tobytes())
                 kept.append(index)
                 lengths.append(length)
+            else:
+                dropped_tokens += length
     document = np.repeat(np.arange(len(rows)), counts)
     warn_of_normalized(
         tokenizer, len(np.unique(document[np.array(encoded["normalized"], dtype=bool)])), len(rows), f"{split}: "
     )
-    dropped = len(rows) - len(kept)
+    sizes = np.zeros(len(rows), dtype=np.int64)
+    np.add.at(sizes, document, np.array(encoded["bytes"], dtype=np.int64))
+    dropped, dropped_bytes = len(rows) - len(kept), int(sizes.sum() - sizes[kept].sum())
     if dropped:
-        log.warning(f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens")
+        log.warning(
+            f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens; {dropped_tokens:,}"
+            f" of {dropped_tokens + sum(lengths):,} tokens, {dropped_bytes:,} of {sizes.sum():,} bytes"
+        )
     if not kept and longest < SHORTEST:
         raise CorpusError(f"data.path={path}: must hold documents with text, and those of the {split} split are empty")
     if not kept:
         known = f"{longest}, the length of the longest document of the {split} split"
         raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
-    sizes = np.zeros(len(rows), dtype=np.int64)
-    np.add.at(sizes, document, np.array(encoded["bytes"], dtype=np.int64))
     _save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     _save(folder / "bytes.npy", sizes[kept])
     rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
-    return SplitMetadata(len(kept), sum(lengths), int(sizes[kept].sum()), dropped, digest.hexdigest())
+    kept_bytes = int(sizes[kept].sum())
+    return SplitMetadata(
+        len(kept), sum(lengths), kept_bytes, dropped, digest.hexdigest(), dropped_tokens, dropped_bytes
+    )
 
 
 def flush(path: Path) -> None:

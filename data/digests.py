@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 FILE = "digests.json"
 REMEMBERED_BYTES = 16_000_000  # bytes of all files together; fewer are read each time, in about 10 ms
 ANNOUNCED_BYTES = 2_000_000_000
+ABANDONED_SECONDS = 3600  # the age of a partial file that no process still writes
 
 
 def digests_of(files: Sequence[Path], memory: Path | None) -> list[str]:
@@ -58,6 +59,9 @@ def _write(known: dict[str, list], memory: Path) -> None:
     part = memory.with_name(f"{memory.name}.{os.getpid()}")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in memory.parent.glob(f"{memory.name}.*"):  # of processes that were killed
+            if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                leftover.unlink()
         part.write_text(json.dumps(known))
         os.replace(part, memory)
     except OSError as error:  # a cache that is only read

@@ -13,7 +13,7 @@ import numpy as np
 from .corpus_writer import SECTION
 from .errors import CorpusError
 from .sources import BadDocuments, Source
-from .sources.bad_documents import describe_skipped
+from .sources.bad_documents import describe_bad
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
 
@@ -47,7 +47,7 @@ class InMemoryDocuments:
     def load(cls, source: Source, path: str | None, tokenizer: Tokenizer, on_bad_document: str) -> "InMemoryDocuments":
         """Reads all documents of `path` that have text, from every split. Logs how many are left out.
 
-        on_bad_document: `error` or `skip`, for documents that cannot be read.
+        on_bad_document: `error`, `skip` or `replace`, for documents that cannot be read (sources/bad_documents.py).
 
         Raises:
             CorpusError: the path cannot be read, or has no document with text.
@@ -55,6 +55,7 @@ class InMemoryDocuments:
         from datasets import concatenate_datasets
 
         source.check(path)
+        source.check_policy(on_bad_document)
         source.use_tokenizer(tokenizer)
         with tempfile.TemporaryDirectory() as scratch:
             bad = BadDocuments(on_bad_document, path)
@@ -65,10 +66,10 @@ class InMemoryDocuments:
         if not len(documents):
             raise CorpusError(f"data.path={path}: must hold documents with text, and none was found")
         if bad.count:
-            log.warning(f"data.path={path}: {describe_skipped(bad.summary())}")
+            log.warning(f"data.path={path}: {describe_bad(bad.summary())}")
         if empty := len(rows) - len(documents):
             log.warning(f"data.path={path}: {empty} of {len(rows)} documents are empty and are left out")
-        documents.left_out = {"unreadable": bad.count, "empty": empty}
+        documents.left_out = {"unreadable": bad.count if on_bad_document == "skip" else 0, "empty": empty}
         return documents
 
     def _encode(self, tokenizer: Tokenizer) -> list[np.ndarray]:

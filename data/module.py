@@ -39,7 +39,7 @@ class DataModule(LightningDataModule):
     batch_size: sequences per device and batch
     validation_sequences: the most sequences to validate on, spread evenly over the split; None is all of them
     minimum_tokens: shorter documents are left out
-    on_bad_document: `error` or `skip`, for documents that cannot be read (data/sources/bad_documents.py)
+    on_bad_document: `error`, `skip` or `replace`, for documents that cannot be read (data/sources/bad_documents.py)
     workers: processes that load batches, 0 for none; the order of the data does not depend on it
     cache: the folder of prepared corpora
     seed: of the order of documents and sequences
@@ -70,6 +70,7 @@ class DataModule(LightningDataModule):
     ):
         super().__init__()
         source.check(path)
+        source.check_policy(on_bad_document)
         self.source = source
         self.path = path
         self.tokenizer = tokenizer

@@ -19,7 +19,7 @@ from .cache_errors import cache_errors
 from .corpus import Corpus
 from .errors import CorpusError
 from .sources import Source
-from .sources.bad_documents import describe_skipped
+from .sources.bad_documents import describe_bad
 from .tokenizers import Saved, Tokenizer
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def prepare(
     A saved tokenizer also opens the corpus on which it was trained. So a run that is opened with its own tokenizer.json
     tokenizes nothing again.
 
-    Documents that were skipped (`on_bad_document="skip"`) are logged each time, also of a corpus from the cache.
+    Documents that were skipped or repaired (`on_bad_document`) are logged each time, also of a corpus from the cache.
 
     Raises:
         CorpusError: the settings give no corpus, or `cache` cannot be written.
     """
     corpus = _opened_or_written(source, path, tokenizer, minimum_tokens, cache, on_bad_document)
     if corpus.skipped:
-        log.warning(f"corpus {corpus.fingerprint[:12]}: {describe_skipped(corpus.skipped)}")
+        log.warning(f"corpus {corpus.fingerprint[:12]}: {describe_bad(corpus.skipped)}")
     return corpus
 
 
@@ -55,6 +55,7 @@ def _opened_or_written(
     from filelock import FileLock
 
     source.check(path)
+    source.check_policy(on_bad_document)
     source.use_tokenizer(tokenizer)
     made_from = {
         "format": FORMAT,

@@ -1,19 +1,23 @@
-"""Documents that cannot be read: the first one is an error, or each is skipped and counted."""
+"""Documents that cannot be read: the first one is an error, or each is skipped, or repaired, and counted."""
 
 from typing import Any
 
 from ..errors import CorpusError
 
-POLICIES = ("error", "skip")
-EXAMPLES = 5  # skipped documents whose places are printed and stored
+POLICIES = ("error", "skip", "replace")
+EXAMPLES = 5  # counted documents whose places are printed and stored
 
 
 class BadDocuments:
-    """Applies `data.on_bad_document`, one of POLICIES, while the documents of `path` are read."""
+    """Applies `data.on_bad_document`, one of POLICIES, while the documents of `path` are read.
+
+    `skip` leaves bad documents out. `replace` keeps those with bytes that are not UTF-8, which become U+FFFD, and
+    raises an error for others. Either counts them.
+    """
 
     def __init__(self, policy: str, path: str | None):
         if policy not in POLICIES:
-            raise CorpusError(f"data.on_bad_document={policy}: must be {' or '.join(POLICIES)}")
+            raise CorpusError(f"data.on_bad_document={policy}: must be {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
         self.policy = policy
         self.path = path
         self.count = 0
@@ -25,27 +29,42 @@ class BadDocuments:
         place: its file, with its line or row. found: what is there. accepted: what should be there.
 
         Raises:
-            CorpusError: the policy is `error`.
+            CorpusError: the policy is not `skip`.
         """
         found = " ".join(str(found).split())
-        if self.policy == "error":
+        if self.policy != "skip":
             raise CorpusError(
                 f"data.path={self.path}: must hold {accepted} in {place}, and holds {found}; data.on_bad_document=skip"
                 " skips such documents"
             )
+        self._count(place, found)
+
+    def repair(self, place: str, text: str) -> str | None:
+        """Returns a text with U+FFFD for each lone surrogate and counts the document, if the policy is `replace`; None
+        otherwise. Readers decode bytes that are not UTF-8 to lone surrogates (`surrogateescape`)."""
+        if self.policy != "replace":
+            return None
+        self._count(place, fault_of_text(text))
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def _count(self, place: str, found: object) -> None:
         self.count += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(f"{place}: {found}")
 
     def summary(self) -> dict[str, Any]:
-        """Returns plain values: the number of skipped documents, and the places of the first ones."""
-        return {"documents": self.count, "examples": self.examples}
+        """Returns plain values: the number of documents that are skipped or repaired, and the places of the first."""
+        replaced = {"replaced": True} if self.policy == "replace" else {}
+        return {"documents": self.count, "examples": self.examples} | replaced
 
 
-def describe_skipped(skipped: dict[str, Any]) -> str:
+def describe_bad(bad: dict[str, Any]) -> str:
     """Returns a `BadDocuments.summary` as a sentence."""
-    more = ", ..." if skipped["documents"] > len(skipped["examples"]) else ""
-    return f"{skipped['documents']} documents cannot be read and are skipped: {', '.join(skipped['examples'])}{more}"
+    more = ", ..." if bad["documents"] > len(bad["examples"]) else ""
+    done = (
+        "have U+FFFD in place of bytes that are not UTF-8" if bad.get("replaced") else "cannot be read and are skipped"
+    )
+    return f"{bad['documents']} documents {done}: {', '.join(bad['examples'])}{more}"
 
 
 def fault_of_text(value: object) -> str | None:
@@ -54,7 +73,10 @@ def fault_of_text(value: object) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            return f"text with half a character, \\u{ord(value[error.start]):04x}"
+            code = ord(value[error.start])
+            if 0xDC80 <= code <= 0xDCFF:  # `surrogateescape`
+                return f"the byte 0x{code - 0xDC00:02x} at character {error.start}, which is not UTF-8"
+            return f"text with half a character, \\u{code:04x}"
         return None
     if value is None:
         return "null"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from ..errors import CorpusError
 from .bad_documents import BadDocuments
 
 if TYPE_CHECKING:
@@ -25,15 +26,25 @@ class Source(ABC):
     """Reads documents from `path`. Each document is read whole and belongs to exactly one split.
 
     skips: whether the source can skip unreadable documents, as `data.on_bad_document=skip` asks.
+    replaces: whether it can replace bytes that are not UTF-8, as `replace` asks.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     """
 
     skips: bool = True
+    replaces: bool = False
     weights: Mapping[str, int] | None = None
 
     @abstractmethod
     def check(self, path: str | None) -> None:
         """Raises CorpusError for a path that cannot be read. Takes milliseconds: it runs before a training starts."""
+
+    def check_policy(self, on_bad_document: str) -> None:
+        """Raises CorpusError for a policy that the source cannot follow."""
+        if on_bad_document == "replace" and not self.replaces:
+            raise CorpusError(
+                f"data.on_bad_document=replace: must be error or skip for {type(self).__name__}, which replaces no"
+                " bytes"
+            )
 
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:  # noqa: B027 (most sources need nothing of it)
         """Called before `load`. A source whose texts need a certain tokenizer raises CorpusError for others."""

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .archives import ARCHIVES, UNREADABLE, members
 from .bad_documents import BadDocuments, fault_of_text
@@ -81,17 +81,24 @@ def _read(
 ) -> Iterator[dict[str, str]]:
     stream = decompressed(compressed, file.suffix.lower())
     if kind not in READERS:
-        try:
-            yield {"name": name, "text": stream.read().decode("utf-8")}
-        except UnicodeDecodeError as error:
-            found = f"the byte 0x{error.object[error.start]:02x} at {error.start}, which is not UTF-8"
-            bad.add(name, found, "a UTF-8 text")
+        text = _checked(stream.read().decode("utf-8", "surrogateescape"), None, name, "a UTF-8 text", bad)
+        if text is not None:
+            yield {"name": name, "text": text}
         return
     for row, (place, value, fault) in enumerate(READERS[kind](stream, name, text_column, bad)):
-        if fault := fault or fault_of_text(value):
-            bad.add(f"{name}, {place}", fault, f"a string as {text_column}")
-        else:
-            yield {"name": f"{name}:{row}", "text": value}
+        text = _checked(value, fault, f"{name}, {place}", f"a string as {text_column}", bad)
+        if text is not None:
+            yield {"name": f"{name}:{row}", "text": text}
+
+
+def _checked(value: Any, fault: str | None, place: str, accepted: str, bad: BadDocuments) -> str | None:
+    """Returns a document's text, with U+FFFD where `bad` replaces bytes that are not UTF-8; None if it is skipped."""
+    if fault := fault or fault_of_text(value):
+        repaired = bad.repair(place, value) if isinstance(value, str) else None
+        if repaired is None:
+            bad.add(place, fault, accepted)
+        return repaired
+    return value
 
 
 def write_rows(rows: Iterable[dict[str, str]], file: Path) -> "Dataset":

@@ -42,6 +42,8 @@ class Files(Source):
     The defaults are for runs of versions that did not have these settings.
     """
 
+    replaces = True
+
     def __init__(self, text_column: Name, extensions: Extensions = KINDS, split_by: SplitBy = "name"):
         self.text_column = text_column
         self.extensions = tuple(extensions)

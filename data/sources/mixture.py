@@ -64,6 +64,10 @@ class Mixture(Source):
         for mixed in self.sources:
             _named(mixed.name, mixed.source.check, mixed.path)
 
+    def check_policy(self, on_bad_document: str) -> None:
+        for mixed in self.sources:
+            _named(mixed.name, mixed.source.check_policy, on_bad_document)
+
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         for mixed in self.sources:
             _named(mixed.name, mixed.source.use_tokenizer, tokenizer)

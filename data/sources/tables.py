@@ -2,7 +2,8 @@
 
 Each reader takes an open binary file, its name, the column with the text, and the policy for bad documents. It yields
 the place of each row, its value in that column, and what is wrong with the row (None if it can be read). Raises
-CorpusError if the table has no such column.
+CorpusError if the table has no such column. A byte of text that is not UTF-8 becomes a lone surrogate
+(`surrogateescape`).
 """
 
 import csv
@@ -36,7 +37,9 @@ def json_lines(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments)
 def json_file(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
     """Reads one object, or a list of objects."""
     try:
-        content = json.loads(stream.read())  # utf-8 with or without a byte-order mark, utf-16 or utf-32
+        content = stream.read()
+        encoding = json.detect_encoding(content)  # utf-8 with or without a byte-order mark, utf-16 or utf-32
+        content = json.loads(content.decode(encoding, "surrogateescape" if "8" in encoding else "surrogatepass"))
     except (ValueError, RecursionError) as error:
         yield "its whole text", None, f"no JSON ({error})"
         return
@@ -50,7 +53,7 @@ def _objects(rows: Iterable[tuple[str, Any]], name: str, text_column: str, bad: 
     for place, row in rows:
         if isinstance(row, bytes):
             try:
-                row = json.loads(row.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+                row = json.loads(row.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
             except (ValueError, RecursionError) as error:
                 yield place, None, f"no whole JSON object ({error})"
                 continue
@@ -73,7 +76,8 @@ def comma_separated(
 ) -> Iterator[Row]:
     """Reads a CSV file whose first line names the columns."""
     csv.field_size_limit(LONGEST_FIELD)
-    rows = csv.reader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         columns = next(rows, [])
         if text_column not in columns:
@@ -84,7 +88,7 @@ def comma_separated(
                 yield f"line {rows.line_num}", row[column], None
             elif row:
                 yield f"line {rows.line_num}", None, f"{len(row)} fields instead of {len(columns)}"
-    except (csv.Error, UnicodeDecodeError) as error:  # what follows cannot be told apart into rows
+    except csv.Error as error:  # what follows cannot be told apart into rows
         yield f"line {rows.line_num + 1}", None, f"no row of a table ({error})"
 
 
@@ -99,7 +103,7 @@ def parquet(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) ->
     if text_column not in table.schema_arrow.names:
         raise missing_column(text_column, name, table.schema_arrow.names)
     batches = table.iter_batches(ROWS_AT_ONCE, columns=[text_column])
-    yield from _values(batch.column(text_column) for batch in batches)
+    yield from values(batch.column(text_column) for batch in batches)
 
 
 def arrow(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
@@ -115,7 +119,7 @@ def arrow(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> I
         table = batches = ipc.open_stream(stream)
     if text_column not in table.schema.names:
         raise missing_column(text_column, name, table.schema.names)
-    yield from _values(batch.column(text_column) for batch in batches)
+    yield from values(batch.column(text_column) for batch in batches)
 
 
 def fasta(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
@@ -148,14 +152,16 @@ def _records(stream: BinaryIO) -> Iterator[tuple[bytes, list[bytes]]]:
         yield header, lines
 
 
-def _values(columns: "Iterable[pyarrow.Array]") -> Iterator[Row]:
+def values(columns: "Iterable[pyarrow.Array]") -> Iterator[Row]:
+    """Yields the values of consecutive columns as rows of one table."""
     row = 0
     for column in columns:
         for value in column:
             try:
-                yield f"row {row}", value.as_py(), None
-            except UnicodeDecodeError as error:
-                yield f"row {row}", None, f"text that is not UTF-8 ({error.reason})"
+                text = value.as_py()
+            except UnicodeDecodeError:
+                text = value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+            yield f"row {row}", text, None
             row += 1
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bad_documents import BadDocuments, fault_of_text
-from .tables import missing_column
+from .tables import missing_column, values
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,23 @@ def name_and_text(rows: "Dataset", text_column: str, name: str, bad: BadDocument
         rows = rows.rename_column(text_column, "text")
     rows = rows.add_column("name", [f"{name}:{row}" for row in range(len(rows))])
     is_text = rows.features["text"] in (Value("string"), Value("large_string"))
-    if not is_text or rows.data.column("text").null_count:
+    column = rows.with_format("arrow")[:].column("text")
+    if not is_text or column.null_count or not _is_utf8(column):
         kept = []
-        for row, value in enumerate(rows["text"]):
+        for row, (place, value, _) in enumerate(values(column.chunks)):
             if fault := fault_of_text(value):
-                bad.add(f"{name}, row {row}", fault, f"a string as {text_column}")
+                bad.add(f"{name}, {place}", fault, f"a string as {text_column}")
             else:
                 kept.append(row)
         rows = rows.select(kept)
     return rows if rows.features["text"] == Value("string") else rows.cast_column("text", Value("string"))
+
+
+def _is_utf8(column: "pyarrow.ChunkedArray") -> bool:
+    import pyarrow
+
+    try:
+        column.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return False
+    return True

@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -119,26 +118,6 @@ def test_other_settings_are_another_corpus(books, cache):
     assert len({corpus.fingerprint for corpus in corpora}) == 5
 
 
-def test_killed_half_way_leaves_no_corpus(books, cache, caplog):
-    program = (
-        "import os, signal, sys; from pathlib import Path; from data import corpus_writer, prepare\n"
-        "from data import Files; from data.tokenizers import Bytes\n"
-        "write_split = corpus_writer.write_split\n"
-        "def half(folder, *rest):\n"
-        "    if folder.name == 'validation': os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return write_split(folder, *rest)\n"
-        "corpus_writer.write_split = half\n"
-        "prepare(Files('text'), sys.argv[1], Bytes(), 0, Path(sys.argv[2]), 'error')"
-    )
-    run = subprocess.run([sys.executable, "-c", program, books, cache], cwd=ROOT, capture_output=True)
-    assert run.returncode == -signal.SIGKILL
-    (half,) = cache.glob("*.part*")
-    assert (half / "train" / "tokens.bin").exists()
-    corpus = prepare_books(books, cache)
-    assert len(corpus.splits["train"]) == 12
-    assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
-
-
 @pytest.mark.parametrize("file", ["train/tokens.bin", "test/offsets.npy", "metadata.json", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_corpus_is_made_again(books, cache, caplog, file, damage):
@@ -181,21 +160,6 @@ def test_a_corpus_whose_bytes_changed_is_named_and_made_again(books, cache, capl
     prepare_books(books, cache)
     assert f"{path}: has another content" in caplog.text and "the corpus is prepared again" in caplog.text
     assert path.read_bytes() == written
-
-
-def test_two_processes_at_once(books, cache):
-    program = (
-        "import sys, logging; from pathlib import Path; from data import Files; from data.tokenizers import BPE\n"
-        "from data.preparation import prepare; logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
-        "corpus = prepare(Files('text'), sys.argv[1], BPE(300), 0, Path(sys.argv[2]), 'error')\n"
-        "print(corpus.splits['train'].metadata.content)"
-    )
-    command = [sys.executable, "-c", program, books, cache]
-    runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [run.communicate()[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0]
-    assert sorted("preparing corpus" in output for output in outputs) == [False, True]
-    assert len({output.splitlines()[-1] for output in outputs}) == 1
 
 
 def test_short_and_empty_documents_are_counted(books, cache, caplog):

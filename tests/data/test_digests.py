@@ -45,6 +45,15 @@ def test_large_files_are_read_once_and_again_after_a_write(files, tmp_path, read
     assert reads == ["a", "b", "a"] and [file.name for file in memory.parent.iterdir()] == ["digests.json"]
 
 
+def test_partial_files_of_killed_processes_are_removed(files, tmp_path, reads):
+    old, new = tmp_path / "digests.json.11", tmp_path / "digests.json.12"
+    for partial in (old, new):
+        partial.write_text("{")
+    os.utime(old, (1, 1))
+    digests_of(files, tmp_path / "digests.json")
+    assert not old.exists() and new.exists()
+
+
 def test_small_files_are_always_read(files, tmp_path, reads, monkeypatch):
     monkeypatch.setattr(digests, "REMEMBERED_BYTES", 1000)
     memory = tmp_path / "digests.json"

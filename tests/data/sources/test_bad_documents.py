@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data import CorpusError, Files, Hub, InMemoryDocuments, prepare
+from data import Code, CorpusError, Files, Hub, InMemoryDocuments, prepare
 from data.sources import BadDocuments
 from data.tokenizers import Bytes
 from tests.data.sources.rows import STRICT, by_name
@@ -146,9 +146,54 @@ def test_skipped_documents_are_told_again_by_the_cached_corpus(books, tmp_path, 
         corpus("error")
 
 
-def test_a_policy_is_one_of_two():
-    with pytest.raises(CorpusError, match=r"^data\.on_bad_document=ignore: must be error or skip$"):
+def test_a_policy_is_one_of_three():
+    with pytest.raises(CorpusError, match=r"^data\.on_bad_document=ignore: must be error, skip or replace$"):
         BadDocuments("ignore", None)
+
+
+def not_utf8(folder, values: list[bytes]) -> bytes:
+    """A parquet file of strings that its writer did not check."""
+    strings = pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())
+    return parquet(folder, strings)
+
+
+def test_bytes_that_are_not_utf8_are_replaced_and_counted(place, tmp_path, caplog):
+    files = {
+        "a.txt": b"caf\xe9 \xef\xbb\xbf",
+        "b.jsonl": b'{"text": "\xff", "id": "\xff"}\n{"text": "good", "id": "\xff"}\n{"text": "\\ud800"}\n',
+        "c.csv": b"text\nna\xefve\ngood\n",
+        "d.parquet": not_utf8(tmp_path, [b"good", b"\xe2\x82"]),
+    }
+    for name, content in files.items():
+        (place / name).write_bytes(content)
+    source = Files("text", (".txt", ".jsonl", ".csv", ".parquet"))
+    bad = BadDocuments("replace", str(place))
+    assert by_name(source.load(str(place), tmp_path / "arrow", bad)) == {
+        "good.txt": "good",
+        "a.txt": "caf\ufffd \ufeff",
+        "b.jsonl:0": "\ufffd",
+        "b.jsonl:1": "good",
+        "b.jsonl:2": "\ufffd",
+        "c.csv:0": "na\ufffdve",
+        "c.csv:1": "good",
+        "d.parquet:0": "good",
+        "d.parquet:1": "\ufffd\ufffd",
+    }
+    assert (
+        bad.summary()["documents"] == 5 and bad.examples[0] == "a.txt: the byte 0xe9 at character 3, which is not UTF-8"
+    )
+    documents = InMemoryDocuments.load(source, str(place), Bytes(), "replace")
+    assert documents.left_out == {"unreadable": 0, "empty": 0} and "5 documents have U+FFFD" in caplog.text
+    (place / "e.jsonl").write_text('{"text": null}')
+    with pytest.raises(CorpusError, match=r": must hold a string as text in e\.jsonl, line 1, and holds null"):
+        source.load(str(place), tmp_path / "arrow2", BadDocuments("replace", str(place)))
+
+
+def test_a_source_that_replaces_no_bytes_refuses_the_policy(place, tmp_path):
+    for source, name in ((Hub(None, "train", None, "text"), "Hub"), (Code((".py",), 1, False), "Code")):
+        with pytest.raises(CorpusError, match=rf"^data\.on_bad_document=replace: must be error or skip for {name}"):
+            prepare(source, str(place), Bytes(), 0, tmp_path / "cache", "replace")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_documents_of_an_evaluation_are_counted(place, caplog):
@@ -167,7 +212,7 @@ def test_a_validation_split_that_serves_as_test_is_evaluated_once(books):
     assert len(documents) == len(set(documents.names)) == 12 + 3
 
 
-@pytest.mark.parametrize("kind", ["line", "null", "large"])
+@pytest.mark.parametrize("kind", ["line", "null", "bytes", "large"])
 def test_a_local_dataset_with_a_bad_line(tmp_path, kind):
     folder = tmp_path / "dataset"
     folder.mkdir()
@@ -179,11 +224,14 @@ def test_a_local_dataset_with_a_bad_line(tmp_path, kind):
         assert sum(map(len, splits.values())) == 3
         assert all(rows.features["text"] == datasets.Value("string") for rows in splits.values())
         return
-    (folder / "train.jsonl").write_text(GOOD * 3 + ('{"text": "cut' if kind == "line" else '{"text": null}\n'))
+    if kind == "bytes":
+        (folder / "train.parquet").write_bytes(not_utf8(tmp_path, [b"good"] * 3 + [b"\xff"]))
+    else:
+        (folder / "train.jsonl").write_text(GOOD * 3 + ('{"text": "cut' if kind == "line" else '{"text": null}\n'))
     where = "train.jsonl, line 4" if kind == "line" else "row 3"
     with pytest.raises(CorpusError, match=rf"^data\.path={folder}: .*{where}.* skip") as error:
         hub.load(str(folder), tmp_path / "arrow", BadDocuments("error", str(folder)))
     assert "\n" not in str(error.value)
-    if kind == "null":
+    if kind != "line":
         bad = BadDocuments("skip", str(folder))
         assert sum(map(len, hub.load(str(folder), tmp_path / "arrow", bad).values())) == 3 and bad.count == 1

@@ -1,0 +1,159 @@
+"""Preparation that is killed, that runs twice at once, or that meets odd texts gives the right corpus."""
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import BPE, Files, prepare
+from data.corpus import Corpus, SplitMetadata
+from data.tokenizers import Bytes, Tokenizer
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def prepare_books(books: Path, cache: Path, tokenizer: Tokenizer | None = None, minimum_tokens: int = 0) -> Corpus:
+    return prepare(Files("text"), str(books), tokenizer or Bytes(), minimum_tokens, cache, "error")
+
+
+def forked(function: Callable[[], object]) -> int:
+    """Starts a copy of this process that calls a function and ends. Returns its number."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return process
+
+
+def killed_at(operation: int, function: Callable[[], object]) -> int:
+    """Calls a function in another process, which kills itself (SIGKILL) before the given one of its operations on
+    files. Returns the number of operations that it reached."""
+    read, write = os.pipe()
+    count = 0
+
+    def hook(event: str, _) -> None:
+        nonlocal count
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            count += 1
+            if count == operation:
+                os.write(write, str(count).encode())
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted() -> None:
+        sys.addaudithook(hook)
+        function()
+        reached = count
+        os.write(write, str(reached).encode())
+
+    os.waitpid(forked(counted), 0)
+    os.close(write)
+    with open(read) as pipe:
+        return int(pipe.read())
+
+
+def test_killed_at_any_moment_leaves_no_corpus_and_no_leftovers(books, cache, tmp_path):
+    whole = prepare_books(books, tmp_path / "other").splits["train"]
+    operations = killed_at(0, lambda: prepare_books(books, tmp_path / "counted"))
+    assert operations > 20
+    for operation in random.Random(1).sample(range(2, operations), 3):
+        assert killed_at(operation, lambda: prepare_books(books, cache)) == operation
+        corpus = prepare_books(books, cache)
+        assert corpus.splits["train"].metadata == whole.metadata
+        assert corpus.splits["train"].names == whole.names
+        assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
+        (corpus.folder / "metadata.json").unlink()  # the next one is prepared anew
+
+
+def test_two_processes_at_once_prepare_one_corpus(books, cache, tmp_path):
+    log = tmp_path / "log"
+
+    def prepare_and_write_down() -> None:
+        load = Files.load
+
+        def written_down(*arguments):
+            with open(log, "a") as file:
+                file.write("loaded\n")
+            return load(*arguments)
+
+        Files.load = written_down
+        content = prepare_books(books, cache, BPE(300)).splits["train"].metadata.content
+        with open(log, "a") as file:
+            file.write(f"{content}\n")
+
+    processes = [forked(prepare_and_write_down) for _ in range(2)]
+    assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0]
+    first, *contents = log.read_text().splitlines()
+    assert first == "loaded" and len(contents) == 2 and len(set(contents)) == 1
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), BPE(300)], ids=["bytes", "bpe"])
+def test_odd_texts_come_back(books, cache, tokenizer):
+    """Line ends, byte-order marks, NUL, text that spells the special token, and one byte."""
+    texts = ["a\r\nb\rc\n", "\ufeffmark", "nul \0 nul", "<|bos|>", "a<|bos|>b <|bos|>", "x", "\n", "\ud7ff\U0010ffff"]
+    for number, text in enumerate(texts):
+        (books / "train" / f"odd{number}.txt").write_bytes(text.encode())
+    corpus = prepare_books(books, cache, tokenizer)
+    train = corpus.splits["train"]
+    for number, text in enumerate(texts):
+        document = train.names.index(f"train/odd{number}.txt")
+        tokens = train.tokens(document)
+        assert train.text(document) == corpus.tokenizer.decode(tokens[1:]) == text
+        assert (tokens == corpus.tokenizer.bos).sum() == 1 and train.bytes[document] == len(text.encode())
+
+
+def test_what_is_kept_and_dropped_adds_up(books, cache, caplog):
+    files = sorted((books / "train").iterdir())
+    (books / "train" / "empty.txt").write_text("")
+    corpus = prepare_books(books, cache, minimum_tokens=100)
+    saved = SplitMetadata(**json.loads((corpus.folder / "metadata.json").read_text())["splits"]["train"])
+    assert saved == corpus.splits["train"].metadata
+    total = sum(file.stat().st_size for file in files)
+    assert saved.dropped_short == 3 and saved.documents + saved.dropped_short == len(files) + 1
+    assert saved.dropped_bytes == 37 + 98 and saved.bytes + saved.dropped_bytes == total
+    assert saved.tokens + saved.dropped_tokens == total + len(files) + 1
+    assert f"train: 3 of 13 documents dropped: shorter than 100 tokens; 138 of {total + 13:,} tokens" in caplog.text
+
+
+def test_a_corpus_of_an_earlier_version_opens(books, cache):
+    corpus = prepare_books(books, cache)
+    file = corpus.folder / "metadata.json"
+    metadata = json.loads(file.read_text())
+    for split in metadata["splits"].values():
+        del split["dropped_tokens"], split["dropped_bytes"]
+    file.write_text(json.dumps(metadata))
+    assert prepare_books(books, cache).splits["train"].metadata.dropped_bytes is None
+
+
+def test_opening_a_corpus_writes_nothing(books, cache):
+    """So a cache that cannot be written serves the corpora that it has."""
+    corpus = prepare_books(books, cache)
+
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (cache, *cache.rglob("*"))}
+
+    before = state()
+    assert prepare_books(books, cache).fingerprint == corpus.fingerprint
+    assert state() == before
+
+
+def test_a_source_that_changes_is_prepared_again(books, cache):
+    first = prepare_books(books, cache)
+    file = books / "train" / "03.txt"
+    state, text = file.stat(), file.read_text()
+    file.write_text(text.swapcase())
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # as many bytes, and the same date
+    second = prepare_books(books, cache)
+    assert second.fingerprint != first.fingerprint
+    assert second.splits["train"].text(second.splits["train"].names.index("train/03.txt")) == text.swapcase()
