@@ -6,6 +6,7 @@
     corpus.py          a corpus on disk
     in_memory.py       documents in memory, for an existing tokenizer
     packing.py         documents to sequences of one length
+    best_fit.py        which documents share a sequence, so that none is cut
     collation.py       token arrays of sequences to a batch of tensors
     sampler.py         the endless order of training samples, which resumes at any sample
     permutation.py     permutations of any size, of which large ones take no memory

@@ -33,7 +33,7 @@ class DataModule(LightningDataModule):
     source, path: a reader of documents, and the path that it reads: `Files(...)` and a folder, `Hub(...)` and a
         dataset's name
     tokenizer: converts text to tokens; after `setup`, the trained one
-    packing: `contiguous` or `whole` (data/packing.py)
+    packing: `contiguous`, `whole` or `best_fit` (data/packing.py)
     document_mask: whether attention and positions end with a document (data/collation.py)
     sequence_length: tokens in a sequence
     batch_size: sequences per device and batch

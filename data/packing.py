@@ -2,20 +2,25 @@
 
     contiguous   the documents of a split in a seeded order, end to end, cut every `sequence_length` tokens
     whole        one document per sequence; a longer one continues in the next sequences, a shorter one is padded
+    best_fit     documents that fill a sequence up together; only one longer than a sequence is cut
 
 No target lies in another document than the tokens before it. No token is dropped: each token of the split but bos is a
 target exactly once. The tensors of a sequence are those of collation.py.
 """
 
+import logging
 from bisect import bisect
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
+from .best_fit import best_fit_decreasing
 from .collation import Batch, Packed, row_of
 from .corpus import Split
 from .errors import CorpusError
+
+log = logging.getLogger(__name__)
 
 
 class PackedSequences(Dataset):
@@ -113,6 +118,47 @@ class Whole(PackedSequences):
         yield self.split.tokens(document)[start : start + self.sequence_length + 1]
 
 
+class BestFit(PackedSequences):
+    """Documents in as few sequences as best-fit decreasing gets (best_fit.py). Only a document of more than
+    `sequence_length + 1` tokens is cut: into full sequences, and a rest that is placed as a document. What is left of a
+    sequence is padding; the log has its share.
+
+    seed: orders documents of one length, and the documents within a sequence; None keeps the order of the split.
+    """
+
+    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None, document_mask: bool = True):
+        super().__init__(split, sequence_length, bos, document_mask)
+        documents = np.flatnonzero(split.lengths > 1)  # bos alone has no target
+        if seed is not None:
+            np.random.default_rng(seed).shuffle(documents)
+        full = (split.lengths[documents] - 2) // sequence_length  # sequences of a document before its rest
+        rests = split.lengths[documents] - full * sequence_length  # at least 2, at most sequence_length + 1
+        bins = best_fit_decreasing(rests, sequence_length + 1)
+        held = np.bincount(bins, rests).astype(np.int64)  # tokens in each sequence of rests
+        sequence = np.concatenate([bins, len(held) + np.arange(full.sum())])
+        start = np.concatenate([full, np.arange(full.sum()) - np.repeat(np.cumsum(full) - full, full)])
+        order = np.argsort(sequence, kind="stable")
+        self.piece_documents = np.concatenate([documents, np.repeat(documents, full)])[order]
+        self.piece_starts = start[order] * sequence_length
+        self.first = np.concatenate([[0], np.cumsum(np.bincount(sequence))])  # piece of each sequence
+        padding = np.maximum(0, sequence_length - held).sum() / max(1, len(self) * sequence_length)
+        log.info(
+            f"data.packing=best_fit: {len(self):,} sequences of {len(documents):,} documents, {padding:.2%} padding,"
+            f" {np.count_nonzero(full):,} documents longer than a sequence"
+        )
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def documents(self, index: int) -> list[int]:
+        return self.piece_documents[self.first[index] : self.first[index + 1]].tolist()
+
+    def _pieces(self, index: int) -> Iterator[np.ndarray]:
+        starts = self.piece_starts[self.first[index] : self.first[index + 1]].tolist()
+        for document, start in zip(self.documents(index), starts, strict=True):
+            yield self.split.tokens(document)[start : start + self.sequence_length + 1]
+
+
 class SeveralLengths(ConcatDataset):
     """The sequences of several lengths of one split: all of the first length, then all of the second, ..."""
 
@@ -129,7 +175,7 @@ class SeveralLengths(ConcatDataset):
         return self.datasets[number], index - [0, *self.cumulative_sizes][number]
 
 
-PACKINGS = {"contiguous": Contiguous, "whole": Whole}
+PACKINGS = {"contiguous": Contiguous, "whole": Whole, "best_fit": BestFit}
 
 
 def items(dataset: Dataset, index: int) -> list[Packed | Batch]:
@@ -142,5 +188,5 @@ def pack(
 ) -> PackedSequences:
     """Returns a split's sequences as a map-style dataset. Raises CorpusError for an unknown packing."""
     if packing not in PACKINGS:
-        raise CorpusError(f"data.packing={packing}: must be {' or '.join(PACKINGS)}")
+        raise CorpusError(f"data.packing={packing}: must be {', '.join(PACKINGS)}")
     return PACKINGS[packing](split, sequence_length, bos, seed, document_mask)

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,10 +96,11 @@ def test_the_state_is_plain_values(make, tmp_path):
     assert all(type(digest) is str and len(digest) == 64 for digest in state["contents"].values())
 
 
-def test_workers_and_batch_size_do_not_change_the_order(make):
+@pytest.mark.parametrize("packing", ["contiguous", "best_fit"])
+def test_workers_and_batch_size_do_not_change_the_order(make, packing):
     orders = []
     for settings in (dict(workers=0), dict(workers=2), dict(batch_size=3), dict(batch_size=1)):
-        datamodule = make(**settings)
+        datamodule = make(packing=packing, **settings)
         datamodule.train_batches = 12 // datamodule.batch_size
         datamodule.setup()
         loader = datamodule.train_dataloader()
@@ -108,8 +111,9 @@ def test_workers_and_batch_size_do_not_change_the_order(make):
     assert orders[0] == orders[1] == orders[2] == orders[3]
 
 
-def test_a_pass_holds_every_sequence_once(make):
-    datamodule = make(batch_size=1)
+@pytest.mark.parametrize("packing", ["contiguous", "best_fit"])
+def test_a_pass_holds_every_sequence_once(make, packing):
+    datamodule = make(packing=packing, batch_size=1)
     datamodule.setup()
     loader = datamodule.train_dataloader()
     scored = 0
@@ -117,6 +121,32 @@ def test_a_pass_holds_every_sequence_once(make):
         scored += int((batch["targets"] != NO_TARGET).sum())
     split = datamodule.corpus.splits["train"]
     assert scored == split.total_tokens - len(split)  # every token but bos
+
+
+def test_best_fit_resumes_and_spreads_over_ranks(make):
+    whole = [batch["tokens"] for batch in islice(_set_up(make(packing="best_fit")).train_dataloader(), 30)]
+    resumed = _set_up(make(packing="best_fit", workers=1, batch_size=1))
+    resumed.load_state_dict(_after(make(packing="best_fit"), 14))
+    more = torch.cat([batch["tokens"] for batch in islice(resumed.train_dataloader(), 32)])
+    assert torch.equal(more, torch.cat(whole[7:23]))
+    ranks = []
+    for rank in range(2):
+        datamodule = _set_up(make(packing="best_fit", batch_size=1))
+        datamodule.trainer = SimpleNamespace(global_rank=rank, world_size=2, accumulate_grad_batches=1, max_steps=60)
+        ranks.append([batch["tokens"] for batch in islice(datamodule.train_dataloader(), 20)])
+    both = torch.cat([tokens for pair in zip(*ranks, strict=True) for tokens in pair])
+    assert torch.equal(both, torch.cat(whole[:20]))
+
+
+def _set_up(datamodule):
+    datamodule.setup()
+    return datamodule
+
+
+def _after(datamodule, samples: int) -> dict:
+    """Returns the state after so many samples."""
+    _set_up(datamodule).advance(samples)
+    return datamodule.state_dict()
 
 
 def test_epochs_go_on_through_the_stream(make, tmp_path):
@@ -179,7 +209,7 @@ def test_loaders_do_not_touch_the_models_random_numbers(make):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("packing", ["contiguous", "whole"])
+@pytest.mark.parametrize("packing", ["contiguous", "whole", "best_fit"])
 def test_validation_and_test_score_every_token_in_order(make, packing):
     datamodule = make(packing=packing, workers=2)
     datamodule.setup()
@@ -188,6 +218,8 @@ def test_validation_and_test_score_every_token_in_order(make, packing):
     for loader in (datamodule.val_dataloader(), datamodule.test_dataloader()):
         scored = torch.cat([batch["targets"].flatten() for batch in loader])
         scored = scored[scored != NO_TARGET]
+        if packing == "best_fit":  # its order is another one
+            scored, expected = scored.sort().values, sorted(expected)
         assert scored.tolist() == expected
         assert datamodule.token_bytes[scored].sum() == split.total_bytes
     assert datamodule.token_bytes.dtype == torch.int64 and len(datamodule.token_bytes) == datamodule.vocabulary

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, default_collate
 
 from data import CorpusError
+from data.best_fit import best_fit_decreasing
 from data.collation import NO_TARGET, collate
 from data.packing import Contiguous, pack
 
@@ -35,7 +36,7 @@ def split_of_lengths(lengths: list[int]) -> SimpleNamespace:
 cases = given(
     lengths=st.lists(st.integers(2, 40), min_size=1, max_size=12),
     sequence_length=st.integers(1, 50),
-    packing=st.sampled_from(["contiguous", "whole"]),
+    packing=st.sampled_from(["contiguous", "whole", "best_fit"]),
     seed=st.sampled_from([None, 0, 1]),
 )
 
@@ -77,8 +78,57 @@ def test_document_and_position_count_from_zero_in_contiguous_runs(lengths, seque
         starts = np.flatnonzero(np.diff(document, prepend=-1))
         for start, stop in zip(starts, [*starts[1:], sequence_length], strict=True):
             assert position[start:stop].tolist() == list(range(stop - start))
-        # a new document begins with bos; so does a run of padding, which asks for nothing
-        assert all(sequence["tokens"][start] == BOS for start in starts[1:])
+        # a new document begins with bos; so does a run of padding, which asks for nothing. The rest of a document that
+        # best_fit cut begins with the last target of its part before.
+        begins = {BOS}
+        if packing == "best_fit":
+            begins |= {int(token) for each in split.documents for token in each[::sequence_length]}
+        assert all(sequence["tokens"][start] in begins for start in starts[1:])
+
+
+@settings(max_examples=50)
+@given(sizes=st.lists(st.integers(1, 60), max_size=40), capacity=st.integers(60, 1100))
+def test_best_fit_decreasing_equals_the_rule(sizes, capacity):
+    """Also where rooms lie in several words: sizes and rooms beyond 1,024."""
+    sizes = np.array([capacity - size if size % 3 else size for size in sizes], dtype=np.int64)
+    bins = best_fit_decreasing(sizes, capacity)
+    rooms: list[int] = []
+    for size in sorted(sizes.tolist(), reverse=True):
+        fitting = [room for room in rooms if room >= size]
+        if fitting:
+            rooms.remove(min(fitting))
+        rooms.append((min(fitting) if fitting else capacity) - size)
+    assert sorted(capacity - np.bincount(bins, sizes).astype(int)) == sorted(rooms)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    sequence_length=st.integers(1, 50),
+    seed=st.sampled_from([None, 0]),
+)
+def test_best_fit_cuts_only_documents_longer_than_a_sequence(lengths, sequence_length, seed):
+    lengths = [*lengths, 2]  # one with a target
+    sequences = pack("best_fit", split_of_lengths(lengths), sequence_length, BOS, seed)
+    held = [sequences.documents(index) for index in range(len(sequences))]
+    for document, length in enumerate(lengths):
+        places = [index for index, documents in enumerate(held) if document in documents]
+        assert len(places) == -(-(length - 1) // sequence_length)
+        if 1 < length <= sequence_length + 1:
+            (place,) = places
+            pieces = sequences.packed(place).sizes
+            assert pieces[held[place].index(document)] == length
+    emptiest = sorted(len(sequences.packed(index).tokens) for index in range(len(sequences)))[:2]
+    assert len(emptiest) < 2 or sum(emptiest) > sequence_length + 1, "two sequences would fit into one"
+
+
+def test_best_fit_by_hand(caplog):
+    caplog.set_level("INFO")
+    sequences = pack("best_fit", split_of_lengths([4, 12, 3, 1, 2]), 6, BOS)
+    assert [sequences.documents(index) for index in range(len(sequences))] == [[1], [0, 2], [4], [1]]
+    assert sequences[1]["tokens"].tolist() == [0, 2, 3, 4, 0, 18]
+    assert sequences[1]["targets"].tolist() == [2, 3, 4, -100, 18, 19]
+    assert sequences[3]["targets"].tolist() == [6, 7, 8, 9, 10, 11]
+    assert "4 sequences of 4 documents, 16.67% padding, 1 documents longer than a sequence" in caplog.text
 
 
 def test_padding_is_its_own_document_without_targets():
@@ -148,7 +198,7 @@ def test_the_seed_orders_documents():
 
 
 def test_an_unknown_packing_is_refused():
-    with pytest.raises(CorpusError, match=r"^data\.packing=loose: must be contiguous or whole$"):
+    with pytest.raises(CorpusError, match=r"^data\.packing=loose: must be contiguous, whole, best_fit$"):
         pack("loose", split_of_lengths([3]), 4, BOS)
 
 
