@@ -11,6 +11,7 @@
     sampler.py         the endless order of training samples, which resumes at any sample
     permutation.py     permutations of any size, of which large ones take no memory
     mixing.py          samples of several sources by weight
+    generated.py       sequences that a source generates, without end
     module.py          all of this as a LightningDataModule
     recall/            sequences with questions about facts from far back
     baselines.py       gzip and a bigram model on the same documents

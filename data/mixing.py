@@ -44,7 +44,8 @@ class MixedSequences(Dataset):
 
     A sequence has documents of one source alone.
 
-    packed: returns the sequences of one source.
+    packed: returns the sequences of the documents of one source.
+    generated: the sequences of each source that has no documents and generates them.
     tagged: adds `source`, int32 `[sequence_length]`, the number of the source, to each sequence.
 
     Raises:
@@ -57,6 +58,7 @@ class MixedSequences(Dataset):
         weights: Mapping[str, int],
         packed: Callable[[SplitSubset], Dataset],
         tagged: bool,
+        generated: Mapping[str, Dataset] | None = None,
     ):
         self.split = split
         self.weights = weights
@@ -64,6 +66,9 @@ class MixedSequences(Dataset):
         source = np.array([name.partition("/")[0] for name in split.names])
         self.parts = []
         for name in weights:
+            if name in (generated or {}):
+                self.parts.append(generated[name])
+                continue
             documents = np.flatnonzero(source == name)
             if not len(documents):
                 raise CorpusError(

@@ -1,6 +1,7 @@
 """The data of a run for Lightning: the corpus, packed sequences, loaders, and the cursor at which a run resumes."""
 
 import hashlib
+import json
 import logging
 import signal
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from .collation import collate
 from .corpus import Corpus, Split
 from .errors import CorpusError
+from .generated import Generated
 from .mixing import MixedSampler, MixedSequences, SplitSubset
 from .packing import Contiguous, SeveralLengths, pack
 from .permutation import EXPLICIT
 from .preparation import prepare
 from .sampler import Batches, Phase, ResumableSampler
-from .sources import Source
+from .sources import Mixture, Source
 from .tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,8 @@ class DataModule(LightningDataModule):
         super().__init__()
         source.check(path)
         source.check_policy(on_bad_document)
+        if source.generated is not None and validation_sequences is None:
+            raise CorpusError("data.validation_sequences=null: must be a number, since generated sequences have no end")
         self.source = source
         self.path = path
         self.tokenizer = tokenizer
@@ -120,6 +124,9 @@ class DataModule(LightningDataModule):
             )
         for split in self.corpus.splits if self.source.weights else ():
             self._sequences(split)
+        for source in self._generating().values():
+            for length in sorted({length for _, length in self.lengths} | {self.sequence_length}):
+                source.check_length(self.corpus.splits["train"], self.tokenizer, length)
 
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
         """Raises CorpusError unless the corpus is the one that `run` was trained on.
@@ -157,6 +164,14 @@ class DataModule(LightningDataModule):
         return list(self.source.weights or ())
 
     @property
+    def text_sources(self) -> list[str] | None:
+        """The names of the sources of a mixture whose documents are packed, where others generate their sequences; none
+        where all sequences are generated. None if all are packed."""
+        if self.source.generated is None:
+            return None
+        return [name for name in self.source_names if name not in self._generating()]
+
+    @property
     def token_bytes(self) -> torch.Tensor:
         """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos. Of a lossy tokenizer float64: the
         bytes of the original text for each token, on average over the training documents."""
@@ -173,13 +188,14 @@ class DataModule(LightningDataModule):
         """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
         if self._resumed_order not in (None, self._order_number()):
             weights = "" if self.source.weights is None else ", the weights of data.source.sources"
+            weights += "" if self.source.generated is None else ", the tasks of data.source"
             large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
                 f"data.packing={self.packing}, data.document_mask={str(self.document_mask).lower()},"
                 f" data.sequence_length={self.sequence_length}, data.seed={self.seed}"
                 f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
                 f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
-                f" weights with init_from{large if self._large() else ''}"
+                f" weights with init_from{large if self._large() and self.source.generated is None else ''}"
             )
         sampler = self._sampler()
         return self._loader(self._samples(), Batches(sampler, self.batch_size))
@@ -230,16 +246,27 @@ class DataModule(LightningDataModule):
 
     def _pack(self, split: str, seed: int | None, cuts: int | None) -> Dataset:
         bos = self.tokenizer.bos
+        documents, weights = self.corpus.splits[split], self.source.weights
+        length = self.sequence_length // (cuts or 1)
+        generated = {
+            name: Generated(source, documents, self.tokenizer, length, self.seed, cuts or 1)
+            for name, source in self._generating().items()
+        }
 
         def packed(documents: Split | SplitSubset) -> Dataset:
             if cuts is None:
                 return pack(self.packing, documents, self.sequence_length, bos, seed, self.document_mask)
             return Contiguous(documents, self.sequence_length // cuts, bos, seed, self.document_mask, cuts)
 
-        documents, weights = self.corpus.splits[split], self.source.weights
         if weights is None:
-            return packed(documents)
-        return MixedSequences(documents, weights, packed, tagged=split == "validation")
+            return next(iter(generated.values()), None) or packed(documents)
+        return MixedSequences(documents, weights, packed, split == "validation", generated)
+
+    def _generating(self) -> Mapping[str, Source]:
+        """The sources that generate their sequences, by name."""
+        if isinstance(self.source, Mixture):
+            return self.source.generating
+        return {} if self.source.generated is None else {"": self.source}
 
     def _samples(self) -> SeveralLengths:
         """The training samples of all lengths, in the order of the phases."""
@@ -320,6 +347,8 @@ class DataModule(LightningDataModule):
             settings += f" {dict(self.source.weights)}"
         if self._large():
             settings += " lazy"  # earlier versions read so many samples in another order
+        if self.source.generated is not None:
+            settings += f" {json.dumps(self.source.generated)}"
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
 
 

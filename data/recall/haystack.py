@@ -18,7 +18,8 @@ from ..tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Material:
-    """The tokenizer and the haystack of recall tasks. `haystack`: integers `[tokens]` of text, without bos."""
+    """The tokenizer and the haystack of recall tasks. `haystack`: integers `[tokens]` of text; bos is left out of
+    sections of it."""
 
     tokenizer: Tokenizer
     haystack: np.ndarray
@@ -73,8 +74,13 @@ def assemble(material: Material, length: int, generator: np.random.Generator, in
 
 def section(material: Material, count: int, generator: np.random.Generator) -> np.ndarray:
     """Returns `count` tokens of the haystack from a random place on; after its end it starts again."""
-    start = int(generator.integers(len(material.haystack)))
-    return np.take(material.haystack, np.arange(start, start + count), mode="wrap")
+    start, found, missing = int(generator.integers(len(material.haystack))), [np.empty(0, dtype=np.int64)], count
+    while missing:
+        tokens = np.take(material.haystack, np.arange(start, start + missing), mode="wrap")
+        start += missing
+        found.append(tokens[tokens != material.tokenizer.bos].astype(np.int64))
+        missing -= len(found[-1])
+    return np.concatenate(found)
 
 
 def to_batch(sequence: np.ndarray, is_target: np.ndarray) -> Batch:

@@ -3,6 +3,7 @@
     passkey              a number at one depth of the text, asked for at the end (Mohtashami and Jaggi 2023)
     needles              several keys, or several numbers of a key, asked for at the end (RULER, Hsieh et al. 2024)
     associative_recall   pairs at the beginning, each asked for in the second half (MQAR, Arora et al. 2023)
+    scattered            facts in these three wordings everywhere, each asked for once, near or far (for training)
     variable_tracking    a chain of assignments, and a question for all variables of its value (RULER)
     common_words         a list of words, and a question for the most frequent ones (RULER)
     copy                 random tokens that repeat `distance` tokens later
@@ -37,25 +38,39 @@ Words = Annotated[int, Field(ge=1, le=len(WORDS))]
 """A number of different words."""
 Hops = Annotated[int, Field(ge=1, le=len(WORDS) - 1)]
 
+NEAREST = 16
+"""Tokens of the shortest distance that is drawn."""
+
 WORDS_PER_COMMON = 20
 """The shortest list of `common_words`, for each common word: shorter ones could not show the order of frequencies."""
 
 
-def passkey(material: Material, length: int, generator: np.random.Generator, *, depth: float) -> Batch:
-    """A pass key at `depth`: 0 is the beginning of the text, 1 the place right before the question."""
+def passkey(material: Material, length: int, generator: np.random.Generator, *, depth: float | None = None) -> Batch:
+    """A pass key at `depth`: 0 is the beginning of the text, 1 the place right before the question.
+
+    Without a depth, its distance from the question is log-uniform.
+    """
     key = _number(generator)
-    fact = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
-    question = "\nWhat is the pass key? The pass key is"
+    fact, question = _passkey(key)
+    depth = 1 - _distances(generator, length, 1)[0] if depth is None else depth
     return assemble(material, length, generator, [Insertion(depth, fact), Insertion(1.0, question, f" {key}")])
 
 
 def needles(
-    material: Material, length: int, generator: np.random.Generator, *, keys: Words, values: Count, queries: Words
+    material: Material,
+    length: int,
+    generator: np.random.Generator,
+    *,
+    keys: Words,
+    values: Count,
+    queries: Words | None = None,
 ) -> Batch:
-    """`keys` words with `values` numbers each, all at random depths, and at the end questions for `queries` of them.
+    """`keys` words with `values` numbers each, all at random depths, and at the end questions for `queries` of them, or
+    for all.
 
     An answer lists the numbers of a word in the order of the text.
     """
+    queries = keys if queries is None else queries
     if queries > keys:
         raise CorpusError(f"queries={queries}: must be at most keys={keys}")
     words, numbers = _words(generator, keys), [[_number(generator) for _ in range(values)] for _ in range(keys)]
@@ -63,7 +78,7 @@ def needles(
     for word, own in zip(words, numbers, strict=True):
         depths = np.sort(generator.uniform(0, 1, values))
         for depth, number in zip(depths, own, strict=True):
-            insertions.append(Insertion(depth, f"\nThe special number for {word} is {number}.\n"))
+            insertions.append(Insertion(depth, _needle(word, number)[0]))
     plural = "s for {} are" if values > 1 else " for {} is"
     for index in generator.permutation(keys)[:queries]:
         question, answer = plural.format(words[index]), f" {', '.join(numbers[index])}"
@@ -77,11 +92,33 @@ def associative_recall(material: Material, length: int, generator: np.random.Gen
     One of the questions is at the very end.
     """
     words, numbers = _words(generator, pairs), [_number(generator) for _ in range(pairs)]
-    insertions = [Insertion(0.0, f"\n{word} = {number}") for word, number in zip(words, numbers, strict=True)]
+    insertions = [Insertion(0.0, _pair(word, number)[0]) for word, number in zip(words, numbers, strict=True)]
     depths = [*np.sort(generator.uniform(0.5, 1, pairs - 1)), 1.0]
     for index, depth in zip(generator.permutation(pairs), depths, strict=True):
-        insertions.append(Insertion(depth, f"\n{words[index]} =", f" {numbers[index]}"))
+        insertions.append(Insertion(depth, _pair(words[index], numbers[index])[1], f" {numbers[index]}"))
     return assemble(material, length, generator, insertions)
+
+
+def scattered(material: Material, length: int, generator: np.random.Generator, *, spacing: Count) -> Batch:
+    """A fact for every `spacing` tokens, anywhere, and a question for each fact at a log-uniform distance behind it.
+
+    Facts are worded as in `associative_recall` or `needles`; one of them is a pass key, which is asked for at the end.
+    Many answers, and as many of each octave of distance, make this the task that teaches the others.
+    """
+    count = max(1, length // spacing)
+    numbers = [_number(generator) for _ in range(count)]
+    wordings = [_passkey(numbers[0])]
+    for index, (word, number) in enumerate(zip(_keys(generator, count - 1), numbers[1:], strict=True)):
+        wordings.append((_pair if index % 2 else _needle)(word, number))
+    distances = _distances(generator, length, count)
+    asked = distances + (1 - distances) * generator.uniform(0, 1, count)
+    asked[0] = 1.0
+    facts = [Insertion(place, fact) for place, (fact, _) in zip(asked - distances, wordings, strict=True)]
+    questions = [
+        Insertion(place, question, f" {number}")
+        for place, (_, question), number in zip(asked, wordings, numbers, strict=True)
+    ]
+    return assemble(material, length, generator, [*facts, *questions[1:], questions[0]])
 
 
 def variable_tracking(material: Material, length: int, generator: np.random.Generator, *, hops: Hops) -> Batch:
@@ -117,16 +154,24 @@ def common_words(material: Material, length: int, generator: np.random.Generator
 
 
 def copy(
-    material: Material, length: int, generator: np.random.Generator, *, distance: int, cue: Count, size: Count
+    material: Material,
+    length: int,
+    generator: np.random.Generator,
+    *,
+    distance: int | None = None,
+    cue: Count,
+    size: Count,
 ) -> Batch:
     """`cue + size` random tokens in the haystack, and at the end the same tokens again.
 
     The repeated cue is the question, and the `size` tokens after it are the answer. Each repeats the token that lies
-    `distance` tokens before it.
+    `distance` tokens before it. Without a distance, it is log-uniform.
     """
     total = cue + size
     if length < 2 * total:
         raise CorpusError(f"length={length}: must be at least {2 * total}, for twice cue={cue} and size={size}")
+    if distance is None:
+        distance = round(np.exp(generator.uniform(np.log(total), np.log(length - total))))
     if not total <= distance <= length - total:
         raise CorpusError(f"distance={distance}: must be {total} to {length - total} for length={length}")
     with_text = np.flatnonzero(material.tokenizer.token_bytes)
@@ -139,11 +184,49 @@ def copy(
     return to_batch(sequence, is_target)
 
 
-TASKS = (passkey, needles, associative_recall, variable_tracking, common_words, copy)
+TASKS = (passkey, needles, associative_recall, scattered, variable_tracking, common_words, copy)
+
+
+def _passkey(key: str) -> tuple[str, str]:
+    """Returns a fact and its question."""
+    return (
+        f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n",
+        "\nWhat is the pass key? The pass key is",
+    )
+
+
+def _needle(word: str, number: str) -> tuple[str, str]:
+    return f"\nThe special number for {word} is {number}.\n", f"\nThe special number for {word} is"
+
+
+def _pair(word: str, number: str) -> tuple[str, str]:
+    return f"\n{word} = {number}", f"\n{word} ="
+
+
+def _distances(generator: np.random.Generator, length: int, count: int) -> np.ndarray:
+    """Returns log-uniform distances as fractions of `length`, float64 `[count]`: from NEAREST tokens to all of them.
+
+    So each octave of distance has as many questions. Uniform distances would leave few for the near ones, which a model
+    learns first.
+    """
+    return np.exp(generator.uniform(np.log(min(NEAREST / length, 1)), 0, count))
 
 
 def _number(generator: np.random.Generator) -> str:
     return str(generator.integers(10_000, 100_000))
+
+
+def _keys(generator: np.random.Generator, count: int) -> list[str]:
+    """Returns `count` different keys: words, or pairs of words where there are too few words."""
+    if count <= len(WORDS):
+        return _words(generator, count)
+    pairs = len(WORDS) * (len(WORDS) - 1)
+    if count > pairs:
+        raise CorpusError(f"facts={count}: must be at most {pairs}, the number of pairs of words; spacing sets it")
+    chosen = generator.choice(pairs, count, replace=False)
+    first, second = np.divmod(chosen, len(WORDS) - 1)
+    second += second >= first
+    return [f"{WORDS[one]} {WORDS[other]}" for one, other in zip(first, second, strict=True)]
 
 
 def _words(generator: np.random.Generator, count: int) -> list[str]:

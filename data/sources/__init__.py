@@ -6,6 +6,7 @@
     genome.py             DNA in FASTA files
     time_series.py        columns of numbers in .csv files
     hub.py                datasets of the Hugging Face hub, and local dataset folders
+    recall.py             recall tasks in text, which generate their sequences (data/generated.py)
     mixture.py            several of these, with weights
 
 bad_documents.py has the policy for documents that cannot be read. A new source is a subclass of `Source` (base.py) that
@@ -19,6 +20,7 @@ from .files import Files
 from .genome import Genome
 from .hub import Hub
 from .mixture import MixedSource, Mixture
+from .recall import Recall
 from .splits import SPLITS
 from .standard_library import StandardLibrary
 from .time_series import TimeSeries
@@ -32,6 +34,7 @@ __all__ = [
     "Hub",
     "MixedSource",
     "Mixture",
+    "Recall",
     "Source",
     "StandardLibrary",
     "TimeSeries",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from pydantic import Field
 
 from ..errors import CorpusError
@@ -13,6 +14,8 @@ from .bad_documents import BadDocuments
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..collation import Batch
+    from ..corpus import Split
     from ..tokenizers import Tokenizer
 
 Name = Annotated[str, Field(min_length=1)]
@@ -28,11 +31,14 @@ class Source(ABC):
     skips: whether the source can skip unreadable documents, as `data.on_bad_document=skip` asks.
     replaces: whether it can replace bytes that are not UTF-8, as `replace` asks.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
+    generated: of a source that generates its sequences (`generate`), plain values that determine them; None if its
+        documents are packed into sequences.
     """
 
     skips: bool = True
     replaces: bool = False
     weights: Mapping[str, int] | None = None
+    generated: Mapping[str, object] | None = None
 
     @abstractmethod
     def check(self, path: str | None) -> None:
@@ -63,3 +69,17 @@ class Source(ABC):
         arrow_cache: a folder for the files of `datasets`; it is deleted after the corpus is written.
         bad: is told of each document that cannot be read, and raises CorpusError unless it skips them.
         """
+
+    def generate(
+        self, documents: "Split", tokenizer: "Tokenizer", length: int, generator: np.random.Generator
+    ) -> "Batch":
+        """Returns a sequence of `length` tokens with the tensors of collation.py, which depends on the state of
+        `generator` and the documents alone. Only of a source whose `generated` is not None.
+
+        documents: those of a split, or of the other sources of a mixture.
+        """
+        raise NotImplementedError
+
+    def check_length(self, documents: "Split", tokenizer: "Tokenizer", length: int) -> None:
+        """Raises CorpusError if `generate` can fail at this length."""
+        raise NotImplementedError

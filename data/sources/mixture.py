@@ -1,6 +1,6 @@
 """Several sources as one: a corpus of all their documents, under one tokenizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -36,15 +36,21 @@ class MixedSource:
 
 
 class Mixture(Source):
-    """The documents of several sources. Each must have all splits; training draws its samples by weight (mixing.py)."""
+    """The documents of several sources. Each must have all splits; training draws its samples by weight (mixing.py).
+
+    A source that generates its sequences has no documents of its own: it uses those of all others.
+    """
 
     def __init__(self, sources: Sequence[MixedSource]):
         self.sources = sources
-        self.skips = any(mixed.source.skips for mixed in sources)
+        self.texts = [mixed for mixed in sources if mixed.source.generated is None]
+        self.skips = any(mixed.source.skips for mixed in self.texts)
         names = [mixed.name for mixed in sources]
         for name in names:
             if names.count(name) > 1:
                 raise CorpusError(f"data.source.sources: must have different names, and {names.count(name)} are {name}")
+        if not self.texts:
+            raise CorpusError(f"data.source.sources: must have a source of text for {' and '.join(names)}")
         shares = [Fraction(str(mixed.weight)) for mixed in sources]
         scale = lcm(*(share.denominator for share in shares))
         common = np.gcd.reduce([int(share * scale) for share in shares]) if shares else 1
@@ -56,16 +62,31 @@ class Mixture(Source):
                 f" and has {ratio}"
             )
 
+    @property
+    def generating(self) -> dict[str, Source]:
+        """The sources that generate their sequences, by name."""
+        return {mixed.name: mixed.source for mixed in self.sources if mixed.source.generated is not None}
+
+    @property
+    def generated(self) -> Mapping[str, object] | None:
+        return {name: source.generated for name, source in self.generating.items()} or None
+
     def check(self, path: str | None) -> None:
         if path is not None:
             raise CorpusError(
                 f"data.path={path}: must be null, since each of data.source.sources has a path of its own"
             )
-        for mixed in self.sources:
+        for mixed in self.texts:
             _named(mixed.name, mixed.source.check, mixed.path)
+        for name in self.generating:
+            path = next(mixed.path for mixed in self.sources if mixed.name == name)
+            if path is not None:
+                raise CorpusError(
+                    f"data.source.sources: {name}: path={path}: must be left out: its text is that of the other sources"
+                )
 
     def check_policy(self, on_bad_document: str) -> None:
-        for mixed in self.sources:
+        for mixed in self.texts:
             _named(mixed.name, mixed.source.check_policy, on_bad_document)
 
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
@@ -74,14 +95,14 @@ class Mixture(Source):
 
     def identity(self, path: str | None, cache: Path | None = None) -> dict:
         # Without the weights: they do not change the documents.
-        parts = [[mixed.name, mixed.source.identity(mixed.path, cache)] for mixed in self.sources]
+        parts = [[mixed.name, mixed.source.identity(mixed.path, cache)] for mixed in self.texts]
         return {"source": "mixture", "sources": parts}
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         from datasets import concatenate_datasets
 
         loaded: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
-        for mixed in self.sources:
+        for mixed in self.texts:
             own = BadDocuments(bad.policy, mixed.path)
             splits = _named(mixed.name, mixed.source.load, mixed.path, arrow_cache / mixed.name, own)
             bad.count += own.count

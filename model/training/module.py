@@ -189,8 +189,11 @@ class LanguageModel(lightning.LightningModule):
     def train_metrics(self) -> dict[str, float]:
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
         self.check_sound()
+        units = _units("train", self._over_ranks(self.sums).tolist(), self.lossy)
+        if self._text_sources() is not None:
+            del units["train/bits_per_byte"]
         return {
-            **_units("train", self._over_ranks(self.sums).tolist(), self.lossy),
+            **units,
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
             **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
@@ -285,9 +288,19 @@ class LanguageModel(lightning.LightningModule):
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
+        text = self._text_sources()
+        if text is not None:
+            self.validation_metrics.pop("validation/bits_per_byte")
+            of_text = [sums for name, sums in zip(self.validation_sources, sources, strict=True) if name in text]
+            if of_text:
+                units = _units("validation", [sum(column) for column in zip(*of_text, strict=True)], self.lossy)
+                self.validation_metrics["validation/bits_per_byte"] = units["validation/bits_per_byte"]
         for name, sums in zip(self.validation_sources, sources, strict=True):
             if sums[1]:  # Lightning's check before the training may not reach every source
-                self.validation_metrics |= {f"{key}_{name}": v for key, v in _units("validation", sums, False).items()}
+                units = {f"{key}_{name}": value for key, value in _units("validation", sums, False).items()}
+                if text is not None and name not in text:
+                    del units[f"validation/bits_per_byte_{name}"]
+                self.validation_metrics |= units
         self.model.collect_diagnostics(False)
         for name, values in self.validation_diagnostics.items():
             sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
@@ -295,6 +308,11 @@ class LanguageModel(lightning.LightningModule):
             self.validation_metrics[f"validation/routing_{name}"] = found / batches
         # For callbacks that monitor something; metrics.py writes the float64 values out.
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
+
+    def _text_sources(self) -> list[str] | None:
+        """The sources whose targets are text; None if all are. Bits per byte count the targets of these alone: the
+        answers of generated sequences are few bytes that other bytes of the same sequence give away."""
+        return getattr(self.trainer.datamodule, "text_sources", None)
 
     def step_cost(self) -> tuple[ModelCost, int]:
         """Returns the cost of the latest training batch, and its number of tokens; summed over all ranks if they share

@@ -22,6 +22,7 @@ TASKS = {
     "multivalue": partial(text.needles, keys=2, values=3, queries=1),
     "multiquery": partial(text.needles, keys=4, values=1, queries=3),
     "associative_recall": partial(text.associative_recall, pairs=5),
+    "scattered": partial(text.scattered, spacing=120),
     "variable_tracking": partial(text.variable_tracking, hops=3),
     "common_words": partial(text.common_words, common=3),
     "copy": partial(text.copy, distance=300, cue=8, size=16),
@@ -101,6 +102,50 @@ def test_pairs_are_asked_for_in_the_second_half(material):
         word = re.search(r"\n(\w+) =$", before).group(1)
         assert whole.index(f"\n{word} ={answer}") < len(whole) / 3
         assert len(before) > 0.4 * len(whole)
+
+
+def test_scattered_facts_are_each_asked_for_behind_them(material):
+    distances = []
+    for seed in range(6):
+        whole, found = read(material, make(material, "scattered", length=1777, seed=seed))
+        assert len(found) == 1777 // 120 and len({answer for _, answer in found}) == len(found)
+        for before, answer in found:
+            key = re.search(r"\n([\w ]+ (?:is|=)|What is the pass key\? The pass key is)$", before).group(1)
+            fact = "\n" + key.removeprefix("What is the pass key? ") + answer
+            assert fact in before
+            distances.append((len(before) - before.index(fact)) / len(whole))
+        assert "The pass key is" in found[-1][0][-20:] and len({key for key, _ in found}) == len(found)
+    assert np.mean([distance < 0.25 for distance in distances]) == pytest.approx(0.7, abs=0.15)  # log-uniform
+    assert max(distances) > 0.6
+
+
+def test_scattered_facts_have_two_words_for_a_key_where_there_are_many(material):
+    batch = text.scattered(material, 5000, np.random.default_rng(0), spacing=70)
+    whole = material.tokenizer.decode(batch["tokens"][0])
+    asked = re.findall(r"\n(?:The special number for )?(\w+ \w+) (?:is|=) \d{5}", whole)
+    assert len(asked) == 2 * len(set(asked)) == 2 * (5000 // 70 - 1)
+    with pytest.raises(CorpusError, match=r"^facts=\d+: must be at most 4290\b"):
+        text.scattered(material, 5000, np.random.default_rng(0), spacing=1)
+
+
+def test_distances_that_are_not_given_are_log_uniform(material):
+    places = {"passkey": [], "copy": []}
+    for seed in range(40):
+        whole, _ = read(material, text.passkey(material, 900, np.random.default_rng(seed)))
+        places["passkey"].append(1 - whole.index("Remember it") / len(whole))
+        batch = text.copy(material, 900, np.random.default_rng(seed), cue=8, size=16)
+        tail = batch["tokens"][0, -8:].unfold(0, 8, 1)[0]
+        starts = (batch["tokens"][0].unfold(0, 8, 1) == tail).all(1).nonzero()[:, 0]
+        places["copy"].append(float(starts[-1] - starts[-2]) / 900)
+    for distances in places.values():
+        assert np.mean(np.array(distances) < 0.25) == pytest.approx(0.66, abs=0.2) and max(distances) > 0.6
+
+
+def test_text_between_facts_is_without_the_beginnings_of_documents(material):
+    tokens, bos = material.haystack[:50], material.tokenizer.bos
+    flat = np.concatenate([[bos], tokens[:20], [bos, bos], tokens[20:]])
+    sequence = text.passkey(Material(material.tokenizer, flat), 900, np.random.default_rng(0))["tokens"][0]
+    assert len(sequence) == 900 and (sequence == bos).nonzero().tolist() == [[0]]
 
 
 def test_variables_are_tracked_along_the_chain(material):

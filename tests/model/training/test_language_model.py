@@ -126,6 +126,20 @@ def test_validation_sums_apart_for_each_source(tmp_path):
     assert "validation_loss_none" not in summary
 
 
+@pytest.mark.parametrize("text", [["even"], []])
+def test_bits_per_byte_count_the_sources_of_text_alone(tmp_path, text):
+    class Answers(TwoSources):
+        text_sources = text
+
+    summary = fit(new_module(), Answers(), run_folder(tmp_path), **TRAINER | dict(max_steps=2)).summary
+    bits = {key: value for key, value in summary.items() if "bits_per_byte" in key}
+    assert set(bits) == ({"validation_bits_per_byte", "validation_bits_per_byte_even"} if text else set())
+    assert len(set(bits.values())) == len(text)
+    assert summary["validation_loss"] != summary["validation_loss_even"] and "validation_loss_odd" in summary
+    columns, _ = read_rows(tmp_path / "metrics.csv")
+    assert "train/loss" in columns and "train/bits_per_byte" not in columns
+
+
 def test_checkpoint_alone_says_how_to_rebuild_the_model(tmp_path):
     result = train(tmp_path, max_steps=2)
     checkpoint = torch.load(result.last, weights_only=True)
