@@ -1,8 +1,8 @@
 """The recall suite that a composed `recall` group describes.
 
 recall.json: {"checkpoint", "documents_from", "documents_digest", "tokenizer", "protocol", "rows": [{task, length,
-depth, distance, answers, exact_match, nll (nats an answer), nll_per_token}], "exact_match": {task: {length: share}},
-"effective_length": {task: tokens}}
+depth, distance, answers, exact_match, interval (95 %), nll (nats an answer), nll_per_token}],
+"exact_match": {task: {length: share}}, "effective_length": {task: tokens}}
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,7 @@ from data import CorpusError, InMemoryDocuments
 from data.corpus import Split
 from data.in_memory import digest
 from data.recall.haystack import Material
+from data.recall.retrieval import distances_that_fit
 from model.evaluation.recall import BAR, effective_length
 from model.evaluation.recall_suite import (
     Case,
@@ -24,6 +25,7 @@ from model.evaluation.recall_suite import (
     default_distances,
     default_lengths,
     exact_match_by_length,
+    octaves,
     summarize_answers,
 )
 from model.evaluation.scorer import ProgressBar
@@ -105,5 +107,13 @@ def recall_cases(settings: Mapping[str, Any], run: Run) -> Iterator[Case]:
                 size = entry["cue"] + entry["size"]
                 distances = settings["distances"] or default_distances(run.model, length, size)
                 yield from (Case(task, length, {"distance": d}) for d in distances if size <= d <= length - size)
+            elif task == "retrieval":
+                nearest, farthest = distances_that_fit(run.tokenizer, length, entry["passage"])
+                distances = settings["distances"] or octaves(nearest, farthest)
+                fitting = [distance for distance in distances if nearest <= distance <= farthest]
+                if not fitting:
+                    accepted = f"long enough for recall.tasks.retrieval, at recall.distances of {nearest} to {farthest}"
+                    raise ConfigError(f"recall.lengths={length}: must be {accepted}")
+                yield from (Case(task, length, {"distance": distance}) for distance in fitting)
             else:
                 yield Case(task, length, {})

@@ -184,6 +184,8 @@ def _recall_of(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
         folder = output.parent if config["output"] else run.folder / "report"
         draw_recall(by_depth, folder / f"recall_passkey{which}.png")
     Console().print(_recall_table(run.label, result))
+    if "retrieval" in result["exact_match"]:
+        Console().print(_retrieval_table(run.label, result))
     log.info("written to %s", output)
     return result
 
@@ -201,6 +203,23 @@ def _recall_table(label: str, result: dict[str, Any]) -> "Table":
         cells = [f"{shares[length]:.0%}" if length in shares else "" for length in lengths]
         effective = result["effective_length"][task]
         table.add_row(task, *cells, "none" if effective is None else f"{effective:,}")
+    return table
+
+
+def _retrieval_table(label: str, result: dict[str, Any]) -> "Table":
+    """Returns recall@1 by distance: the share of exact answers with its 95 % bounds."""
+    from rich.table import Table
+
+    rows = {(row["distance"], row["length"]): row for row in result["rows"] if row["task"] == "retrieval"}
+    lengths, distances = (sorted({key[index] for key in rows}) for index in (1, 0))
+    title = f"{label}: recall@1 of the document, by length and by distance in tokens"
+    table = Table(title=title, caption="with 95 % confidence intervals")
+    for column in ("distance", *(f"{length:,}" for length in lengths)):
+        table.add_column(column, justify="right")
+    for distance in distances:
+        found = [rows.get((distance, length)) for length in lengths]
+        cells = ["{:.1%} ({:.1%} to {:.1%})".format(r["exact_match"], *r["interval"]) if r else "" for r in found]
+        table.add_row(f"{distance:,}", *cells)
     return table
 
 

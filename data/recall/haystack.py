@@ -5,7 +5,7 @@ Facts are inserted between its tokens, so that the sequence has exactly the leng
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ class Material:
 
     tokenizer: Tokenizer
     haystack: np.ndarray
+    starts: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
     @staticmethod
     def of(tokenizer: Tokenizer, documents: Iterable[np.ndarray]) -> "Material":
@@ -31,7 +32,7 @@ class Material:
         haystack = np.concatenate([*pieces, np.empty(0, dtype=np.int64)])
         if not len(haystack):
             raise CorpusError("haystack=[]: must be documents with text")
-        return Material(tokenizer, haystack)
+        return Material(tokenizer, haystack, np.cumsum([0, *map(len, pieces[:-1])]))
 
 
 class Insertion(NamedTuple):

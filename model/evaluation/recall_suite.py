@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.evaluation.recall import Answer, answer
 from model.evaluation.scoring import Progress
+from model.evaluation.statistics import share_bounds
 from model.transformer import Transformer
 
 SHORTEST = 1024
@@ -49,6 +50,11 @@ def default_distances(model: Transformer, length: int, size: int) -> list[int]:
     return sorted(d for d in around | {length // 2, length - size} if size <= d <= length - size)
 
 
+def octaves(nearest: int, farthest: int) -> list[int]:
+    """Returns `farthest`, its half, ..., down to `nearest` at the least, shortest first."""
+    return [farthest >> halving for halving in reversed(range(farthest.bit_length())) if farthest >> halving >= nearest]
+
+
 def ask(
     model: Transformer,
     case: Case,
@@ -77,12 +83,15 @@ def ask(
 
 
 def summarize_answers(case: Case, answers: Sequence[Answer]) -> dict[str, object]:
-    """Returns a row of recall.json. `nll`: mean loss of an answer (nats); `nll_per_token`: mean loss of a token."""
+    """Returns a row of recall.json. `interval`: 95 % bounds of the share of exact answers, as if they were independent;
+    `nll`: mean loss of an answer (nats); `nll_per_token`: mean loss of a token."""
     nats, tokens = sum(each.nll for each in answers), sum(each.tokens for each in answers)
+    exact = sum(each.exact for each in answers)
     place = {"task": case.task, "length": case.length, "depth": None, "distance": None} | dict(case.where)
     return place | {
         "answers": len(answers),
-        "exact_match": sum(each.exact for each in answers) / len(answers),
+        "exact_match": exact / len(answers),
+        "interval": list(share_bounds(exact, len(answers))),
         "nll": nats / len(answers),
         "nll_per_token": nats / tokens,
     }

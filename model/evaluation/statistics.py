@@ -1,4 +1,4 @@
-"""Confidence intervals over documents, since the tokens of one document are not independent."""
+"""Confidence intervals over documents, since the tokens of one document are not independent, and of shares."""
 
 import numpy as np
 
@@ -23,6 +23,14 @@ def bootstrap(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
         means.append(nats[drawn].sum(1) / sizes[drawn].sum(1))
     low, high = np.quantile(np.concatenate(means), LEVELS)
     return float(low), float(high)
+
+
+def share_bounds(hits: int, count: int) -> tuple[float, float]:
+    """Returns 95 % bounds of a share of `count` independent trials (Wilson 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, count).proportion_ci(confidence_level=LEVELS[1] - LEVELS[0], method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_and_bounds(losses: list[np.ndarray]) -> tuple[float, float, float]:

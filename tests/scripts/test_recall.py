@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from configs.build import ConfigError
+from data.packing import NO_TARGET
 from model.evaluation import Answer
 from scripts.evaluate import evaluate
 from tests.commands import compose
 from tests.scripts.runs import make_run, write_books
 
+DISTANCES = (90, 200, 400)
 SMALL = ("suite=recall", "accelerator=cpu", "recall.samples=2", "recall.tasks.common_words=null")
 
 
@@ -95,3 +97,36 @@ def test_what_cannot_be_is_one_line(run, overrides, message):
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="must be null for several runs"):
         recall(f"checkpoint=[{run}]", "output=x.json")
+
+
+RETRIEVAL = ("suite=recall", "recall=retrieval", "accelerator=cpu", "recall.tasks.retrieval.passage=8")
+
+
+def test_recall_at_one_by_distance_has_confidence_intervals(run, monkeypatch, capsys):
+    """Answers are taken from an oracle that knows documents within 200 tokens, and every other one farther away."""
+
+    def known(model, batch, _):
+        tokens, targets = batch["tokens"][0], batch["targets"][0]
+        answer = tokens[(targets != NO_TARGET).nonzero()[0] + 1 :]
+        (distance,) = [d for d in DISTANCES if torch.equal(tokens[-len(answer) - d :][: len(answer)], answer)]
+        asked[distance] = asked.get(distance, 0) + 1
+        return [Answer(distance <= 200 or asked[distance] % 2 == 0, 1.0, len(answer))]
+
+    asked: dict[int, int] = {}
+    monkeypatch.setattr("model.evaluation.recall_suite.answer", known)
+    settings = ("recall.lengths=[512]", "recall.samples=10", "recall.tokens_at_once=1")
+    distances = f"recall.distances={list(DISTANCES)}"
+    (result,) = evaluate(compose(f"checkpoint={run}", *RETRIEVAL, *settings, distances, config_name="evaluate"))
+    shares = {row["distance"]: row["exact_match"] for row in result["rows"]}
+    assert shares == {90: 1.0, 200: 1.0, 400: 0.5}
+    assert result["rows"][-1]["interval"] == pytest.approx([0.2366, 0.7634], abs=1e-4)  # Wilson's interval of 5 in 10
+    assert "50.0% (23.7% to 76.3%)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_distances_of_retrieval_are_octaves(run):
+    settings = ("recall.samples=1", "recall.lengths=[400]")
+    (result,) = evaluate(compose(f"checkpoint={run}", *RETRIEVAL, *settings, config_name="evaluate"))
+    *nearer, longest = (row["distance"] for row in result["rows"])
+    assert longest > 350 and nearer == [longest // 4, longest // 2]
+    with pytest.raises(ConfigError, match=r"^recall\.lengths=40: must be long enough for recall\.tasks\.retrieval"):
+        evaluate(compose(f"checkpoint={run}", *RETRIEVAL, "recall.lengths=[40]", config_name="evaluate"))
