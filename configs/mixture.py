@@ -31,7 +31,7 @@ class Entry(Settings):
     weight: Positive
     data: Text | None = None
     name: Annotated[str, Field(pattern=r"^[\w-]+$", description="a name of letters, digits, _ and -")] | None = None
-    path: Text | None = None
+    path: Text | tuple[Text, ...] | None = None
     source: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -89,7 +89,7 @@ class Model(Settings):
 class Data(Settings):
     target: Text = Field(alias="_target_")
     source: Target
-    path: Text | None
+    path: Text | tuple[Text, ...] | None
     tokenizer: Target
     packing: Literal[PACKING_NAMES]
     document_mask: bool

@@ -22,6 +22,7 @@ from .corpus import SplitMetadata
 from .digests import digests_of
 from .errors import CorpusError
 from .sources import SPLITS, BadDocuments, Source
+from .sources.base import Paths
 from .sources.file_rows import write_rows
 from .sources.splits import warn_of_copies
 from .tokenizers import Tokenizer
@@ -42,7 +43,7 @@ def write(
     fingerprint: str,
     made_from: dict,
     source: Source,
-    path: str | None,
+    path: Paths,
     tokenizer: Tokenizer,
     minimum_tokens: int,
     on_bad_document: str,
@@ -141,7 +142,7 @@ def write_split(
     counts: np.ndarray,
     tokenizer: Tokenizer,
     minimum_tokens: int,
-    path: str | None,
+    path: Paths,
 ) -> SplitMetadata:
     """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order.
 
@@ -202,7 +203,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_splits(documents: "dict[str, Dataset]", path: str | None) -> None:
+def _check_splits(documents: "dict[str, Dataset]", path: Paths) -> None:
     if not documents:
         raise CorpusError(f"data.path={path}: must hold documents, and none was found")
     for split in SPLITS:

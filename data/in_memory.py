@@ -14,6 +14,7 @@ from .corpus_writer import SECTION
 from .errors import CorpusError
 from .sources import BadDocuments, Source
 from .sources.bad_documents import describe_bad
+from .sources.base import Paths
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
 
@@ -44,7 +45,7 @@ class InMemoryDocuments:
         self.left_out: dict[str, int] = {}
 
     @classmethod
-    def load(cls, source: Source, path: str | None, tokenizer: Tokenizer, on_bad_document: str) -> "InMemoryDocuments":
+    def load(cls, source: Source, path: Paths, tokenizer: Tokenizer, on_bad_document: str) -> "InMemoryDocuments":
         """Reads all documents of `path` that have text, from every split. Logs how many are left out.
 
         on_bad_document: `error`, `skip` or `replace`, for documents that cannot be read (sources/bad_documents.py).
@@ -54,8 +55,7 @@ class InMemoryDocuments:
         """
         from datasets import concatenate_datasets
 
-        source.check(path)
-        source.check_policy(on_bad_document)
+        source.check_settings(path, on_bad_document)
         source.use_tokenizer(tokenizer)
         with tempfile.TemporaryDirectory() as scratch:
             bad = BadDocuments(on_bad_document, path)

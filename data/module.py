@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class DataModule(LightningDataModule):
     """Sequences of tokens for training, validation and test. The defaults are in configs/data/*.yaml.
 
-    source, path: a reader of documents, and the path that it reads: `Files(...)` and a folder, `Hub(...)` and a
-        dataset's name
+    source, path: a reader of documents, and the path or paths that it reads: `Files(...)` and a folder, `Hub(...)` and
+        a dataset's name
     tokenizer: converts text to tokens; after `setup`, the trained one
     packing: `contiguous`, `whole` or `best_fit` (data/packing.py)
     document_mask: whether attention and positions end with a document (data/collation.py)
@@ -57,7 +57,7 @@ class DataModule(LightningDataModule):
         self,
         *,
         source: Source,
-        path: str | None,
+        path: str | Sequence[str] | None,
         tokenizer: Tokenizer,
         packing: str,
         document_mask: bool,
@@ -71,8 +71,7 @@ class DataModule(LightningDataModule):
         seed: int,
     ):
         super().__init__()
-        source.check(path)
-        source.check_policy(on_bad_document)
+        source.check_settings(path, on_bad_document)
         if source.generated is not None and validation_sequences is None:
             raise CorpusError("data.validation_sequences=null: must be a number, since generated sequences have no end")
         self.source = source

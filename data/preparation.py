@@ -20,6 +20,7 @@ from .corpus import Corpus
 from .errors import CorpusError
 from .sources import Source
 from .sources.bad_documents import describe_bad
+from .sources.base import Paths
 from .tokenizers import Saved, Tokenizer
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ FORMAT = 1  # to be raised if the same settings would produce other files
 
 
 def prepare(
-    source: Source, path: str | None, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
+    source: Source, path: Paths, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
 ) -> Corpus:
     """Returns the corpus of these settings, which it writes below `cache` if none is there. Safe in several processes.
 
@@ -50,12 +51,11 @@ def prepare(
 
 
 def _opened_or_written(
-    source: Source, path: str | None, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
+    source: Source, path: Paths, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
 ) -> Corpus:
     from filelock import FileLock
 
-    source.check(path)
-    source.check_policy(on_bad_document)
+    source.check_settings(path, on_bad_document)
     source.use_tokenizer(tokenizer)
     made_from = {
         "format": FORMAT,

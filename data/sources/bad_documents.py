@@ -1,5 +1,6 @@
 """Documents that cannot be read: the first one is an error, or each is skipped, or repaired, and counted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import CorpusError
@@ -15,7 +16,7 @@ class BadDocuments:
     raises an error for others. Either counts them.
     """
 
-    def __init__(self, policy: str, path: str | None):
+    def __init__(self, policy: str, path: str | Sequence[str] | None):
         if policy not in POLICIES:
             raise CorpusError(f"data.on_bad_document={policy}: must be {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
         self.policy = policy

@@ -1,7 +1,7 @@
 """The interface of all sources of documents."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..corpus import Split
     from ..tokenizers import Tokenizer
 
+Paths = str | Sequence[str] | None
+"""What `data.path` may be; a list only for sources with `several_paths`."""
+
 Name = Annotated[str, Field(min_length=1)]
 Extension = Annotated[str, Field(pattern=r"^\.[a-z0-9_.+-]+$", description="an extension in small letters, like .py")]
 Extensions = Annotated[tuple[Extension, ...], Field(min_length=1)]
@@ -30,6 +33,7 @@ class Source(ABC):
 
     skips: whether the source can skip unreadable documents, as `data.on_bad_document=skip` asks.
     replaces: whether it can replace bytes that are not UTF-8, as `replace` asks.
+    several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     generated: of a source that generates its sequences (`generate`), plain values that determine them; None if its
         documents are packed into sequences.
@@ -37,15 +41,21 @@ class Source(ABC):
 
     skips: bool = True
     replaces: bool = False
+    several_paths: bool = False
     weights: Mapping[str, int] | None = None
     generated: Mapping[str, object] | None = None
 
     @abstractmethod
-    def check(self, path: str | None) -> None:
-        """Raises CorpusError for a path that cannot be read. Takes milliseconds: it runs before a training starts."""
+    def check(self, path: Paths) -> None:
+        """Raises CorpusError for a path that cannot be read."""
 
-    def check_policy(self, on_bad_document: str) -> None:
-        """Raises CorpusError for a policy that the source cannot follow."""
+    def check_settings(self, path: Paths, on_bad_document: str) -> None:
+        """Raises CorpusError for a path or a policy that the source cannot follow. Takes milliseconds."""
+        if not isinstance(path, str | None) and not self.several_paths:
+            raise CorpusError(f"data.path={list(path)}: must be one path for {type(self).__name__}")
+        if path is not None and not len(path):
+            raise CorpusError(f"data.path={path!r}: must be a path, or a list of at least one")
+        self.check(path)
         if on_bad_document == "replace" and not self.replaces:
             raise CorpusError(
                 f"data.on_bad_document=replace: must be error or skip for {type(self).__name__}, which replaces no"
@@ -56,14 +66,14 @@ class Source(ABC):
         """Called before `load`. A source whose texts need a certain tokenizer raises CorpusError for others."""
 
     @abstractmethod
-    def identity(self, path: str | None, cache: Path | None = None) -> dict:
+    def identity(self, path: Paths, cache: Path | None = None) -> dict:
         """Returns plain values that change if the documents change; the fingerprint of the corpus includes them.
 
         cache: a folder in which the digests of large files are remembered (data/digests.py).
         """
 
     @abstractmethod
-    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
+    def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         """Returns the documents of each split of SPLITS that has any: rows with the columns `name` and `text`.
 
         arrow_cache: a folder for the files of `datasets`; it is deleted after the corpus is written.

@@ -40,14 +40,22 @@ class FoundFiles:
         return f"files are left out: {', '.join(counts)} (read are {kinds})" if counts else ""
 
 
-def find_files(path: str, kinds: Sequence[str]) -> FoundFiles:
-    """Finds the files of a folder, of a glob, or the one file `path`. Links to folders are followed, each folder once.
+def paths_of(path: str | Sequence[str]) -> list[str]:
+    """Returns the paths of `data.path`; those of a list are absolute."""
+    return [path] if isinstance(path, str) else [os.path.abspath(each) for each in path]
+
+
+def find_files(path: str | Sequence[str], kinds: Sequence[str]) -> FoundFiles:
+    """Finds the files of a folder, of a glob, or the one file `path`, or those of each path of a list, each file once.
+    Links to folders are followed, each folder once.
 
     kinds: the endings of files that can be read, also when compressed.
 
     Raises:
-        CorpusError: there is no file that can be read, or a folder cannot be listed.
+        CorpusError: a path has no file that can be read, or a folder cannot be listed.
     """
+    if not isinstance(path, str):
+        return _merged([find_files(each, kinds) for each in paths_of(path)], kinds)
     top = Path(path)
     found = FoundFiles(kinds)
     if top.is_dir():
@@ -62,6 +70,16 @@ def find_files(path: str, kinds: Sequence[str]) -> FoundFiles:
             raise CorpusError(f"data.path={path}: must be a file or folder that exists, or a glob")
         raise CorpusError(f"data.path={path}: must hold files that end in {' '.join(kinds)} (data.source.extensions)")
     return found
+
+
+def _merged(searches: Sequence[FoundFiles], kinds: Sequence[str]) -> FoundFiles:
+    merged = FoundFiles(kinds)
+    for found in searches:
+        merged.files += found.files
+        merged.left_out += found.left_out
+        merged.hidden += found.hidden
+    merged.files = sorted({file.resolve(): file for file in reversed(sorted(merged.files))}.values())
+    return merged
 
 
 def _walk(top: Path, found: FoundFiles) -> None:

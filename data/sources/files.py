@@ -1,6 +1,8 @@
 """The user's own files as a source of documents."""
 
 import logging
+import os
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,9 +11,9 @@ from ..digests import FILE as DIGESTS
 from ..digests import digests_of
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
-from .base import READER, Extensions, Name, Source
+from .base import READER, Extensions, Name, Paths, Source
 from .file_rows import KINDS, kind_of, read_rows, shown, write_rows
-from .file_search import FoundFiles, find_files
+from .file_search import FoundFiles, find_files, paths_of
 from .splits import SPLIT_NAMES, split_by_content, split_by_folder, split_by_name, with_test_split
 from .tables import READERS
 
@@ -27,7 +29,8 @@ UNDIVIDED = ""
 
 
 class Files(Source):
-    """The user's own documents. `path` is a folder, a file or a glob of texts, of tables and of archives of both.
+    """The user's own documents. `path` is a folder, a file or a glob of texts, of tables and of archives of both, or a
+    list of these. The names of documents begin below the folder, or below the folder that holds all paths of a list.
 
     A text file is a document; in .jsonl, .json, .csv, .tsv, .parquet and .arrow a row is a document, with its text in
     `text_column`. Folders train/ and valid/ or validation/ (and test/) inside `path` are the splits. If there are none,
@@ -43,18 +46,19 @@ class Files(Source):
     """
 
     replaces = True
+    several_paths = True
 
     def __init__(self, text_column: Name, extensions: Extensions = KINDS, split_by: SplitBy = "name"):
         self.text_column = text_column
         self.extensions = tuple(extensions)
         self.split_by = split_by
 
-    def check(self, path: str | None) -> None:
+    def check(self, path: Paths) -> None:
         if not path:
             raise CorpusError("data.path=null: must be a folder, a file or a glob, for example books/")
         self.find(path)
 
-    def identity(self, path: str | None, cache: Path | None = None) -> dict:
+    def identity(self, path: Paths, cache: Path | None = None) -> dict:
         # Names below the folder, and contents: a copy elsewhere has the same identity, whatever its dates.
         root = root_of(path)
         named = [(split, file) for split, found in self.find(path).items() for file in found]
@@ -62,7 +66,7 @@ class Files(Source):
         files = [[split, name_of(file, root), digest] for (split, file), digest in zip(named, digests, strict=True)]
         return {"source": "files", "reader": READER, **vars(self), "files": files}
 
-    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
+    def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         root = root_of(path)
         found = find_files(path, self.extensions)
         if left_out := found.describe_left_out():
@@ -80,19 +84,25 @@ class Files(Source):
         divide = {"content": split_by_content, "name": split_by_name, "folder": split_by_folder}
         return divide[self.split_by](splits[UNDIVIDED])
 
-    def find(self, path: str) -> dict[str, list[Path]]:
+    def find(self, path: str | Sequence[str]) -> dict[str, list[Path]]:
         """Returns the files of each split, texts before tables; all under UNDIVIDED if no folders define splits."""
         return self._divide(path, find_files(path, self.extensions))
 
-    def _divide(self, path: str, found: FoundFiles) -> dict[str, list[Path]]:
-        top = Path(path)
+    def _divide(self, path: str | Sequence[str], found: FoundFiles) -> dict[str, list[Path]]:
+        tops = [Path(each) for each in paths_of(path)]
         files = sorted(found.files, key=lambda file: kind_of(file, READERS) is not None)
-        if not (top / "train").is_dir():
+        undivided = [top for top in tops if not (top / "train").is_dir()]
+        if undivided == tops:
             return {UNDIVIDED: files}
+        if undivided:
+            raise CorpusError(
+                f"data.path={list(path)}: must be folders that all have a folder train/, or paths of which none"
+                f" has one; {undivided[0]} has none"
+            )
 
         splits: dict[str, list[Path]] = {}
         for folder, split in SPLIT_NAMES.items():
-            inside = [file for file in files if file.relative_to(top).parts[0] == folder and file.parent != top]
+            inside = [file for file in files if any(file.is_relative_to(top / folder) for top in tops)]
             if inside:
                 splits.setdefault(split, []).extend(inside)
         left_out = len(files) - sum(map(len, splits.values()))
@@ -101,9 +111,11 @@ class Files(Source):
         return with_test_split(splits, path)
 
 
-def root_of(path: str) -> Path:
+def root_of(path: str | Sequence[str]) -> Path:
     """Returns the folder below which the names of documents begin."""
-    return Path(path) if Path(path).is_dir() else Path(path).parent
+    if isinstance(path, str):
+        return Path(path) if Path(path).is_dir() else Path(path).parent
+    return Path(os.path.commonpath([root_of(each) for each in paths_of(path)]))
 
 
 def name_of(file: Path, root: Path) -> str:

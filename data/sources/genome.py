@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .bad_documents import BadDocuments
-from .base import Extensions
+from .base import Extensions, Paths
 from .file_rows import write_rows
 from .files import Files
 
@@ -25,7 +25,7 @@ class Genome(Files):
         super().__init__("text", extensions, split_by)
         self.reverse_complement = reverse_complement
 
-    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
+    def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         splits = super().load(path, arrow_cache, bad)
         if self.reverse_complement:
             splits["train"] = write_rows(_both_strands(splits["train"]), arrow_cache / "both_strands.rows")

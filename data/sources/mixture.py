@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import CorpusError
 from .bad_documents import EXAMPLES, BadDocuments
-from .base import Source
+from .base import Paths, Source
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class MixedSource:
 
     name: str
     source: Source
-    path: str | None
+    path: Paths
     weight: float
 
 
@@ -71,23 +71,22 @@ class Mixture(Source):
     def generated(self) -> Mapping[str, object] | None:
         return {name: source.generated for name, source in self.generating.items()} or None
 
-    def check(self, path: str | None) -> None:
+    def check_settings(self, path: Paths, on_bad_document: str) -> None:
+        self.check(path)
+        for mixed in self.texts:
+            _named(mixed.name, mixed.source.check_settings, mixed.path, on_bad_document)
+
+    def check(self, path: Paths) -> None:
         if path is not None:
             raise CorpusError(
                 f"data.path={path}: must be null, since each of data.source.sources has a path of its own"
             )
-        for mixed in self.texts:
-            _named(mixed.name, mixed.source.check, mixed.path)
         for name in self.generating:
             path = next(mixed.path for mixed in self.sources if mixed.name == name)
             if path is not None:
                 raise CorpusError(
                     f"data.source.sources: {name}: path={path}: must be left out: its text is that of the other sources"
                 )
-
-    def check_policy(self, on_bad_document: str) -> None:
-        for mixed in self.texts:
-            _named(mixed.name, mixed.source.check_policy, on_bad_document)
 
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         for mixed in self.sources:

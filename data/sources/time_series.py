@@ -17,7 +17,7 @@ from ..digests import digests_of
 from ..errors import CorpusError
 from ..tokenizers.bins import Bins
 from .bad_documents import BadDocuments
-from .base import Extensions, Name, Source
+from .base import Extensions, Name, Paths, Source
 from .file_rows import decompressed, kind_of, unreadable, write_rows
 from .file_search import find_files
 from .files import name_of, root_of
@@ -81,6 +81,8 @@ class TimeSeries(Source):
     parts: rows of the training, validation and test part, or their shares of all rows. Rows after them are not read.
     """
 
+    several_paths = True
+
     def __init__(
         self,
         extensions: Extensions,
@@ -98,7 +100,7 @@ class TimeSeries(Source):
         self.parts = tuple(map(int, parts)) if in_rows else tuple(parts)
         self.tokenizer: Bins | None = None
 
-    def check(self, path: str | None) -> None:
+    def check(self, path: Paths) -> None:
         if not path:
             raise CorpusError("data.path=null: must be a folder, a file or a glob, for example ETTh1.csv")
         find_files(path, self.extensions)
@@ -110,14 +112,14 @@ class TimeSeries(Source):
             )
         self.tokenizer = tokenizer
 
-    def identity(self, path: str | None, cache: Path | None = None) -> dict:
+    def identity(self, path: Paths, cache: Path | None = None) -> dict:
         files = find_files(path, self.extensions).files
         digests = digests_of(files, cache and cache / DIGESTS)
         names = [name_of(file, root_of(path)) for file in files]
         settings = {"time_column": self.time_column, "parts": self.parts}
         return {"source": "timeseries", "reader": READER, **settings, "files": [*zip(names, digests, strict=True)]}
 
-    def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
+    def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         found = find_files(path, self.extensions)
         if left_out := found.describe_left_out():
             log.warning(f"data.path={path}: {left_out}")

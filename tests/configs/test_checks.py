@@ -223,6 +223,14 @@ def test_an_empty_corpus_is_refused(tmp_path):
         check(compose("data=files", f"data.path={tmp_path / 'empty'}"))
 
 
+def test_several_paths_of_documents(tmp_path):
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text("text")
+    check(compose("data=files", f"data.path=[{tmp_path}/books/,{tmp_path}/*/*.txt]"))
+    with pytest.raises(CorpusError, match=rf"^data\.path={tmp_path}/\*\.rst: must "):
+        check(compose("data=files", f"data.path=[{tmp_path}/books/,{tmp_path}/*.rst]"))
+
+
 def test_a_run_may_end_by_its_seconds_alone():
     check(compose("trainer.max_steps=null", "trainer.max_seconds=7.5"))
 

@@ -169,7 +169,7 @@ def test_wrong_mixtures(mixture, books, tmp_path, mixed):
         mixture().check("x")
     missing = Mixture([part, MixedSource("gone", Files("text"), str(tmp_path / "gone"), 1)])
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: gone: data\.path=\S+/gone: must be "):
-        missing.check(None)
+        missing.check_settings(None, "error")
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "a.txt").write_text("a document alone")
     few = Mixture([part, MixedSource("few", Files("text"), str(tmp_path / "few"), 1)])

@@ -105,6 +105,22 @@ def test_a_checkout_by_depth(tmp_path):
         source.load(str(root), tmp_path / "arrow2", STRICT)
 
 
+def test_several_folders_of_code(packages, tmp_path):
+    write(tmp_path / "other", {"two/two.py": "x = 2 + 2\n"})
+    paths = [str(packages), str(tmp_path / "other"), str(packages / "one")]
+    source = Code(extensions=(".py",), depth=1, tests=False)
+    prefix = packages.name
+    assert by_name(source.load(paths, tmp_path / "arrow", STRICT)) == {
+        f"{prefix}/one": "# one/core.py\ndef f(): ...\n\n# one/__init__.py\nfrom one.core import f\n",
+        f"{prefix}/two": "# two/two.py\nx = 2\n",
+        f"{prefix}/three.py": "# three.py\nx = 3\n",
+        "other/two": "# two/two.py\nx = 2 + 2\n",
+    }
+    assert source.identity(paths) == source.identity(paths[:2]) != source.identity(paths[0])
+    with pytest.raises(CorpusError, match=r"^data\.path=\S+/missing: must be "):
+        source.check([*paths, str(tmp_path / "missing")])
+
+
 def test_no_folder_of_code(tmp_path):
     source = Code(extensions=(".py",), depth=1, tests=False)
     with pytest.raises(CorpusError, match=r"^data\.path=\S+/missing: must be "):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data import CorpusError, Files
+from data import CorpusError, Files, Hub
 from tests.data.sources.rows import STRICT, by_name
 
 BOOKS = Path(__file__).parents[4] / "shared" / "data" / "books.tar.xz"
@@ -43,6 +43,44 @@ def test_files_by_glob_and_one_file(tmp_path):
         (tmp_path / name).write_text(name)
     assert set(by_name(Files("text").load(str(tmp_path / "*.txt"), tmp_path / "arrow", STRICT))) == {"a.txt", "b.txt"}
     assert set(by_name(Files("text").load(str(tmp_path / "c.md"), tmp_path / "arrow2", STRICT))) == {"c.md"}
+
+
+def test_several_paths(tmp_path, monkeypatch):
+    for name in ("books/a.txt", "books/deep/b.txt", "notes/a.md", "notes/c.txt", "other/d.txt"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).write_text(name)
+    (tmp_path / "all" / "linked.txt").symlink_to("books/a.txt")
+    shutil.copytree(tmp_path / "all", tmp_path / "copy", symlinks=True)
+    source, identities = Files("text", split_by="content"), []
+    for number, folder in enumerate(("all", "copy")):
+        monkeypatch.chdir(tmp_path / folder)
+        paths = ["books/", "notes/*.md", "./books/deep/b.txt", "linked.txt", str(tmp_path / folder / "books" / "*.txt")]
+        assert by_name(source.load(paths, tmp_path / f"arrow{number}", STRICT)) == {
+            "books/a.txt": "books/a.txt",
+            "books/deep/b.txt": "books/deep/b.txt",
+            "notes/a.md": "notes/a.md",
+        }
+        identities.append(source.identity(paths))
+        assert source.identity(paths[:4][::-1]) == identities[-1]  # in any order
+    assert identities[0] == identities[1]
+    with pytest.raises(CorpusError, match=r"^data\.path=\S+/\*\.rst: must hold files that end in [^\n]*$"):
+        source.check_settings(["books/", "*.rst"], "error")
+    with pytest.raises(CorpusError, match=r"^data\.path=\[\]: must be "):
+        source.check_settings([], "error")
+    with pytest.raises(CorpusError, match=r"^data\.path=\['a', 'b'\]: must be one path for Hub"):
+        Hub(None, None, None, "text").check_settings(["a", "b"], "error")
+
+
+def test_splits_of_several_folders(books, tmp_path):
+    second = tmp_path / "second"
+    for split in ("train", "test"):
+        (second / split).mkdir(parents=True)
+        (second / split / "a.txt").write_text(f"of {split}")
+    splits = Files("text").load([str(books), str(second)], tmp_path / "arrow", STRICT)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 13, "validation": 3, "test": 1}
+    assert splits["test"]["name"][:] == ["second/test/a.txt"] and "books/train/00.txt" in splits["train"]["name"][:]
+    with pytest.raises(CorpusError, match=r"must be folders that all have a folder train/.*/second/test has none$"):
+        Files("text").check([str(books), str(second / "test")])
 
 
 def test_folders_are_splits_and_validation_serves_as_test(books, tmp_path, caplog):
