@@ -131,9 +131,9 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
                     data.tokenizer.save(Path(file.name))
         if warning:
             log.warning(warning)
-        log.info(
-            "corpus %s, %s tokens to train on", data.corpus.fingerprint, f"{data.corpus.splits['train'].total_tokens:,}"
-        )
+        tokens = data.corpus.splits["train"].total_tokens
+        weighted = f", {data.tokens_per_pass:,} a pass" if data.length_weights else ""
+        log.info(f"corpus {data.corpus.fingerprint}, {tokens:,} tokens to train on{weighted}")
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}

@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {
     "trainer.nodes": 1,
     "trainer.profile": None,
     "data.document_mask": True,
+    "data.length_weights": None,
     "data.on_bad_document": "skip",  # files that were not UTF-8 were left out
 }
 """Key -> the value under which a run of a version without the key was trained."""

@@ -93,6 +93,7 @@ class Data(Settings):
     tokenizer: Target
     packing: Literal[PACKING_NAMES]
     document_mask: bool
+    length_weights: dict[Count, Count] | None
     sequence_length: Count
     batch_size: Count
     validation_sequences: Count | None

@@ -10,17 +10,24 @@ BITS = 10
 """Rooms are kept in words of 2**BITS bits."""
 
 
-def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
+def best_fit_decreasing(sizes: np.ndarray, capacity: int, groups: np.ndarray) -> np.ndarray:
     """Returns the number of each item's bin, int64 `[items]`: 0, 1, ... in the order in which bins are opened.
 
-    It takes a few microseconds an item. Items of one size keep their order.
+    It takes a few microseconds an item. Items of one size keep their order. Items of one size and one group that follow
+    one another lie in different bins.
 
-    sizes: integers `[items]` from 1 to `capacity`.
+    sizes: integers `[items]` from 1 to `capacity`. groups: integers `[items]`.
     """
     order = np.argsort(-sizes, kind="stable")
     bins, opened = [], 0
     rooms = _Rooms(capacity)
-    for size in sizes[order].tolist():
+    filled: list[tuple[int, int]] = []  # room and number of the bins that have an item of the group
+    last = None
+    for size, group in zip(sizes[order].tolist(), groups[order].tolist(), strict=True):
+        if group != last:
+            for room, number in filled:
+                rooms.add(room, number)
+            filled, last = [], group
         room = rooms.at_least(size)
         if room is None:
             room, number, opened = capacity, opened, opened + 1
@@ -28,7 +35,7 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
             number = rooms.take(room)
         bins.append(number)
         if room > size:
-            rooms.add(room - size, number)
+            filled.append((room - size, number))
     found = np.empty(len(sizes), np.int64)
     found[order] = bins
     return found

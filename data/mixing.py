@@ -15,28 +15,12 @@ from torch.utils.data import Dataset
 from .collation import Batch, Packed
 from .corpus import Split
 from .errors import CorpusError
-from .packing import items
+from .packing import SplitSubset, items
 from .permutation import LazyPermutation, permutation
 from .sampler import ResumableSampler
 
 BLOCKS = -1
 """The number of the random stream that orders the sources in a block; a source has its own number."""
-
-
-class SplitSubset:
-    """Some of the documents of a split, as packing reads them. `documents`: their numbers within the split."""
-
-    def __init__(self, split: Split, documents: np.ndarray):
-        self.split = split
-        self.numbers = documents
-        self.lengths = split.lengths[documents]
-        self.total_tokens = int(self.lengths.sum())
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def tokens(self, document: int) -> np.ndarray:
-        return self.split.tokens(self.numbers[document])
 
 
 class MixedSequences(Dataset):
@@ -97,8 +81,7 @@ class MixedSequences(Dataset):
     def documents(self, index: int) -> list[int]:
         """Returns the numbers, within the split, of the documents in a sequence."""
         number, place = self._place(index)
-        part = self.parts[number]
-        return [int(part.split.numbers[document]) for document in part.documents(place)]
+        return self.parts[number].documents(place)
 
     def spread(self, count: int) -> list[int]:
         """Returns the indices of at most `count` sequences: as many of each source, evenly spread over it."""

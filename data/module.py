@@ -18,8 +18,8 @@ from .collation import collate
 from .corpus import Corpus, Split
 from .errors import CorpusError
 from .generated import Generated
-from .mixing import MixedSampler, MixedSequences, SplitSubset
-from .packing import Contiguous, SeveralLengths, pack
+from .mixing import MixedSampler, MixedSequences
+from .packing import Contiguous, SeveralLengths, SplitSubset, pack, weighted
 from .permutation import EXPLICIT
 from .preparation import prepare
 from .sampler import Batches, Phase, ResumableSampler
@@ -37,6 +37,7 @@ class DataModule(LightningDataModule):
     tokenizer: converts text to tokens; after `setup`, the trained one
     packing: `contiguous`, `whole` or `best_fit` (data/packing.py)
     document_mask: whether attention and positions end with a document (data/collation.py)
+    length_weights: how often training reads documents of at least so many tokens in a pass; None is once
     sequence_length: tokens in a sequence
     batch_size: sequences per device and batch
     validation_sequences: the most sequences to validate on, spread evenly over the split; None is all of them
@@ -61,6 +62,7 @@ class DataModule(LightningDataModule):
         tokenizer: Tokenizer,
         packing: str,
         document_mask: bool,
+        length_weights: Mapping[int, int] | None,
         sequence_length: int,
         batch_size: int,
         validation_sequences: int | None,
@@ -79,6 +81,7 @@ class DataModule(LightningDataModule):
         self.tokenizer = tokenizer
         self.packing = packing
         self.document_mask = document_mask
+        self.length_weights = dict(length_weights or {})
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.validation_sequences = validation_sequences
@@ -158,6 +161,12 @@ class DataModule(LightningDataModule):
         return self.tokenizer.vocabulary
 
     @property
+    def tokens_per_pass(self) -> int:
+        """The tokens of the training documents, each as often as a pass reads it."""
+        train = self.corpus.splits["train"]
+        return weighted(train, self.length_weights).total_tokens if self.length_weights else train.total_tokens
+
+    @property
     def source_names(self) -> list[str]:
         """The names of the sources of a mixture, by the numbers in `source`; empty otherwise."""
         return list(self.source.weights or ())
@@ -191,7 +200,8 @@ class DataModule(LightningDataModule):
             large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
                 f"data.packing={self.packing}, data.document_mask={str(self.document_mask).lower()},"
-                f" data.sequence_length={self.sequence_length}, data.seed={self.seed}"
+                f" data.length_weights={self.length_weights or 'null'}, data.sequence_length={self.sequence_length},"
+                f" data.seed={self.seed}"
                 f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
                 f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
                 f" weights with init_from{large if self._large() and self.source.generated is None else ''}"
@@ -253,6 +263,8 @@ class DataModule(LightningDataModule):
         }
 
         def packed(documents: Split | SplitSubset) -> Dataset:
+            if split == "train" and self.length_weights:
+                documents = weighted(documents, self.length_weights)
             if cuts is None:
                 return pack(self.packing, documents, self.sequence_length, bos, seed, self.document_mask)
             return Contiguous(documents, self.sequence_length // cuts, bos, seed, self.document_mask, cuts)
@@ -340,6 +352,8 @@ class DataModule(LightningDataModule):
         settings = f"{content} {self.packing} {self.sequence_length} {self.seed}"
         if not self.document_mask:
             settings += " document_mask=false"
+        if self.length_weights:
+            settings += f" length_weights={sorted(self.length_weights.items())}"
         if self.lengths:
             settings += f" {list(self.lengths)}"
         if self.source.weights is not None:

@@ -10,7 +10,7 @@ target exactly once. The tensors of a sequence are those of collation.py.
 
 import logging
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
@@ -23,11 +23,44 @@ from .errors import CorpusError
 log = logging.getLogger(__name__)
 
 
+class SplitSubset:
+    """Some of the documents of a split, as packing reads them.
+
+    documents: their numbers within `split`; one that occurs several times is read as often. `numbers` are those within
+        the whole split, also where `split` is a subset of it.
+    """
+
+    def __init__(self, split: "Split | SplitSubset", documents: np.ndarray):
+        self.split = split
+        self.numbers = split.numbers[documents] if isinstance(split, SplitSubset) else documents
+        self.documents = documents
+        self.lengths = split.lengths[documents]
+        self.total_tokens = int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def tokens(self, document: int) -> np.ndarray:
+        return self.split.tokens(self.documents[document])
+
+
+def weighted(split: Split | SplitSubset, weights: Mapping[int, int]) -> SplitSubset:
+    """Returns a split in which long documents are read several times.
+
+    weights: how often documents of at least so many tokens are read; the longest length that a document has counts.
+    """
+    lengths = sorted(weights)
+    times = np.array([1, *(weights[length] for length in lengths)])
+    times = times[np.searchsorted(lengths, split.lengths, side="right")]
+    return SplitSubset(split, np.repeat(np.arange(len(split)), times))
+
+
 class PackedSequences(Dataset):
     """The sequences of a split. An item is a dict of tensors; a DataLoader reads token arrays (`__getitems__`)."""
 
-    def __init__(self, split: Split, sequence_length: int, bos: int, document_mask: bool):
+    def __init__(self, split: Split | SplitSubset, sequence_length: int, bos: int, document_mask: bool):
         self.split = split
+        self.numbers = split.numbers if isinstance(split, SplitSubset) else np.arange(len(split))
         self.sequence_length = sequence_length
         self.bos = bos
         self.document_mask = document_mask
@@ -44,7 +77,10 @@ class PackedSequences(Dataset):
         return Packed(np.concatenate(pieces), sizes, self.sequence_length, self.bos, self.document_mask)
 
     def documents(self, index: int) -> list[int]:
-        """Returns the numbers, within the split, of the documents in a sequence."""
+        """Returns the numbers, within the whole split, of the documents in a sequence."""
+        return self.numbers[self._documents(index)].tolist()
+
+    def _documents(self, index: int) -> list[int]:
         raise NotImplementedError
 
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
@@ -61,7 +97,7 @@ class Contiguous(PackedSequences):
 
     def __init__(
         self,
-        split: Split,
+        split: Split | SplitSubset,
         sequence_length: int,
         bos: int,
         seed: int | None,
@@ -79,7 +115,7 @@ class Contiguous(PackedSequences):
         # The very last token is only a target. The last sequence may be short, and is padded.
         return -(-(self.split.total_tokens - 1) // (self.sequence_length * self.multiple)) * self.multiple
 
-    def documents(self, index: int) -> list[int]:
+    def _documents(self, index: int) -> list[int]:
         return [int(self.order[place]) for place in self._places(index)]
 
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
@@ -101,7 +137,9 @@ class Contiguous(PackedSequences):
 class Whole(PackedSequences):
     """One document per sequence; a document that does not fit continues in the next sequences."""
 
-    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None, document_mask: bool = True):
+    def __init__(
+        self, split: Split | SplitSubset, sequence_length: int, bos: int, seed: int | None, document_mask: bool = True
+    ):
         super().__init__(split, sequence_length, bos, document_mask)
         counts = -(-(split.lengths - 1) // sequence_length)  # a document's last token is only a target
         self.first = np.concatenate([[0], np.cumsum(counts)])  # sequence of each document
@@ -109,11 +147,11 @@ class Whole(PackedSequences):
     def __len__(self) -> int:
         return int(self.first[-1])
 
-    def documents(self, index: int) -> list[int]:
+    def _documents(self, index: int) -> list[int]:
         return [int(np.searchsorted(self.first, index, side="right") - 1)]
 
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
-        (document,) = self.documents(index)
+        (document,) = self._documents(index)
         start = (index - self.first[document]) * self.sequence_length
         yield self.split.tokens(document)[start : start + self.sequence_length + 1]
 
@@ -121,19 +159,23 @@ class Whole(PackedSequences):
 class BestFit(PackedSequences):
     """Documents in as few sequences as best-fit decreasing gets (best_fit.py). Only a document of more than
     `sequence_length + 1` tokens is cut: into full sequences, and a rest that is placed as a document. What is left of a
-    sequence is padding; the log has its share.
+    sequence is padding; the log has its share. Copies of a document lie in different sequences.
 
     seed: orders documents of one length, and the documents within a sequence; None keeps the order of the split.
     """
 
-    def __init__(self, split: Split, sequence_length: int, bos: int, seed: int | None, document_mask: bool = True):
+    def __init__(
+        self, split: Split | SplitSubset, sequence_length: int, bos: int, seed: int | None, document_mask: bool = True
+    ):
         super().__init__(split, sequence_length, bos, document_mask)
         documents = np.flatnonzero(split.lengths > 1)  # bos alone has no target
         if seed is not None:
             np.random.default_rng(seed).shuffle(documents)
+        _, first, each = np.unique(self.numbers[documents], return_index=True, return_inverse=True)
+        documents = documents[np.argsort(first[each], kind="stable")]  # copies of a document follow one another
         full = (split.lengths[documents] - 2) // sequence_length  # sequences of a document before its rest
         rests = split.lengths[documents] - full * sequence_length  # at least 2, at most sequence_length + 1
-        bins = best_fit_decreasing(rests, sequence_length + 1)
+        bins = best_fit_decreasing(rests, sequence_length + 1, self.numbers[documents])
         held = np.bincount(bins, rests).astype(np.int64)  # tokens in each sequence of rests
         sequence = np.concatenate([bins, len(held) + np.arange(full.sum())])
         start = np.concatenate([full, np.arange(full.sum()) - np.repeat(np.cumsum(full) - full, full)])
@@ -150,12 +192,12 @@ class BestFit(PackedSequences):
     def __len__(self) -> int:
         return len(self.first) - 1
 
-    def documents(self, index: int) -> list[int]:
+    def _documents(self, index: int) -> list[int]:
         return self.piece_documents[self.first[index] : self.first[index + 1]].tolist()
 
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
         starts = self.piece_starts[self.first[index] : self.first[index + 1]].tolist()
-        for document, start in zip(self.documents(index), starts, strict=True):
+        for document, start in zip(self._documents(index), starts, strict=True):
             yield self.split.tokens(document)[start : start + self.sequence_length + 1]
 
 
@@ -184,7 +226,12 @@ def items(dataset: Dataset, index: int) -> list[Packed | Batch]:
 
 
 def pack(
-    packing: str, split: Split, sequence_length: int, bos: int, seed: int | None = None, document_mask: bool = True
+    packing: str,
+    split: Split | SplitSubset,
+    sequence_length: int,
+    bos: int,
+    seed: int | None = None,
+    document_mask: bool = True,
 ) -> PackedSequences:
     """Returns a split's sequences as a map-style dataset. Raises CorpusError for an unknown packing."""
     if packing not in PACKINGS:

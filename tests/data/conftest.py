@@ -49,6 +49,7 @@ def make(books, tmp_path):
             tokenizer=Bytes(),
             packing="contiguous",
             document_mask=True,
+            length_weights=None,
             sequence_length=64,
             batch_size=2,
             validation_sequences=None,

@@ -180,10 +180,8 @@ def test_resuming_in_another_stream_is_refused(make, tmp_path):
         dict(tokenizer=BPE(300)),
         dict(document_mask=False),
     ):
-        with pytest.raises(
-            CorpusError,
-            match=r"^data\.packing=\w+, data\.document_mask=\w+, data\.sequence_length=\d+, data\.seed=\d: must be ",
-        ):
+        keys = ("packing", "document_mask", "length_weights", "sequence_length", "seed")
+        with pytest.raises(CorpusError, match="^" + ", ".join(rf"data\.{key}=.+" for key in keys) + ": must be "):
             train(make(**change), tmp_path / "other", 16, resume=tmp_path / "step_8.ckpt")
 
 
@@ -238,6 +236,20 @@ def test_without_a_document_mask_training_and_validation_cross_documents(make, l
         assert one["document"][scored].any() and not other["document"][scored].any()
         place = torch.arange(scored.shape[1]).expand_as(scored)
         assert torch.equal(other["position"][scored].long(), place[scored])
+
+
+def test_length_weights_count_in_a_pass_of_training_alone(make):
+    plain, twice = _set_up(make()), _set_up(make(length_weights={300: 2}))
+    train = plain.corpus.splits["train"]
+    expected = train.total_tokens + train.lengths[train.lengths >= 300].sum()
+    assert (plain.tokens_per_pass, twice.tokens_per_pass) == (train.total_tokens, expected)
+    assert len(twice.train_dataloader()) == (expected - 1) // 64 // 2 + 1 > len(plain.train_dataloader())
+    assert len(twice.val_dataloader()) == len(plain.val_dataloader())
+    names = twice.document_names(0, 2)
+    held = [train.tokens(train.names.index(name)).tobytes() for name in names]
+    batch = next(iter(twice.train_dataloader()))
+    for tokens, document in zip(batch["tokens"].numpy().astype(train.dtype), batch["document"], strict=True):
+        assert any(tokens[document == 0].tobytes() in text for text in held)
 
 
 def test_the_bytes_of_a_lossy_tokenizer_are_those_of_the_original_text(make, monkeypatch):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, default_collate
 from data import CorpusError
 from data.best_fit import best_fit_decreasing
 from data.collation import NO_TARGET, collate
-from data.packing import Contiguous, pack
+from data.packing import Contiguous, pack, weighted
 
 BOS = 0
 
@@ -91,7 +91,7 @@ def test_document_and_position_count_from_zero_in_contiguous_runs(lengths, seque
 def test_best_fit_decreasing_equals_the_rule(sizes, capacity):
     """Also where rooms lie in several words: sizes and rooms beyond 1,024."""
     sizes = np.array([capacity - size if size % 3 else size for size in sizes], dtype=np.int64)
-    bins = best_fit_decreasing(sizes, capacity)
+    bins = best_fit_decreasing(sizes, capacity, np.arange(len(sizes)))
     rooms: list[int] = []
     for size in sorted(sizes.tolist(), reverse=True):
         fitting = [room for room in rooms if room >= size]
@@ -129,6 +129,23 @@ def test_best_fit_by_hand(caplog):
     assert sequences[1]["targets"].tolist() == [2, 3, 4, -100, 18, 19]
     assert sequences[3]["targets"].tolist() == [6, 7, 8, 9, 10, 11]
     assert "4 sequences of 4 documents, 16.67% padding, 1 documents longer than a sequence" in caplog.text
+
+
+@pytest.mark.parametrize("packing", ["contiguous", "whole", "best_fit"])
+def test_length_weights_repeat_long_documents(packing):
+    """Each length up to which a weight holds, and one below it; copies lie in sequences of their own."""
+    split = split_of_lengths([3, 9, 10, 11, 19, 20, 21, 64, 2])
+    expected = np.repeat(np.arange(9), [1, 1, 2, 2, 2, 5, 5, 5, 1])
+    sequences = pack(packing, weighted(split, {20: 5, 10: 2}), 24, BOS, seed=3)
+    assert sequences.split.total_tokens == split.lengths[expected].sum()
+    held = [sequences.documents(index) for index in range(len(sequences))]
+    scored = torch.cat([sequences[index]["targets"] for index in range(len(sequences))])
+    tokens = [token for document in expected for token in split.documents[document][1:].tolist()]
+    assert sorted(scored[scored != NO_TARGET].tolist()) == sorted(tokens)
+    assert {number for documents in held for number in documents} == set(range(9))
+    if packing == "best_fit":
+        assert all(len(set(documents)) == len(documents) for documents in held)
+        assert sum(2 in documents for documents in held) == 2
 
 
 def test_padding_is_its_own_document_without_targets():
