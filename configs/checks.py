@@ -20,7 +20,7 @@ from configs.validation import validated
 from data import DataModule
 from data.tokenizers import Saved
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
-from kernels.patterns import NativeSparse
+from kernels.patterns import Hierarchical, NativeSparse
 from model import AttentionPlan, Transformer
 from model.attention import family_of, shard_unit
 from model.precision import SHARDED, devices_of
@@ -227,11 +227,11 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     backend, block = config["attention"]["backend"], config["attention"]["block"]
     if backend in GPU_BACKENDS and not on_gpu:
         raise ConfigError(f"attention.backend={backend}: must be auto, reference or blocked on a CPU")
-    if backend in ("flex", "flex_flash"):
+    if backend in ("hopper", "flex", "flex_flash"):
         if block != 128:
             raise refused("attention.block", block, f"128 with attention.backend={backend}")
         for name, pattern in plan.patterns.items():
-            if not pattern.is_mask:
+            if not pattern.is_mask and not (backend == "hopper" and isinstance(pattern, Hierarchical)):
                 raise ConfigError(
                     f"attention.backend={backend}: must be auto, triton, reference or blocked with "
                     f"attention.patterns.{name}, which is not a mask over tokens"

@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 AUTOGRAD_BACKENDS = ("reference", "flex", "flex_flash")
 """Backends without a backward pass of their own: autograd differentiates their forward pass."""
 
-FLASH_WIDTHS = ((1024, math.inf), (1024, 32768))
+FLASH_WIDTHS = {
+    "triton": ((1024, math.inf), (1024, 32768)),
+    "hopper": ((math.inf, math.inf), (16384, 32768)),
+}
 """Smallest and largest width of a plain window at which FlashAttention-4 is faster than our kernels, for the forward
 and the backward pass (its deterministic backward pass is slow on long rows); measured at 1,024, 4,096, 32,768 and
 131,072."""
@@ -72,7 +75,8 @@ def attention(
             out, lse = _module(passes[0]).attention(q, k, v, layout, scale, with_lse)
     else:
         sizes = (layout.queries, layout.keys, layout.block, layout.window)
-        out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, *passes)
+        automatic = backend == "auto"
+        out, lse = torch.ops.farsight.attention(q, k, v, layout.tensors(), *sizes, scale, automatic, *passes)
     if sink_logits is not None:
         out, lse = add_sinks(out, lse, sink_logits)
     return (out, lse) if return_lse else out
@@ -81,20 +85,28 @@ def attention(
 def choose_backends(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, backend: str = "auto") -> tuple[str, str]:
     """The backends that serve this call, (forward, backward). ValueError: the named backend cannot serve it.
 
-    "auto" uses FlashAttention-4 instead of Triton's kernels for the passes in which it is faster (FLASH_WIDTHS).
+    "auto" uses Hopper's kernels instead of Triton's where they can serve the call, and FlashAttention-4 for the passes
+    in which it is faster (FLASH_WIDTHS).
     """
 
     def refusal(name: str) -> str | None:
-        if name == "triton" and not dispatch.has_triton():
+        if name in ("triton", "hopper") and not dispatch.has_triton():
             return "the package triton is not installed"
         return _module(name).unsupported(q, k, v, layout)
 
     chosen = dispatch.choose("attention", backend, q.is_cuda, refusal)
+    if backend == "auto" and chosen == "triton" and refusal("hopper") is None:
+        chosen = "hopper"
     passes = (chosen, chosen)
-    if backend == "auto" and chosen == "triton" and layout.window is not None and refusal("flash") is None:
+    if backend == "auto" and chosen in FLASH_WIDTHS and layout.window is not None and refusal("flash") is None:
         width = min(layout.window, layout.keys)
-        passes = tuple("flash" if low <= width <= high else "triton" for low, high in FLASH_WIDTHS)
+        passes = tuple("flash" if low <= width <= high else chosen for low, high in FLASH_WIDTHS[chosen])
     return passes
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
 
 
 @functools.cache
@@ -128,21 +140,34 @@ def _forward(
     block: int,
     window: int | None,
     scale: float,
+    automatic: bool,
     backend: str,
     backward_backend: str,
 ) -> tuple[Tensor, Tensor]:
     # Here and not in `attention`, which a compiler may have traced.
+    backend, backward_backend = (_checked(name, automatic, q, k, block) for name in (backend, backward_backend))
     _log_once(backend, backward_backend)
-    if q.is_cuda:
-        problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block
-        for name in {"triton", "flash"}.intersection((backend, backward_backend)):
-            selfcheck.check(_module(name), *problem, plain=name == "flash")
     with _without_autocast(q):
         return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block, window), scale)
 
 
+def _checked(backend: str, automatic: bool, q: Tensor, k: Tensor, block: int) -> str:
+    """`backend` after its self-check, which is computed once per process. If the check of Hopper's kernels fails, which
+    `auto` chose, Triton's kernels serve instead, and a warning says why. SelfCheckError: another check fails."""
+    if not q.is_cuda or backend not in ("triton", "hopper", "flash"):
+        return backend
+    problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block
+    failure = selfcheck.failure(_module(backend), *problem, plain=backend == "flash")
+    if failure is None:
+        return backend
+    if backend != "hopper" or not automatic:
+        raise selfcheck.SelfCheckError(failure)
+    _warn_once(f"{failure} Until then, Triton's kernels serve these calls.")
+    return _checked("triton", automatic, q, k, block)
+
+
 @_forward.register_fake
-def _(q, k, v, layout, queries, keys, block, window, scale, backend, backward_backend):
+def _(q, k, v, layout, queries, keys, block, window, scale, automatic, backend, backward_backend):
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=lse_dtype)
 
@@ -162,15 +187,17 @@ def _backward(
     block: int,
     window: int | None,
     scale: float,
+    automatic: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    backend = _checked(backend, automatic, q, k, block)
     layout = BlockLayout.from_tensors(layout, queries, keys, block, window)
     with _without_autocast(q):
         return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)
 
 
 @_backward.register_fake
-def _(grad_out, grad_lse, q, k, v, out, lse, layout, queries, keys, block, window, scale, backend):
+def _(grad_out, grad_lse, q, k, v, out, lse, layout, queries, keys, block, window, scale, automatic, backend):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 

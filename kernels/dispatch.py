@@ -32,6 +32,7 @@ OPERATIONS = {
             "reference": "kernels.backends.reference",
             "blocked": "kernels.backends.blocked",
             "triton": "kernels.backends.triton.dense",
+            "hopper": "kernels.backends.hopper",
             "flex": "kernels.backends.flex",
             "flash": "kernels.backends.flash",
             "flex_flash": "kernels.backends.flex_flash",
@@ -62,7 +63,7 @@ OPERATIONS = {
 BACKENDS = tuple(OPERATIONS["attention"].modules)
 """The names that `attention(backend=)` accepts besides "auto"."""
 
-GPU_BACKENDS = ("triton", "flex", "flash", "flex_flash")
+GPU_BACKENDS = ("triton", "hopper", "flex", "flash", "flex_flash")
 
 
 def choose(
@@ -126,7 +127,7 @@ def load_backends() -> None:
     imports."""
     for operation, candidates in OPERATIONS.items():
         for backend in candidates.modules:
-            if backend != "triton" or has_triton():
+            if backend not in ("triton", "hopper") or has_triton():
                 module(operation, backend)
 
 

@@ -31,7 +31,6 @@ class SelfCheckError(RuntimeError):
     """A kernel disagrees with the reference on this machine."""
 
 
-@functools.cache
 def check(
     backend: ModuleType,
     device: torch.device,
@@ -42,8 +41,29 @@ def check(
     plain: bool = False,
 ) -> None:
     """Raises SelfCheckError if `backend` and the reference differ by more than rounding."""
-    if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
+    message = failure(backend, device, dtype, head_dim, group, block, plain)
+    if message is not None:
+        raise SelfCheckError(message)
+
+
+@functools.cache
+def failure(
+    backend: ModuleType,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    group: int,
+    block: int,
+    plain: bool = False,
+) -> str | None:
+    """What is wrong with the results of `backend`, with advice; None: they differ from the reference by rounding."""
+    if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
+        return None
+    try:
         _raise_if_wrong(errors(backend, device, dtype, head_dim, group, block, plain), backend, device, dtype, head_dim)
+    except SelfCheckError as error:
+        return str(error)
+    return None
 
 
 @functools.cache

@@ -15,6 +15,7 @@ queries]`. Passes share q, k, v, out and lse: a backward pass may come from anot
     reference     dense masked softmax: the oracle
     blocked       plain PyTorch, O(tiles), any device
     triton/       our kernels for GPUs
+    hopper/       our kernels for H100 and H200
     flash         FlashAttention-4: dense and plain windows
     flex          FlexAttention on its Triton kernels
     flex_flash    FlexAttention on FlashAttention-4

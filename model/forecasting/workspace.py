@@ -93,6 +93,7 @@ _WORKSPACES: dict[tuple[str, str], Callable[..., int]] = {
     ("selected_attention", "blocked"): _gathered_forward,
     ("selected_attention_backward", "blocked"): _gathered_backward,
     ("attention_backward", "triton"): _triton_backward,
+    ("attention_backward", "hopper"): _triton_backward,
     ("selected_attention", "triton"): _triton_selected_forward,
     ("selected_attention_backward", "triton"): _triton_selected_backward,
     ("exchange", ""): exchange.workspace_bytes,

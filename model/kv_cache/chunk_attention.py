@@ -11,7 +11,7 @@ from kernels.layout.cached_keys import CachedKeys
 from model.kv_cache.cache_layout import QUERIES_AT_ONCE, Read
 from model.kv_cache.step import MAX_UNTILED_TOKENS
 
-DECODING = {"reference": "direct", "blocked": "direct", "triton": "triton"}
+DECODING = {"reference": "direct", "blocked": "direct", "triton": "triton", "hopper": "triton"}
 """Backend of the model -> backend of kernels.decoding.decode_attention. Other backends compute tiles alone: "auto"."""
 
 

@@ -262,7 +262,9 @@ def test_the_default_config_passes():
             ["attention=hierarchical", "attention.backend=flex_flash"],
             r"flex_flash: must be .*\.hierarchy",
         ),
+        (["attention=native_sparse", "attention.backend=hopper"], r"backend=hopper: must be .*native_sparse"),
         (["attention.backend=flex", "attention.block=64"], "attention.block=64: must be 128"),
+        (["attention.backend=hopper", "attention.block=64"], "attention.block=64: must be 128"),
         (
             ["attention.backend=flex_flash", "model.sink_logits=true"],
             r"flex_flash: must be .*sink_logits=true",

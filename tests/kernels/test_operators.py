@@ -20,7 +20,7 @@ def inputs(dtype: torch.dtype = torch.float64, transposed: bool = False, documen
         return torch.randn(2, heads, 21, 8, generator=generator, dtype=torch.float64).to(dtype)
 
     q, k, v = draw(4), draw(2), draw(2)
-    return q, k, v, layout, (layout.queries, layout.keys, layout.block, layout.window, 0.3, "blocked", "blocked")
+    return q, k, v, layout, (layout.queries, layout.keys, layout.block, layout.window, 0.3, True, "blocked", "blocked")
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -65,7 +65,7 @@ def test_a_new_layout_is_no_new_graph():
 
     @torch.compile(fullgraph=True, backend=count, dynamic=True)
     def function(q, tensors, scalars):
-        return torch.ops.farsight.attention(q, q, q, tensors, *scalars, None, 0.3, "blocked", "blocked")[0]
+        return torch.ops.farsight.attention(q, q, q, tensors, *scalars, None, 0.3, True, "blocked", "blocked")[0]
 
     torch.compiler.reset()
     q = torch.randn(1, 2, 40, 8)

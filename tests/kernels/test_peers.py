@@ -121,33 +121,36 @@ def test_whether_it_is_installed_is_a_constant_to_the_compiler():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "length", "expected"),
+    ("pattern", "length", "on_hopper", "elsewhere"),
     [
-        (Dense(), 4096, ("flash", "flash")),
-        (Dense(), 65536, ("flash", "triton")),
-        (Window(1024), 65536, ("flash", "flash")),
-        (Window(512), 4096, ("triton", "triton")),
-        (Window(2048, sink_tokens=1), 4096, ("triton", "triton")),
-        (Strided(64, 2048, 128), 4096, ("triton", "triton")),
+        (Dense(), 4096, ("hopper", "hopper"), ("flash", "flash")),
+        (Dense(), 32768, ("hopper", "flash"), ("flash", "flash")),
+        (Dense(), 65536, ("hopper", "hopper"), ("flash", "triton")),
+        (Window(1024), 65536, ("hopper", "hopper"), ("flash", "flash")),
+        (Window(512), 4096, ("hopper", "hopper"), ("triton", "triton")),
+        (Window(2048, sink_tokens=1), 4096, ("hopper", "hopper"), ("triton", "triton")),
+        (Strided(64, 2048, 128), 4096, ("hopper", "hopper"), ("triton", "triton")),
     ],
     ids=str,
 )
-def test_auto_takes_each_pass_from_where_it_was_fastest(pattern, length, expected, monkeypatch):
+def test_auto_takes_each_pass_from_where_it_was_fastest(pattern, length, on_hopper, elsewhere, monkeypatch):
     class OnCuda:
         is_cuda = True
 
     serves = types.SimpleNamespace(unsupported=lambda *_: None)
-    refuses = types.SimpleNamespace(unsupported=lambda *_: "the package flash-attn-4 is not installed")
-    # The choice follows from the length and the width; the tiles of the long sequences take seconds.
-    layout = build_layout(pattern, Axis.tokens(4096))
-    assert layout.window == pattern.plain_window(4096)
-    layout = dataclasses.replace(layout, queries=length, keys=length, window=pattern.plain_window(length))
+    refuses = types.SimpleNamespace(unsupported=lambda *_: "must be another GPU, or a package is not installed")
+    layout = build_layout(pattern, Axis.tokens(length))
     module = importlib.import_module("kernels.attention")  # the name in the package is the function
     monkeypatch.setattr(module.dispatch, "has_triton", lambda: True)
-    monkeypatch.setattr(module, "_module", lambda name: serves)
-    assert choose_backends(OnCuda, OnCuda, OnCuda, layout) == expected
-    monkeypatch.setattr(module, "_module", lambda name: refuses if name == "flash" else serves)
-    assert choose_backends(OnCuda, OnCuda, OnCuda, layout) == ("triton", "triton")
+
+    def chosen(*refusing: str) -> tuple[str, str]:
+        monkeypatch.setattr(module, "_module", lambda name: refuses if name in refusing else serves)
+        return choose_backends(OnCuda, OnCuda, OnCuda, layout)
+
+    assert chosen() == on_hopper
+    assert chosen("hopper") == elsewhere
+    assert chosen("flash") == ("hopper", "hopper")
+    assert chosen("flash", "hopper") == ("triton", "triton")
 
 
 # On a GPU
@@ -202,7 +205,7 @@ def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int,
 
 
 FACTORS = {
-    "backend": ["triton", "flex", "flex_flash", "flash"],
+    "backend": ["triton", "hopper", "flex", "flex_flash", "flash"],
     "pattern": list(BIG),
     "dtype": ["bfloat16", "float16", "float32"],
     "head_dim": [64, 128, 256],

@@ -1,5 +1,6 @@
 """The self-check passes a right backend, and stops a wrong one with advice."""
 
+import importlib
 from types import ModuleType
 
 import pytest
@@ -82,3 +83,22 @@ def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
     x = torch.randn(5, requires_grad=True)
     checkpoint(layer, x, use_reentrant=False).backward()
     assert torch.equal(x.grad, 2 * x)
+
+
+class OnCuda:
+    """What `attention()` asks a tensor on a GPU before its kernels run."""
+
+    is_cuda, device, dtype, shape = True, torch.device("cpu"), torch.bfloat16, (1, 2, 64, 16)
+
+
+def test_auto_replaces_hoppers_kernels_that_fail_the_check_and_warns_once(monkeypatch, caplog):
+    module = importlib.import_module("kernels.attention")  # the name in the package is the function
+    wrong = broken(forward=lambda *args: [t * 2 for t in blocked.forward(*args)])
+    monkeypatch.setattr(module, "_module", lambda name: wrong if name == "hopper" else blocked)
+    module._warn_once.cache_clear()
+    for _ in range(2):
+        assert module._checked("hopper", True, OnCuda, OnCuda, 32) == "triton"
+    assert caplog.text.count("wrong output") == 1
+    with pytest.raises(selfcheck.SelfCheckError, match="wrong output"):
+        module._checked("hopper", False, OnCuda, OnCuda, 32)
+    assert module._checked("triton", True, OnCuda, OnCuda, 32) == "triton"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.backends.triton.common import LOG2_E, describe, load_words, masked
 from kernels.backends.triton.dense.tile_sizes import Config, choose
-from kernels.backends.triton.dense.work import ITEM_FIELDS, plan_of
+from kernels.backends.triton.dense.work import ITEM_FIELDS, Work, plan_of
 from kernels.layout.block_layout import BlockLayout
 
 
@@ -63,25 +63,31 @@ def grad_keys(
         maxnreg=config.registers,
     )
     if work.buffers:
-        rows_per_program = min(16, layout.block)
-        _sum_chunks[(len(work.chunks), layout.block // rows_per_program)](
-            sums,
-            work.chunks,
-            dk,
-            dv,
-            *dk.stride(),
-            *dv.stride(),
-            scale,
-            layout.keys,
-            layout.columns.start.shape[2],
-            kv_heads,
-            HEAD_DIM=head_dim,
-            D=columns,
-            BLOCK=layout.block,
-            M=rows_per_program,
-            num_warps=4,
-        )
+        sum_chunks(sums, work, dk, dv, scale, layout)
     return dk, dv
+
+
+def sum_chunks(sums: Tensor, work: Work, dk: Tensor, dv: Tensor, scale: float, layout: BlockLayout) -> None:
+    """Writes dk and dv of the columns of `work` that were split, from the sums of their chunks, float32 `[buffers, 2,
+    block, head_dim padded]`."""
+    rows_per_program = min(16, layout.block)
+    _sum_chunks[(len(work.chunks), layout.block // rows_per_program)](
+        sums,
+        work.chunks,
+        dk,
+        dv,
+        *dk.stride(),
+        *dv.stride(),
+        scale,
+        layout.keys,
+        layout.columns.start.shape[2],
+        dk.shape[1],
+        HEAD_DIM=dk.shape[-1],
+        D=sums.shape[-1],
+        BLOCK=layout.block,
+        M=rows_per_program,
+        num_warps=4,
+    )
 
 
 @triton.jit(do_not_specialize=["query_blocks", "heads"])
