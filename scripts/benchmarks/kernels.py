@@ -18,13 +18,19 @@ from typing import Any
 
 PATTERNS = {
     "causal": ("Dense", {}),
+    "causal_documents": ("Dense", {}),
     "window_1024": ("Window", {"width": 1024}),
     "window_4096": ("Window", {"width": 4096}),
     "strided": ("Strided", {"window": 1024, "stride": 2048, "columns": 128}),
     "bigbird": ("BlockSparse", {"block_size": 128, "window_blocks": 3, "global_blocks": 1, "random_blocks": 3}),
 }
-OURS = ("auto", "triton", "flash")
+PACKED = ("causal_documents",)
+"""Patterns over packed documents of 20,000 to 200,000 tokens, which sequences cut."""
+OURS = ("auto", "triton", "hopper", "flash")
 PEERS = ("flex", "flex_flash", "flash_attn")
+AHEAD = 4_000_000
+"""Cycles for which the GPU is busy before each measurement, so that the host has launched what is measured, as in
+training, where it is steps ahead."""
 SAMPLES = 32
 """Queries, and keys, of one KV head that are held against float64 arithmetic."""
 
@@ -114,7 +120,8 @@ class _Measurement:
             for heads in (arguments.heads, arguments.kv_heads, arguments.kv_heads)
         )
         self.grad = torch.randn_like(self.q)
-        self.layout = build_layout(self.pattern, Axis.tokens(length, device="cuda"))
+        self.documents = _documents(self.batch, length) if name in PACKED else None
+        self.layout = build_layout(self.pattern, Axis.tokens(length, self.documents, device="cuda"))
         self.calls, self.chosen, self.left_out = {}, {}, {}
         for backend in arguments.backends:
             try:
@@ -148,6 +155,7 @@ class _Measurement:
                 marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
+                torch.cuda._sleep(AHEAD)
                 marks[0].record()
                 out = call(*inputs)
                 marks[1].record()
@@ -158,7 +166,8 @@ class _Measurement:
                 backward[backend].append(marks[1].elapsed_time(marks[2]))
                 memory[backend].append(torch.cuda.max_memory_allocated() - before)
                 del out
-        flops = int(self.layout.pairs.sum()) * self.batch * self.arguments.heads * self.arguments.head_dim
+        sequences = self.batch // self.layout.batch
+        flops = int(self.layout.pairs.sum()) * sequences * self.arguments.heads * self.arguments.head_dim
         medians = {b: (statistics.median(forward[b]), statistics.median(backward[b])) for b in self.calls}
         total = {b: sum(ms) for b, ms in medians.items()}
         fastest = min((total[b] for b in PEERS if b in total), default=None)
@@ -196,7 +205,8 @@ class _Measurement:
         scale = self.arguments.head_dim**-0.5
 
         def visible(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-            return (key <= query) & self.pattern.visible(query, key, key + 1)
+            seen = (key <= query) & self.pattern.visible(query, key, key + 1)
+            return seen if self.documents is None else seen & (self.documents[0, query] == self.documents[0, key])
 
         def scores(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
             raw = q[:, queries] @ k[keys].T * scale
@@ -226,6 +236,17 @@ class _Measurement:
         if not worst < 2e-2:
             raise AssertionError(f"{self.name}, {self.length}: relative error {worst:.1e}")
         return worst
+
+
+def _documents(batch: int, length: int) -> Any:
+    """The documents of a batch, int32 `[batch, length]` on the GPU: of log-uniform lengths, end to end."""
+    import torch
+
+    generator, limits = torch.Generator().manual_seed(0), torch.tensor([20_000.0, 200_000.0]).log()
+    drawn = torch.rand(batch * length // 20_000 + 1, generator=generator)
+    lengths = (limits[0] + drawn * (limits[1] - limits[0])).exp().long()
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[: batch * length]
+    return ids.int().view(batch, length).cuda()
 
 
 def _peer(name: str, q: Any, k: Any, v: Any, layout: Any) -> Any:

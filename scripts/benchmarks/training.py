@@ -8,6 +8,7 @@ a machine whose speed drifts treats all alike; the median of the rounds is repor
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", nargs="+", type=int, default=[1024, 2048, 4096, 8192, 16384], help="tokens a sequence"
     )
+    parser.add_argument(
+        "--backends", nargs="+", default=[None], help="values of attention.backend, in turn; the config's without it"
+    )
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a step: shorter sequences are batched")
     parser.add_argument("--documents", type=int, help="mean length of packed documents; without it one a sequence")
@@ -41,30 +45,32 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON."""
     from scripts.benchmarks.results import markdown, write
 
-    steps = {(a, n): TrainingStep(a, n, arguments) for a in arguments.attention for n in arguments.lengths}
+    kinds = itertools.product(arguments.attention, arguments.lengths, arguments.backends)
+    steps = {kind: TrainingStep(*kind, arguments) for kind in kinds}
     first = {key: step.seconds(1) for key, step in steps.items()}  # compiles, and allocates memory
     for step in steps.values():
         step.seconds(2)
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+    seconds: dict[tuple, list[float]] = {key: [] for key in steps}
     for _ in range(arguments.rounds):
         for key, step in steps.items():
             seconds[key].append(step.seconds(arguments.steps) / arguments.steps)
     device = next(iter(steps.values())).device
     ceiling = matrix_product_rate(device, next(iter(steps.values())).dtype)
     rows = []
-    for (attention, length), times in seconds.items():
-        step, median = steps[attention, length], statistics.median(times)
+    for kind, times in seconds.items():
+        (attention, length, backend), step, median = kind, steps[kind], statistics.median(times)
         cost = step.model.cost(step.layouts, step.batch)
         rows.append(
             {
                 "attention": attention,
+                **({"backend": backend} if backend else {}),
                 "length": length,
                 "density_pairs": round(cost.attention.density_pairs, 4),
                 "tokens_per_second": round(step.tokens / median),
                 "microseconds_per_token": round(1e6 * median / step.tokens, 3),
                 "mfu": round(cost.flops / median / ceiling, 3),
                 "peak_memory_gb": round(step.peak_memory() / 1e9, 2),
-                "first_step_seconds": round(first[attention, length], 1),
+                "first_step_seconds": round(first[kind], 1),
                 "loss": round(step.loss, 4),
             }
         )
@@ -74,14 +80,14 @@ def run(arguments: argparse.Namespace) -> None:
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
     if arguments.profile:
-        for (attention, length), step in steps.items():
-            print(f"\n{attention}, {length:,} tokens\n{step.profile()}")
+        for (attention, length, backend), step in steps.items():
+            print(f"\n{attention}{f', {backend}' if backend else ''}, {length:,} tokens\n{step.profile()}")
 
 
 class TrainingStep:
     """The training step of one config on random tokens, whose documents change from step to step."""
 
-    def __init__(self, attention: str, length: int, arguments: argparse.Namespace) -> None:
+    def __init__(self, attention: str, length: int, backend: str | None, arguments: argparse.Namespace) -> None:
         import torch
 
         from configs.build import build_model
@@ -91,6 +97,7 @@ class TrainingStep:
         from scripts.benchmarks.models import composed
 
         overrides = [f"attention={attention}", f"model={arguments.model}", *arguments.overrides]
+        overrides += [f"attention.backend={backend}"] if backend else []
         self.config = config = composed(*overrides)
         self.device = device_of(config["trainer"]["accelerator"])
         self.dtype = AUTOCAST.get(config["trainer"]["precision"], torch.float32)
