@@ -3,7 +3,8 @@
     sources/           documents of the standard library, of code, of files, of the Hugging Face hub
     tokenizers/        text to integers and back, exactly
     preparation.py     the corpus of given settings: opened from the cache, or written once (corpus_writer.py)
-    corpus.py          a corpus on disk
+    corpus.py          a corpus on disk; split.py: the documents of one of its splits
+    token_shards.py    files of tokens that others prepared, read in place (shard_index.py finds their documents)
     in_memory.py       documents in memory, for an existing tokenizer
     packing.py         documents to sequences of one length
     best_fit.py        which documents share a sequence, so that none is cut

@@ -40,7 +40,7 @@ def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, o
     remains for others.
     """
     vocabulary, bos = corpus.tokenizer.vocabulary, corpus.tokenizer.bos
-    train, scored = corpus.splits["train"].flat[:COUNTED_TOKENS], documents.flat
+    train, scored = corpus.splits["train"].head(COUNTED_TOKENS), documents.flat
     present = np.bincount(train, minlength=vocabulary) > 0
     # Consecutive numbers keep contexts below 64 bits. All tokens that training lacks have one: their counts are 0.
     symbols = int(present.sum()) + 1
@@ -81,7 +81,7 @@ def seasonal_naive(history: np.ndarray, horizon: int, period: int) -> np.ndarray
 
 def symbols_of(corpus: Corpus) -> int:
     """Returns the number of different tokens in the training split, without bos."""
-    return np.count_nonzero(np.bincount(corpus.splits["train"].flat[:COUNTED_TOKENS])) - 1
+    return np.count_nonzero(np.bincount(corpus.splits["train"].head(COUNTED_TOKENS))) - 1
 
 
 def _places(tokens: np.ndarray, bos: int) -> np.ndarray:

@@ -18,8 +18,6 @@ Arrow table is opened when a text or a name is first needed.
 """
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,95 +26,22 @@ import numpy as np
 from .digests import FILE as DIGESTS
 from .digests import digests_of
 from .errors import CorpusError
+from .split import Split, SplitMetadata
+from .token_shards import Shard, ShardedSplit
 from .tokenizers import load
 
 if TYPE_CHECKING:
     import rich.table
-    from datasets import Dataset
 
 LONG = (1024, 4096, 16384, 65536)
 """Lengths in tokens; the report gives the share of the corpus in documents at least that long."""
 
 
-@dataclass
-class SplitMetadata:
-    """Documents, tokens (bos included) and bytes of text in a split, and of the documents that were dropped: they are
-    shorter than `data.minimum_tokens`."""
-
-    documents: int
-    tokens: int
-    bytes: int
-    dropped_short: int
-    content: str  # sha256 of tokens.bin
-    dropped_tokens: int | None = None  # of the short documents; None in corpora of earlier versions
-    dropped_bytes: int | None = None
-
-
-class Split:
-    """The documents of one split. A pickled copy is small: each process opens the files itself."""
-
-    def __init__(self, folder: Path, metadata: SplitMetadata, dtype: str):
-        self.folder = folder
-        self.metadata = metadata
-        self.dtype = dtype
-        self.total_tokens = metadata.tokens
-        self.total_bytes = metadata.bytes
-
-    def __len__(self) -> int:
-        return self.metadata.documents
-
-    def tokens(self, document: int) -> np.ndarray:
-        """Returns the document's tokens, integers `[tokens]` that begin with bos: a view of the memory-mapped file."""
-        return self.flat[self.offsets[document] : self.offsets[document + 1]]
-
-    def text(self, document: int) -> str:
-        return self.documents[document]["text"]
-
-    @cached_property
-    def flat(self) -> np.ndarray:
-        """The tokens of all documents, end to end."""
-        mapped = np.memmap(self.folder / "tokens.bin", dtype=self.dtype, mode="r")
-        return np.asarray(mapped)  # a slice of an array takes a fraction of the time
-
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """int64 `[documents + 1]`: where each document starts in `flat`, and the end."""
-        return np.load(self.folder / "offsets.npy", allow_pickle=False)
-
-    @cached_property
-    def bytes(self) -> np.ndarray:
-        """int64 `[documents]`: UTF-8 bytes of each text."""
-        return np.load(self.folder / "bytes.npy", allow_pickle=False)
-
-    @cached_property
-    def words(self) -> list[int]:
-        """The number of words, separated by white space, of each document."""
-        return [len(text.split()) for text in self.documents["text"]]
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """int64 `[documents]`: tokens of each document, bos included."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def names(self) -> list[str]:
-        return list(self.documents["name"])
-
-    @cached_property
-    def documents(self) -> "Dataset":
-        from datasets import load_from_disk
-
-        return load_from_disk(str(self.folder / "documents"))
-
-    def __getstate__(self) -> dict:
-        kept = ("folder", "metadata", "dtype", "total_tokens", "total_bytes")
-        return {key: value for key, value in vars(self).items() if key in kept}
-
-
 def _check_contents(folder: Path, metadata: dict) -> None:
     """Raises CorpusError if tokens, offsets or the tokenizer are not those that were written. Corpora of earlier
     versions have the digest of the tokens alone."""
-    expected = {f"{split}/tokens.bin": saved["content"] for split, saved in metadata["splits"].items()}
+    in_place = "shards" in metadata  # the tokens are in the files of others, whose digests the fingerprint includes
+    expected = {f"{split}/tokens.bin": saved["content"] for split, saved in metadata["splits"].items() if not in_place}
     expected |= metadata.get("digests", {})
     found = digests_of([folder / name for name in expected], folder / DIGESTS)
     for (name, digest), other in zip(expected.items(), found, strict=True):
@@ -147,10 +72,13 @@ class Corpus:
         self.fingerprint: str = metadata["fingerprint"]
         self.skipped: dict | None = metadata.get("skipped")
         self.tokenizer = load(folder / "tokenizer.json")
-        self.splits = {
-            split: Split(folder / split, SplitMetadata(**saved), metadata["dtype"])
-            for split, saved in metadata["splits"].items()
-        }
+        self.splits = {split: self._split(split, saved, metadata) for split, saved in metadata["splits"].items()}
+
+    def _split(self, name: str, saved: dict, metadata: dict) -> Split:
+        if "shards" in metadata:
+            shards = [Shard(**shard) for shard in metadata["shards"][name]]
+            return ShardedSplit(self.folder / name, SplitMetadata(**saved), shards, self.tokenizer)
+        return Split(self.folder / name, SplitMetadata(**saved), metadata["dtype"])
 
     @property
     def contents(self) -> dict[str, str]:

@@ -71,14 +71,22 @@ def write(
         splits[split] = asdict(write_split(folder / split, rows, *encoded, tokenizer, minimum_tokens, path))
     shutil.rmtree(arrow_cache, ignore_errors=True)
 
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    opened = [file for file in files if file.suffix == ".npy" or file.name == "tokenizer.json"]
     metadata = {
         "fingerprint": fingerprint,
         "made_from": made_from,
         "dtype": dtype,
         "splits": splits,
         **({"skipped": bad.summary()} if bad.count else {}),
+    }
+    finish(folder, metadata)
+    log.info(f"corpus {fingerprint[:12]} prepared in {time.perf_counter() - started:.1f} s")
+
+
+def finish(folder: Path, metadata: dict) -> None:
+    """Writes metadata.json, with the sizes and digests of the files of a corpus, and flushes all of them to disk."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    opened = [file for file in files if file.suffix == ".npy" or file.name == "tokenizer.json"]
+    metadata |= {
         "digests": {
             file.relative_to(folder).as_posix(): digest
             for file, digest in zip(opened, digests_of(opened, None), strict=True)
@@ -88,7 +96,6 @@ def write(
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=1))
     for written in (*folder.rglob("*"), folder):
         flush(written)
-    log.info(f"corpus {fingerprint[:12]} prepared in {time.perf_counter() - started:.1f} s")
 
 
 def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "tuple[Dataset, np.ndarray]":
@@ -185,8 +192,8 @@ def write_split(
     if not kept:
         known = f"{longest}, the length of the longest document of the {split} split"
         raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
-    _save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    _save(folder / "bytes.npy", sizes[kept])
+    save_array(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
+    save_array(folder / "bytes.npy", sizes[kept])
     rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
     kept_bytes = int(sizes[kept].sum())
     return SplitMetadata(
@@ -226,7 +233,8 @@ def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) ->
     }
 
 
-def _save(file: Path, numbers: np.ndarray) -> None:
+def save_array(file: Path, numbers: np.ndarray) -> None:
+    """Writes an array as .npy."""
     content = io.BytesIO()  # an error of NumPy's own writing to a full disk has no error number
     np.save(content, numbers)
     file.write_bytes(content.getvalue())

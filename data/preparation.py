@@ -14,11 +14,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import corpus_writer
+from . import corpus_writer, shard_index
 from .cache_errors import cache_errors
 from .corpus import Corpus
 from .errors import CorpusError
-from .sources import Source
+from .sources import Source, TokenShards
 from .sources.bad_documents import describe_bad
 from .sources.base import Paths
 from .tokenizers import Saved, Tokenizer
@@ -82,9 +82,12 @@ def _opened_or_written(
         partial = folder.with_suffix(f".part{os.getpid()}")
         partial.mkdir()
         try:
-            corpus_writer.write(
-                partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens, on_bad_document
-            )
+            if isinstance(source, TokenShards):
+                shard_index.write(partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens)
+            else:
+                corpus_writer.write(
+                    partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens, on_bad_document
+                )
             os.rename(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -5,6 +5,7 @@
     files.py              the user's own files (file_search.py finds them, file_rows.py reads them)
     genome.py             DNA in FASTA files
     time_series.py        columns of numbers in .csv files
+    token_shards.py       files of tokens that others prepared
     hub.py                datasets of the Hugging Face hub, and local dataset folders
     recall.py             recall tasks in text, which generate their sequences (data/generated.py)
     mixture.py            several of these, with weights
@@ -24,6 +25,7 @@ from .recall import Recall
 from .splits import SPLITS
 from .standard_library import StandardLibrary
 from .time_series import TimeSeries
+from .token_shards import TokenShards
 
 __all__ = [
     "SPLITS",
@@ -38,4 +40,5 @@ __all__ = [
     "Source",
     "StandardLibrary",
     "TimeSeries",
+    "TokenShards",
 ]

@@ -85,9 +85,13 @@ def test_every_data_group_builds(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "a.fa").write_text("ACGT")
     (tmp_path / "a.csv").write_text("date,value")
+    (tmp_path / "train.bin").write_bytes(b"\0\0")
+    (tmp_path / "val.bin").write_bytes(b"\0\0")
+    (tmp_path / "tokenizer.json").write_text('{"tokenizer": "bytes"}')
     for option in options("data"):
         path = ["data.path=" + str(tmp_path)] if option not in ("stdlib", "mixture") else []
-        data = build_data(compose(f"data={option}", *path)["data"])
+        tokenizer = [f"data.tokenizer.path={tmp_path}"] if option == "tokens" else []
+        data = build_data(compose(f"data={option}", *path, *tokenizer)["data"])
         assert data.sequence_length == 4096
 
 

@@ -183,6 +183,7 @@ NEEDED = {
     "data=timeseries": ["data.path=docs"],
     "data=books": ["data.path=docs", "data.source.extensions=[.md]"],
     "data=hub": ["data.path=kernels"],
+    "data=tokens": ["data.path=docs", "data.source.extensions=[.md]", "data/tokenizer=bytes"],
     **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},
     "evaluate": ["checkpoint=x"],
     "generate": ["checkpoint=x"],

@@ -28,9 +28,11 @@ def test_its_comment_ends_with_a_command(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_keys_are_the_constructors(name, tmp_path):
-    for file in ("a.txt", "a.fa", "a.csv"):
+    for file in ("a.txt", "a.fa", "a.csv", "train.bin", "val.bin"):
         (tmp_path / file).write_text("a")
-    config = composed(name, f"data.path={tmp_path if name != 'stdlib' else 'null'}")
+    (tmp_path / "tokenizer.json").write_text('{"tokenizer": "bytes"}')
+    tokenizer = [f"data.tokenizer.path={tmp_path}"] if name == "tokens" else []
+    config = composed(name, f"data.path={tmp_path if name != 'stdlib' else 'null'}", *tokenizer)
     assert set(config) - {"_target_"} == set(inspect.signature(DataModule).parameters)
     defaults = [parameter.default for parameter in inspect.signature(DataModule).parameters.values()]
     assert set(defaults) == {inspect.Parameter.empty}  # the YAML owns them
