@@ -148,6 +148,12 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         if config["trainer"]["strategy"] == SHARDED:  # this process holds a share of the weights, and is alone now
             model = build_model(config, data.vocabulary)
             load_weights(model, CheckpointFile(result.last))
+        if data.text_sources == []:
+            log.warning(
+                "%s was trained on no text, and its bits per byte below are those of text; what it recalls:"
+                " python scripts/evaluate.py suite=recall checkpoint=%s",
+                *(config["name"], folder.path),
+            )
         row = evaluate_trained(model, data, folder.path, config, progress_bar)
         marks = {"lossy_tokenizer": True} if data.tokenizer.lossy else {}
         marks |= decoding_cost(model, config["data"]["sequence_length"], config["trainer"]["precision"])

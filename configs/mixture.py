@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from omegaconf import OmegaConf
 from pydantic import Field
 
 from configs.errors import ConfigError, refused
@@ -82,7 +83,12 @@ def _whole(entry: Entry) -> dict[str, Any]:
         raise refused(KEY, [{"source": entry.source}], "sources with a name")
     if path == "???":
         raise ConfigError(f"{KEY}: {name}: must have a path")
-    return {"name": name, "weight": entry.weight, "path": path, "source": {**defaults["source"], **entry.source}}
+    return {"name": name, "weight": entry.weight, "path": path, "source": _merged(defaults["source"], entry.source)}
+
+
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with changes, in groups of them too, as the command line changes a config."""
+    return OmegaConf.to_container(OmegaConf.merge(dict(settings), dict(changes)))
 
 
 def _defaults(choice: str) -> dict[str, Any]:
@@ -91,6 +97,6 @@ def _defaults(choice: str) -> dict[str, Any]:
     parent = settings["defaults"][0]
     below = _defaults(parent) if parent not in NOT_MIXED else {"source": {}, "path": None}
     return {
-        "source": {**below["source"], **settings.get("source", {})},
+        "source": _merged(below["source"], settings.get("source", {})),
         "path": settings.get("path", below["path"]),
     }

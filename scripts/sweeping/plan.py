@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.errors import ConfigError, as_override
+from configs.mixture import with_whole_sources
 from configs.pretrained import with_pretrained
 from configs.schema import Seed
 from configs.tokenizer import inherit_tokenizer
@@ -128,7 +129,8 @@ class Plan:
 
     def _plain(self, job: Overrides) -> dict[str, Any]:
         plain = OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
-        return inherit_tokenizer(with_pretrained(trust_named(plain)), as_lines(job))
+        own = trust_named({**plain, "data": with_whole_sources(plain["data"])})
+        return inherit_tokenizer(with_pretrained(own), as_lines(job))
 
     def has_key(self, job: Overrides, key: str) -> bool:
         """Whether the config that `job` composes has this key."""

@@ -30,6 +30,14 @@ def test_a_short_entry_is_the_sources_own_config_with_changes():
     assert build_data(whole).source.weights == mixture.weights
 
 
+def test_a_change_within_a_group_of_settings_keeps_the_others():
+    group = data("{data:code,weight:1}", "{data:recall,weight:1,source:{tasks:{copy:null,needles:{values:[1]}}}}")
+    tasks = with_whole_sources(group)["source"]["sources"][1]["source"]["tasks"]
+    default = compose("data=recall")["data"]["source"]["tasks"]
+    assert tasks == default | {"copy": None, "needles": default["needles"] | {"values": [1]}}
+    assert set(build_source(group).generating["recall"].tasks) == set(default) - {"copy"}
+
+
 def test_a_run_stores_whole_entries():
     sources = resolved("data=mixture")["data"]["source"]["sources"]
     assert [entry["source"]["_target_"] for entry in sources] == ["data.sources.StandardLibrary", "data.sources.Code"]

@@ -5,7 +5,9 @@ import pytest
 from configs.build import ConfigError
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.jobs import read_sweeps
+from scripts.sweeping.composer import as_lines
 from scripts.sweeping.short_context import shortened
+from tests.commands import resolved
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
 
 PAIR = ("sweep=patterns", "attention=window")
@@ -20,6 +22,13 @@ def test_the_control_is_the_baseline_in_shorter_sequences():
     assert control["data"] == dense["data"] | {"sequence_length": 512, "batch_size": 16, "validation_sequences": 128}
     assert {key for key in control if control[key] != dense[key]} == {"data", "evaluation"}
     assert control["trainer"]["max_steps"] == 10
+
+
+def test_the_jobs_of_a_mixture_have_the_config_that_train_resolves():
+    """A worker finds its job by the hash of this config."""
+    for job in jobs_of(*PAIR, "data=mixture", "sweep.tokens=81920"):
+        assert job.config == resolved(*as_lines(job.overrides))
+        assert job.config["data"]["source"]["sources"][0]["source"]["_target_"] == "data.sources.StandardLibrary"
 
 
 def shortened_evaluation(length: int, protocol: tuple, contexts: list | None) -> dict[str, str]:
