@@ -5,6 +5,7 @@ python scripts/benchmark.py decode --attention dense window --contexts 8192 1310
 python scripts/benchmark.py kernels --patterns window_1024 bigbird --lengths 32768 131072
 python scripts/benchmark.py memory --models nano tiny --attention dense window --lengths 1024 4096
 python scripts/benchmark.py scaling --kinds ddp context --devices 1 2 --overrides trainer=gpu model=small
+python scripts/benchmark.py data --overrides data=code data.sequence_length=32768
 python scripts/benchmark.py routed --heads 64 16 --kinds random clustered
 """
 
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "routed": "attention to chosen blocks on a GPU: our kernels beside fla's NSA, FlexAttention and dense SDPA",
     "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
     "scaling": "steps of train.py on several devices beside one: tokens per second, time in communication",
+    "data": "training batches of every packing beside a plain memory map: tokens per second",
     "memory": "peak memory of training steps, forecast and measured, a fresh process each",
 }
 

@@ -7,6 +7,8 @@ import resource
 import pytest
 
 from model.training.storage import StorageError
+from scripts.benchmarks.data import add_arguments
+from scripts.benchmarks.data import run as measure_loaders
 from scripts.benchmarks.results import write
 from tests.commands import ROOT, run, run_forked
 from tests.scripts.runs import write_books
@@ -22,6 +24,20 @@ def test_decode_reports_times_and_memory(tmp_path):
     assert abs(rows["dense", 400]["cache_gib"] - 405 * token) < 1e-6
     assert abs(rows["window", 400]["cache_gib"] - 255 * token) < 1e-6
     assert all(row["ms_per_token"] > 0 and row["prefill_ms"] > 0 for row in rows.values())
+
+
+def test_data_measures_each_loader_beside_a_memory_map(tmp_path, capsys):
+    output = tmp_path / "data.json"
+    data = ["data=files", f"data.path={write_books(tmp_path / 'books')}", f"data.cache={tmp_path / 'cache'}"]
+    data += ["data/tokenizer=bytes", "data.sequence_length=128", "data.batch_size=2"]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    short = ["--packings", "contiguous", "best_fit", "--workers", "0", "--rounds", "3", "--seconds", "0.02"]
+    measure_loaders(parser.parse_args([*short, "--output", str(output), "--overrides", *data]))
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["loader"] for row in rows] == ["memory map", "contiguous", "best_fit"]
+    assert all(0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"] for row in rows)
+    assert rows[0]["relative"] == 1 and "| best_fit | 0 | 2 x 128 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

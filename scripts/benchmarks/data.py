@@ -1,0 +1,98 @@
+"""Tokens a second of a run's training batches, beside a plain memory map of the same tokens.
+
+The memory map makes tokens and targets alone: int64 tensors of a slice of tokens.bin and of the next one, as small
+trainers do. A DataModule also reads documents in the run's order, and makes document ids and positions. All are
+measured in turns, so that other work on the machine slows each of them down alike.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from data import DataModule
+
+WARM_UP = 8
+"""Batches before the first measurement: workers start, and the tokens come into memory."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--packings", nargs="+", default=["contiguous", "best_fit", "whole"])
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="processes that load batches")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each loader; the table has medians")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time of a measurement")
+    default = ["data.sequence_length=32768", "model.max_length=32768"]
+    parser.add_argument("--overrides", nargs="*", default=default, help="settings, as train.py takes them")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/data.json"))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, prints the table, writes the JSON."""
+    from configs.build import build_data
+    from scripts.benchmarks.models import composed
+    from scripts.benchmarks.results import markdown, write
+
+    loaders = {}
+    for packing in arguments.packings:
+        for workers in arguments.workers:
+            changes = [f"data.packing={packing}", f"data.workers={workers}"]
+            data = build_data(composed(*arguments.overrides, *changes)["data"])
+            data.setup()
+            loaders[packing, workers] = iter(data.train_dataloader())
+    loaders = {("memory map", 0): memory_map(data), **loaders}
+    speeds = measure(list(loaders.values()), arguments.rounds, arguments.seconds)
+    median = [statistics.median(each) for each in speeds]
+    rows = [
+        {
+            "loader": loader,
+            "workers": workers,
+            "sequences": f"{data.batch_size} x {data.sequence_length:,}",
+            "tokens_per_second": round(median[number]),
+            "lowest": round(min(speeds[number])),
+            "highest": round(max(speeds[number])),
+            "relative": round(median[number] / median[0], 3),
+            "load_average": round(os.getloadavg()[0], 1),
+        }
+        for number, (loader, workers) in enumerate(loaders)
+    ]
+    write(arguments, rows)
+    print(markdown(rows))
+    print(f"\nwritten to {arguments.output}")
+
+
+def measure(loaders: "list[Iterator[dict[str, torch.Tensor]]]", rounds: int, seconds: float) -> list[list[float]]:
+    """Returns the tokens a second of each loader in each round."""
+    for loader in loaders:
+        for _ in range(WARM_UP):
+            next(loader)
+    speeds: list[list[float]] = [[] for _ in loaders]
+    for _ in range(rounds):
+        for loader, measured in zip(loaders, speeds, strict=True):
+            tokens, started = 0, time.perf_counter()
+            while (elapsed := time.perf_counter() - started) < seconds:
+                tokens += next(loader)["tokens"].numel()
+            measured.append(tokens / elapsed)
+    return speeds
+
+
+def memory_map(data: "DataModule") -> "Iterator[dict[str, Any]]":
+    """Yields batches of the sequences at random places of the training split, without regard to documents."""
+    import numpy as np
+    import torch
+
+    split, length = data.corpus.splits["train"], data.sequence_length
+    tokens = np.memmap(split.folder / "tokens.bin", dtype=split.dtype, mode="r")
+    generator = np.random.default_rng(0)
+
+    def stacked(starts: np.ndarray) -> torch.Tensor:
+        return torch.stack([torch.from_numpy(tokens[start : start + length].astype(np.int64)) for start in starts])
+
+    while True:
+        starts = generator.integers(len(tokens) - length, size=data.batch_size)
+        yield {"tokens": stacked(starts), "targets": stacked(starts + 1)}
