@@ -1,7 +1,7 @@
-"""Memory that attention operators allocate internally, which the memory tracker cannot see.
+"""Memory that our own operators allocate internally, which the memory tracker cannot see.
 
 The formulas follow the allocations in kernels/backends and model/parallel/exchange.py, in elements of the dtype that
-each backend computes in.
+each backend computes in. Operators that compute in plain PyTorch, slice by slice, run on fake tensors instead.
 """
 
 import functools
@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from kernels.backends import blocked, gathered
+from kernels.selection import indexer_loss
 
 from ..parallel import exchange
+from .memory_tracker import MemoryTracker
 
 
 def workspace_bytes(operator: Any, arguments: tuple) -> int:
@@ -82,6 +84,19 @@ def _triton_selected_forward(q, k, v, selection: list[Tensor], block: int, *_) -
     return chosen.numel() * group * (q.shape[-1] * q.element_size() + 4)
 
 
+def _on_fake_tensors(compute: Callable[..., tuple[Tensor, ...]], *arguments) -> int:
+    """The peak of `compute` in its first two slices: those that follow have the same sizes."""
+    tracker = MemoryTracker(granularity=1, workspace=lambda *_: 0)
+    with tracker:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                tracker.track(argument)
+        given = tracker.total
+        results = compute(*arguments, slices=2)
+    returned = sum(result.untyped_storage().nbytes() for result in results)
+    return tracker.peak[""] - given - returned
+
+
 def _compute_bytes(x: Tensor) -> int:
     """Bytes per element of the dtype in which the PyTorch backends compute."""
     return max(4, x.element_size())
@@ -96,6 +111,8 @@ _WORKSPACES: dict[tuple[str, str], Callable[..., int]] = {
     ("attention_backward", "hopper"): _triton_backward,
     ("selected_attention", "triton"): _triton_selected_forward,
     ("selected_attention_backward", "triton"): _triton_selected_backward,
+    ("indexer_loss", ""): functools.partial(_on_fake_tensors, indexer_loss.chosen_blocks),
+    ("dense_indexer_loss", ""): functools.partial(_on_fake_tensors, indexer_loss.eligible_blocks),
     ("exchange", ""): exchange.workspace_bytes,
     ("exchange_backward", ""): functools.partial(exchange.workspace_bytes, backward=True),
 }

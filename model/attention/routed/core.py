@@ -8,10 +8,11 @@ from torch import Tensor
 from kernels import Axis, BlockLayout, Selection, attention, block_mass, block_means, build_layout, merge, select
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost, causal_pairs
 from kernels.patterns import Routed
+from kernels.selection.indexer_loss import dense_indexer_loss, indexer_loss
 from kernels.selection.routing import eligible_range
 from kernels.selection.routing_health import block_use, recall, union_of_neighbours
 from model.attention.base import AttentionCore, AttentionOutput, Inputs, unused
-from model.attention.routed.indexer import Indexer, IndexerTraining, chosen_target, dense_target, indexer_loss
+from model.attention.routed.indexer import Indexer, IndexerTraining
 from model.config import ModelConfig
 
 RECALL_QUERIES = 64
@@ -213,16 +214,13 @@ class RoutedAttention(AttentionCore):
         diagnostics |= block_use(selection, self.pattern.window)
         if self.indexer is None or not torch.is_grad_enabled():
             return None, diagnostics
-        blocks, (q, k) = summaries.shape[2], (inputs.q_BHTD, inputs.k_BKTD)
-        if blocks == 0:
+        if summaries.shape[2] == 0:
             return unused(self.indexer), diagnostics
+        q, k = inputs.q_BHTD, inputs.k_BKTD
         if self.warming_up:
-            scale = q.shape[-1] ** -0.5
-            target = dense_target(q, k, selection, self.selectors, blocks, self.pattern, scale)
-            size = k.shape[2] * (q.shape[1] // self.selectors)
+            loss = dense_indexer_loss(queries, summaries, q, k, selection, self.pattern.window)
         else:
-            target = chosen_target(selection, block_mass(q, k, lse, selection, backend=self.backend), blocks)
-            size = blocks
-        loss = indexer_loss(queries, summaries, target, size)
+            mass = block_mass(q, k, lse, selection, backend=self.backend)
+            loss = indexer_loss(queries, summaries, selection, mass)
         diagnostics["indexer_loss"] = loss.detach() / (selection.batch * selection.queries)
         return loss * self.training_settings.indexer_loss, diagnostics

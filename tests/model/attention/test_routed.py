@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
+from kernels.selection.indexer_loss import SCORES_AT_ONCE
 from model import AttentionPlan, Transformer
-from model.attention.routed.indexer import SCORES_AT_ONCE
 from tests.kernels.oracle import packing
 from tests.kernels.routing_oracle import window_start
 from tests.model.attention.naive import Naive
