@@ -2,6 +2,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help train test test-cpus test-gpu lint format docs
 
+# Containers often set this variable. Each process would then compile every module anew, torch's and transformers' too, and
+# that takes longer than to import them.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= auto
