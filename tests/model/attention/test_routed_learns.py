@@ -17,7 +17,7 @@ from tests.model.small import config, plan
 from tests.model.synthetic_recall import associative_recall
 
 WINDOW, BLOCK, VOCABULARY, LENGTH, DISTANCE = 16, 16, 64, 120, 66
-SHORT_STEPS, STEPS, WARM_UP = 200, 500, 350
+SHORT_STEPS, STEPS, WARM_UP = 200, 500, 225
 ROUTED = SETTINGS | dict(window=WINDOW, block=BLOCK, top_k=2, indexer_dim=16)
 INDEXER = dict(router="indexer")
 TRAINING = IndexerTraining(indexer_loss=1.0, indexer_warmup=WARM_UP, indexer_gradient=False)

@@ -28,7 +28,7 @@ def test_a_cache_picks_the_blocks_that_one_pass_picks(name, monkeypatch):
     """All of them, in every layer, and for every token: no near miss that a small difference in logits would hide. In
     float64: two float32 scores can be so close that rounding alone decides between them."""
     whole, cached, plain, in_steps = [], [], routing.choose_in_chunks, routing.choose
-    model, tokens = build(name), random_tokens(2, 150)
+    model, tokens = build(name), random_tokens(2, 100)
     with monkeypatch.context() as patch:
         patch.setattr(routing, "choose_in_chunks", lambda *rest: whole.append(plain(*rest)) or whole[-1])
         full_logits(model, tokens)

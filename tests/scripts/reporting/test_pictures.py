@@ -9,7 +9,8 @@ from model.attention import build_attention_layout
 from scripts.reporting.pictures import _shades, draw_loss_by_position, draw_patterns
 
 
-def test_a_pattern_of_a_million_tokens_is_drawn(tmp_path):
+def test_a_pattern_of_a_million_tokens_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.reporting.pictures.LONGEST", 3072)  # a pattern of 8192 tokens takes three seconds
     file = tmp_path / "report" / "pattern.png"
     hierarchical = Hierarchical(window=1024, spans=(16, 1024), reaches=(2048,), pooling="mean")
     draw_patterns({"window": Window(1024), "dense": Dense(), "hierarchical": hierarchical}, 1 << 20, file)
