@@ -133,11 +133,10 @@ def build_source(data: Mapping[str, Any]) -> "Source":
 
 def build_task(key: str, settings: Mapping[str, Any]) -> Callable:
     """Returns the function of one entry of recall.tasks (data.recall.text.needles, ...) with its settings bound."""
-    from data.recall.retrieval import retrieval
     from data.recall.text import TASKS
 
     arguments = {name: value for name, value in settings.items() if name != TARGET}
-    ours = {f"{task.__module__}.{task.__name__}": task for task in (*TASKS, retrieval)}
+    ours = {f"{task.__module__}.{task.__name__}": task for task in TASKS}
     task = function_of(f"{key}.{TARGET}", settings.get(TARGET), ours)
     material_length_generator = list(inspect.signature(task).parameters)[:3]
     of_the_suite = OF_THE_SUITE.get(key.rpartition(".")[2], ())

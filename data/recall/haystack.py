@@ -18,8 +18,11 @@ from ..tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Material:
-    """The tokenizer and the haystack of recall tasks. `haystack`: integers `[tokens]` of text; bos is left out of
-    sections of it."""
+    """The tokenizer and the haystack of recall tasks.
+
+    haystack: integers `[tokens]` of text; bos is left out of sections of it.
+    starts: integers `[documents]`, the index in `haystack` at which each document begins.
+    """
 
     tokenizer: Tokenizer
     haystack: np.ndarray

@@ -7,6 +7,7 @@
     variable_tracking    a chain of assignments, and a question for all variables of its value (RULER)
     common_words         a list of words, and a question for the most frequent ones (RULER)
     copy                 random tokens that repeat `distance` tokens later
+    retrieval            documents end to end, and a passage of one of them, asked for at the end (retrieval.py)
 
 No task needs a model that follows instructions: each question is a sentence that its answer completes.
 
@@ -22,6 +23,7 @@ from pydantic import Field
 from ..collation import Batch
 from ..errors import CorpusError
 from .haystack import Insertion, Material, assemble, section, to_batch
+from .retrieval import retrieval
 
 WORDS = (
     *("apple", "anchor", "arrow", "basket", "beacon", "bridge", "butter", "button", "camera", "candle", "canyon"),
@@ -184,7 +186,7 @@ def copy(
     return to_batch(sequence, is_target)
 
 
-TASKS = (passkey, needles, associative_recall, scattered, variable_tracking, common_words, copy)
+TASKS = (passkey, needles, associative_recall, scattered, variable_tracking, common_words, copy, retrieval)
 
 
 def _passkey(key: str) -> tuple[str, str]:

@@ -64,7 +64,9 @@ class Recall(Source):
             for key in entry:
                 if key not in ("weight", *settings):
                     keys = ", ".join(["weight", *settings])
-                    raise CorpusError(f"data.source.tasks.{name}.{key}: must be left out; the keys here are {keys}")
+                    raise CorpusError(
+                        f"data.source.tasks.{name}.{key}={entry[key]}: must be left out; the keys here are {keys}"
+                    )
                 if isinstance(entry[key], int | float) != (key == "weight"):
                     accepted = "a number > 0" if key == "weight" else "a list of values, of which each sequence has one"
                     raise CorpusError(f"data.source.tasks.{name}.{key}={entry[key]}: must be {accepted}")
@@ -132,7 +134,8 @@ class Recall(Source):
         from ..recall import text
         from ..recall.haystack import Material
 
-        made = getattr(text, task)(Material(tokenizer, documents.flat), length, generator, **settings)
+        material = Material(tokenizer, documents.flat, documents.offsets[:-1])
+        made = getattr(text, task)(material, length, generator, **settings)
         sequence = {name: tensor[0] for name, tensor in made.items()}
         if self.targets == "all":  # the last token, which is the end of an answer, is a target anyway
             sequence["targets"][:-1] = sequence["tokens"][1:]

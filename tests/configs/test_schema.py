@@ -47,7 +47,14 @@ NULL = ("trainer.max_seconds", "trainer.gradient_clip", "trainer.validate_every"
 NULL += ("model.vocabulary", "data.validation_sequences", "data.source.config", "data.source.split")
 NULL += ("data.source.revision", "evaluation.protocol.window", "evaluation.protocol.stride", "recall.tasks.*")
 NULL += ("evaluation.key_tokens.evaluator", "logger.group", "*/resume", "*/init_from", "*/phases")
-NULL += ("recall.lengths", "series.horizons", "series.context", "data.source.time_column")
+NULL += (
+    "recall.lengths",
+    "recall.tasks.*.queries",
+    "data.source.tasks.*",
+    "series.horizons",
+    "series.context",
+    "data.source.time_column",
+)
 NULL += (
     "recall.distances",
     "generate/*_file",
@@ -75,14 +82,20 @@ FRACTION += (
     "model.z_loss",
     "trainer.rank_timeout",
 )
-FRACTION += ("data.tokenizer.limit", "model.rope_beta_slow", "model.rope_beta_fast", "attention.patterns.*.rope")
+FRACTION += (
+    "data.source.tasks.*.weight",
+    "data.tokenizer.limit",
+    "model.rope_beta_slow",
+    "model.rope_beta_fast",
+    "attention.patterns.*.rope",
+)
 FRACTION += ("sweep.first_stage.tokens", "sweep.first_stage.learning_rate")
 """Keys that take 2.5. (`model.rope_factor` and `model.rope_attention_factor` do with a scaling of RoPE.)"""
 
 NEGATIVE = ("evaluation.key_tokens.confidence",)
 
 TRUE = ("model.tie_embeddings", "model.sink_logits", "model.activation_checkpointing", "trainer.compile")
-TRUE += ("data.source.reverse_complement", "model.rope_truncate", "model.qk_norm")
+TRUE += ("data.source.reverse_complement", "data.document_mask", "model.rope_truncate", "model.qk_norm")
 TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
 TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")
 
@@ -90,17 +103,24 @@ TEXTS = ("evaluate/checkpoint", "*/prompt", "*/stop", "*/trust", "logger.tags")
 """Keys that take a list of texts."""
 
 INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths", "series.horizons")
+INTEGERS += tuple(
+    f"data.source.tasks.*.{each}"
+    for each in ("spacing", "pairs", "keys", "values", "cue", "size", "excerpt", "passage")
+)
 """Keys that take a list of integers."""
 
 OPTIONAL = ("trust", "output")
 """Keys that their command takes out of the config before the checks."""
 
 
-ANY_PATH = (
+EXCEPTIONS = (
     ("data=hub", "data.path", "nonsense"),
-    *((f"data={each}", "data.path", None) for each in ("code", "mixture", "stdlib")),
+    *((f"data={each}", "data.path", None) for each in ("code", "mixture", "stdlib", "recall", "retrieval")),
+    *((f"data={each}", "data.validation_sequences", None) for each in ("recall", "retrieval")),
+    ("data=retrieval", "data.source.tasks.retrieval", None),
 )
-"""A name on the hub; this Python's library and packages; no path of its own."""
+"""A name on the hub; this Python's library and packages; no path of its own; generated sequences, which have no end;
+the only task."""
 
 EARLIER = ("data.source.extensions", "data.source.split_by")
 """Keys that saved configs of earlier versions lack: the class has the value of those versions."""
@@ -215,7 +235,7 @@ def test_every_key_accepts_a_value_with_a_meaning_or_is_named(command, choice):
             if isinstance(default, dict) and isinstance(value, dict):
                 continue
             error = error_of(check, changed(config, path, value))
-            if (choice, dotted, value) in ANY_PATH:
+            if (choice, dotted, value) in EXCEPTIONS:
                 continue
             if has_meaning(dotted if group else f"{command}/{dotted}", value):
                 assert error is None, f"{dotted}={value!r} is refused: {error}"

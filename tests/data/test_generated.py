@@ -176,3 +176,20 @@ def test_a_mixture_needs_text_and_gives_it_to_the_generated_sequences(mixed):
     alone = MixedSource("recall", Recall(TASKS, "answers"), None, 1)
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: must have a source of text for recall$"):
         Mixture([alone])
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_retrieval_reads_the_documents_of_its_split(recall, split):
+    data = recall(tasks={"retrieval": {"weight": 1, "excerpt": [30], "passage": [6]}}, validation_sequences=5)
+    own = [data.corpus.splits[split].text(index) for index in range(len(data.corpus.splits[split]))]
+    loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+    for row in sequences(loader, 5):
+        texts = re.split(r"\nDocument \d{5}:\n|\nThe passage\n", data.tokenizer.decode(row))[1:-1]
+        assert len(texts) > 3
+        for text in texts:  # those that are cut may end in 16 characters of a header
+            assert any(text[:-16] in document for document in own)
+
+
+def test_a_passage_that_does_not_fit_is_named(recall):
+    with pytest.raises(CorpusError, match=r"^data\.source\.tasks\.retrieval=\{excerpt:30,passage:31\}: must fit"):
+        recall(tasks={"retrieval": {"weight": 1, "excerpt": [30], "passage": [6, 31]}})
