@@ -4,6 +4,7 @@ Weights are a ratio of integers, such as 3:1. Every block of 3 + 1 samples has 3
 second, in an order that (seed, block) determines. Within a source, samples follow its own endless passes, each a
 permutation that (seed, source, pass) determines. So the n-th sample of a run is a function of (seed, weights, n): the
 number of samples consumed is enough to resume exactly, and at the end of each block every source has its exact share.
+Several samples at a time may be of one source: then a block has as many times more.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ class MixedSequences(Dataset):
 
     packed: returns the sequences of the documents of one source.
     generated: the sequences of each source that has no documents and generates them.
+    at_a_time: so many samples in a row are of one source.
     tagged: adds `source`, int32 `[sequence_length]`, the number of the source, to each sequence.
 
     Raises:
@@ -43,7 +45,9 @@ class MixedSequences(Dataset):
         packed: Callable[[SplitSubset], Dataset],
         tagged: bool,
         generated: Mapping[str, Dataset] | None = None,
+        at_a_time: int = 1,
     ):
+        self.at_a_time = at_a_time
         self.split = split
         self.weights = weights
         self.tagged = tagged
@@ -109,13 +113,16 @@ class MixedSampler(ResumableSampler):
         super().__init__(sequences, *arguments, **settings)
         self.starts = sequences.starts
         self.counts = list(sequences.weights.values())
+        self.at_a_time = sequences.at_a_time
         self._kept: dict[int, tuple[int, np.ndarray | LazyPermutation]] = {}
 
     def sequence_at(self, read: int) -> int:
-        block, place = divmod(read, sum(self.counts))
+        together, within = divmod(read, self.at_a_time)
+        block, place = divmod(together, sum(self.counts))
         of_block = np.repeat(np.arange(len(self.counts)), self.counts)[self._drawn(BLOCKS, block, sum(self.counts))]
         source = int(of_block[place])
         earlier = block * self.counts[source] + int(np.count_nonzero(of_block[:place] == source))
+        earlier = earlier * self.at_a_time + within
         start, stop = (int(each) for each in self.starts[source : source + 2])
         of_pass, place = divmod(earlier, stop - start)
         return start + int(self._drawn(source, of_pass, stop - start)[place])

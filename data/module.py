@@ -195,7 +195,11 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
         if self._resumed_order not in (None, self._order_number()):
-            weights = "" if self.source.weights is None else ", the weights of data.source.sources"
+            weights = (
+                ""
+                if self.source.weights is None
+                else ", data.source.tokens_at_a_time, the weights of data.source.sources"
+            )
             weights += "" if self.source.generated is None else ", the tasks of data.source"
             large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
@@ -271,7 +275,8 @@ class DataModule(LightningDataModule):
 
         if weights is None:
             return next(iter(generated.values()), None) or packed(documents)
-        return MixedSequences(documents, weights, packed, split == "validation", generated)
+        at_a_time = max(1, (self.source.tokens_at_a_time or 0) // self.sequence_length)
+        return MixedSequences(documents, weights, packed, split == "validation", generated, at_a_time)
 
     def _generating(self) -> Mapping[str, Source]:
         """The sources that generate their sequences, by name."""
@@ -358,6 +363,8 @@ class DataModule(LightningDataModule):
             settings += f" {list(self.lengths)}"
         if self.source.weights is not None:
             settings += f" {dict(self.source.weights)}"
+            if self.source.tokens_at_a_time:
+                settings += f" {self.source.tokens_at_a_time}"
         if self._large():
             settings += " lazy"  # earlier versions read so many samples in another order
         if self.source.generated is not None:

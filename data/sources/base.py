@@ -35,6 +35,7 @@ class Source(ABC):
     replaces: whether it can replace bytes that are not UTF-8, as `replace` asks.
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
+    tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
     generated: of a source that generates its sequences (`generate`), plain values that determine them; None if its
         documents are packed into sequences.
     """
@@ -43,6 +44,7 @@ class Source(ABC):
     replaces: bool = False
     several_paths: bool = False
     weights: Mapping[str, int] | None = None
+    tokens_at_a_time: int | None = None
     generated: Mapping[str, object] | None = None
 
     @abstractmethod

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from ..errors import CorpusError
 from .bad_documents import EXAMPLES, BadDocuments
@@ -39,10 +40,13 @@ class Mixture(Source):
     """The documents of several sources. Each must have all splits; training draws its samples by weight (mixing.py).
 
     A source that generates its sequences has no documents of its own: it uses those of all others.
+
+    tokens_at_a_time: consecutive training sequences of one source have so many tokens; None: each is drawn alone.
     """
 
-    def __init__(self, sources: Sequence[MixedSource]):
+    def __init__(self, sources: Sequence[MixedSource], tokens_at_a_time: Annotated[int, Field(ge=1)] | None = None):
         self.sources = sources
+        self.tokens_at_a_time = tokens_at_a_time
         self.texts = [mixed for mixed in sources if mixed.source.generated is None]
         self.skips = any(mixed.source.skips for mixed in self.texts)
         names = [mixed.name for mixed in sources]

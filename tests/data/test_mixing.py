@@ -30,9 +30,11 @@ def notes(tmp_path):
 
 @pytest.fixture
 def mixture(books, notes):
-    def build(books_weight: float = 0.75, notes_weight: float = 0.25) -> Mixture:
+    def build(books_weight: float = 0.75, notes_weight: float = 0.25, **settings) -> Mixture:
         parts = {"books": (books, books_weight), "notes": (notes, notes_weight)}
-        return Mixture([MixedSource(name, Files("text"), str(path), w) for name, (path, w) in parts.items()])
+        return Mixture(
+            [MixedSource(name, Files("text"), str(path), w) for name, (path, w) in parts.items()], **settings
+        )
 
     return build
 
@@ -53,6 +55,7 @@ class Numbered:
     """As MixedSequences, with the numbers of sequences as its items."""
 
     weights = WEIGHTS
+    at_a_time = 1
     starts = torch.tensor([0, 10, 13]).numpy()
 
     def __len__(self):
@@ -104,6 +107,21 @@ def test_phases_of_shorter_samples_read_the_same_sequences():
     assert [index - 26 for index in growing[52:]] == whole[26:]
 
 
+def test_several_samples_at_a_time_are_of_one_source():
+    class InFives(Numbered):
+        at_a_time = 5
+
+    grouped = list(islice(MixedSampler(InFives(), 0, 25, lambda: 0, 0, 1), 400))
+    alone = list(islice(sampler(), 400))
+    for source in (range(10), range(10, 13)):  # each source's samples in the order that they have anyway
+        own = [index for index in grouped if index in source]
+        assert own == [index for index in alone if index in source][: len(own)]
+    for start in range(0, 400, 20):
+        fives = [{index < 10 for index in grouped[place : place + 5]} for place in range(start, start + 20, 5)]
+        assert sorted(fives, key=str) == [{False}, {True}, {True}, {True}]
+    assert list(islice(MixedSampler(InFives(), 0, 25, lambda: 33, 0, 1), 60)) == grouped[33:93]
+
+
 def test_a_corpus_of_all_documents_with_the_splits_of_their_sources(mixture, books, notes, tmp_path):
     loaded = mixture().load(None, tmp_path / "arrow", STRICT)
     expected = {
@@ -140,6 +158,8 @@ def test_a_resumed_loader_reads_on_and_other_weights_are_refused(mixed, mixture)
     resumed = mixed()
     resumed.load_state_dict(state)
     assert all(map(torch.equal, [b["tokens"] for b in islice(resumed.train_dataloader(), 7)], whole[5:]))
+    in_a_row = [batch["tokens"] for batch in islice(mixed(source=mixture(tokens_at_a_time=128)).train_dataloader(), 12)]
+    assert sum(map(torch.equal, in_a_row, whole)) < 12
     other = mixed(source=mixture(0.5, 0.5))
     assert other.corpus.fingerprint == data.corpus.fingerprint  # weights change no document
     other.load_state_dict(state)
