@@ -12,8 +12,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from ..collation import Batch
 from ..errors import CorpusError
-from ..packing import Batch
 from ..tokenizers import Tokenizer
 from .haystack import Material, to_batch
 

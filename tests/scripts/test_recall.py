@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.build import ConfigError
-from data.packing import NO_TARGET
+from data.collation import NO_TARGET
 from model.evaluation import Answer
 from scripts.evaluate import evaluate
 from tests.commands import compose

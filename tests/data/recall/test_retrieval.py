@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import CorpusError
-from data.packing import NO_TARGET
+from data.collation import NO_TARGET
 from data.recall.haystack import Material
 from data.recall.retrieval import distances_that_fit, retrieval
 from data.tokenizers import BPE, Bytes
