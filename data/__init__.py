@@ -3,6 +3,7 @@
     sources/           documents of the standard library, of code, of files, of the Hugging Face hub
     tokenizers/        text to integers and back, exactly
     preparation.py     the corpus of given settings: opened from the cache, or written once (corpus_writer.py)
+    encoding.py        tokenizes documents in several processes, in ranges that outlive a killed preparation
     corpus.py          a corpus on disk; split.py: the documents of one of its splits
     token_shards.py    files of tokens that others prepared, read in place (shard_index.py finds their documents)
     in_memory.py       documents in memory, for an existing tokenizer

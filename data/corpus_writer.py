@@ -1,6 +1,6 @@
 """Writes a tokenized corpus to a folder.
 
-source.load (datasets, Arrow) -> tokenizer.fit on train -> map(encode) -> one flat file of tokens for each split
+source.load (datasets, Arrow) -> tokenizer.fit on train -> encode (encoding.py) -> a flat file of tokens for each split
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -20,10 +19,11 @@ import numpy as np
 
 from .corpus import SplitMetadata
 from .digests import digests_of
+from .encoding import Encoded, encode
 from .errors import CorpusError
 from .sources import SPLITS, BadDocuments, Source
 from .sources.base import Paths
-from .sources.file_rows import write_rows
+from .sources.file_rows import texts_of
 from .sources.splits import warn_of_copies
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PARALLEL_BYTES = 4_000_000  # text from which several processes encode faster than one
-SECTION = 1 << 20  # characters of a document that one process encodes at once
+FINISHED = "finished"
+"""The folder of what a killed preparation leaves to the next one."""
+
 SHORTEST = 2  # tokens: bos and one more, since an empty document has no target
 
 
@@ -48,7 +49,8 @@ def write(
     minimum_tokens: int,
     on_bad_document: str,
 ) -> None:
-    """Writes the files of a corpus (see corpus.py) to `folder`, which exists and is empty, and flushes them to disk.
+    """Writes the files of a corpus (see corpus.py) to `folder`, which exists, and flushes them to disk. Of an earlier
+    preparation of this corpus that was killed, it takes the finished ranges of encoding.py.
 
     Raises:
         CorpusError: a split has no document, or none with enough tokens, or a document cannot be read.
@@ -56,20 +58,25 @@ def write(
     started = time.perf_counter()
     bad = BadDocuments(on_bad_document, path)
     arrow_cache = folder / "arrow"  # intermediate files of `datasets`
+    finished = folder / FINISHED
+    for leftover in (*folder.iterdir(), *finished.glob("tmp*")):
+        if leftover != finished:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     log.info(f"preparing corpus {fingerprint[:12]}")
     documents = {split: rows for split, rows in source.load(path, arrow_cache, bad).items() if len(rows)}
     _check_splits(documents, path)
     warn_of_copies(documents)
-    tokenizer.fit(row["text"] for row in documents["train"])
+    tokenizer.fit(texts_of(documents["train"]))
     log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
     tokenizer.save(folder / "tokenizer.json")
 
     dtype = "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"
     splits = {}
     for split, rows in documents.items():
-        encoded = encode(rows, tokenizer, dtype, arrow_cache / f"{split}.arrow")
-        splits[split] = asdict(write_split(folder / split, rows, *encoded, tokenizer, minimum_tokens, path))
-    shutil.rmtree(arrow_cache, ignore_errors=True)
+        encoded = encode(rows, tokenizer, dtype, arrow_cache, finished, split)
+        splits[split] = asdict(write_split(folder / split, rows, encoded, dtype, tokenizer, minimum_tokens, path))
+    for scratch in (arrow_cache, finished):
+        shutil.rmtree(scratch, ignore_errors=True)
 
     metadata = {
         "fingerprint": fingerprint,
@@ -98,73 +105,28 @@ def finish(folder: Path, metadata: dict) -> None:
         flush(written)
 
 
-def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path) -> "tuple[Dataset, np.ndarray]":
-    """Encodes rows of `name` and `text`. A long text is encoded in sections, so that several processes share it and
-    the progress bar moves within it.
-
-    Returns (sections, counts). sections: rows of `tokens` (lists of `dtype`, without bos), `bytes` (int64) and
-        `normalized` (bool: the tokens stand for another text). counts: int64 `[rows]`, the sections of each row.
-
-    Raises:
-        CorpusError: the tokens of a document do not give its text back.
-    """
-    from datasets import Features, List, Value
-
-    counts = []
-
-    def sections() -> Iterator[dict[str, str]]:
-        for row in rows:
-            counts.append(0)
-            for text in tokenizer.chunks(row["text"], SECTION):
-                counts[-1] += 1
-                if len(text) > 2 * SECTION:
-                    log.warning(
-                        f"{tokenizer.origin}: {row['name']} has {len(text):,} characters without a place to cut, which"
-                        " are encoded in one process and in memory"
-                    )
-                yield {"name": row["name"], "text": text}
-
-    texts = write_rows(sections(), cache_file.with_suffix(".sections"))
-    processes = min(len(os.sched_getaffinity(0)), len(texts)) if texts.data.nbytes > PARALLEL_BYTES else 1
-    # Each process encodes a contiguous range of rows. Sources put long documents first, so rows are dealt out in turn.
-    dealt = [row for process in range(processes) for row in range(process, len(texts), processes)]
-    encoded = texts.select(dealt).map(
-        _encode_batch,
-        batched=True,
-        batch_size=16,
-        fn_kwargs={"tokenizer": tokenizer, "several_processes": processes > 1},
-        remove_columns=["name", "text"],
-        features=Features({"bytes": Value("int64"), "tokens": List(Value(dtype)), "normalized": Value("bool")}),
-        num_proc=processes if processes > 1 else None,
-        cache_file_name=str(cache_file),
-        desc=f"tokenize {cache_file.stem}",
-    )
-    return encoded.select(np.argsort(dealt)), np.array(counts, dtype=np.int64)
-
-
 def write_split(
     folder: Path,
     rows: "Dataset",
-    encoded: "Dataset",
-    counts: np.ndarray,
+    encoded: Encoded,
+    dtype: str,
     tokenizer: Tokenizer,
     minimum_tokens: int,
     path: Paths,
 ) -> SplitMetadata:
     """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order.
 
-    rows: the documents. encoded, counts: what `encode` returned for them under `tokenizer`.
+    rows: the documents. encoded: those of `rows` under `tokenizer`.
     """
     split = folder.name
     folder.mkdir()
     shortest = max(minimum_tokens, SHORTEST)
-    dtype = encoded.features["tokens"].feature.dtype
-    sections = iter(encoded.with_format("numpy", columns=["tokens"]))
+    sections = encoded.sections()
+    bos = np.array([tokenizer.bos], dtype)
     kept, lengths, longest, dropped_tokens, digest = [], [], 0, 0, hashlib.sha256()
     with open(folder / "tokens.bin", "wb") as file:
-        for index, count in enumerate(counts):
-            encoded_sections = (row["tokens"].astype(dtype, copy=False) for row in islice(sections, count))
-            parts = [np.array([tokenizer.bos], dtype), *encoded_sections]
+        for index, count in enumerate(encoded.counts):
+            parts = [bos, *islice(sections, count)]
             length = sum(map(len, parts))
             longest = max(longest, length)
             if length >= shortest:
@@ -175,12 +137,10 @@ def write_split(
                 lengths.append(length)
             else:
                 dropped_tokens += length
-    document = np.repeat(np.arange(len(rows)), counts)
-    warn_of_normalized(
-        tokenizer, len(np.unique(document[np.array(encoded["normalized"], dtype=bool)])), len(rows), f"{split}: "
-    )
+    document = np.repeat(np.arange(len(rows)), encoded.counts)
+    warn_of_normalized(tokenizer, len(np.unique(document[encoded.column("normalized")])), len(rows), f"{split}: ")
     sizes = np.zeros(len(rows), dtype=np.int64)
-    np.add.at(sizes, document, np.array(encoded["bytes"], dtype=np.int64))
+    np.add.at(sizes, document, encoded.column("bytes"))
     dropped, dropped_bytes = len(rows) - len(kept), int(sizes.sum() - sizes[kept].sum())
     if dropped:
         log.warning(
@@ -220,17 +180,6 @@ def _check_splits(documents: "dict[str, Dataset]", path: Paths) -> None:
                 f"data.path={path}: must hold documents of every split, and the {split} split has none ({counts}); add"
                 " documents, or put them into folders train/, validation/ and test/"
             )
-
-
-def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) -> dict:
-    if several_processes:  # more threads than cores would slow all of them
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokens = [tokenizer.encode_checked(*each) for each in zip(batch["name"], batch["text"], strict=True)]
-    return {
-        "bytes": [len(text.encode()) for text in batch["text"]],
-        "tokens": tokens,
-        "normalized": [tokenizer.normalized(text) != text for text in batch["text"]],
-    }
 
 
 def save_array(file: Path, numbers: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .corpus_writer import SECTION
+from .encoding import SECTION
 from .errors import CorpusError
 from .sources import BadDocuments, Source
 from .sources.bad_documents import describe_bad

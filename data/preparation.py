@@ -77,10 +77,10 @@ def _opened_or_written(
     with cache_errors(folder.parent), FileLock(folder.with_suffix(".lock")):  # released when its process dies
         if corpus := _open(folder):  # another process wrote it while this one waited
             return corpus
-        for leftover in (folder, *folder.parent.glob(f"{fingerprint}.part*")):
+        for leftover in (folder, *folder.parent.glob(f"{fingerprint}.part[0-9]*")):  # the latter of earlier versions
             shutil.rmtree(leftover, ignore_errors=True)
-        partial = folder.with_suffix(f".part{os.getpid()}")
-        partial.mkdir()
+        partial = folder.with_suffix(".partial")
+        partial.mkdir(exist_ok=True)  # a preparation that was killed leaves what it had finished
         try:
             if isinstance(source, TokenShards):
                 shard_index.write(partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens)
@@ -89,8 +89,9 @@ def _opened_or_written(
                     partial, fingerprint, made_from, source, path, tokenizer, minimum_tokens, on_bad_document
                 )
             os.rename(partial, folder)
-        finally:
+        except Exception:
             shutil.rmtree(partial, ignore_errors=True)
+            raise
         corpus_writer.flush(folder.parent)
     corpus = Corpus(folder)
     _log_table(corpus.report())

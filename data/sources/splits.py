@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
+from .file_rows import texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,16 +78,16 @@ def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
 
 def split_by_content(rows: "Dataset") -> "dict[str, Dataset]":
     """As `split_by_name`, by a hash of the text: a document that is renamed or copied elsewhere keeps its split."""
-    keys = (_digest(row["text"]).hex() if row["text"] else row["name"] for row in rows)
+    keys = (_digest(text).hex() if text else name for name, text in zip(rows["name"], texts_of(rows), strict=True))
     return _divided(rows, {name: split_of(key) for name, key in zip(rows["name"], keys, strict=True)})
 
 
 def split_by_folder(rows: "Dataset") -> "dict[str, Dataset]":
     """As `split_by_name`, by the first folder in the name, with `split_by_size`. Rows without a folder are apart."""
     folders: dict[str, dict[str, int]] = {}
-    for row in rows:
-        folder, slash, _ = row["name"].partition("/")
-        folders.setdefault(folder + slash, {})[row["name"]] = len(row["text"])
+    for name, text in zip(rows["name"], texts_of(rows), strict=True):
+        folder, slash, _ = name.partition("/")
+        folders.setdefault(folder + slash, {})[name] = len(text)
     if len(folders) < len(SPLITS):
         return _divided(rows, dict.fromkeys(rows["name"], "train"))
     return _divided(rows, split_by_size(folders.values()))
@@ -95,11 +96,10 @@ def split_by_folder(rows: "Dataset") -> "dict[str, Dataset]":
 def _divided(rows: "Dataset", split_of_name: Mapping[str, str]) -> "dict[str, Dataset]":
     originals: dict[bytes, str] = {}
     split_of_row, texts = [], 0
-    for row in rows:
-        name = row["name"]
-        if row["text"]:
+    for name, text in zip(rows["name"], texts_of(rows), strict=True):
+        if text:
             texts += 1
-            name = originals.setdefault(_digest(row["text"]), name)
+            name = originals.setdefault(_digest(text), name)
         split_of_row.append(split_of_name[name])
     if copies := texts - len(originals):
         log.warning(f"{copies} of {texts} documents are copies of another one, and are in its split")
@@ -124,9 +124,9 @@ def with_test_split(splits: dict, path: str) -> dict:
 
 def warn_of_copies(splits: "dict[str, Dataset]") -> None:
     """Logs how many documents of validation and test are also training documents, if there is any."""
-    trained = {_digest(row["text"]) for row in splits["train"] if row["text"]}
+    trained = {_digest(text) for text in texts_of(splits["train"]) if text}
     for split in ("validation", "test"):
-        copies = sum(_digest(row["text"]) in trained for row in splits[split] if row["text"])
+        copies = sum(_digest(text) in trained for text in texts_of(splits[split]) if text)
         if copies:
             log.warning(f"{split}: {copies} of {len(splits[split])} documents are copies of training documents")
 

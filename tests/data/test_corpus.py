@@ -70,8 +70,8 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(books, cache, tmp_path):
 @pytest.mark.parametrize("section", [1 << 20, 50], ids=["documents", "sections"])
 def test_many_processes_write_the_same(books, cache, tmp_path, monkeypatch, section):
     one = prepare_books(books, cache, BPE(vocabulary=300), minimum_tokens=60)
-    monkeypatch.setattr("data.corpus_writer.PARALLEL_BYTES", 1)
-    monkeypatch.setattr("data.corpus_writer.SECTION", section)
+    monkeypatch.setattr("data.encoding.PARALLEL_BYTES", 1)
+    monkeypatch.setattr("data.encoding.SECTION", section)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     many = prepare_books(books, tmp_path / "other", BPE(vocabulary=300), minimum_tokens=60)
     for split in ("train", "validation"):

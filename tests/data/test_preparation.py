@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import BPE, Files, prepare
@@ -74,6 +75,43 @@ def test_killed_at_any_moment_leaves_no_corpus_and_no_leftovers(books, cache, tm
         assert corpus.splits["train"].names == whole.names
         assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
         (corpus.folder / "metadata.json").unlink()  # the next one is prepared anew
+
+
+class Recording(Bytes):
+    """Records the texts that it encodes, and kills its process at the text number `last`."""
+
+    def __init__(self, last: int | None = None):
+        self.last = last
+        self.encoded: list[str] = []
+
+    def encode(self, text: str) -> np.ndarray:
+        if len(self.encoded) == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.encoded.append(text)
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("damage", [None, "a byte", "the end"])
+def test_finished_ranges_of_a_killed_preparation_are_kept(books, cache, tmp_path, monkeypatch, damage):
+    whole = prepare_books(books, tmp_path / "other").splits["train"]
+    monkeypatch.setattr("data.encoding.RANGE", 1000)
+    os.waitpid(forked(lambda: prepare_books(books, cache, Recording(last=9))), 0)
+    finished = sorted(cache.glob("*.partial/finished/train-*.arrow"))
+    assert len(finished) >= 2
+    if damage:
+        content = finished[1].read_bytes()
+        changed = content[:-9] if damage == "the end" else content[:-400] + bytes([content[-400] ^ 1]) + content[-399:]
+        finished[1].write_bytes(changed)
+    tokenizer = Recording()
+    corpus = prepare_books(books, cache, tokenizer)
+    train = corpus.splits["train"]
+    assert train.metadata == whole.metadata and train.names == whole.names
+    assert [train.tokens(n).tolist() for n in range(12)] == [whole.tokens(n).tolist() for n in range(12)]
+    texts = [train.text(document) for document in range(12)]
+    again = [text for text in texts if text in tokenizer.encoded]
+    assert (texts[0] in again) is False and len(again) < 12 and texts[11] in again
+    assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
+    assert not (corpus.folder / "finished").exists()
 
 
 def test_two_processes_at_once_prepare_one_corpus(books, cache, tmp_path):
