@@ -11,7 +11,7 @@ up to date.
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ def where(rows: Iterable[Mapping[str, Any]], **equal: Any) -> Mapping[str, Any]:
     return row
 
 
-def kernel_speeds() -> str:
-    """Returns forward and backward TFLOP/s of four sides of the kernel benchmark, one row per pattern and length."""
-    sides = ("auto", "triton", "flex", "flash_attn")
+SIDES = ("hopper", "triton", "flex", "flex_flash", "flash_attn")
+
+
+def kernel_speeds(file: str = "kernels_h200.json", sides: Sequence[str] = SIDES) -> str:
+    """Returns forward and backward TFLOP/s of some sides of the kernel benchmark, one row per pattern and length."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in read("kernels_h200.json")["rows"]:
+    for row in read(file)["rows"]:
         cells = rows.setdefault((row["pattern"], row["length"]), {"pattern": row["pattern"], "length": row["length"]})
         cells[row["backend"]] = f"{row['forward_tflops']} / {row['backward_tflops']}"
     heads = ("pattern", "length", *sides)
@@ -93,18 +95,19 @@ def gpu_run() -> str:
 
 
 def gpu_steps() -> str:
-    """Returns speed and memory of compiled training steps on a GPU, a row for each result file."""
+    """Returns speed and memory of compiled training steps on a GPU, a row for each measurement."""
     rows = []
     for file in sorted((RESULTS / "training_h200").glob("*.json")):
         content = read(f"training_h200/{file.name}")
-        (row,), settings = content["rows"], content["settings"]
+        settings = content["settings"]
         checkpointing = [s for s in settings["overrides"] if s.startswith("model.activation_checkpointing=")]
-        rows.append(
+        rows += [
             {
                 "model": settings["model"],
                 "attention": row["attention"],
+                "kernels": {"auto": "hopper"}.get(row.get("backend"), "triton"),
                 "length": f"{row['length']:,}",
-                "documents": "packed" if settings["documents"] else "one",
+                "documents": f"{settings['documents']:,}" if settings["documents"] else "one",
                 "recomputed": {"true": "all", "selective": "all but attention"}[checkpointing[0].partition("=")[2]]
                 if checkpointing
                 else "nothing",
@@ -115,7 +118,8 @@ def gpu_steps() -> str:
                 "first step": f"{row['first_step_seconds']:.0f} s",
                 "record": f"[{file.stem}](results/training_h200/{file.name})",
             }
-        )
+            for row in content["rows"]
+        ]
     return markdown(rows)
 
 
@@ -245,10 +249,10 @@ def measured() -> str:
     """Returns the README's table of measurements."""
     summary, evaluation = read("default_cpu/summary.json"), read("default_cpu/evaluation.json")["rows"][0]
     baselines = evaluation["baselines"]
-    step = lambda name: read(f"training_h200/{name}.json")["rows"][0]  # noqa: E731
+    step = lambda name: read(f"training_h200/{name}.json")["rows"][-1]  # noqa: E731
     window = step("window")
     over_dense = step("window_131k")["tokens_per_second"] / step("dense_131k")["tokens_per_second"]
-    over_flex = [row["speedup_over_flex"] for row in read("kernels_h200.json")["rows"] if row["backend"] == "triton"]
+    over_flex = [row["speedup_over_flex"] for row in read("kernels_h200.json")["rows"] if row["backend"] == "hopper"]
     sides = {
         side: where(read("routed_h200.json")["rows"], selection="random", shape="4x32768", heads="64/4", side=side)
         for side in ("by_block", "fla")
@@ -274,7 +278,7 @@ def measured() -> str:
             "[performance.md](docs/performance.md)",
         ),
         (
-            "Triton kernels, forward and backward, against compiled FlexAttention (H200, 32k and 131k tokens)",
+            "attention kernels, forward and backward, against compiled FlexAttention (H200, 32k and 131k tokens)",
             f"{min(over_flex):.2f} to {max(over_flex):.2f} times as fast",
             "[kernels.md](docs/kernels.md)",
         ),

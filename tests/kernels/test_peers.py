@@ -124,8 +124,8 @@ def test_whether_it_is_installed_is_a_constant_to_the_compiler():
     ("pattern", "length", "on_hopper", "elsewhere"),
     [
         (Dense(), 4096, ("hopper", "hopper"), ("flash", "flash")),
-        (Dense(), 32768, ("hopper", "flash"), ("flash", "flash")),
-        (Dense(), 65536, ("hopper", "hopper"), ("flash", "triton")),
+        (Dense(), 32768, ("flash", "flash"), ("flash", "flash")),
+        (Dense(), 65536, ("flash", "hopper"), ("flash", "triton")),
         (Window(1024), 65536, ("hopper", "hopper"), ("flash", "flash")),
         (Window(512), 4096, ("hopper", "hopper"), ("triton", "triton")),
         (Window(2048, sink_tokens=1), 4096, ("hopper", "hopper"), ("triton", "triton")),
