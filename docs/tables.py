@@ -81,6 +81,20 @@ def sweep_table(sweep: str) -> str:
     )
 
 
+def loaders() -> str:
+    """Returns millions of tokens per second of each packing's loader and of a memory map, and the load of the
+    machine."""
+    measured = read("data_cpu.json")
+    rows = []
+    for row in measured["rows"]:
+        cells = {"loader": row["loader"], "workers": row["workers"]}
+        cells |= {"median": f"{row['tokens_per_second'] / 1e6:.0f}"}
+        cells |= {"range": f"{row['lowest'] / 1e6:.0f} to {row['highest'] / 1e6:.0f}"}
+        rows.append(cells | {"per CPU second of the reading process": f"{row['tokens_per_cpu_second'] / 1e6:.0f}"})
+    load = f"{measured['device']}, under a load average of {measured['rows'][0]['load_average']:.0f}"
+    return f"Millions of tokens per second, in sequences of 32,768 tokens ({load}):\n\n{markdown(rows)}"
+
+
 def gpu_run() -> str:
     """Returns one sentence with the results of the run gpu_32k."""
     summary, row = read("gpu_32k/summary.json"), read("gpu_32k/evaluation.json")["rows"][0]

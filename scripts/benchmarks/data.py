@@ -2,7 +2,8 @@
 
 The memory map makes tokens and targets alone: int64 tensors of a slice of tokens.bin and of the next one, as small
 trainers do. A DataModule also reads documents in the run's order, and makes document ids and positions. All are
-measured in turns, so that other work on the machine slows each of them down alike.
+measured in turns, so that other work on the machine slows each of them down alike; it changes tokens per CPU second of
+the process that reads the batches, as training does, much less.
 """
 
 import argparse
@@ -46,39 +47,36 @@ def run(arguments: argparse.Namespace) -> None:
             data.setup()
             loaders[packing, workers] = iter(data.train_dataloader())
     loaders = {("memory map", 0): memory_map(data), **loaders}
-    speeds = measure(list(loaders.values()), arguments.rounds, arguments.seconds)
-    median = [statistics.median(each) for each in speeds]
-    rows = [
-        {
-            "loader": loader,
-            "workers": workers,
-            "sequences": f"{data.batch_size} x {data.sequence_length:,}",
-            "tokens_per_second": round(median[number]),
-            "lowest": round(min(speeds[number])),
-            "highest": round(max(speeds[number])),
-            "relative": round(median[number] / median[0], 3),
-            "load_average": round(os.getloadavg()[0], 1),
-        }
-        for number, (loader, workers) in enumerate(loaders)
-    ]
+    measured = measure(list(loaders.values()), arguments.rounds, arguments.seconds)
+    rows = []
+    for (loader, workers), (speeds, per_cpu_second) in zip(loaders, measured, strict=True):
+        speed = statistics.median(speeds)
+        row = {"loader": loader, "workers": workers, "sequences": f"{data.batch_size} x {data.sequence_length:,}"}
+        row |= {"tokens_per_second": round(speed), "lowest": round(min(speeds)), "highest": round(max(speeds))}
+        row |= {"relative": round(speed / statistics.median(measured[0][0]), 3)}
+        row |= {"tokens_per_cpu_second": round(statistics.median(per_cpu_second))}
+        rows.append(row | {"load_average": round(os.getloadavg()[0], 1)})
     write(arguments, rows)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
 
 
-def measure(loaders: "list[Iterator[dict[str, torch.Tensor]]]", rounds: int, seconds: float) -> list[list[float]]:
-    """Returns the tokens a second of each loader in each round."""
+def measure(
+    loaders: "list[Iterator[dict[str, torch.Tensor]]]", rounds: int, seconds: float
+) -> list[tuple[list[float], list[float]]]:
+    """Returns for each loader its tokens per second in each round, and those per CPU second of this process."""
     for loader in loaders:
         for _ in range(WARM_UP):
             next(loader)
-    speeds: list[list[float]] = [[] for _ in loaders]
+    measured: list[tuple[list[float], list[float]]] = [([], []) for _ in loaders]
     for _ in range(rounds):
-        for loader, measured in zip(loaders, speeds, strict=True):
-            tokens, started = 0, time.perf_counter()
+        for loader, (speeds, per_cpu_second) in zip(loaders, measured, strict=True):
+            tokens, started, cpu_started = 0, time.perf_counter(), time.process_time()
             while (elapsed := time.perf_counter() - started) < seconds:
                 tokens += next(loader)["tokens"].numel()
-            measured.append(tokens / elapsed)
-    return speeds
+            speeds.append(tokens / elapsed)
+            per_cpu_second.append(tokens / (time.process_time() - cpu_started))
+    return measured
 
 
 def memory_map(data: "DataModule") -> "Iterator[dict[str, Any]]":

@@ -145,6 +145,9 @@ def test_batches_of_one_source_each_in_their_share(mixed):
     expected = [train[MixedSampler(train, 7, 0, lambda: 0, 0, 1).at(n)]["tokens"] for n in range(8)]
     assert all(torch.equal(batch["tokens"][0], tokens) for batch, tokens in zip(batches, expected, strict=True))
     assert "source" not in train[0]
+    others = mixed(batch_size=3, workers=1).train_dataloader()
+    rows = torch.cat([batch["tokens"] for batch in islice(others, 3)])
+    assert torch.equal(rows[:8], torch.stack(expected)), "workers and the batch size change no order"
     crossing = mixed(document_mask=False).train_dataloader()
     assert not any((batch["document"] * (batch["targets"] != NO_TARGET)).any() for batch in islice(crossing, 8))
 
