@@ -91,7 +91,7 @@ class PackedSequences(Dataset):
 class Contiguous(PackedSequences):
     """A split's documents end to end, cut every `sequence_length` tokens.
 
-    seed: shuffles the documents; None keeps the order of the split. Their places take 16 bytes of memory a document.
+    seed: shuffles the documents; None keeps the order of the split. Their places take 24 bytes of memory a document.
     multiple: the number of sequences is a multiple of it; those behind the last token are padding.
     """
 
@@ -185,8 +185,8 @@ class BestFit(PackedSequences):
         self.first = np.concatenate([[0], np.cumsum(np.bincount(sequence))])  # piece of each sequence
         padding = np.maximum(0, sequence_length - held).sum() / max(1, len(self) * sequence_length)
         log.info(
-            f"data.packing=best_fit: {len(self):,} sequences of {len(documents):,} documents, {padding:.2%} padding,"
-            f" {np.count_nonzero(full):,} documents longer than a sequence"
+            f"data.packing=best_fit: {len(documents):,} documents in {len(self):,} sequences, {padding:.2%} padding,"
+            f" {np.count_nonzero(full):,} documents cut because they are longer than a sequence"
         )
 
     def __len__(self) -> int:

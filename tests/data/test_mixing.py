@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,22 @@ def test_batches_of_one_source_each_in_their_share(mixed):
     assert torch.equal(rows[:8], torch.stack(expected)), "workers and the batch size change no order"
     crossing = mixed(document_mask=False).train_dataloader()
     assert not any((batch["document"] * (batch["targets"] != NO_TARGET)).any() for batch in islice(crossing, 8))
+
+
+def test_a_mixture_of_best_fit_sequences_resumes_on_any_number_of_ranks(mixed):
+    settings = dict(packing="best_fit", length_weights={200: 2})
+    data = mixed(**settings)
+    whole = torch.cat([batch["tokens"] for batch in islice(data.train_dataloader(), 12)])
+    data.advance(5)
+    ranks = []
+    for rank in range(2):
+        resumed = mixed(batch_size=1, **settings)
+        resumed.load_state_dict(data.state_dict())
+        resumed.trainer = SimpleNamespace(global_rank=rank, world_size=2, accumulate_grad_batches=1, max_steps=60)
+        ranks.append([batch["tokens"] for batch in islice(resumed.train_dataloader(), 9)])
+    assert torch.equal(torch.cat([tokens for pair in zip(*ranks, strict=True) for tokens in pair]), whole[5:23])
+    names = [data.document_names(n, n + 1) for n in range(40)]
+    assert all(len({name.partition("/")[0] for name in each}) == 1 for each in names)
 
 
 def test_a_resumed_loader_reads_on_and_other_weights_are_refused(mixed, mixture):
