@@ -25,6 +25,8 @@ Name = Annotated[str, Field(min_length=1)]
 Extension = Annotated[str, Field(pattern=r"^\.[a-z0-9_.+-]+$", description="an extension in small letters, like .py")]
 Extensions = Annotated[tuple[Extension, ...], Field(min_length=1)]
 
+Similarity = Annotated[float, Field(gt=0, le=1, description="a share of common words, above 0 and at most 1")]
+
 READER = 2  # to be raised if `Files` or `Hub` would read other documents from the same files
 
 

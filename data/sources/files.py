@@ -11,10 +11,18 @@ from ..digests import FILE as DIGESTS
 from ..digests import digests_of
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
-from .base import READER, Extensions, Name, Paths, Source
+from .base import READER, Extensions, Name, Paths, Similarity, Source
 from .file_rows import KINDS, kind_of, read_rows, shown, write_rows
 from .file_search import FoundFiles, find_files, paths_of
-from .splits import SPLIT_NAMES, split_by_content, split_by_folder, split_by_name, with_test_split
+from .near_duplicates import check_installed
+from .splits import (
+    SPLIT_NAMES,
+    split_by_content,
+    split_by_folder,
+    split_by_name,
+    warn_of_near_duplicates,
+    with_test_split,
+)
 from .tables import READERS
 
 if TYPE_CHECKING:
@@ -41,6 +49,8 @@ class Files(Source):
         .tgz are read if both its extension and theirs are listed.
     split_by: `content`, a hash of the document's text; `name`, a hash of its name; or `folder`: the documents of each
         folder inside `path` (of an author) share a split, and validation and test get about 5 % of the text each.
+    near_duplicates: documents that are similar by at least so much (near_duplicates.py) share a split; where folders are
+        the splits, those in two of them are counted. None compares whole texts alone.
 
     The defaults are for runs of versions that did not have these settings.
     """
@@ -48,14 +58,23 @@ class Files(Source):
     replaces = True
     several_paths = True
 
-    def __init__(self, text_column: Name, extensions: Extensions = KINDS, split_by: SplitBy = "name"):
+    def __init__(
+        self,
+        text_column: Name,
+        extensions: Extensions = KINDS,
+        split_by: SplitBy = "name",
+        near_duplicates: Similarity | None = None,
+    ):
         self.text_column = text_column
         self.extensions = tuple(extensions)
         self.split_by = split_by
+        self.near_duplicates = near_duplicates
 
     def check(self, path: Paths) -> None:
         if not path:
             raise CorpusError("data.path=null: must be a folder, a file or a glob, for example books/")
+        if self.near_duplicates is not None:
+            check_installed(self.near_duplicates)
         self.find(path)
 
     def identity(self, path: Paths, cache: Path | None = None) -> dict:
@@ -64,7 +83,8 @@ class Files(Source):
         named = [(split, file) for split, found in self.find(path).items() for file in found]
         digests = digests_of([file for _, file in named], cache and cache / DIGESTS)
         files = [[split, name_of(file, root), digest] for (split, file), digest in zip(named, digests, strict=True)]
-        return {"source": "files", "reader": READER, **vars(self), "files": files}
+        settings = {key: value for key, value in vars(self).items() if value is not None}
+        return {"source": "files", "reader": READER, **settings, "files": files}
 
     def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         root = root_of(path)
@@ -80,9 +100,11 @@ class Files(Source):
             documents = (read_rows(file, name_of(file, root), self.extensions, self.text_column, bad) for file in files)
             splits[split] = write_rows(chain.from_iterable(documents), arrow_cache / f"{split or 'all'}.rows")
         if UNDIVIDED not in splits:
+            if self.near_duplicates is not None:
+                warn_of_near_duplicates(splits, self.near_duplicates)
             return splits
         divide = {"content": split_by_content, "name": split_by_name, "folder": split_by_folder}
-        return divide[self.split_by](splits[UNDIVIDED])
+        return divide[self.split_by](splits[UNDIVIDED], self.near_duplicates)
 
     def find(self, path: str | Sequence[str]) -> dict[str, list[Path]]:
         """Returns the files of each split, texts before tables; all under UNDIVIDED if no folders define splits."""

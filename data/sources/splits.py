@@ -7,10 +7,12 @@ added document moves no other document to another split.
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
 from .file_rows import texts_of
+from .near_duplicates import first_of_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,32 +70,33 @@ def split_by_size(groups: Iterable[Mapping[str, int]]) -> dict[str, str]:
     return {name: split for split, indices in chosen.items() for index in indices for name in ordered[index]}
 
 
-def split_by_name(rows: "Dataset") -> "dict[str, Dataset]":
+def split_by_name(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
     """Divides rows of `name` and `text` into splits by a hash of the name. An empty split is left out.
 
-    Copies of a text are in the split of the first one, so that no test document is also trained on.
+    Copies of a text are in the split of the first one, so that no test document is also trained on; as are texts that
+    are similar to it by at least `near_duplicates` (near_duplicates.py), if it is given.
     """
-    return _divided(rows, {name: split_of(name) for name in rows["name"]})
+    return _divided(rows, {name: split_of(name) for name in rows["name"]}, near_duplicates)
 
 
-def split_by_content(rows: "Dataset") -> "dict[str, Dataset]":
+def split_by_content(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
     """As `split_by_name`, by a hash of the text: a document that is renamed or copied elsewhere keeps its split."""
     keys = (_digest(text).hex() if text else name for name, text in zip(rows["name"], texts_of(rows), strict=True))
-    return _divided(rows, {name: split_of(key) for name, key in zip(rows["name"], keys, strict=True)})
+    return _divided(rows, {name: split_of(key) for name, key in zip(rows["name"], keys, strict=True)}, near_duplicates)
 
 
-def split_by_folder(rows: "Dataset") -> "dict[str, Dataset]":
+def split_by_folder(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
     """As `split_by_name`, by the first folder in the name, with `split_by_size`. Rows without a folder are apart."""
     folders: dict[str, dict[str, int]] = {}
     for name, text in zip(rows["name"], texts_of(rows), strict=True):
         folder, slash, _ = name.partition("/")
         folders.setdefault(folder + slash, {})[name] = len(text)
     if len(folders) < len(SPLITS):
-        return _divided(rows, dict.fromkeys(rows["name"], "train"))
-    return _divided(rows, split_by_size(folders.values()))
+        return _divided(rows, dict.fromkeys(rows["name"], "train"), near_duplicates)
+    return _divided(rows, split_by_size(folders.values()), near_duplicates)
 
 
-def _divided(rows: "Dataset", split_of_name: Mapping[str, str]) -> "dict[str, Dataset]":
+def _divided(rows: "Dataset", split_of_name: Mapping[str, str], near_duplicates: float | None) -> "dict[str, Dataset]":
     originals: dict[bytes, str] = {}
     split_of_row, texts = [], 0
     for name, text in zip(rows["name"], texts_of(rows), strict=True):
@@ -103,6 +106,14 @@ def _divided(rows: "Dataset", split_of_name: Mapping[str, str]) -> "dict[str, Da
         split_of_row.append(split_of_name[name])
     if copies := texts - len(originals):
         log.warning(f"{copies} of {texts} documents are copies of another one, and are in its split")
+    if near_duplicates is not None:
+        first = first_of_group(texts_of(rows), near_duplicates)
+        split_of_row = [split_of_row[number] for number in first]
+        similar = sum(number != own for own, number in enumerate(first))
+        log.warning(
+            f"{similar} of {texts} documents are similar to another one by at least {near_duplicates}, and are in its"
+            " split"
+        )
     indices = {split: [i for i, each in enumerate(split_of_row) if each == split] for split in SPLITS}
     return {split: rows.select(chosen) for split, chosen in indices.items() if chosen}
 
@@ -129,6 +140,20 @@ def warn_of_copies(splits: "dict[str, Dataset]") -> None:
         copies = sum(_digest(text) in trained for text in texts_of(splits[split]) if text)
         if copies:
             log.warning(f"{split}: {copies} of {len(splits[split])} documents are copies of training documents")
+
+
+def warn_of_near_duplicates(splits: "dict[str, Dataset]", threshold: float) -> None:
+    """Logs how many documents of validation and test are similar to a training document by at least `threshold`."""
+    names = [split for split in SPLITS if split in splits]
+    first = first_of_group(chain.from_iterable(texts_of(splits[split]) for split in names), threshold)
+    start, trained = len(splits["train"]), set(first[: len(splits["train"])])
+    for split in names[1:]:
+        similar = sum(group in trained for group in first[start : start + len(splits[split])])
+        start += len(splits[split])
+        log.warning(
+            f"{split}: {similar} of {len(splits[split])} documents are similar to training documents by at least"
+            f" {threshold}"
+        )
 
 
 def _hash(name: str) -> int:
