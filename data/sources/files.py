@@ -49,7 +49,7 @@ class Files(Source):
         .tgz are read if both its extension and theirs are listed.
     split_by: `content`, a hash of the document's text; `name`, a hash of its name; or `folder`: the documents of each
         folder inside `path` (of an author) share a split, and validation and test get about 5 % of the text each.
-    near_duplicates: documents that are similar by at least so much (near_duplicates.py) share a split; where folders are
+    near_duplicates: documents that are similar by at least so much (near_duplicates.py) share a split; if folders are
         the splits, those in two of them are counted. None compares whole texts alone.
 
     The defaults are for runs of versions that did not have these settings.

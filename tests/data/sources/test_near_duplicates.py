@@ -42,8 +42,8 @@ def test_a_chain_of_edits_is_one_group():
 
 
 def test_they_share_a_split():
-    texts = [edited(text(number // 2, 150), number, number % 2) for number in range(100)]
-    rows = Dataset.from_dict({"name": [f"{number}.txt" for number in range(100)], "text": texts})
+    texts = [edited(text(number // 2, 80), number, number % 2) for number in range(200)]
+    rows = Dataset.from_dict({"name": [f"{number}.txt" for number in range(200)], "text": texts})
     apart, together = split_by_name(rows), split_by_name(rows, near_duplicates=0.8)
     pairs = lambda splits: [  # noqa: E731
         {int(name.partition(".")[0]) // 2 for name in rows["name"]} for rows in splits.values()
@@ -52,7 +52,7 @@ def test_they_share_a_split():
     assert any(trained & others for others in held_out), "by name alone, pairs are divided"
     trained, *held_out = pairs(together)
     assert held_out and not any(trained & others for others in held_out)
-    assert sum(map(len, together.values())) == 100
+    assert sum(map(len, together.values())) == 200
 
 
 def test_those_in_two_folders_of_splits_are_counted(tmp_path, caplog):
