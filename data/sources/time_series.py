@@ -141,7 +141,7 @@ class TimeSeries(Source):
             )
         return {split: write_rows(found, arrow_cache / f"{split}.rows") for split, found in rows.items()}
 
-    def read(self, path: str, bad: BadDocuments) -> Iterator[Series]:
+    def read(self, path: Paths, bad: BadDocuments) -> Iterator[Series]:
         """Yields the series of all files.
 
         Raises:
@@ -187,7 +187,7 @@ class TimeSeries(Source):
 
     def _check_columns(self, columns: list[str], name: str) -> None:
         if columns and all(np.isfinite(_number(column)) for column in columns):
-            raise CorpusError(f"data.path: {name}: must have the names of its columns in its first line")
+            raise CorpusError(f"data.path={name}: must have the names of its columns in its first line")
         if self.time_column is not None and self.time_column not in columns:
             raise CorpusError(
                 f"data.source.time_column={self.time_column}: must be a column of {name} ({', '.join(columns)}),"
