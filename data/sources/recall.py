@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
@@ -57,7 +57,7 @@ class Recall(Source):
             if name not in known:
                 raise CorpusError(f"data.source.tasks.{name}: must be one of {', '.join(known)}")
             settings = {
-                key: parameter.default is not parameter.empty
+                key: parameter
                 for key, parameter in inspect.signature(known[name]).parameters.items()
                 if parameter.kind is parameter.KEYWORD_ONLY
             }
@@ -70,7 +70,9 @@ class Recall(Source):
                 if isinstance(entry[key], int | float) != (key == "weight"):
                     accepted = "a number > 0" if key == "weight" else "a list of values, of which each sequence has one"
                     raise CorpusError(f"data.source.tasks.{name}.{key}={entry[key]}: must be {accepted}")
-            for key in ("weight", *(key for key, optional in settings.items() if not optional)):
+                for value in entry[key] if key in settings else ():
+                    _check_value(f"data.source.tasks.{name}.{key}", value, settings[key].annotation)
+            for key in ("weight", *(key for key, each in settings.items() if each.default is each.empty)):
                 if key not in entry:
                     raise CorpusError(f"data.source.tasks.{name}.{key}: missing")
 
@@ -140,3 +142,12 @@ class Recall(Source):
         if self.targets == "all":  # the last token, which is the end of an answer, is a target anyway
             sequence["targets"][:-1] = sequence["tokens"][1:]
         return sequence
+
+
+def _check_value(key: str, value: object, annotation: Any) -> None:
+    """Raises CorpusError unless a task takes this value of a setting."""
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        accepted = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise CorpusError(f"{key}: {value} must be {accepted}") from None

@@ -8,6 +8,7 @@ import torch
 
 from data import CorpusError, Files
 from data.collation import NO_TARGET
+from data.generated import Generated
 from data.sources import MixedSource, Mixture, Recall
 from tests.data.test_module import train
 
@@ -92,6 +93,20 @@ def test_validation_asks_for_other_facts_in_other_text(recall):
     assert sum(data.tokenizer.decode(row[1:9]) in text for row in held_out) > 50  # others begin with a fact
 
 
+def test_the_same_index_holds_other_facts_for_another_seed_or_split(recall):
+    data = recall(tasks={"associative_recall": {"weight": 1, "pairs": [3]}})
+    found = {
+        (split, seed): [
+            facts(data, Generated(data.source, documents, data.tokenizer, LENGTH, seed)[n]["tokens"]) for n in range(5)
+        ]
+        for split, documents in data.corpus.splits.items()
+        for seed in (7, 8)
+    }
+    train, other = found["train", 7], found["train", 8]
+    assert len({*train, *other}) == 10
+    assert found["validation", 7] == found["validation", 8] and len({*train, *other, *found["validation", 7]}) == 15
+
+
 def test_answers_alone_are_targets_unless_all_are_asked_for(recall):
     answers, everything = (recall(targets=targets) for targets in ("answers", "all"))
     one, other = (next(iter(data.train_dataloader())) for data in (answers, everything))
@@ -157,8 +172,10 @@ def test_growing_lengths_have_new_sequences_and_resume_exactly(kind, request, tm
         (dict(tasks={"pass_key": {"weight": 1}}), r"^data\.source\.tasks\.pass_key: must be one of passkey, "),
         (dict(tasks={"passkey": {"depth": [0.5]}}), r"^data\.source\.tasks\.passkey\.weight: missing"),
         (dict(tasks={"copy": {"weight": 1, "cue": [8]}}), r"^data\.source\.tasks\.copy\.size: missing"),
-        (dict(tasks={"passkey": {"weight": 1, "dept": [0]}}), r"\.passkey\.dept: must be left out; .* weight, depth$"),
+        (dict(tasks={"passkey": {"weight": 1, "dept": [0]}}), r"\.passkey\.dept=\[0\]: must be left out; .* depth$"),
         (dict(tasks={"scattered": {"weight": 1, "spacing": 64}}), r"\.scattered\.spacing=64: must be a list"),
+        (dict(tasks={"scattered": {"weight": 1, "spacing": [64, 0]}}), r"\.scattered\.spacing: 0 must be greater"),
+        (dict(tasks={"copy": {"weight": 1, "cue": [8], "size": [1.5]}}), r"\.copy\.size: 1\.5 must be a valid integer"),
         (dict(sequence_length=64), r"^data\.source\.tasks\.\w+=\{\S+\}: must fit into 90% of data\.sequence_length=64"),
         (dict(validation_sequences=None), r"^data\.validation_sequences=null: must be a number"),
         (dict(path="/nowhere"), r"^data\.path=/nowhere: must be "),
