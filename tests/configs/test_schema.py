@@ -68,7 +68,8 @@ NULL += (
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
 NULL += ("optimizer.indexer_learning_rate", "model.rope_attention_factor", "trainer.profile")
 NULL += ("sweep.first_stage", "sweep.first_stage.learning_rate")
-NULL += ("sweep.control", "evaluation.by_context.contexts", "evaluation.by_context.least_tokens")
+NULL += ("data.length_weights", "data.source.near_duplicates", "data.source.tokens_at_a_time", "sweep.control")
+NULL += ("evaluation.by_context.contexts", "evaluation.by_context.least_tokens")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")
@@ -123,6 +124,7 @@ EXCEPTIONS = (
 the only task."""
 
 EARLIER = ("data.source.extensions", "data.source.split_by")
+EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time")
 """Keys that saved configs of earlier versions lack: the class has the value of those versions."""
 
 
