@@ -1,7 +1,7 @@
 """The evaluation that a composed `evaluation` group describes: a model's row of evaluation.json, with its baselines."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.build import ConfigError, build_plan, build_protocol
+from configs.mixture import source_names
 from configs.runs import Run, open_corpus, open_run
 from data import DataModule, InMemoryDocuments
 from data.baselines import (
@@ -25,6 +26,7 @@ from data.tokenizers import Tokenizer
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
 from model.evaluation.context import default_contexts
+from model.evaluation.perplexity import summarize_sources
 from model.evaluation.replacement import with_plan
 from model.evaluation.scorer import ProgressBar
 from model.precision import device_of
@@ -67,6 +69,7 @@ def measure_run(
         corpus=open_corpus(run) if settings["baselines"] else None,
         checkpoint=run.checkpoint,
         label=label or run.label,
+        sources=source_names(run.config["data"]) if isinstance(documents, Split) else (),
     )
 
 
@@ -81,6 +84,7 @@ def measure(
     corpus: Corpus | None,
     checkpoint: Path | None,
     label: str,
+    sources: Sequence[str] = (),
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Evaluates a model. Returns its row of evaluation.json, and the token losses of each document.
 
@@ -91,6 +95,7 @@ def measure(
         corpus: its training split is counted for the bigram baseline, which None leaves out.
         checkpoint: the file of the weights, or None if there is none yet.
         label: name of the model in progress bars.
+        sources: of a mixture that the documents are of, each of which is summarized, too.
     """
     protocol = build_protocol(settings["protocol"], sequence_length)
     evaluator = _open_evaluator(settings["key_tokens"], tokenizer, model, scorer)
@@ -100,6 +105,8 @@ def measure(
         row = summarize(losses, documents, protocol, long_document=settings["long_document"]).to_dict()
         row["documents_digest"] = digest(documents)
         row["tokenizer"] = tokenizer.identity()
+        if sources:
+            row["by_source"] = summarize_sources(losses, documents, documents.names, sources)
         if isinstance(documents, InMemoryDocuments) and any(documents.left_out.values()):
             row["documents_left_out"] = documents.left_out
         contexts, targets, least = (by_context.get(key) for key in ("contexts", "targets", "least_tokens"))
@@ -147,6 +154,7 @@ def evaluate_trained(
         corpus=data.corpus,
         checkpoint=None,
         label=config["name"],
+        sources=list(data.source.weights or ()),
     )
     place = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "split": split}
     row = place | {"precision": trainer["precision"]} | measured

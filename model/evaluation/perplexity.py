@@ -3,7 +3,7 @@ Sums of nats are float64.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -127,6 +127,37 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
         by_position=list(_buckets(losses)),
         by_document=ByDocument(nats.tolist(), sizes.tolist()),
     )
+
+
+def summarize_sources(
+    losses: list[np.ndarray], documents: Documents, names: Sequence[str], sources: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Returns the counts, loss and bits per byte, with their bounds, of each source of a mixture that has documents.
+
+    Args:
+        losses: token losses (nats, float64) of each document.
+        names: of the documents; each begins with the name of its source and a slash.
+    """
+    of_document = np.array([name.partition("/")[0] for name in names])
+    nats = np.array([loss.sum() for loss in losses])
+    tokens = np.array([len(loss) for loss in losses])
+    sizes = np.array(documents.bytes)
+    found = {}
+    for source in sources:
+        own = of_document == source
+        if not own.any():
+            continue
+        bits, low, high = bits_per_byte(nats[own], sizes[own])
+        found[source] = {
+            "documents": int(own.sum()),
+            "bytes": int(sizes[own].sum()),
+            "tokens_scored": int(tokens[own].sum()),
+            "loss": float(nats[own].sum() / tokens[own].sum()),
+            "bits_per_byte": bits,
+            "bits_per_byte_low": low,
+            "bits_per_byte_high": high,
+        }
+    return found
 
 
 def perplexity(nats: float, count: int) -> float:

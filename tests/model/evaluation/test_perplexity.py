@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.evaluation import Evaluation, summarize
-from model.evaluation.perplexity import EDGES, TRAILING
+from model.evaluation.perplexity import EDGES, TRAILING, summarize_sources
 from tests.model.evaluation.documents import PROTOCOLS
 
 
@@ -118,3 +118,15 @@ def test_the_trailing_tokens_are_of_documents_that_have_so_many():
 
 def test_a_bucket_says_how_many_documents_reach_it():
     assert [b.documents for b in row_of(losses_of(3000, 512, 513, 10)).by_position] == [4, 2, 1, 1]
+
+
+def test_each_source_of_a_mixture_has_the_numbers_of_its_documents_alone():
+    losses = losses_of(900, 40, 700, 1300)
+    sizes = [4 * len(loss) for loss in losses]
+    names = ["books/a", "code/books/b", "books/c", "code/d"]
+    found = summarize_sources(losses, SimpleNamespace(bytes=sizes), names, ["code", "recall", "books"])
+    assert list(found) == ["code", "books"], "a source that generates its sequences has no documents"
+    for name, own in (("books", [0, 2]), ("code", [1, 3])):
+        alone = asdict(summarize_losses([losses[each] for each in own], [sizes[each] for each in own]))
+        assert found[name] == {key: pytest.approx(alone[key]) for key in found[name]}
+        assert found[name]["documents"] == 2
