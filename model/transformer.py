@@ -47,6 +47,8 @@ KEPT = (
     torch.ops.farsight.attention.default,
     torch.ops.farsight.selected_attention.default,
     torch.ops.farsight.select.default,
+    torch.ops.farsight.indexer_loss.default,
+    torch.ops.farsight.dense_indexer_loss.default,
 )
 """The operators whose results selective checkpointing keeps: they cost most for the bytes that they return."""
 

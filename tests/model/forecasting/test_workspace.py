@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.build import build_model
 from kernels.selection import indexer_loss
-from model.forecasting.memory_estimate import estimate_step
+from model.forecasting.memory_estimate import LAYOUTS, estimate_step
 from model.forecasting.memory_tracker import MemoryTracker
 from model.forecasting.workspace import workspace_bytes
 from tests.kernels.selection.test_indexer_loss import OPERATORS, QUERIES, SUMMARIES
@@ -54,3 +54,16 @@ def test_the_forecast_runs_as_many_operators_for_longer_sequences(composed, smal
         counts.append(0)
         estimate_step(model, model.build_layouts(None, length), 1, length, config, torch.device("cpu"))
     assert counts[0] == counts[1]
+
+
+def test_a_warm_up_of_indexers_alone_is_forecast_by_the_stage_in_which_all_parameters_train(composed):
+    def bytes_with(*settings: str) -> dict[str, int]:
+        router = ("router=indexer", "window=16", "block=16", *settings)
+        config, data = composed("attention=routed", *(f"attention.patterns.routed.{each}" for each in router))
+        model = build_model(config, data.vocabulary)
+        model.set_step(model.indexers_alone)
+        step = estimate_step(model, model.build_layouts(None, 128), 1, 128, config, torch.device("cpu"))
+        return {part: size for part, size in step.parts.items() if part != LAYOUTS}
+
+    warmed = ("indexer_warmup=9", "indexer_warmup_alone=true")
+    assert bytes_with(*warmed) == bytes_with()
