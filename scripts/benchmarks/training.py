@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON."""
     from scripts.benchmarks.results import markdown, write
 
+    if min(arguments.lengths) < 1:
+        raise SystemExit(f"error: --lengths {min(arguments.lengths)}: must be at least 1 token")
     kinds = itertools.product(arguments.attention, arguments.lengths, arguments.backends)
     steps = {kind: TrainingStep(*kind, arguments) for kind in kinds}
     first = {key: step.seconds(1) for key, step in steps.items()}  # compiles, and allocates memory

@@ -24,6 +24,9 @@ class Documents:
         self.flat = np.concatenate([[256, *text.encode()] for text in self.texts]).astype(np.uint16)
         self.total_bytes = sum(map(len, self.texts))
 
+    def head(self, tokens: int) -> np.ndarray:
+        return self.flat[:tokens]
+
 
 class TrainedOn:
     tokenizer = Bytes()

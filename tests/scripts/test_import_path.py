@@ -11,7 +11,7 @@ NAMES = ("configs", "data", "evaluate", "kernels", "model", "report", "scripts",
 
 COMMANDS = {
     "train.py": (["attention.block=7"], "attention.block=7"),
-    "scripts/benchmark.py": (["training", "--lengths", "-1"], "lengths"),
+    "scripts/benchmark.py": (["training", "--lengths", "-1"], "--lengths -1: must be"),
     "scripts/evaluate.py": (["checkpoint=missing"], "missing"),
     "scripts/export.py": (["checkpoint=missing", "output=exported"], "missing"),
     "scripts/generate.py": (["checkpoint=missing"], "missing"),
