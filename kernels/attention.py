@@ -152,8 +152,9 @@ def _forward(
 
 
 def _checked(backend: str, automatic: bool, q: Tensor, k: Tensor, block: int) -> str:
-    """`backend` after its self-check, which is computed once per process. If the check of Hopper's kernels fails, which
-    `auto` chose, Triton's kernels serve instead, and a warning says why. SelfCheckError: another check fails."""
+    """The backend that serves a call for which `backend` was chosen: the same one, if it passes its self-check, which
+    runs once per process. Hopper's kernels that `auto` chose and that fail it are replaced by Triton's, with a warning.
+    SelfCheckError: another check fails."""
     if not q.is_cuda or backend not in ("triton", "hopper", "flash"):
         return backend
     problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block
@@ -162,7 +163,7 @@ def _checked(backend: str, automatic: bool, q: Tensor, k: Tensor, block: int) ->
         return backend
     if backend != "hopper" or not automatic:
         raise selfcheck.SelfCheckError(failure)
-    _warn_once(f"{failure} Until then, Triton's kernels serve these calls.")
+    _warn_once(f"{failure} Triton's kernels serve instead.")
     return _checked("triton", automatic, q, k, block)
 
 

@@ -31,21 +31,6 @@ class SelfCheckError(RuntimeError):
     """A kernel disagrees with the reference on this machine."""
 
 
-def check(
-    backend: ModuleType,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    group: int,
-    block: int,
-    plain: bool = False,
-) -> None:
-    """Raises SelfCheckError if `backend` and the reference differ by more than rounding."""
-    message = failure(backend, device, dtype, head_dim, group, block, plain)
-    if message is not None:
-        raise SelfCheckError(message)
-
-
 @functools.cache
 def failure(
     backend: ModuleType,
@@ -59,11 +44,8 @@ def failure(
     """What is wrong with the results of `backend`, with advice; None: they differ from the reference by rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
         return None
-    try:
-        _raise_if_wrong(errors(backend, device, dtype, head_dim, group, block, plain), backend, device, dtype, head_dim)
-    except SelfCheckError as error:
-        return str(error)
-    return None
+    found = errors(backend, device, dtype, head_dim, group, block, plain)
+    return _describe_wrong(found, backend, device, dtype, head_dim)
 
 
 @functools.cache
@@ -75,19 +57,27 @@ def check_selection(
     group: int,
     block: int,
 ) -> None:
-    """As `check`, for attention on a Selection; group: query heads per selector."""
+    """Raises SelfCheckError if attention on a Selection is wrong by more than rounding; group: query heads per
+    selector."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
-        errors_by_name = selection_errors(backend, device, dtype, head_dim, group, block)
-        _raise_if_wrong(errors_by_name, backend, device, dtype, head_dim)
+        found = selection_errors(backend, device, dtype, head_dim, group, block)
+        _raise(_describe_wrong(found, backend, device, dtype, head_dim))
 
 
 @functools.cache
 def check_decoding(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> None:
-    """As `check`, for the kernels of decoding steps, which have no backward pass; group: query heads per KV head."""
+    """Raises SelfCheckError if the kernels of decoding steps, which have no backward pass, are wrong by more than
+    rounding; group: query heads per KV head."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
         from kernels.backends.triton import decode
 
-        _raise_if_wrong(decoding_errors(decode, device, dtype, head_dim, group), decode, device, dtype, head_dim)
+        found = decoding_errors(decode, device, dtype, head_dim, group)
+        _raise(_describe_wrong(found, decode, device, dtype, head_dim))
+
+
+def _raise(message: str | None) -> None:
+    if message is not None:
+        raise SelfCheckError(message)
 
 
 def decoding_errors(
@@ -115,16 +105,17 @@ def decoding_errors(
     }
 
 
-def _raise_if_wrong(
+def _describe_wrong(
     errors_by_name: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> None:
+) -> str | None:
     for name, error in errors_by_name.items():
         if not error <= TOLERANCE[dtype]:  # also for NaN
-            raise SelfCheckError(
+            return (
                 f"backend {backend.__name__} computes a wrong {name} on {device} ({dtype}, head_dim={head_dim}: "
                 f"relative error {error:.1e}). Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or "
                 "attention.backend=blocked."
             )
+    return None
 
 
 def _isolated(function: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:

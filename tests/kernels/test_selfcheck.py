@@ -21,7 +21,7 @@ def broken(forward=blocked.forward, backward=blocked.backward) -> ModuleType:
 
 def test_a_right_backend_is_exact_up_to_rounding():
     assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
-    selfcheck.check(blocked, *PROBLEM)
+    assert selfcheck.failure(blocked, *PROBLEM) is None
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "gradient of q"), (1, "gradient of k"), (2, "gradient of v")])
@@ -31,8 +31,8 @@ def test_a_wrong_gradient_is_named(index, name):
         grads[index] = grads[index] * 1.01
         return grads
 
-    with pytest.raises(selfcheck.SelfCheckError, match=f"wrong {name}.*TRITON_PTXAS_PATH"):
-        selfcheck.check(broken(backward=backward), *PROBLEM)
+    found = selfcheck.failure(broken(backward=backward), *PROBLEM)
+    assert f"wrong {name}" in found and "TRITON_PTXAS_PATH" in found
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), 1.5])
@@ -41,13 +41,12 @@ def test_a_wrong_output_is_named(wrong):
         out, lse = blocked.forward(*args)
         return out * wrong, lse
 
-    with pytest.raises(selfcheck.SelfCheckError, match="wrong output"):
-        selfcheck.check(broken(forward=forward), *PROBLEM)
+    assert "wrong output" in selfcheck.failure(broken(forward=forward), *PROBLEM)
 
 
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("FARSIGHT_SELF_CHECK", "0")
-    selfcheck.check(broken(forward=None), *PROBLEM)
+    assert selfcheck.failure(broken(forward=None), *PROBLEM) is None
 
 
 def test_attention_on_a_selection_is_checked_too():
@@ -76,7 +75,7 @@ def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
     masks, choices = broken(), broken(gathered.forward, gathered.backward)  # right, and not checked before
 
     def layer(x):
-        selfcheck.check(masks, *PROBLEM)
+        assert selfcheck.failure(masks, *PROBLEM) is None
         selfcheck.check_selection(choices, *PROBLEM)
         return (x * x).sum()
 

@@ -1,9 +1,8 @@
 """Attention under a BlockLayout on Hopper GPUs (H100, H200), in Gluon, Triton's language of explicit layouts.
 
-The lists of tiles, masks and work are those of kernels/backends/triton/dense, and so are the results and their
-promises: every pattern, packed documents, the same bits every time. What differs is who does what: programs are
-persistent, one warp loads by TMA ahead of two warpgroups that compute (warp specialization), and products run under
-the arithmetic of other steps.
+The lists of tiles, masks and work are those of kernels/backends/triton/dense, and the kernels serve the same calls:
+every pattern, packed documents, the same bits every time. Programs are persistent, with warp specialization: one warp
+loads by TMA, ahead of two warpgroups that compute. A step's products run during the arithmetic of another step.
 
     forward.py            out and lse, by rows
     backward.py           dQ by rows, dK and dV by columns

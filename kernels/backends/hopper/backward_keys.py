@@ -118,8 +118,8 @@ def _grad_keys(
     sizes = (count, heads, log2_scale, scale)
     gl.warp_specialize(
         [
-            (_first_consumer, (signals, shared, descriptors, lists, sizes, GROUP, STAGES, D, SPLIT)),
-            (_second_consumer, (signals, shared, descriptors, lists, sizes, GROUP, STAGES, D, SPLIT)),
+            (_consumer, (signals, shared, descriptors, lists, sizes, 0, GROUP, STAGES, D, SPLIT)),
+            (_consumer, (signals, shared, descriptors, lists, sizes, 1, GROUP, STAGES, D, SPLIT)),
             (_producer, (signals, shared, descriptors, lists, sizes, GROUP, STAGES, D, SPLIT)),
         ],
         [4, 1],
@@ -265,19 +265,3 @@ def _consumer(
                 gl.store(at, dk)
                 gl.store(at + 128 * D, dv)
     tma.store_wait(0)
-
-
-@gluon.jit
-def _first_consumer(
-    signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, STAGES: gl.constexpr, D: gl.constexpr,
-    SPLIT: gl.constexpr,
-):  # fmt: skip
-    _consumer(signals, shared, descriptors, lists, sizes, 0, GROUP, STAGES, D, SPLIT)
-
-
-@gluon.jit
-def _second_consumer(
-    signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, STAGES: gl.constexpr, D: gl.constexpr,
-    SPLIT: gl.constexpr,
-):  # fmt: skip
-    _consumer(signals, shared, descriptors, lists, sizes, 1, GROUP, STAGES, D, SPLIT)

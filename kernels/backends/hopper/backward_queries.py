@@ -1,7 +1,7 @@
 """dQ by rows: a producer warp and two consumers of 64 queries, which walk a row of tiles in steps of 64 keys.
 
-A step issues S = Q K^T and dP = dO V^T of this step and dQ += dS K of the one before, whose product runs under the
-arithmetic of this one. Letters as in kernels/backends/triton/dense/backward.py.
+Each step issues its own S = Q K^T and dP = dO V^T, and dQ += dS K of the step before it, which runs during this step's
+arithmetic. Letters as in kernels/backends/triton/dense/backward.py.
 """
 
 import torch
@@ -114,8 +114,8 @@ def _grad_queries(
     sizes = (count, padded, heads, log2_scale, scale)
     gl.warp_specialize(
         [
-            (_first_consumer, (signals, shared, descriptors, lists, sizes, GROUP, K_STAGES, V_STAGES, D)),
-            (_second_consumer, (signals, shared, descriptors, lists, sizes, GROUP, K_STAGES, V_STAGES, D)),
+            (_consumer, (signals, shared, descriptors, lists, sizes, 0, GROUP, K_STAGES, V_STAGES, D)),
+            (_consumer, (signals, shared, descriptors, lists, sizes, 1, GROUP, K_STAGES, V_STAGES, D)),
             (_producer, (signals, shared, descriptors, lists, sizes, GROUP, K_STAGES, V_STAGES, D)),
         ],
         [4, 1],
@@ -247,19 +247,3 @@ def _consumer(
         synchronize()
         tma.async_copy_shared_to_global(dq_desc, [batch, head, query, 0], dq_out.index(PART))
     tma.store_wait(0)
-
-
-@gluon.jit
-def _first_consumer(
-    signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
-    D: gl.constexpr,
-):  # fmt: skip
-    _consumer(signals, shared, descriptors, lists, sizes, 0, GROUP, K_STAGES, V_STAGES, D)
-
-
-@gluon.jit
-def _second_consumer(
-    signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
-    D: gl.constexpr,
-):  # fmt: skip
-    _consumer(signals, shared, descriptors, lists, sizes, 1, GROUP, K_STAGES, V_STAGES, D)

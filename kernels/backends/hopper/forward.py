@@ -1,9 +1,9 @@
 """Forward: persistent programs with one warp that loads and two warpgroups of 64 queries that compute.
 
 A program takes rows of tiles (a block of 128 queries of one head) in turn. Its producer warp reads Q, K and V by TMA
-into rings of buffers; each consumer keeps 64 rows of FlashAttention's online softmax in registers. A step issues
-Q K^T of this tile and P V of the one before, so that the tensor cores work under the softmax. The consumers take turns
-to issue products, so that one computes its softmax under the other's products.
+into rings of buffers; each consumer keeps 64 rows of FlashAttention's online softmax in registers. Each step issues
+Q K^T of its tile and P V of the tile before it, so that the tensor cores are busy during the softmax. The consumers
+issue their products in turn, so that one computes its softmax while the other's products run.
 
 Letters: s scores, p weights, m running maximum of s, l running sum of p (by thread, reduced at the end of the row).
 """
@@ -113,8 +113,8 @@ def _forward(
     sizes = (count, queries, heads, scale)
     gl.warp_specialize(
         [
-            (_first_consumer, (signals, shared, descriptors, lists, sizes, GROUP, STAGES, D)),
-            (_second_consumer, (signals, shared, descriptors, lists, sizes, GROUP, STAGES, D)),
+            (_consumer, (signals, shared, descriptors, lists, sizes, 0, GROUP, STAGES, D)),
+            (_consumer, (signals, shared, descriptors, lists, sizes, 1, GROUP, STAGES, D)),
             (_producer, (signals, shared, descriptors, lists, sizes, GROUP, STAGES, D)),
         ],
         [4, 1],
@@ -323,17 +323,3 @@ def _consumer(
         fence_async_shared()
         tma.async_copy_shared_to_global(out_desc, [batch, head, query, 0], out.index(PART))
     tma.store_wait(0)
-
-
-@gluon.jit
-def _first_consumer(
-    signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, STAGES: gl.constexpr, D: gl.constexpr
-):
-    _consumer(signals, shared, descriptors, lists, sizes, 0, GROUP, STAGES, D)
-
-
-@gluon.jit
-def _second_consumer(
-    signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, STAGES: gl.constexpr, D: gl.constexpr
-):
-    _consumer(signals, shared, descriptors, lists, sizes, 1, GROUP, STAGES, D)
