@@ -1,10 +1,11 @@
 """Speed of a training step, forward, backward and update, by pattern and length, as train.py runs it.
 
-Precision, compilation, optimizer and gradient clipping come from the config, the documents of a batch are drawn anew at
-every step, and their layouts are built within it. Patterns and lengths are measured in turn, round after round, so that
-a machine whose speed drifts treats all alike; the median of the rounds is reported.
+Precision, compilation, optimizer and gradient clipping come from the config. Each step of a measurement has documents
+of its own, and builds their layouts. Patterns and lengths are measured in turn, round after round, so that a machine
+whose speed drifts treats all alike; the median of the rounds is reported.
 
-`mfu` is the share of the fastest matrix product that this device was measured to reach in the same run.
+`mfu` is the share of the fastest matrix product that this device was measured to reach in the same run. Its FLOPs, and
+`density_pairs`, are means over the steps of a measurement.
 """
 
 import argparse
@@ -61,16 +62,16 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     for kind, times in seconds.items():
         (attention, length, backend), step, median = kind, steps[kind], statistics.median(times)
-        cost = step.model.cost(step.layouts, step.batch)
+        density, flops = step.density_and_flops()
         rows.append(
             {
                 "attention": attention,
                 **({"backend": backend} if backend else {}),
                 "length": length,
-                "density_pairs": round(cost.attention.density_pairs, 4),
+                "density_pairs": round(density, 4),
                 "tokens_per_second": round(step.tokens / median),
                 "microseconds_per_token": round(1e6 * median / step.tokens, 3),
-                "mfu": round(cost.flops / median / ceiling, 3),
+                "mfu": round(flops / median / ceiling, 3),
                 "peak_memory_gb": round(step.peak_memory() / 1e9, 2),
                 "first_step_seconds": round(first[kind], 1),
                 "loss": round(step.loss, 4),
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class TrainingStep:
-    """The training step of one config on random tokens, whose documents change from step to step."""
+    """The training step of one config on random tokens, whose documents differ from step to step."""
 
     def __init__(self, attention: str, length: int, backend: str | None, arguments: argparse.Namespace) -> None:
         import torch
@@ -114,7 +115,8 @@ class TrainingStep:
         self.length, self.tokens = length, self.batch * length
         self.generator = torch.Generator().manual_seed(0)
         self.mean_document = arguments.documents
-        self.batches = [self._batch() for _ in range(8)]  # made before: drawing them is no part of a step
+        # Made before: drawing them is no part of a step. Each measurement takes all of them.
+        self.batches = [self._batch() for _ in range(arguments.steps)]
         self.count = 0
 
     def _batch(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]":
@@ -149,9 +151,9 @@ class TrainingStep:
 
         tokens, position, document = self.batches[self.count % len(self.batches)]
         self.count += 1
-        self.layouts = self.model.build_layouts(document, self.length)
+        layouts = self.model.build_layouts(document, self.length)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.model.loss(tokens[:, :-1], tokens[:, 1:], position, self.layouts)
+            out = self.model.loss(tokens[:, :-1], tokens[:, 1:], position, layouts)
         total = out.total if out.auxiliary is None else out.total + out.auxiliary
         (total / out.count).backward()
         clip = self.config["trainer"]["gradient_clip"]
@@ -160,6 +162,13 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return (out.total / out.count).detach()
+
+    def density_and_flops(self) -> tuple[float, float]:
+        """Visible pairs over those of dense causal attention, and FLOPs of a step: means over the batches."""
+        layouts = (self.model.build_layouts(document, self.length) for _, _, document in self.batches)
+        costs = [self.model.cost(each, self.batch) for each in layouts]
+        density = statistics.mean(cost.attention.density_pairs for cost in costs)
+        return density, statistics.mean(cost.flops for cost in costs)
 
     def peak_memory(self) -> int:
         """Most bytes that tensors held during one more step; on a CPU, this process so far."""

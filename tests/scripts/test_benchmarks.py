@@ -5,11 +5,13 @@ import json
 import resource
 
 import pytest
+import torch
 
 from model.training.storage import StorageError
 from scripts.benchmarks.data import add_arguments
 from scripts.benchmarks.data import run as measure_loaders
 from scripts.benchmarks.results import write
+from scripts.benchmarks.training import TrainingStep
 from tests.commands import ROOT, run, run_forked
 from tests.scripts.runs import write_books
 
@@ -38,6 +40,19 @@ def test_data_measures_each_loader_beside_a_memory_map(tmp_path, capsys):
     assert [row["loader"] for row in rows] == ["memory map", "contiguous", "best_fit"]
     assert all(0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"] for row in rows)
     assert rows[0]["relative"] == 1 and "| best_fit | 0 | 2 x 128 |" in capsys.readouterr().out
+
+
+def test_training_counts_the_pairs_of_every_batch_that_it_measures():
+    overrides = ["trainer=cpu", "model.layers=1", "attention.block=32"]
+    arguments = argparse.Namespace(model="nano", tokens=128, documents=50, steps=3, overrides=overrides)
+    step = TrainingStep("dense", 128, None, arguments)
+    causal = torch.ones(128, 128, dtype=torch.bool).tril()
+    densities = [
+        float(((document[:, :, None] == document[:, None]) & causal).sum() / causal.sum())
+        for _, _, document in step.batches
+    ]
+    assert len(densities) == 3 and max(densities) - min(densities) > 0.1
+    assert step.density_and_flops()[0] == pytest.approx(sum(densities) / 3, rel=1e-5)
 
 
 @pytest.mark.slow
