@@ -4,8 +4,7 @@ from torch import Tensor
 
 from kernels.backends.hopper.backward_keys import grad_keys
 from kernels.backends.hopper.backward_queries import grad_queries
-from kernels.backends.triton.common import addressable, positive_scale
-from kernels.backends.triton.dense.backward import compute_row_stats
+from kernels.backends.triton.dense.backward import compute_gradients
 from kernels.layout.block_layout import BlockLayout
 
 
@@ -21,10 +20,4 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv), like q, k, v; see kernels/backends/__init__.py."""
-    flipped = scale < 0
-    q, scale = positive_scale(q, scale)
-    q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)
-    row_stats = compute_row_stats(grad_out, grad_lse, out, lse, layout.block)
-    dq = grad_queries(grad_out, q, k, v, row_stats, layout, scale)
-    dk, dv = grad_keys(grad_out, q, k, v, row_stats, layout, scale)
-    return -dq if flipped else dq, dk, dv
+    return compute_gradients(grad_queries, grad_keys, grad_out, grad_lse, q, k, v, out, lse, layout, scale)

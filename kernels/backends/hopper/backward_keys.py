@@ -140,7 +140,7 @@ def _producer(
     read = 0  # steps, over all columns
     for round_ in range(0, rounds_of_program(count)):
         index = item_of_round(round_, count)
-        batch, kv_head, column, first, tiles_of_column, _ = load_item(items + index * 8)
+        batch, kv_head, column, first, tiles_of_column, _, _ = load_item(items, index)
         for part in gl.static_range(2):
             key = column * 128 + part * 64
             mbarrier.wait(kv_empty.index(part), (round_ & 1) ^ 1)
@@ -219,8 +219,7 @@ def _consumer(
     read = 0
     for round_ in range(0, rounds_of_program(count)):
         index = item_of_round(round_, count)
-        batch, kv_head, column, first, tiles_of_column, partial = load_item(items + index * 8)
-        buffer = gl.load(items + index * 8 + 6)
+        batch, kv_head, column, first, tiles_of_column, partial, buffer = load_item(items, index)
         dk = gl.zeros([64, D], gl.float32, accumulator(D))
         dv = gl.zeros([64, D], gl.float32, accumulator(D))
         end = read + tiles_of_column * 2 * GROUP

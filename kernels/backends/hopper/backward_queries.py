@@ -136,7 +136,7 @@ def _producer(
     read = 0  # steps, over all rows
     for round_ in range(0, rounds_of_program(count)):
         index = item_of_round(round_, count)
-        batch, kv_head, row, first, tiles_of_row, _ = load_item(items + index // GROUP * 8)
+        batch, kv_head, row, first, tiles_of_row, _, _ = load_item(items, index // GROUP)
         head = kv_head * GROUP + index % GROUP
         for part in gl.static_range(2):
             query = row * 128 + part * 64
@@ -210,7 +210,7 @@ def _consumer(
     read = 0
     for round_ in range(0, rounds_of_program(count)):
         index = item_of_round(round_, count)
-        batch, kv_head, row, first, tiles_of_row, partial = load_item(items + index // GROUP * 8)
+        batch, kv_head, row, first, tiles_of_row, partial, _ = load_item(items, index // GROUP)
         head = kv_head * GROUP + index % GROUP
         query = row * 128 + PART * 64
         at = row_stats + (batch * heads + head).to(gl.int64) * 2 * padded + query

@@ -7,6 +7,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernels.backends.triton.common import tma_strides
+from kernels.backends.triton.dense.work import ITEM_FIELDS
+
 GLUON_DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
 
 CONSUMER_REGISTERS = gl.constexpr(240)
@@ -16,12 +19,9 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 def describe(x: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor of x `[batch, heads, length, head_dim]` with blocks of `rows` rows; TMA reads 0 beyond the end, and
     writes nothing there. x must be `addressable` (kernels/backends/triton/common.py)."""
-    # A dimension of size 1 may have any stride, even one that TMA does not accept.
-    strides = [s if n > 1 else x.shape[-1] * 16 for s, n in zip(x.stride(), x.shape, strict=True)]
-    strides[-1] = 1
     block = [1, 1, rows, x.shape[-1]]
     layout = gl.NVMMASharedLayout.get_default_for(block, GLUON_DTYPES[x.dtype])
-    return TensorDescriptor(x, list(x.shape), strides, block, layout)
+    return TensorDescriptor(x, list(x.shape), tma_strides(x), block, layout)
 
 
 def describe_row_stats(row_stats: Tensor, rows: int) -> TensorDescriptor:
@@ -91,9 +91,10 @@ def _place(index):
 
 
 @gluon.jit
-def load_item(item):
-    """(batch, KV head, row or column, first entry, entries, partial entries) of an item of work
+def load_item(items, index):
+    """(batch, KV head, row or column, first entry, entries, partial entries, buffer) of an item of work
     (kernels/backends/triton/dense/work.py)."""
+    item = items + index * ITEM_FIELDS
     return (
         gl.load(item),
         gl.load(item + 1),
@@ -101,6 +102,7 @@ def load_item(item):
         gl.load(item + 3),
         gl.load(item + 4),
         gl.load(item + 5),
+        gl.load(item + 6),
     )
 
 

@@ -132,7 +132,7 @@ def _producer(signals, shared, descriptors, lists, sizes, GROUP: gl.constexpr, S
     read = 0  # tiles, over all rows
     for round_ in range(0, rounds_of_program(count)):
         index = item_of_round(round_, count)
-        batch, kv_head, row, first, tiles_of_row, _ = load_item(items + index // GROUP * 8)
+        batch, kv_head, row, first, tiles_of_row, _, _ = load_item(items, index // GROUP)
         head = kv_head * GROUP + index % GROUP
         for part in gl.static_range(2):
             buffer = round_ % STAGES * 2 + part
@@ -246,16 +246,16 @@ def _consumer(
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, accumulator(D), 2)
     read = 0  # tiles, over all rows
     issued = 0  # turns to issue products
-    next_batch, next_kv_head, next_row, next_first, next_listed, next_partial = load_item(
-        items + item_of_round(0, count) // GROUP * 8
+    next_batch, next_kv_head, next_row, next_first, next_listed, next_partial, _buffer = load_item(
+        items, item_of_round(0, count) // GROUP
     )
     for round_ in range(0, rounds_of_program(count)):
         batch, kv_head, first, listed, partial = next_batch, next_kv_head, next_first, next_listed, next_partial
         query = next_row * 128 + PART * 64
         index = item_of_round(round_, count)
         # The next item is read a row early.
-        next_batch, next_kv_head, next_row, next_first, next_listed, next_partial = load_item(
-            items + item_of_round(round_ + 1, count) // GROUP * 8
+        next_batch, next_kv_head, next_row, next_first, next_listed, next_partial, _buffer = load_item(
+            items, item_of_round(round_ + 1, count) // GROUP
         )
         head = kv_head * GROUP + index % GROUP
         tiles_of_row = gl.maximum(listed, 1)

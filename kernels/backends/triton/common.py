@@ -44,10 +44,13 @@ def describe(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
     On sm90 and later a load is one TMA transfer, in which 64-bit addresses and bounds checks cost nothing. x must be
     `addressable`.
     """
-    # A dimension of size 1 may have any stride, even one that TMA does not accept.
+    return TensorDescriptor(x, list(x.shape), tma_strides(x), [1, 1, rows, columns])
+
+
+def tma_strides(x: Tensor) -> list[int]:
+    """The strides of x for a descriptor. Dimensions of size 1 get one that TMA accepts: theirs does not matter."""
     strides = [s if n > 1 else x.shape[-1] * 16 for s, n in zip(x.stride(), x.shape, strict=True)]
-    strides[-1] = 1
-    return TensorDescriptor(x, list(x.shape), strides, [1, 1, rows, columns])
+    return [*strides[:-1], 1]
 
 
 def addressable(x: Tensor) -> Tensor:
