@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .corpus import SplitMetadata
 from .digests import digests_of
 from .encoding import Encoded, encode
 from .errors import CorpusError
@@ -25,6 +24,7 @@ from .sources import SPLITS, BadDocuments, Source
 from .sources.base import Paths
 from .sources.file_rows import texts_of
 from .sources.splits import warn_of_copies
+from .split import SplitMetadata
 from .tokenizers import Tokenizer
 from .tokenizers.base import warn_of_normalized
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FINISHED = "finished"
-"""The folder of what a killed preparation leaves to the next one."""
+"""The folder of encoded ranges, which the next preparation reads if this one is killed."""
 
 SHORTEST = 2  # tokens: bos and one more, since an empty document has no target
 
@@ -49,8 +49,8 @@ def write(
     minimum_tokens: int,
     on_bad_document: str,
 ) -> None:
-    """Writes the files of a corpus (see corpus.py) to `folder`, which exists, and flushes them to disk. Of an earlier
-    preparation of this corpus that was killed, it takes the finished ranges of encoding.py.
+    """Writes the files of a corpus (corpus.py lists them) to `folder`, which exists, and flushes them to disk. If an
+    earlier preparation of this corpus was killed, its finished ranges (encoding.py) are not encoded again.
 
     Raises:
         CorpusError: a split has no document, or none with enough tokens, or a document cannot be read.
@@ -123,42 +123,48 @@ def write_split(
     shortest = max(minimum_tokens, SHORTEST)
     sections = encoded.sections()
     bos = np.array([tokenizer.bos], dtype)
-    kept, lengths, longest, dropped_tokens, digest = [], [], 0, 0, hashlib.sha256()
+    lengths, digest = np.zeros(len(rows), dtype=np.int64), hashlib.sha256()
     with open(folder / "tokens.bin", "wb") as file:
         for index, count in enumerate(encoded.counts):
             parts = [bos, *islice(sections, count)]
-            length = sum(map(len, parts))
-            longest = max(longest, length)
-            if length >= shortest:
+            lengths[index] = sum(map(len, parts))
+            if lengths[index] >= shortest:
                 for part in parts:
                     file.write(part.tobytes())
                     digest.update(part.tobytes())
-                kept.append(index)
-                lengths.append(length)
-            else:
-                dropped_tokens += length
     document = np.repeat(np.arange(len(rows)), encoded.counts)
     warn_of_normalized(tokenizer, len(np.unique(document[encoded.column("normalized")])), len(rows), f"{split}: ")
     sizes = np.zeros(len(rows), dtype=np.int64)
     np.add.at(sizes, document, encoded.column("bytes"))
-    dropped, dropped_bytes = len(rows) - len(kept), int(sizes.sum() - sizes[kept].sum())
-    if dropped:
-        log.warning(
-            f"{split}: {dropped} of {len(rows)} documents dropped: shorter than {shortest} tokens; {dropped_tokens:,}"
-            f" of {dropped_tokens + sum(lengths):,} tokens, {dropped_bytes:,} of {sizes.sum():,} bytes"
-        )
-    if not kept and longest < SHORTEST:
+    longest = int(lengths.max())
+    if longest < SHORTEST:
         raise CorpusError(f"data.path={path}: must hold documents with text, and those of the {split} split are empty")
-    if not kept:
+    if longest < shortest:
         known = f"{longest}, the length of the longest document of the {split} split"
         raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
-    save_array(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    save_array(folder / "bytes.npy", sizes[kept])
+    kept = np.flatnonzero(lengths >= shortest).tolist()
     rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
-    kept_bytes = int(sizes[kept].sum())
-    return SplitMetadata(
-        len(kept), sum(lengths), kept_bytes, dropped, digest.hexdigest(), dropped_tokens, dropped_bytes
-    )
+    return write_sizes(folder, lengths, sizes, shortest, digest.hexdigest())
+
+
+def write_sizes(folder: Path, lengths: np.ndarray, sizes: np.ndarray, shortest: int, content: str) -> SplitMetadata:
+    """Writes offsets.npy and bytes.npy of a split, for its documents of at least `shortest` tokens. Logs how many
+    others are dropped.
+
+    lengths, sizes: tokens and bytes of text of each document, int64 `[documents]`, the short ones included.
+    content: the sha256 of the tokens that are kept.
+    """
+    kept = lengths >= shortest
+    dropped, dropped_tokens, dropped_bytes = (int(each[~kept].sum()) for each in (~kept, lengths, sizes))
+    if dropped:
+        log.warning(
+            f"{folder.name}: {dropped} of {len(kept)} documents dropped: shorter than {shortest} tokens;"
+            f" {dropped_tokens:,} of {lengths.sum():,} tokens, {dropped_bytes:,} of {sizes.sum():,} bytes"
+        )
+    save_array(folder / "offsets.npy", np.append(0, np.cumsum(lengths[kept])))
+    save_array(folder / "bytes.npy", sizes[kept])
+    tokens, size = int(lengths[kept].sum()), int(sizes[kept].sum())
+    return SplitMetadata(int(kept.sum()), tokens, size, dropped, content, dropped_tokens, dropped_bytes)
 
 
 def flush(path: Path) -> None:

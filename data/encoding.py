@@ -1,9 +1,9 @@
 """Tokenizes the documents of a split in several processes.
 
 The documents are encoded in ranges of about RANGE bytes of text. `datasets` writes the tokens of a range to its own
-files. When these are complete, their digests and that of what they were made from (the texts, the tokenizer) are
-written beside them. If the preparation is killed, the next one of the same corpus takes such a range as it is. A split
-of one range is encoded again.
+files. When these are complete, their digests are written beside them, with a digest of the texts and the tokenizer. If
+the preparation is killed, the next one of the same corpus reads such a range instead of encoding it. A split of only
+one range is always encoded again.
 """
 
 import hashlib
@@ -102,13 +102,14 @@ def _encode_once(texts: "Dataset", tokenizer: Tokenizer, dtype: str, prefix: Pat
     made_from = hashlib.sha256(json.dumps([tokenizer.identity(), dtype, _processes(texts)]).encode() + saved_tokenizer)
     for text in texts_of(texts):
         made_from.update(hashlib.sha256(text.encode()).digest())
+    cache_file = prefix.with_suffix(".arrow")
     if _is_finished(record, made_from.hexdigest()):
         log.info(f"tokenize {label}: finished before")
-    else:
-        for leftover in prefix.parent.glob(f"{prefix.name}*"):
-            leftover.unlink()
+        return _encode(texts, tokenizer, dtype, cache_file, label)
+    for leftover in prefix.parent.glob(f"{prefix.name}*"):
+        leftover.unlink()
     prefix.parent.mkdir(exist_ok=True)
-    encoded = _encode(texts, tokenizer, dtype, prefix.with_suffix(".arrow"), label)
+    encoded = _encode(texts, tokenizer, dtype, cache_file, label)
     files = sorted(prefix.parent.glob(f"{prefix.name}*.arrow"))
     digests = dict(zip([file.name for file in files], digests_of(files, None), strict=True))
     record.write_text(json.dumps({"made_from": made_from.hexdigest(), "digests": digests}))

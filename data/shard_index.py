@@ -1,4 +1,4 @@
-"""Writes the corpus of token files that others prepared: where each document starts. The tokens stay in their files."""
+"""Writes a corpus of token files that other programs prepared: the places of documents. Tokens are not copied."""
 
 import hashlib
 import logging
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .corpus import SplitMetadata
-from .corpus_writer import SHORTEST, finish, save_array
+from .corpus_writer import SHORTEST, finish, save_array, write_sizes
 from .errors import CorpusError
 from .sources import SPLITS, TokenShards
 from .sources.base import Paths
+from .sources.files import UNDIVIDED
 from .sources.splits import split_of
-from .sources.token_shards import UNDIVIDED
+from .split import SplitMetadata
 from .token_shards import Shard, Stream, read_shard
 from .tokenizers import Tokenizer
 
@@ -34,7 +34,8 @@ def write(
     tokenizer: Tokenizer,
     minimum_tokens: int,
 ) -> None:
-    """Writes the files of a corpus (see token_shards.py) to `folder`, which exists and is empty.
+    """Writes metadata.json, tokenizer.json and the folders of the splits (`ShardedSplit`) to `folder`, which exists and
+    is empty.
 
     Raises:
         CorpusError: a file cannot be read, or has tokens beyond the vocabulary, or a split has no document.
@@ -42,25 +43,20 @@ def write(
     started = time.perf_counter()
     digests = {file: digest for _, file, digest in made_from["source"]["files"]}
     tokenizer.save(folder / "tokenizer.json")
-    splits, shards, done = {}, {}, {}
+    splits, shards, scanned = {}, {}, {}
     for split, files in source.find(path).items():
         key = tuple(files)
-        if key in done:  # validation serves as test
-            index = done[key]
-        else:
+        if key not in scanned:  # validation may serve as test
             read = [read_shard(file, source.dtype) for file in files]
-            index = done[key] = read, *_scan(read, tokenizer, path)
-        content = hashlib.sha256("".join(digests[shard.path] for shard in index[0]).encode())
-        for name, chosen in _divided(split, *index).items():
-            divided = content.copy()
+            scanned[key] = read, _scan(read, tokenizer, path)
+        read, documents = scanned[key]
+        divided = _divided(read, documents) if split == UNDIVIDED else {split: documents}
+        for name, chosen in divided.items():
+            content = hashlib.sha256("".join(digests[shard.path] for shard in read).encode())
             if split == UNDIVIDED:
-                divided.update(f"{name} {len(chosen)}".encode())
-            shards[name] = [asdict(shard) for shard in index[0]]
-            splits[name] = asdict(
-                _write_split(
-                    folder / name, *(each[chosen] for each in index[1:]), minimum_tokens, divided.hexdigest(), path
-                )
-            )
+                content.update(f"{name} {chosen.shape[1]}".encode())
+            shards[name] = [asdict(shard) for shard in read]
+            splits[name] = asdict(_write_split(folder / name, chosen, minimum_tokens, content.hexdigest(), path))
     made = {
         "fingerprint": fingerprint,
         "made_from": made_from,
@@ -72,9 +68,9 @@ def write(
     log.info(f"documents of {len(digests)} token files found in {time.perf_counter() - started:.1f} s")
 
 
-def _scan(shards: Sequence[Shard], tokenizer: Tokenizer, path: Paths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (starts, lengths, bytes), int64 `[documents]`, of the documents of a stream. bytes: without the first
-    token of each."""
+def _scan(shards: Sequence[Shard], tokenizer: Tokenizer, path: Paths) -> np.ndarray:
+    """Returns int64 `[3, documents]`: the index of each document's first token in the stream, its number of tokens,
+    and the bytes of all tokens but the first."""
     from datasets.utils import tqdm
 
     token_bytes, total = tokenizer.token_bytes, sum(shard.tokens for shard in shards)
@@ -101,7 +97,7 @@ def _scan(shards: Sequence[Shard], tokenizer: Tokenizer, path: Paths) -> tuple[n
     before[0] = 0
     if len(start) == 1:
         log.warning(f"data.path={path}: token {tokenizer.bos}, which separates documents, is not in {shards[0].path}")
-    return start, np.diff(start, append=place), np.diff(before, append=counted)
+    return np.stack([start, np.diff(start, append=place), np.diff(before, append=counted)])
 
 
 def _check_tokens(chunk: np.ndarray, shard: Shard, tokenizer: Tokenizer) -> None:
@@ -118,31 +114,21 @@ def _check_tokens(chunk: np.ndarray, shard: Shard, tokenizer: Tokenizer) -> None
         )
 
 
-def _divided(
-    split: str, shards: Sequence[Shard], starts: np.ndarray, lengths: np.ndarray, _: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns the numbers of the documents of each split."""
-    if split != UNDIVIDED:
-        return {split: np.arange(len(starts))}
+def _divided(shards: Sequence[Shard], documents: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the columns of `documents`, an array of `_scan`, of each split: a hash of a document's tokens decides."""
     stream = Stream(shards)
     sides = np.array(
         [
             SPLITS.index(split_of(hashlib.sha256(stream.read(start, start + length).astype("<u4")).hexdigest()))
-            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            for start, length, _ in documents.T.tolist()
         ]
     )
-    return {name: np.flatnonzero(sides == number) for number, name in enumerate(SPLITS)}
+    return {name: documents[:, sides == number] for number, name in enumerate(SPLITS)}
 
 
-def _write_split(
-    folder: Path,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    sizes: np.ndarray,
-    minimum_tokens: int,
-    content: str,
-    path: Paths,
-) -> SplitMetadata:
+def _write_split(folder: Path, documents: np.ndarray, minimum_tokens: int, content: str, path: Paths) -> SplitMetadata:
+    """Writes the folder of one split. `documents`: those of the split, an array of `_scan`."""
+    starts, lengths, sizes = documents
     shortest = max(minimum_tokens, SHORTEST)
     kept = lengths >= shortest
     if not kept.any():
@@ -150,15 +136,6 @@ def _write_split(
             f"data.path={path}: must hold documents of every split, and the {folder.name} split has none of"
             f" {shortest} tokens (data.minimum_tokens); add documents, or name the files train, val and test"
         )
-    dropped, dropped_tokens, dropped_bytes = (int(each[~kept].sum()) for each in (~kept, lengths, sizes))
-    if dropped:
-        log.warning(
-            f"{folder.name}: {dropped} of {len(kept)} documents dropped: shorter than {shortest} tokens;"
-            f" {dropped_tokens:,} of {lengths.sum():,} tokens, {dropped_bytes:,} of {sizes.sum():,} bytes"
-        )
     folder.mkdir()
     save_array(folder / "starts.npy", starts[kept])
-    save_array(folder / "offsets.npy", np.cumsum([0, *lengths[kept]], dtype=np.int64))
-    save_array(folder / "bytes.npy", sizes[kept])
-    tokens, size = int(lengths[kept].sum()), int(sizes[kept].sum())
-    return SplitMetadata(int(kept.sum()), tokens, size, dropped, content, dropped_tokens, dropped_bytes)
+    return write_sizes(folder, lengths, sizes, shortest, content)

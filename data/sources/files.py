@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 SplitBy = Literal["content", "name", "folder"]
 
 UNDIVIDED = ""
-"""The key of all files in `Files.find` if no folders define splits."""
+"""The key of all files in the result of `find`, of this and other sources, if they define no splits."""
 
 
 class Files(Source):

@@ -11,7 +11,7 @@ from .bad_documents import BadDocuments
 from .base import Extensions, Paths, Source
 from .file_rows import COMPRESSED
 from .file_search import find_files
-from .files import name_of, root_of
+from .files import UNDIVIDED, name_of, root_of
 from .splits import SPLIT_NAMES, with_test_split
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 NAMES = SPLIT_NAMES | {"val": "validation"}
 _SPLIT_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])", re.IGNORECASE)
 """The word in the name of a file below `data.path` that names its split."""
-
-UNDIVIDED = ""
-"""The key of all files in `TokenShards.find` if no name is of a split."""
 
 
 class TokenShards(Source):
@@ -55,7 +52,7 @@ class TokenShards(Source):
         return {"source": "token_shards", "dtype": self.dtype, "files": files}
 
     def find(self, path: Paths) -> dict[str, list[Path]]:
-        """Returns the files of each split; all under UNDIVIDED if no name is of a split.
+        """Returns the files of each split; all under UNDIVIDED if no file's name has one.
 
         Raises:
             CorpusError: there is no file, a file is compressed, or only some files are of a split.
