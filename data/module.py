@@ -125,7 +125,7 @@ class DataModule(LightningDataModule):
                 f" has {tokens} tokens"
             )
         for split in self.corpus.splits if self.source.weights else ():
-            self._sequences(split)
+            self._sequences(split, self.seed if split == "train" else None)  # those that the loaders read
         for source in self._generating().values():
             for length in sorted({length for _, length in self.lengths} | {self.sequence_length}):
                 source.check_length(self.corpus.splits["train"], self.tokenizer, length)

@@ -169,6 +169,15 @@ def test_a_mixture_of_best_fit_sequences_resumes_on_any_number_of_ranks(mixed):
     assert all(len({name.partition("/")[0] for name in each}) == 1 for each in names)
 
 
+def test_a_run_packs_each_split_of_each_source_once(mixed, caplog):
+    caplog.set_level("INFO")
+    data = mixed(packing="best_fit")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        next(iter(loader))
+    assert data.state_dict() and data.document_names(0, 1)
+    assert caplog.text.count("data.packing=best_fit: ") == 2 * len(data.corpus.splits)
+
+
 def test_a_resumed_loader_reads_on_and_other_weights_are_refused(mixed, mixture):
     data = mixed()
     whole = [batch["tokens"] for batch in islice(data.train_dataloader(), 12)]
