@@ -1,8 +1,8 @@
 """Training sequences that a source generates from its documents, such as questions about facts far back.
 
-There are 2^40 of each length, each a function of (seed, split, index), and a run reads them in an order of its seed: a
-pass never ends. Validation draws from another stream of random numbers, and from the documents of the validation split;
-it is the same for every seed.
+Each sequence is a function of (seed, split, length, index). A training pass has 2^40 indices, in an order that the seed
+determines, so no run reaches its end. Validation sequences use other random numbers and the documents of the validation
+split; they are the same for every seed.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .collation import Batch
-from .sources import SPLITS, Source
+from .sources import SPLITS, GeneratingSource
 from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,11 +26,17 @@ class Generated(Dataset):
     """The sequences that `source` generates from the documents of a split.
 
     seed: of the training sequences.
-    cuts: where the length of the sequences grows, the number of samples that replace one sequence of the last length.
+    cuts: in a run whose sequences grow, how many sequences of this length have the tokens of one of the last length.
     """
 
     def __init__(
-        self, source: Source, documents: "Split", tokenizer: Tokenizer, sequence_length: int, seed: int, cuts: int = 1
+        self,
+        source: GeneratingSource,
+        documents: "Split",
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        seed: int,
+        cuts: int = 1,
     ):
         self.source = source
         self.documents_of_split = documents

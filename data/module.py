@@ -23,7 +23,7 @@ from .packing import Contiguous, SeveralLengths, SplitSubset, pack, weighted
 from .permutation import EXPLICIT
 from .preparation import prepare
 from .sampler import Batches, Phase, ResumableSampler
-from .sources import Mixture, Source
+from .sources import Source
 from .tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class DataModule(LightningDataModule):
 
     A batch is a dict of tensors `[batch, sequence_length]`, with the keys that data/collation.py lists. In a run whose
     sequences grow (`lengths`), the batches of early phases have more sequences, which are shorter; the number of tokens
-    in a batch is the same in all phases. The training step must
-    call `advance(batch_size)`, which keeps `cursor` exact in every checkpoint. (A count in the loader would include
-    batches that workers prefetched; a count in a callback after the batch would come after the checkpoint.)
+    in a batch is the same in all phases. The training step must call `advance(batch_size)`, which keeps `cursor` exact
+    in every checkpoint. (A count in the loader would include batches that workers prefetched; a count in a callback
+    after the batch would come after the checkpoint.)
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DataModule(LightningDataModule):
     ):
         super().__init__()
         source.check_settings(path, on_bad_document)
-        if source.generated is not None and validation_sequences is None:
+        if source.generating and validation_sequences is None:
             raise CorpusError("data.validation_sequences=null: must be a number, since generated sequences have no end")
         self.source = source
         self.path = path
@@ -126,7 +126,7 @@ class DataModule(LightningDataModule):
             )
         for split in self.corpus.splits if self.source.weights else ():
             self._sequences(split, self.seed if split == "train" else None)  # those that the loaders read
-        for source in self._generating().values():
+        for source in self.source.generating.values():
             for length in sorted({length for _, length in self.lengths} | {self.sequence_length}):
                 source.check_length(self.corpus.splits["train"], self.tokenizer, length)
 
@@ -173,11 +173,10 @@ class DataModule(LightningDataModule):
 
     @property
     def text_sources(self) -> list[str] | None:
-        """The names of the sources of a mixture whose documents are packed, where others generate their sequences; none
-        where all sequences are generated. None if all are packed."""
-        if self.source.generated is None:
-            return None
-        return [name for name in self.source_names if name not in self._generating()]
+        """The names of a mixture's sources that do not generate their sequences; empty if all sequences are generated.
+        None if no source generates sequences."""
+        generating = self.source.generating
+        return [name for name in self.source_names if name not in generating] if generating else None
 
     @property
     def token_bytes(self) -> torch.Tensor:
@@ -200,7 +199,7 @@ class DataModule(LightningDataModule):
                 if self.source.weights is None
                 else ", data.source.tokens_at_a_time, the weights of data.source.sources"
             )
-            weights += "" if self.source.generated is None else ", the tasks of data.source"
+            weights += ", the tasks of data.source" if self.source.generating else ""
             large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
                 f"data.packing={self.packing}, data.document_mask={str(self.document_mask).lower()},"
@@ -208,7 +207,7 @@ class DataModule(LightningDataModule):
                 f" data.seed={self.seed}"
                 f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
                 f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
-                f" weights with init_from{large if self._large() and self.source.generated is None else ''}"
+                f" weights with init_from{large if self._large() and not self.source.generating else ''}"
             )
         sampler = self._sampler()
         return self._loader(self._samples(), Batches(sampler, self.batch_size))
@@ -263,7 +262,7 @@ class DataModule(LightningDataModule):
         length = self.sequence_length // (cuts or 1)
         generated = {
             name: Generated(source, documents, self.tokenizer, length, self.seed, cuts or 1)
-            for name, source in self._generating().items()
+            for name, source in self.source.generating.items()
         }
 
         def packed(documents: Split | SplitSubset) -> Dataset:
@@ -277,12 +276,6 @@ class DataModule(LightningDataModule):
             return next(iter(generated.values()), None) or packed(documents)
         at_a_time = max(1, (self.source.tokens_at_a_time or 0) // self.sequence_length)
         return MixedSequences(documents, weights, packed, split == "validation", generated, at_a_time)
-
-    def _generating(self) -> Mapping[str, Source]:
-        """The sources that generate their sequences, by name."""
-        if isinstance(self.source, Mixture):
-            return self.source.generating
-        return {} if self.source.generated is None else {"": self.source}
 
     def _samples(self) -> SeveralLengths:
         """The training samples of all lengths, in the order of the phases."""
@@ -367,8 +360,8 @@ class DataModule(LightningDataModule):
                 settings += f" {self.source.tokens_at_a_time}"
         if self._large():
             settings += " lazy"  # earlier versions read so many samples in another order
-        if self.source.generated is not None:
-            settings += f" {json.dumps(self.source.generated)}"
+        if generating := {name: source.settings for name, source in self.source.generating.items()}:
+            settings += f" {json.dumps(generating.get('', generating))}"  # '' names a source that is in no mixture
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
 
 

@@ -10,12 +10,12 @@
     recall.py             recall tasks in text, which generate their sequences (data/generated.py)
     mixture.py            several of these, with weights
 
-bad_documents.py has the policy for documents that cannot be read. A new source is a subclass of `Source` (base.py) that
-a config names as `data.source._target_`.
+bad_documents.py has the policy for documents that cannot be read. A new source is a subclass of `Source`, or of
+`GeneratingSource` if it generates its sequences (base.py), that a config names as `data.source._target_`.
 """
 
 from .bad_documents import BadDocuments
-from .base import Source
+from .base import GeneratingSource, Source
 from .code import Code
 from .files import Files
 from .genome import Genome
@@ -32,6 +32,7 @@ __all__ = [
     "BadDocuments",
     "Code",
     "Files",
+    "GeneratingSource",
     "Genome",
     "Hub",
     "MixedSource",

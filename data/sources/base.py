@@ -38,8 +38,6 @@ class Source(ABC):
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
-    generated: of a source that generates its sequences (`generate`), plain values that determine them; None if its
-        documents are packed into sequences.
     """
 
     skips: bool = True
@@ -47,7 +45,12 @@ class Source(ABC):
     several_paths: bool = False
     weights: Mapping[str, int] | None = None
     tokens_at_a_time: int | None = None
-    generated: Mapping[str, object] | None = None
+
+    @property
+    def generating(self) -> "Mapping[str, GeneratingSource]":
+        """The sources that generate their sequences, by name: those of a mixture, or the source itself under "".
+        Empty if all documents are packed into sequences."""
+        return {}
 
     @abstractmethod
     def check(self, path: Paths) -> None:
@@ -84,16 +87,29 @@ class Source(ABC):
         bad: is told of each document that cannot be read, and raises CorpusError unless it skips them.
         """
 
+
+class GeneratingSource(Source):
+    """Generates sequences, in the text of its documents or of a mixture's other sources."""
+
+    @property
+    def generating(self) -> "Mapping[str, GeneratingSource]":
+        return {"": self}
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, object]:
+        """Plain values that change if the sequences change; a run resumes only with those of its checkpoint."""
+
+    @abstractmethod
     def generate(
         self, documents: "Split", tokenizer: "Tokenizer", length: int, generator: np.random.Generator
     ) -> "Batch":
         """Returns a sequence of `length` tokens with the tensors of collation.py, which depends on the state of
-        `generator` and the documents alone. Only of a source whose `generated` is not None.
+        `generator` and the documents alone.
 
         documents: those of a split, or of the other sources of a mixture.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def check_length(self, documents: "Split", tokenizer: "Tokenizer", length: int) -> None:
         """Raises CorpusError if `generate` can fail at this length."""
-        raise NotImplementedError

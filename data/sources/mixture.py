@@ -1,6 +1,6 @@
 """Several sources as one: a corpus of all their documents, under one tokenizer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..errors import CorpusError
 from .bad_documents import EXAMPLES, BadDocuments
-from .base import Paths, Source
+from .base import GeneratingSource, Paths, Source
 from .splits import SPLITS
 
 if TYPE_CHECKING:
@@ -37,17 +37,19 @@ class MixedSource:
 
 
 class Mixture(Source):
-    """The documents of several sources. Each must have all splits; training draws its samples by weight (mixing.py).
+    """A corpus of the documents of several sources; training draws its samples from them by weight (data/mixing.py).
 
-    A source that generates its sequences has no documents of its own: it uses those of all others.
+    Each source must have documents in every split. A source that generates its sequences has no documents of its own:
+    it uses those of all others.
 
-    tokens_at_a_time: consecutive training sequences of one source have so many tokens; None: each is drawn alone.
+    tokens_at_a_time: the tokens of consecutive training sequences from one source, before the next source is drawn;
+        None draws a source for each sequence.
     """
 
     def __init__(self, sources: Sequence[MixedSource], tokens_at_a_time: Annotated[int, Field(ge=1)] | None = None):
         self.sources = sources
         self.tokens_at_a_time = tokens_at_a_time
-        self.texts = [mixed for mixed in sources if mixed.source.generated is None]
+        self.texts = [mixed for mixed in sources if not isinstance(mixed.source, GeneratingSource)]
         self.skips = any(mixed.source.skips for mixed in self.texts)
         names = [mixed.name for mixed in sources]
         for name in names:
@@ -67,13 +69,8 @@ class Mixture(Source):
             )
 
     @property
-    def generating(self) -> dict[str, Source]:
-        """The sources that generate their sequences, by name."""
-        return {mixed.name: mixed.source for mixed in self.sources if mixed.source.generated is not None}
-
-    @property
-    def generated(self) -> Mapping[str, object] | None:
-        return {name: source.generated for name, source in self.generating.items()} or None
+    def generating(self) -> dict[str, GeneratingSource]:
+        return {mixed.name: mixed.source for mixed in self.sources if isinstance(mixed.source, GeneratingSource)}
 
     def check_settings(self, path: Paths, on_bad_document: str) -> None:
         self.check(path)

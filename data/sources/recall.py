@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
-from .base import Source
+from .base import GeneratingSource, Source
 from .files import Files
 from .standard_library import StandardLibrary
 
@@ -29,7 +29,7 @@ FITS = 0.9
 Values = Annotated[tuple[int | float, ...], Field(min_length=1)]
 
 
-class Recall(Source):
+class Recall(GeneratingSource):
     """Sequences with questions about facts from far back (data/recall/text.py), between them text.
 
     The text is that of the files below `path` (as `Files` reads them), or the standard library if it is None; in a
@@ -94,7 +94,7 @@ class Recall(Source):
     # The sequences
 
     @property
-    def generated(self) -> Mapping[str, object]:
+    def settings(self) -> Mapping[str, object]:
         return {"tasks": self.tasks, "targets": self.targets}
 
     def generate(
