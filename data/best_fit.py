@@ -1,27 +1,29 @@
-"""Best-fit decreasing: items into as few bins of one capacity as a simple rule gets.
+"""Best-fit decreasing, a heuristic for bin packing: it puts items into few bins of equal capacity.
 
-The items go from the largest to the smallest, each into the bin with the least room in which it fits, or into a new
-one. Source: Ding et al., "Fewer Truncations Improve Language Modeling", 2024, where bins are training sequences.
+Items are placed in order of decreasing size. Each goes into the bin that has the least free room among those in which
+it fits, or opens a new bin. Source: Ding et al., "Fewer Truncations Improve Language Modeling", 2024, where items are
+documents and bins are training sequences.
 """
 
 import numpy as np
 
 BITS = 10
-"""Rooms are kept in words of 2**BITS bits."""
+"""A word of the bitmap of rooms has 2**BITS bits."""
 
 
 def best_fit_decreasing(sizes: np.ndarray, capacity: int, groups: np.ndarray) -> np.ndarray:
-    """Returns the number of each item's bin, int64 `[items]`: 0, 1, ... in the order in which bins are opened.
+    """Returns the bin of each item as int64 `[items]`. Bins are numbered from 0 in the order in which they are opened.
 
-    It takes a few microseconds an item. Items of one size keep their order. Items of one size and one group that follow
-    one another lie in different bins.
+    Items of equal size are placed in the order in which they are given. Consecutive items of equal size and group are
+    placed in different bins. An item takes a few microseconds.
 
-    sizes: integers `[items]` from 1 to `capacity`. groups: integers `[items]`.
+    sizes: integers `[items]` from 1 to `capacity`.
+    groups: integers `[items]`; copies of one document are a group.
     """
     order = np.argsort(-sizes, kind="stable")
     bins, opened = [], 0
     rooms = _Rooms(capacity)
-    filled: list[tuple[int, int]] = []  # room and number of the bins that have an item of the group
+    filled: list[tuple[int, int]] = []  # (room, bin) of the bins that got an item of this group
     last = None
     for size, group in zip(sizes[order].tolist(), groups[order].tolist(), strict=True):
         if group != last:
@@ -42,8 +44,11 @@ def best_fit_decreasing(sizes: np.ndarray, capacity: int, groups: np.ndarray) ->
 
 
 class _Rooms:
-    """Open bins by their room. The bit of a room is set in `words` if a bin has it, and the bit of a word that is not
-    zero in `summary`: so the least room of a size or above is found in two steps."""
+    """The open bins by their free room, as a bitmap of two levels.
+
+    A bit of `words` is set if some bin has that room, and a bit of `summary` if that word is not zero. So the least
+    room that is large enough is found in two steps.
+    """
 
     def __init__(self, capacity: int):
         self.bins: dict[int, list[int]] = {}
@@ -80,5 +85,5 @@ class _Rooms:
 
 
 def _lowest(bits: int) -> int:
-    """Returns the place of the lowest bit that is set."""
+    """Returns the index of the lowest bit that is set."""
     return (bits & -bits).bit_length() - 1

@@ -9,7 +9,7 @@ A batch is a dict of tensors `[batch, sequence_length]`:
 Without a document mask, `document` is 0 and `position` goes on over the documents of a sequence: attention and
 positions cross from one document into the next. The targets stay the same: no target is a document's first token.
 
-A worker sends its samples as token arrays, which are a twelfth of the batch's bytes, without shared memory. The process
+A worker process sends token arrays, which have a twelfth of a batch's bytes, so it needs no shared memory. The process
 that receives them makes the tensors.
 """
 
@@ -24,7 +24,7 @@ from torch.utils.data import default_collate, get_worker_info
 NO_TARGET = -100  # torch's cross_entropy ignores it by default
 
 Batch = dict[str, torch.Tensor]
-"""The tensors of a sequence, or those of several sequences with a first dimension more."""
+"""The tensors of one sequence `[length]`, or of several `[batch, length]`."""
 
 
 class Packed(NamedTuple):
@@ -32,9 +32,10 @@ class Packed(NamedTuple):
 
     tokens: integers of any type `[at most length + 1]`: pieces of documents, end to end. Token `length + 1` is only a
         target.
-    sizes: the tokens of each piece.
-    length: of the sequence. pad: the token that fills it up.
-    document_mask: whether pieces are documents of their own, or one.
+    sizes: the number of tokens of each piece.
+    length: the number of tokens of the sequence.
+    pad: the token of padding.
+    document_mask: whether each piece gets its own value of `document`; False gives all the same one.
     """
 
     tokens: np.ndarray
@@ -47,8 +48,8 @@ class Packed(NamedTuple):
 def expand(samples: Sequence[Packed]) -> Batch:
     """Returns the batch of sequences of one length.
 
-    Its tensors lie in one piece of memory. Freed, it serves the next batch, while several smaller ones would go back to
-    the system, whose fresh pages take four times as long to fill.
+    Its tensors are views of one allocation, which the allocator keeps and reuses for the next batch. It would return
+    several smaller ones to the system, and fresh pages take four times as long to fill.
     """
     shape = len(samples), samples[0].length
     wide = np.empty((3, *shape), np.int64)
@@ -80,7 +81,7 @@ def _count(length: int) -> np.ndarray:
 
 
 class _Sent(list):
-    """Samples of a worker. The process that reads them from its queue gets their batch."""
+    """The samples of a batch in a worker. The process that unpickles them gets the batch."""
 
     def __reduce__(self):
         return expand, (list(self),)

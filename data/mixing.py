@@ -4,7 +4,7 @@ Weights are a ratio of integers, such as 3:1. Every block of 3 + 1 samples has 3
 second, in an order that (seed, block) determines. Within a source, samples follow its own endless passes, each a
 permutation that (seed, source, pass) determines. So the n-th sample of a run is a function of (seed, weights, n): the
 number of samples consumed is enough to resume exactly, and at the end of each block every source has its exact share.
-Several samples at a time may be of one source: then a block has as many times more.
+With `at_a_time` n, every draw of a source takes its next n samples, and a block is n times as long.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,12 +27,13 @@ BLOCKS = -1
 class MixedSequences(Dataset):
     """The packed sequences of each source of a split, one source after another.
 
-    A sequence has documents of one source alone.
+    The documents of a sequence are of one source.
 
-    packed: returns the sequences of the documents of one source.
-    generated: the sequences of each source that has no documents and generates them.
-    at_a_time: so many samples in a row are of one source.
+    weights: the ratio in which training draws from the sources, by name.
+    packed: packs the documents of one source into sequences.
     tagged: adds `source`, int32 `[sequence_length]`, the number of the source, to each sequence.
+    generated: the sequences of the sources that generate them, by name.
+    at_a_time: the number of consecutive samples that MixedSampler takes from one source.
 
     Raises:
         CorpusError: a source has no document in the split.
@@ -83,12 +84,13 @@ class MixedSequences(Dataset):
         return [sequence for number, place in places for sequence in items(self.parts[number], place)]
 
     def documents(self, index: int) -> list[int]:
-        """Returns the numbers, within the split, of the documents in a sequence."""
+        """Returns the indices in the split of the documents in a sequence."""
         number, place = self._place(index)
         return self.parts[number].documents(place)
 
     def spread(self, count: int) -> list[int]:
-        """Returns the indices of at most `count` sequences: as many of each source, evenly spread over it."""
+        """Returns the indices of `count` sequences, rounded up to the same number of each source, evenly spread; all of
+        a source that has fewer."""
         each = -(-count // len(self.parts))
         sizes = [min(each, len(part)) for part in self.parts]
         return [
@@ -103,10 +105,10 @@ class MixedSequences(Dataset):
 
 
 class MixedSampler(ResumableSampler):
-    """As ResumableSampler, with the shares of a mixture's weights. `sequences` is a MixedSequences.
+    """A ResumableSampler that draws from each source its share by weight.
 
-    Where the length of the sequences grows, samples of earlier phases are shuffled among those of neighbouring blocks:
-    then the shares are exact over each phase, to within a block.
+    In a run whose sequences grow, each phase but the last shuffles its samples across blocks: then the shares are exact
+    over a phase, to within a block.
     """
 
     def __init__(self, sequences: MixedSequences, *arguments, **settings):

@@ -2,13 +2,14 @@
 
     contiguous   the documents of a split in a seeded order, end to end, cut every `sequence_length` tokens
     whole        one document per sequence; a longer one continues in the next sequences, a shorter one is padded
-    best_fit     documents that fill a sequence up together; only one longer than a sequence is cut
+    best_fit     several documents per sequence, chosen to fill it; only documents longer than a sequence are cut
 
-No target lies in another document than the tokens before it. No token is dropped: each token of the split but bos is a
-target exactly once. The tensors of a sequence are those of collation.py.
+A target never belongs to another document than the token before it. Every token of the split except bos is a target
+exactly once, so no token is dropped. collation.py lists the tensors of a sequence.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from bisect import bisect
 from collections.abc import Iterator, Mapping
 
@@ -24,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class SplitSubset:
-    """Some of the documents of a split, as packing reads them.
+    """A selection of a split's documents, with the attributes of a Split that packing reads.
 
-    documents: their numbers within `split`; one that occurs several times is read as often. `numbers` are those within
-        the whole split, also where `split` is a subset of it.
+    documents: the indices of the documents in `split`; a document is read as often as its index occurs. `numbers` are
+        their indices in the whole split, also if `split` is a subset of it.
     """
 
     def __init__(self, split: "Split | SplitSubset", documents: np.ndarray):
@@ -47,7 +48,8 @@ class SplitSubset:
 def weighted(split: Split | SplitSubset, weights: Mapping[int, int]) -> SplitSubset:
     """Returns a split in which long documents are read several times.
 
-    weights: how often documents of at least so many tokens are read; the longest length that a document has counts.
+    weights: `{length: times}`; documents of at least `length` tokens are read `times` times. The greatest such length
+        decides. Documents shorter than all lengths are read once.
     """
     lengths = sorted(weights)
     times = np.array([1, *(weights[length] for length in lengths)])
@@ -55,7 +57,7 @@ def weighted(split: Split | SplitSubset, weights: Mapping[int, int]) -> SplitSub
     return SplitSubset(split, np.repeat(np.arange(len(split)), times))
 
 
-class PackedSequences(Dataset):
+class PackedSequences(Dataset, ABC):
     """The sequences of a split. An item is a dict of tensors; a DataLoader reads token arrays (`__getitems__`)."""
 
     def __init__(self, split: Split | SplitSubset, sequence_length: int, bos: int, document_mask: bool):
@@ -64,6 +66,9 @@ class PackedSequences(Dataset):
         self.sequence_length = sequence_length
         self.bos = bos
         self.document_mask = document_mask
+
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Batch:
         return row_of(self.packed(index))
@@ -77,22 +82,26 @@ class PackedSequences(Dataset):
         return Packed(np.concatenate(pieces), sizes, self.sequence_length, self.bos, self.document_mask)
 
     def documents(self, index: int) -> list[int]:
-        """Returns the numbers, within the whole split, of the documents in a sequence."""
+        """Returns the indices in the whole split of the documents in a sequence."""
         return self.numbers[self._documents(index)].tolist()
 
+    @abstractmethod
     def _documents(self, index: int) -> list[int]:
-        raise NotImplementedError
+        """Returns the indices in `split` of the documents in a sequence."""
 
+    @abstractmethod
     def _pieces(self, index: int) -> Iterator[np.ndarray]:
-        """Yields each document's tokens in the sequence, and with the last one the target of the last token."""
-        raise NotImplementedError
+        """Yields the tokens of each document in a sequence: `sequence_length + 1` in all, of which the last one is only
+        a target, or fewer where the sequence has padding."""
 
 
 class Contiguous(PackedSequences):
     """A split's documents end to end, cut every `sequence_length` tokens.
 
-    seed: shuffles the documents; None keeps the order of the split. Their places take 24 bytes of memory a document.
-    multiple: the number of sequences is a multiple of it; those behind the last token are padding.
+    The dataset takes 24 bytes of memory a document.
+
+    seed: shuffles the documents; None keeps the order of the split.
+    multiple: the number of sequences is rounded up to a multiple of it; sequences after the last token are padding.
     """
 
     def __init__(
@@ -157,11 +166,13 @@ class Whole(PackedSequences):
 
 
 class BestFit(PackedSequences):
-    """Documents in as few sequences as best-fit decreasing gets (best_fit.py). Only a document of more than
-    `sequence_length + 1` tokens is cut: into full sequences, and a rest that is placed as a document. What is left of a
-    sequence is padding; the log has its share. Copies of a document lie in different sequences.
+    """Several whole documents per sequence, placed by best-fit decreasing (best_fit.py).
 
-    seed: orders documents of one length, and the documents within a sequence; None keeps the order of the split.
+    Only a document of more than `sequence_length + 1` tokens is cut: into full sequences and a rest, which is placed
+    like a document. The room that remains in a sequence is padding; the log reports its share. Copies of a document lie
+    in different sequences.
+
+    seed: determines the order of documents of equal length, and of those within a sequence; None keeps the split's.
     """
 
     def __init__(
@@ -208,7 +219,7 @@ class SeveralLengths(ConcatDataset):
         return [sequence for index in indices for sequence in items(*self._place(index))]
 
     def documents(self, index: int) -> list[int]:
-        """Returns the numbers, within the split, of the documents in a sequence."""
+        """Returns the indices in the split of the documents in a sequence."""
         dataset, index = self._place(index)
         return dataset.documents(index)
 
@@ -221,7 +232,7 @@ PACKINGS = {"contiguous": Contiguous, "whole": Whole, "best_fit": BestFit}
 
 
 def items(dataset: Dataset, index: int) -> list[Packed | Batch]:
-    """Returns what a DataLoader reads as the item `index`: an array of tokens, if the dataset has one."""
+    """Returns a list of the one item `index`, as a DataLoader reads it: token arrays if the dataset has them."""
     return dataset.__getitems__([index]) if hasattr(dataset, "__getitems__") else [dataset[index]]
 
 

@@ -1,7 +1,7 @@
-"""Permutations of 0, 1, ..., size - 1 that a seed and further numbers determine.
+"""Permutations of 0, 1, ..., size - 1, each determined by a key: a seed and further integers.
 
-Up to `EXPLICIT` numbers, a permutation is an array that numpy shuffles. Beyond it, each element is computed when it is
-read, in constant memory: a pass of 10**9 samples needs no array.
+A permutation of at most `EXPLICIT` numbers is an array that numpy shuffles. The elements of a larger one are computed
+when they are read, in constant memory: a pass of 10**9 samples needs no array.
 """
 
 from math import isqrt
@@ -9,7 +9,8 @@ from math import isqrt
 import numpy as np
 
 EXPLICIT = 2**20
-"""The largest permutation that is an array. Runs of earlier versions resume in it: theirs were arrays, too."""
+"""The size of the largest permutation that is an array. Runs of earlier versions, whose permutations were all arrays,
+resume exactly up to this size."""
 
 ROUNDS = 8
 MASK = 2**64 - 1
@@ -26,9 +27,9 @@ class LazyPermutation:
     """A permutation whose elements are computed one at a time, by a Feistel network.
 
     A number below rows x columns is a pair (row, column). Each round adds a hash of one of the two to the other, which
-    can be undone, so every number has an image of its own. The product of rows and columns is at least `size`; an
-    image that is not below `size` is mapped again until one is (cycle walking). Fewer than one in `columns` images are
-    so. Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
+    can be undone, so no two numbers have the same image. The product of rows and columns is at least `size`; an image
+    of `size` or more is mapped again until it is below `size` (cycle walking), which happens to at most one image in
+    `columns`. Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
     """
 
     def __init__(self, size: int, *key: int):

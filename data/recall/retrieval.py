@@ -1,12 +1,11 @@
 """A question about one of many documents, in sequences of real documents end to end.
 
 A sequence holds excerpts of documents, each below a header with a number: "Document 48213:". At the end it quotes a
-passage that occurs once, and the answer is the number of the document that holds it. The number is drawn for each
-sequence, so the answer is nowhere but in the header.
+passage that occurs once, and the answer is the number of the document that holds it. Numbers are drawn anew for each
+sequence, so a model finds the answer only in the header.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Annotated
 
 import numpy as np
@@ -39,12 +38,12 @@ def retrieval(
     excerpt: Count,
     passage: Count,
 ) -> Batch:
-    """Documents end to end, and at the end a question for the number of the one that holds a quoted passage.
+    """Documents end to end, and at the end a question for the number of the document that holds a quoted passage.
 
-    distance: tokens from the first token of that number in the document's header to the first token of the answer.
-        Without one, it is log-uniform.
-    excerpt: the most tokens of a document; of a longer one they are a section from a random place.
-    passage: tokens of the passage.
+    distance: the number of tokens from the first token of that number in the header to the first token of the answer;
+        None draws it log-uniformly.
+    excerpt: the maximum number of tokens of a document; a longer one is cut to a section from a random place.
+    passage: the number of tokens of the passage.
     """
     if passage > excerpt:
         raise CorpusError(f"passage={passage}: must be at most excerpt={excerpt}")
@@ -61,8 +60,9 @@ def retrieval(
         raise CorpusError(f"distance={distance}: must be {nearest} to {farthest} for length={length}")
     header = np.concatenate([before, answer, behind])
     questions = [_encode(material.tokenizer, text) for text in QUESTION]
-    ahead = farthest - distance  # tokens of other documents before it
-    room = length - len(answer) - ahead - len(header) - sum(map(len, questions)) - passage  # and from its text on
+    ahead = farthest - distance  # tokens of the documents before the one that is asked for
+    # tokens of its text and of the documents after it
+    room = length - len(answer) - ahead - len(header) - sum(map(len, questions)) - passage
     for _ in range(TRIES):
         document = _excerpt(material, generator, min(excerpt, room))
         if len(document) < passage:
@@ -111,7 +111,7 @@ def _documents(
     while missing > 0:
         number = _encode(material.tokenizer, next(numbers))
         found += [before, number, behind, _excerpt(material, generator, excerpt)]
-        missing -= sum(map(len, islice(found, len(found) - 4, None)))
+        missing -= sum(map(len, found[-4:]))
     return np.concatenate(found)[:count]
 
 
