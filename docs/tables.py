@@ -48,7 +48,7 @@ SIDES = ("hopper", "triton", "flex", "flex_flash", "flash_attn")
 
 
 def kernel_speeds(file: str = "kernels_h200.json", sides: Sequence[str] = SIDES) -> str:
-    """Returns forward and backward TFLOP/s of some sides of the kernel benchmark, one row per pattern and length."""
+    """Returns forward and backward TFLOP/s of some backends in the kernel benchmark, one row per pattern and length."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for row in read(file)["rows"]:
         cells = rows.setdefault((row["pattern"], row["length"]), {"pattern": row["pattern"], "length": row["length"]})
@@ -62,6 +62,16 @@ def routed_speeds() -> str:
     rows = [row for row in read("routed_h200.json")["rows"] if row["backward_ms"]]
     columns = ("side", "heads", "forward_ms", "backward_ms", "forward_tflops", "backward_tflops")
     return markdown([{column: row[column] for column in columns} for row in rows])
+
+
+def hierarchical_time() -> str:
+    """Returns one sentence with the time of hierarchical attention relative to a window's."""
+    rows = read("hierarchy_h200.json")["rows"]
+    times = [row["times_the_window"] for row in rows if row["call"] == "hierarchical, whole"]
+    return (
+        f"On the Triton kernels, hierarchical attention with its pooling takes {min(times):.2f} to {max(times):.2f} times "
+        "as long as a window with equally many tiles ([notes](log/kernels.md#hierarchical-attention))."
+    )
 
 
 def sweep_table(sweep: str) -> str:
@@ -82,8 +92,7 @@ def sweep_table(sweep: str) -> str:
 
 
 def loaders() -> str:
-    """Returns millions of tokens per second of each packing's loader and of a memory map, and the load of the
-    machine."""
+    """Returns the speed of each packing's loader and of a memory map, and the load of the machine."""
     measured = read("data_cpu.json")
     rows = []
     for row in measured["rows"]:
@@ -91,7 +100,7 @@ def loaders() -> str:
         cells |= {"median": f"{row['tokens_per_second'] / 1e6:.0f}"}
         cells |= {"range": f"{row['lowest'] / 1e6:.0f} to {row['highest'] / 1e6:.0f}"}
         rows.append(cells | {"per CPU second of the reading process": f"{row['tokens_per_cpu_second'] / 1e6:.0f}"})
-    load = f"{measured['device']}, under a load average of {measured['rows'][0]['load_average']:.0f}"
+    load = f"{measured['device']}, under a load average of {measured['rows'][0]['load_average']:.1f}"
     return f"Millions of tokens per second, in sequences of 32,768 tokens ({load}):\n\n{markdown(rows)}"
 
 
