@@ -69,8 +69,8 @@ def hierarchical_time() -> str:
     rows = read("hierarchy_h200.json")["rows"]
     times = [row["times_the_window"] for row in rows if row["call"] == "hierarchical, whole"]
     return (
-        f"On the Triton kernels, hierarchical attention with its pooling takes {min(times):.2f} to {max(times):.2f} times "
-        "as long as a window with equally many tiles ([notes](log/kernels.md#hierarchical-attention))."
+        f"On the Triton kernels, hierarchical attention with its pooling takes {min(times):.2f} to {max(times):.2f} "
+        "times as long as a window with equally many tiles ([notes](log/kernels.md#hierarchical-attention))."
     )
 
 
