@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help train test test-cpus test-gpu lint format docs
 
-# Containers often set this variable. Each process would then compile every module anew, torch's and transformers' too, and
-# that takes longer than to import them.
+# Containers often set this variable. Each process then compiles every module that it imports, those of torch and transformers
+# too, which takes longer than the import itself.
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3

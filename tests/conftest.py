@@ -65,10 +65,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Makes Triton's interpreter three times as fast.
+    """Makes Triton's interpreter faster.
 
-    It prepares its language once for a kernel, and not for each function that a kernel calls. And it does not compute a
-    second time, in 64 bits, each sum and product of integers: without `debug` it asserts nothing of the result.
+    The interpreter prepares its language once for a kernel, and not for each function that a kernel calls. It computes
+    integer sums and products a second time, in 64 bits, only with `debug`, which alone asserts that they are equal.
     """
     if (interpreter := sys.modules.get("triton.runtime.interpreter")) is None:
         return

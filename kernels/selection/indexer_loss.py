@@ -73,7 +73,7 @@ def _with_gradients(queries: Tensor, summaries: Tensor, computed: LossAndGradien
 def chosen_blocks(
     queries: Tensor, summaries: Tensor, chosen: Tensor, mass: Tensor, slices: int | None = None
 ) -> LossAndGradients:
-    """What the operator of `indexer_loss` computes. slices: as `_loss_and_gradients` takes it."""
+    """Computes the loss over the chosen blocks, and its gradients. slices: those of `_loss_and_gradients`."""
     blocks = summaries.shape[2]
 
     def target(piece: slice) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def eligible_blocks(
     scale: float,
     slices: int | None = None,
 ) -> LossAndGradients:
-    """What the operator of `dense_indexer_loss` computes. slices: as `_loss_and_gradients` takes it."""
+    """Computes the loss over all eligible blocks, and its gradients. slices: those of `_loss_and_gradients`."""
     selectors, blocks = summaries.shape[1:3]
     k = k.to(_accumulation(q.dtype))
     lowest, limit = eligible_range(document_start, window, block, query)
@@ -154,24 +154,8 @@ def _accumulation(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.custom_op("farsight::indexer_loss", mutates_args=())
-def _of_chosen(queries: Tensor, summaries: Tensor, chosen: Tensor, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return chosen_blocks(queries, summaries, chosen, mass)
-
-
-@torch.library.custom_op("farsight::dense_indexer_loss", mutates_args=())
-def _of_eligible(
-    queries: Tensor,
-    summaries: Tensor,
-    q: Tensor,
-    k: Tensor,
-    document_start: Tensor,
-    query: Tensor,
-    window: int,
-    block: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return eligible_blocks(queries, summaries, q, k, document_start, query, window, block, scale)
+_of_chosen = torch.library.custom_op("farsight::indexer_loss", chosen_blocks, mutates_args=())
+_of_eligible = torch.library.custom_op("farsight::dense_indexer_loss", eligible_blocks, mutates_args=())
 
 
 @_of_chosen.register_fake
