@@ -17,11 +17,10 @@ from .collation import Batch, Packed
 from .corpus import Split
 from .errors import CorpusError
 from .packing import SplitSubset, items
-from .permutation import LazyPermutation, permutation
 from .sampler import ResumableSampler
 
-BLOCKS = -1
-"""The number of the random stream that orders the sources in a block; a source has its own number."""
+BLOCKS = 0
+"""The first integer of the key of a permutation that orders the sources in a block; the sources' own have 1, 2, ..."""
 
 
 class MixedSequences(Dataset):
@@ -116,21 +115,15 @@ class MixedSampler(ResumableSampler):
         self.starts = sequences.starts
         self.counts = list(sequences.weights.values())
         self.at_a_time = sequences.at_a_time
-        self._kept: dict[int, tuple[int, np.ndarray | LazyPermutation]] = {}
 
     def sequence_at(self, read: int) -> int:
         together, within = divmod(read, self.at_a_time)
         block, place = divmod(together, sum(self.counts))
-        of_block = np.repeat(np.arange(len(self.counts)), self.counts)[self._drawn(BLOCKS, block, sum(self.counts))]
+        order = self._order(BLOCKS, sum(self.counts), BLOCKS, block)
+        of_block = np.repeat(np.arange(len(self.counts)), self.counts)[order]
         source = int(of_block[place])
         earlier = block * self.counts[source] + int(np.count_nonzero(of_block[:place] == source))
         earlier = earlier * self.at_a_time + within
         start, stop = (int(each) for each in self.starts[source : source + 2])
         of_pass, place = divmod(earlier, stop - start)
-        return start + int(self._drawn(source, of_pass, stop - start)[place])
-
-    def _drawn(self, stream: int, number: int, size: int) -> np.ndarray | LazyPermutation:
-        """Returns the permutation `number` of `size` numbers, and keeps it. `stream`: a source, or BLOCKS."""
-        if stream not in self._kept or self._kept[stream][0] != number:
-            self._kept[stream] = number, permutation(size, self.seed, stream + 1, number)
-        return self._kept[stream][1]
+        return start + int(self._order(source + 1, stop - start, source + 1, of_pass)[place])

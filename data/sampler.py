@@ -15,7 +15,7 @@ Lightning would fetch one batch ahead and lose it at a checkpoint.
 """
 
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ class ResumableSampler(Sampler[int]):
         self.first_samples = list(accumulate(samples, initial=0))  # the run's first sample of each phase
         sizes = [self.count * phase.cuts for phase in phases]
         self.first_indices = list(accumulate(sizes[:-1], initial=0))  # where each phase begins in the dataset
-        self._orders: dict[tuple[int, ...], np.ndarray | LazyPermutation] = {}
+        self._orders: dict[Hashable, tuple[tuple[int, ...], np.ndarray | LazyPermutation]] = {}
 
     def at(self, sample: int) -> int:
         """Returns the index in the dataset of the run's sample number `sample`, counted over all ranks."""
@@ -79,7 +79,7 @@ class ResumableSampler(Sampler[int]):
         if cuts > 1:
             first = max(start, of_pass * self.count)
             stop = min(self.phases[number + 1].start, (of_pass + 1) * self.count)
-            order = self._order((stop - first) * cuts, of_pass, first)
+            order = self._order("samples", (stop - first) * cuts, of_pass, first)
             sequence, cut = divmod(int(order[(read - first) * cuts + cut]), cuts)
             read = first + sequence
         return self.first_indices[number] + self.sequence_at(read) * cuts + cut
@@ -87,7 +87,7 @@ class ResumableSampler(Sampler[int]):
     def sequence_at(self, read: int) -> int:
         """Returns the index of the long sequence that is read after `read` others, over all passes."""
         of_pass, place = divmod(read, self.count)
-        return int(self._order(self.count, of_pass)[place])
+        return int(self._order("sequences", self.count, of_pass)[place])
 
     def cuts_of(self, index: int) -> int:
         """Returns the number of samples into which each sequence of the last length is cut, in the phase of sample
@@ -103,13 +103,12 @@ class ResumableSampler(Sampler[int]):
             yield self.at(sample)
             sample += self.world_size
 
-    def _order(self, size: int, *key: int) -> np.ndarray | LazyPermutation:
-        """The permutation of `size` numbers that (seed, key) determines."""
-        if key not in self._orders:
-            for other in [other for other in self._orders if len(other) == len(key)]:
-                del self._orders[other]  # one order of sequences and one of their samples are in use at a time
-            self._orders[key] = permutation(size, self.seed, *key)
-        return self._orders[key]
+    def _order(self, of: Hashable, size: int, *key: int) -> np.ndarray | LazyPermutation:
+        """Returns the permutation of `size` numbers that (seed, key) determines. `of`: what it orders; the latest
+        permutation of each is kept."""
+        if of not in self._orders or self._orders[of][0] != key:
+            self._orders[of] = key, permutation(size, self.seed, *key)
+        return self._orders[of][1]
 
 
 class Batches(Sampler[list[int]]):
