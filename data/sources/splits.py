@@ -6,7 +6,7 @@ added document moves no other document to another split.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -73,36 +73,40 @@ def split_by_size(groups: Iterable[Mapping[str, int]]) -> dict[str, str]:
 def split_by_name(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
     """Divides rows of `name` and `text` into splits by a hash of the name. An empty split is left out.
 
-    Copies of a text are in the split of the first one, so that no test document is also trained on; as are texts that
-    are similar to it by at least `near_duplicates` (near_duplicates.py), if it is given.
+    Copies of a text are in the split of the first one, so that no test document is also trained on. If
+    `near_duplicates` is given, so are texts with at least this similarity (near_duplicates.py).
     """
-    return _divided(rows, {name: split_of(name) for name in rows["name"]}, near_duplicates)
+    return _divided(rows, {name: split_of(name) for name in rows["name"]}, _digests(rows), near_duplicates)
 
 
 def split_by_content(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
     """As `split_by_name`, by a hash of the text: a document that is renamed or copied elsewhere keeps its split."""
-    keys = (_digest(text).hex() if text else name for name, text in zip(rows["name"], texts_of(rows), strict=True))
-    return _divided(rows, {name: split_of(key) for name, key in zip(rows["name"], keys, strict=True)}, near_duplicates)
+    digests = _digests(rows)
+    keys = {name: digest.hex() if digest else name for name, digest in zip(rows["name"], digests, strict=True)}
+    return _divided(rows, {name: split_of(key) for name, key in keys.items()}, digests, near_duplicates)
 
 
 def split_by_folder(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
-    """As `split_by_name`, by the first folder in the name, with `split_by_size`. Rows without a folder are apart."""
+    """As `split_by_name`, but documents with the same first folder in their names share a split, which `split_by_size`
+    chooses. A document without a folder is a group of its own."""
     folders: dict[str, dict[str, int]] = {}
     for name, text in zip(rows["name"], texts_of(rows), strict=True):
         folder, slash, _ = name.partition("/")
         folders.setdefault(folder + slash, {})[name] = len(text)
     if len(folders) < len(SPLITS):
-        return _divided(rows, dict.fromkeys(rows["name"], "train"), near_duplicates)
-    return _divided(rows, split_by_size(folders.values()), near_duplicates)
+        return _divided(rows, dict.fromkeys(rows["name"], "train"), _digests(rows), near_duplicates)
+    return _divided(rows, split_by_size(folders.values()), _digests(rows), near_duplicates)
 
 
-def _divided(rows: "Dataset", split_of_name: Mapping[str, str], near_duplicates: float | None) -> "dict[str, Dataset]":
+def _divided(
+    rows: "Dataset", split_of_name: Mapping[str, str], digests: Sequence[bytes | None], near_duplicates: float | None
+) -> "dict[str, Dataset]":
     originals: dict[bytes, str] = {}
     split_of_row, texts = [], 0
-    for name, text in zip(rows["name"], texts_of(rows), strict=True):
-        if text:
+    for name, digest in zip(rows["name"], digests, strict=True):
+        if digest:
             texts += 1
-            name = originals.setdefault(_digest(text), name)
+            name = originals.setdefault(digest, name)
         split_of_row.append(split_of_name[name])
     if copies := texts - len(originals):
         log.warning(f"{copies} of {texts} documents are copies of another one, and are in its split")
@@ -135,9 +139,9 @@ def with_test_split(splits: dict, path: str) -> dict:
 
 def warn_of_copies(splits: "dict[str, Dataset]") -> None:
     """Logs how many documents of validation and test are also training documents, if there is any."""
-    trained = {_digest(text) for text in texts_of(splits["train"]) if text}
+    trained = set(_digests(splits["train"])) - {None}
     for split in ("validation", "test"):
-        copies = sum(_digest(text) in trained for text in texts_of(splits[split]) if text)
+        copies = sum(digest in trained for digest in _digests(splits[split]))
         if copies:
             log.warning(f"{split}: {copies} of {len(splits[split])} documents are copies of training documents")
 
@@ -161,5 +165,6 @@ def _hash(name: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+def _digests(rows: "Dataset") -> list[bytes | None]:
+    """Returns the sha256 of each text; None for an empty one."""
+    return [hashlib.sha256(text.encode()).digest() if text else None for text in texts_of(rows)]
