@@ -95,9 +95,10 @@ class Tokenizer(ABC):
         """Returns a tokenizer of the `tokenizers` library with the same tokens for any text.
 
         Raises:
-            NotImplementedError: the class has none, and its models cannot be exported.
+            CorpusError: the class has no such tokenizer, so its models cannot be exported.
         """
-        raise NotImplementedError
+        name = type(self).__qualname__
+        raise CorpusError(f"data.tokenizer={name}: must be Bytes, BPE or Saved, or a class with to_library")
 
 
 def warn_of_normalized(tokenizer: Tokenizer, changed: int, documents: int, prefix: str = "") -> None:

@@ -2,7 +2,6 @@
 
 import json
 
-from ..errors import CorpusError
 from .base import Tokenizer
 
 
@@ -20,11 +19,7 @@ def hugging_face_files(tokenizer: Tokenizer, longest: int) -> dict[str, str]:
     """
     from tokenizers import decoders, processors
 
-    try:
-        library = tokenizer.to_library()
-    except NotImplementedError:
-        name = type(tokenizer).__qualname__
-        raise CorpusError(f"data.tokenizer={name}: must be Bytes, BPE or Saved, or a class with to_library") from None
+    library = tokenizer.to_library()
     bos = library.id_to_token(tokenizer.bos)
     library.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.bos)]

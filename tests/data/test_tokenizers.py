@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from data import CorpusError, InMemoryDocuments
 from data.preparation import prepare
 from data.sources import Files
-from data.tokenizers import BPE, Bytes, Saved, Tokenizer, hugging_face_files, load
+from data.tokenizers import BPE, Bins, Bytes, Saved, Tokenizer, hugging_face_files, load
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 
@@ -212,6 +212,11 @@ def test_a_pretrained_tokenizer_gives_its_own_tokens_after_the_first_word(pretra
     expected = library.encode(code, add_special_tokens=False).ids
     assert tokenizer.encode(prefix + code).tolist() == expected
     assert len(list(tokenizer.chunks(prefix + code, 1 << 16))) > 2
+
+
+def test_a_tokenizer_without_a_form_in_the_library_is_not_exported():
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer=Bins: must be Bytes, BPE or Saved, "):
+        hugging_face_files(Bins(9, 4.0), 1000)
 
 
 def test_a_pretrained_tokenizer_is_exported_with_its_tokens_and_their_text(pretrained, code):
