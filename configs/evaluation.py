@@ -92,10 +92,10 @@ def measure(
         settings: the `evaluation` group of the config.
         tokenizer: the model's.
         sequence_length: of the model's training, the default window of the protocol.
-        corpus: its training split is counted for the bigram baseline, which None leaves out.
+        corpus: the bigram and Markov baselines are counted on its training split; None leaves them out.
         checkpoint: the file of the weights, or None if there is none yet.
         label: name of the model in progress bars.
-        sources: of a mixture that the documents are of, each of which is summarized, too.
+        sources: names of the sources of a mixture, each of which gets a summary; empty for other documents.
     """
     protocol = build_protocol(settings["protocol"], sequence_length)
     evaluator = _open_evaluator(settings["key_tokens"], tokenizer, model, scorer)

@@ -44,8 +44,8 @@ def measure_forecasts(
 ) -> dict[str, Any]:
     """Returns `series_forecasts` of a row of evaluation.json, with the errors of the forecasts by horizon.
 
-    Errors named `quantized` are those of a forecast that gives the bin of each right value: a run with such bins has at
-    least these.
+    Errors named `quantized_` are those of the right values after rounding to the centers of their bins: the part of a
+    model's errors that is due to the bins alone.
 
     Args:
         series: at least one.
@@ -147,7 +147,7 @@ def _horizons_and_context(settings: Mapping[str, Any], run: Run) -> tuple[list[i
 def _forecasts(
     series: Sequence[Series], split: str, horizons: Sequence[int], context: int, stride: int
 ) -> list[Forecast]:
-    """Returns all forecasts: each is as long as the longest horizon that ends within the split."""
+    """Returns all forecasts. The length of each is the longest horizon that ends within the split."""
     found: list[Forecast] = []
     for index, each in enumerate(series):
         part = each.part(split)

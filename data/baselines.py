@@ -1,7 +1,7 @@
 """Baselines that every model must beat: gzip, a bigram model, and for texts of few symbols (DNA) a Markov model.
 
-These are measured as models are: in bits per byte, on each document alone, from its start. Forecasts of series have
-another one, the seasonal-naive forecast.
+These are measured as models are: in bits per byte, on each document alone, from its start. The baseline of forecasts of
+series is the seasonal-naive forecast.
 """
 
 import gzip
@@ -74,7 +74,7 @@ def markov_bits_per_byte(corpus: Corpus, documents: Split | InMemoryDocuments, o
 
 def seasonal_naive(history: np.ndarray, horizon: int, period: int) -> np.ndarray:
     """Returns the forecast of the next `horizon` values, `[horizon]`, that repeats the last `period` values of
-    `history`. It has at least so many."""
+    `history`, which has at least `period` values."""
     assert len(history) >= period
     return np.resize(history[-period:], horizon)
 

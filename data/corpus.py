@@ -40,7 +40,7 @@ LONG = (1024, 4096, 16384, 65536)
 def _check_contents(folder: Path, metadata: dict) -> None:
     """Raises CorpusError if tokens, offsets or the tokenizer are not those that were written. Corpora of earlier
     versions have the digest of the tokens alone."""
-    in_place = "shards" in metadata  # the tokens are in the files of others, whose digests the fingerprint includes
+    in_place = "shards" in metadata  # the token files are elsewhere, and the fingerprint includes their digests
     expected = {f"{split}/tokens.bin": saved["content"] for split, saved in metadata["splits"].items() if not in_place}
     expected |= metadata.get("digests", {})
     found = digests_of([folder / name for name in expected], folder / DIGESTS)

@@ -61,8 +61,8 @@ def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, scratch: Path, fin
     """Encodes rows of `name` and `text`. A long text is encoded in sections, so that several processes share it and
     the progress bar moves within it.
 
-    dtype: of the tokens. scratch: a folder for files of this preparation. finished: a folder beside the tokenizer.json
-        for those of ranges, which the next preparation reads if this one is killed.
+    dtype: of the tokens. scratch: a folder for files of this preparation. finished: a folder beside tokenizer.json for
+        the files of finished ranges, which the next preparation reads if this one is killed.
 
     Raises:
         CorpusError: the tokens of a document do not give its text back.
@@ -126,8 +126,8 @@ def _is_finished(record: Path, made_from: str) -> bool:
 
 
 def _encode(texts: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path, label: str) -> "Dataset":
-    """Encodes rows of `name` and `text`. `datasets` writes the tokens to `cache_file`, or one beside it a process, and
-    opens files that are there."""
+    """Encodes rows of `name` and `text`. `datasets` writes the tokens to `cache_file`, or to one file for each process
+    beside it. Files that exist are opened instead."""
     from datasets import Features, List, Value
 
     processes, at_once = _processes(texts), rows_at_once(texts)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class SplitMetadata:
-    """Documents, tokens (bos included) and bytes of text in a split, and of the documents that were dropped: they are
-    shorter than `data.minimum_tokens`."""
+    """The numbers of documents, of tokens (bos included) and of bytes of text in a split. Documents shorter than
+    `data.minimum_tokens` are dropped from it and counted separately."""
 
     documents: int
     tokens: int
@@ -51,7 +51,7 @@ class Split:
 
     @cached_property
     def flat(self) -> np.ndarray:
-        """The tokens of all documents, end to end."""
+        """The concatenated tokens of all documents, memory-mapped."""
         mapped = np.memmap(self.folder / "tokens.bin", dtype=self.dtype, mode="r")
         return np.asarray(mapped)  # a slice of an array takes a fraction of the time
 

@@ -1,13 +1,15 @@
 """Files of tokens that other programs wrote, read in place through memory maps.
 
     nanoGPT                   .bin: uint16 tokens and nothing else
-    llm.c, modded-nanogpt     .bin: 256 int32 (magic number, version, number of tokens, 0, ...), then tokens: uint16 of
-                              GPT-2 (20240520, version 1), or uint32 of Llama 3 (20240801, version 7)
+    llm.c, modded-nanogpt     .bin: a header of 256 int32 (magic number, version, number of tokens, 0, ...), then the
+                              tokens. They are uint16 if the magic number is 20240520 and the version 1 (GPT-2's
+                              tokenizer), and uint32 if these are 20240801 and 7 (Llama 3's)
     OLMo                      .npy: uint16 or uint32 tokens and nothing else, in spite of the name
     NumPy                     .npy: one dimension of unsigned integers, after NumPy's own header
 
-A token that separates documents begins the next one, whether its writer put it before or after each document. The files
-of a split are one stream in the order of their names: a document may go on in the next file, as in llm.c's shards.
+A separator token is the first token of the document after it, whether it was written before or after each document. The
+files of a split are concatenated to one stream in the order of their names, so a document may continue in the next
+file, as in llm.c's shards.
 """
 
 from collections.abc import Sequence
@@ -48,7 +50,7 @@ class Shard:
 
 
 def read_shard(file: Path, dtype: str) -> Shard:
-    """Returns the format of a file. `dtype`: of files that do not name theirs.
+    """Returns the format of a file. `dtype`: of the tokens, if the file has no header.
 
     Raises:
         CorpusError: the file is not of one of the formats, or was cut off.
@@ -84,7 +86,7 @@ def _numpy_shard(file: Path, stream, size: int) -> Shard:
 
 
 class Stream:
-    """The tokens of several shards, end to end."""
+    """The concatenated tokens of several shards."""
 
     def __init__(self, shards: Sequence[Shard]):
         self.shards = shards
@@ -110,7 +112,7 @@ class Stream:
 
 
 class ShardedSplit(Split):
-    """A split whose tokens stay in the files of others. Its folder has
+    """A split whose tokens stay in the token files. Its folder has these files:
 
     starts.npy     int64 [documents], the index in the stream at which each document starts
     offsets.npy    int64 [documents + 1], the tokens before each document of the split
@@ -123,8 +125,8 @@ class ShardedSplit(Split):
         self.tokenizer = tokenizer
 
     def tokens(self, document: int) -> np.ndarray:
-        """Returns the document's tokens, integers `[tokens]` that begin with the separator, unless the stream does not
-        and the document is its first."""
+        """Returns the document's tokens, integers `[tokens]`. The first one is the separator, except in the first
+        document of a stream that does not begin with a separator."""
         start = int(self.starts[document])
         return self.stream.read(start, start + int(self.lengths[document]))
 
@@ -138,7 +140,7 @@ class ShardedSplit(Split):
 
     @property
     def flat(self) -> np.ndarray:
-        """The tokens of all documents, end to end, in memory."""
+        """The concatenated tokens of all documents, which are copied into memory."""
         return self.head(self.total_tokens)
 
     @cached_property
@@ -152,7 +154,7 @@ class ShardedSplit(Split):
 
     @cached_property
     def names(self) -> list[str]:
-        """The name of the file in which each document starts, and the token at which it does."""
+        """`file:index` of the first token of each document."""
         number = np.searchsorted(self.stream.starts, self.starts, side="right") - 1
         places = self.starts - self.stream.starts[number]
         files = [Path(shard.path).name for shard in self.stream.shards]

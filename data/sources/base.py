@@ -84,7 +84,7 @@ class Source(ABC):
         """Returns the documents of each split of SPLITS that has any: rows with the columns `name` and `text`.
 
         arrow_cache: a folder for the files of `datasets`; it is deleted after the corpus is written.
-        bad: is told of each document that cannot be read, and raises CorpusError unless it skips them.
+        bad: counts the documents that cannot be read, or raises CorpusError for the first one (bad_documents.py).
         """
 
 

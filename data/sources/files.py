@@ -42,15 +42,15 @@ class Files(Source):
 
     A text file is a document; in .jsonl, .json, .csv, .tsv, .parquet and .arrow a row is a document, with its text in
     `text_column`. Folders train/ and valid/ or validation/ (and test/) inside `path` are the splits. If there are none,
-    `split_by` decides. Links to folders are followed; files and folders
-    whose name starts with a dot are not read.
+    `split_by` decides. Links to folders are followed; files and folders whose name starts with a dot are not read.
 
     extensions: of the files that are read, also when compressed (data/sources/file_rows.py). Files in a .zip, .tar or
         .tgz are read if both its extension and theirs are listed.
     split_by: `content`, a hash of the document's text; `name`, a hash of its name; or `folder`: the documents of each
         folder inside `path` (of an author) share a split, and validation and test get about 5 % of the text each.
-    near_duplicates: documents that are similar by at least so much (near_duplicates.py) share a split; if folders are
-        the splits, those in two of them are counted. None compares whole texts alone.
+    near_duplicates: documents with at least this similarity (near_duplicates.py) share a split. If folders are the
+        splits, held-out documents that are similar to training documents are only counted. None: only equal texts
+        share a split.
 
     The defaults are for runs of versions that did not have these settings.
     """

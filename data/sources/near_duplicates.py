@@ -1,7 +1,8 @@
 """Documents that are nearly the same, found by MinHash (Broder 1997) with the package datasketch.
 
-Two documents are as similar as the share of the sequences of SHINGLE words that both have among all that either has.
-MinHash estimates it with an error of about 1 / sqrt(PERMUTATIONS).
+The similarity of two documents is the Jaccard index of their sets of shingles, the sequences of SHINGLE consecutive
+words: the number of shingles in both documents, divided by the number in at least one. MinHash estimates it with an
+error of about 1 / sqrt(PERMUTATIONS).
 """
 
 import importlib.util
@@ -23,8 +24,8 @@ def check_installed(threshold: float) -> None:
 
 
 def first_of_group(texts: Iterable[str], threshold: float) -> list[int]:
-    """Returns for each text the number of the first text of its group: a text and all that are similar to it by at
-    least `threshold`, those that are similar to these, and so on. An empty text is a group of its own."""
+    """Returns the index of the first text in the group of each text. Two texts are in one group if their similarity is
+    at least `threshold`, or if a chain of such pairs connects them. An empty text is a group of its own."""
     from datasets.utils import tqdm
     from datasketch import MinHash, MinHashLSH
 

@@ -152,11 +152,11 @@ def _records(stream: BinaryIO) -> Iterator[tuple[bytes, list[bytes]]]:
         yield header, lines
 
 
-def values(columns: "Iterable[pyarrow.Array]") -> Iterator[Row]:
-    """Yields the values of consecutive columns as rows of one table."""
+def values(batches: "Iterable[pyarrow.Array]") -> Iterator[Row]:
+    """Yields a row for each value of a column, which is read in batches. Rows are numbered across all batches."""
     row = 0
-    for column in columns:
-        for value in column:
+    for batch in batches:
+        for value in batch:
             try:
                 text = value.as_py()
             except UnicodeDecodeError:

@@ -39,7 +39,7 @@ class Series:
     """A column of numbers.
 
     values: float64 `[rows]`.
-    ends: the row at which each part ends, by the split that the part is; each begins where the one before ends.
+    ends: for each split, the row after its last one. The splits follow one another: training, validation, test.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Series:
 
     @cached_property
     def scale(self) -> float:
-        """The mean absolute value of the training part; 1 if that is 0. Values are divided by it before they are
-        quantised (mean scaling, Ansari et al. 2024), in all parts, so no later value has an influence on it."""
+        """The mean absolute value of the training part; 1 if that is 0. The values of all parts are divided by it, and
+        then quantized (mean scaling, Ansari et al. 2024). Validation and test values do not change it."""
         return float(np.abs(self.values[self.part("train")]).mean()) or 1.0
 
     @cached_property
@@ -145,8 +145,8 @@ class TimeSeries(Source):
         """Yields the series of all files.
 
         Raises:
-            CorpusError: a file has no such columns or fewer rows than `parts`, or a value is not a finite number and
-                `bad` skips none. It skips the whole series.
+            CorpusError: a file has no column `time_column`, no names of columns, or fewer rows than `parts`; or a value
+                is not a finite number and the policy of `bad` is not `skip`, which leaves out the whole series.
         """
         for file in find_files(path, self.extensions).files:
             yield from self._read_file(file, name_of(file, root_of(path)), bad)

@@ -26,10 +26,10 @@ class TokenShards(Source):
     """Files of tokens in the formats of data/token_shards.py, which are read in place. The tokenizer is the one that
     wrote them, and its `bos` separates documents.
 
-    Files whose name below `path`, folders included, has the word train, val (valid, validation) or test are of that
-    split. If no file has one, a hash of each document's tokens decides.
+    A file belongs to the split that a word of its name, or of a folder of it below `path`, names: train, val (valid,
+    validation) or test. If no file has such a word, a hash of each document's tokens decides.
 
-    dtype: of the tokens of files that do not name it.
+    dtype: of the tokens in files without a header.
     """
 
     skips = False

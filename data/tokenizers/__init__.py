@@ -5,7 +5,7 @@
     bpe.py           BPE: byte-pair encoding, learned from the training documents
     saved.py         Saved: a lossless tokenizer.json that exists already
     byte_level.py    what BPE and Saved share
-    byte_fallback.py   tokenizers like those of Llama 2 and Mistral 7B
+    byte_fallback.py tokenizers like those of Llama 2 and Mistral 7B
     pieces.py        the pieces into which our tokenizers cut a text
     chunks.py        long texts in chunks that encode as the whole does
     hugging_face.py  the tokenizer files of an exported model

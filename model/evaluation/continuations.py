@@ -1,4 +1,4 @@
-"""Sampled continuations of many contexts, of which a forecast is made."""
+"""Samples continuations of many contexts. Forecasts of series are made from them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def sample_continuations(
 ) -> np.ndarray:
     """Returns `samples` continuations of each context, int64 `[contexts, samples, new_tokens]`.
 
-    They depend on the contexts, their order and `sampling`, and not on how many are decoded together.
+    The same contexts in the same order and the same `sampling` give the same tokens for any `sequences_at_once`.
 
     Args:
         contexts: integers `[tokens]` each.

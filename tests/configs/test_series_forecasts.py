@@ -1,4 +1,4 @@
-"""Forecasts of series: the windows, the errors and the baseline against plain loops; published numbers on ETTh1."""
+"""Series forecasts have the windows and errors of plain loops; the baseline has its published errors on ETTh1."""
 
 import json
 import tarfile
