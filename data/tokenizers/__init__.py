@@ -2,9 +2,10 @@
 
     byte_tokens.py   Bytes: a token for each byte
     bins.py          Bins: a token for each bin of numbers
+    fixed.py         the base class of Bytes and Bins
     bpe.py           BPE: byte-pair encoding, learned from the training documents
     saved.py         Saved: a lossless tokenizer.json that exists already
-    byte_level.py    what BPE and Saved share
+    byte_level.py    the base class of BPE and Saved
     byte_fallback.py tokenizers like those of Llama 2 and Mistral 7B
     pieces.py        the pieces into which our tokenizers cut a text
     chunks.py        long texts in chunks that encode as the whole does

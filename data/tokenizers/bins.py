@@ -1,22 +1,20 @@
 """The tokenizer of numbers: uniform bins."""
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from ..errors import CorpusError
-from .base import Tokenizer
+from .fixed import Fixed
 
 FIRST = 0x4E00  # the character of bin 0
 MOST = 0x9FFF - FIRST + 1  # consecutive characters of three bytes each, all of them letters
 BYTES = 3
 
 
-class Bins(Tokenizer):
+class Bins(Fixed):
     """A token for each of `bins` uniform bins of numbers from -`limit` to `limit`, and bos.
 
     The text of a series of numbers has one character for each: U+4E00 and the number of its bin. So a bin is three
@@ -26,8 +24,6 @@ class Bins(Tokenizer):
     last at limit; a number is in the bin of the nearest center, and stands for that center when it is decoded. Numbers
     beyond the limits are in the outermost bins.
     """
-
-    always_lossless = True
 
     def __init__(self, bins: Annotated[int, Field(ge=2, le=MOST)], limit: Annotated[float, Field(gt=0)]):
         self.bins = bins
@@ -42,12 +38,6 @@ class Bins(Tokenizer):
     def identity(self) -> dict:
         return {"tokenizer": "bins", "bins": self.bins, "limit": self.limit}
 
-    def fit(self, texts: Iterable[str]) -> None:
-        pass
-
-    def chunks(self, text: str, size: int) -> Iterator[str]:
-        return (text[start : start + size] for start in range(0, max(len(text), 1), size))
-
     def encode(self, text: str) -> np.ndarray:
         """Returns uint32 `[tokens]`, without bos. Raises CorpusError for a text that is no series of these bins."""
         tokens = np.frombuffer(text.encode("utf-32-le"), dtype="<u4") - np.uint32(FIRST)  # wraps below FIRST
@@ -61,9 +51,6 @@ class Bins(Tokenizer):
 
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(chr(FIRST + token) for token in map(int, tokens) if token != self.bos)
-
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.identity()))
 
     def tokens_of(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the bins of numbers, int64 of the same shape."""

@@ -1,26 +1,23 @@
 """The tokenizer without a learned vocabulary."""
 
-import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import Tokenizer
 from .byte_characters import byte_characters
 from .byte_level import BOS
+from .fixed import Fixed
 
 if TYPE_CHECKING:
     import tokenizers
 
 
-class Bytes(Tokenizer):
+class Bytes(Fixed):
     """A token for each of the 256 bytes, and bos."""
 
     vocabulary = 257
     bos = 256
-    always_lossless = True
 
     @property
     def token_bytes(self) -> np.ndarray:
@@ -29,20 +26,11 @@ class Bytes(Tokenizer):
     def identity(self) -> dict:
         return {"tokenizer": "bytes"}
 
-    def fit(self, texts: Iterable[str]) -> None:
-        pass
-
-    def chunks(self, text: str, size: int) -> Iterator[str]:
-        return (text[start : start + size] for start in range(0, max(len(text), 1), size))
-
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(token for token in map(int, tokens) if token != self.bos).decode(errors="replace")
-
-    def save(self, file: Path) -> None:
-        file.write_text(json.dumps(self.identity()))
 
     def to_library(self) -> "tokenizers.Tokenizer":
         from tokenizers import Tokenizer, models, pre_tokenizers
