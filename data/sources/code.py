@@ -44,7 +44,7 @@ class Code(Source):
     pytorch_lightning); validation and test get 5 % of the bytes each.
 
     extensions: of the files that are read.
-    depth: the folders so many levels below `path` are the documents: 1 for a folder of packages or repositories, 2 for
+    depth: the level below `path` of the folders that are documents: 1 for a folder of packages or repositories, 2 for
         src/ in a checkout, or for repositories by owner.
     tests: whether folders test/ and tests/ are read. They are easier to predict.
     """
@@ -109,9 +109,11 @@ class Code(Source):
         found = [(root, file) for root in roots for file in find_files(str(root), self.extensions).files]
         for root, file in found:
             *folders, name = file.relative_to(root).parts
-            if len(roots) > 1 and file.resolve() in read:
-                continue
-            read.add(file.resolve())
+            if len(roots) > 1:  # a file below two of them is read once
+                real = file.resolve()
+                if real in read:
+                    continue
+                read.add(real)
             if name.startswith(WRITTEN_BY_INSTALLER):
                 left_out["written by an installer"] += 1
             elif any(folder in VENDORED for folder in folders):
