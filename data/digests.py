@@ -35,7 +35,7 @@ def digests_of(files: Sequence[Path], memory: Path | None) -> list[str]:
     digests = [entry[-1] if entry[:-1] == key else None for entry, key in zip(entries, keys, strict=True)]
     unread = sum(state.st_size for state, digest in zip(states, digests, strict=True) if digest is None)
     if unread >= ANNOUNCED_BYTES:
-        log.info(f"reading {unread / 1e9:.1f} GB once, to know whether they changed")
+        log.info(f"reading {unread / 1e9:.1f} GB once, to check whether the files changed")
     started = time.time_ns()
     for index, file in enumerate(files):
         if digests[index] is None:

@@ -59,7 +59,7 @@ def test_errors_equal_plain_loops(run, monkeypatch):
     read = []
 
     def continuations(model, contexts, new_tokens, *, samples, vocabulary, **others):
-        """As each context goes on a row later, with samples one bin below, at and ten bins above."""
+        """Three samples of each context: its last 30 bins again, moved by -1, 0 and 10 bins."""
         assert (samples, vocabulary) == (3, 32)
         read.extend(contexts)
         ahead = np.array([np.resize(context[-30:], new_tokens) for context in contexts])
@@ -90,7 +90,7 @@ def test_errors_equal_plain_loops(run, monkeypatch):
     assert (row["series"], row["context"], row["stride"], row["point"]) == (2, 30, 7, "median")
     for found in row["horizons"]:
         horizon = found["horizon"]
-        assert found["forecasts"] == count[horizon] < count[4] + 1
+        assert found["forecasts"] == count[horizon]
         assert found["mse"] == pytest.approx(np.mean(squared[horizon]), rel=1e-9)
         assert found["seasonal_naive_mae"] == pytest.approx(np.mean(naive[horizon]), rel=1e-9)
         assert 0 < found["quantized_mse"] < found["mse"] and found["quantized_mae"] > 0

@@ -109,7 +109,7 @@ def test_finished_ranges_of_a_killed_preparation_are_kept(books, cache, tmp_path
     assert [train.tokens(n).tolist() for n in range(12)] == [whole.tokens(n).tolist() for n in range(12)]
     texts = [train.text(document) for document in range(12)]
     again = [text for text in texts if text in tokenizer.encoded]
-    assert (texts[0] in again) is False and len(again) < 12 and texts[11] in again
+    assert texts[0] not in again and len(again) < 12 and texts[11] in again
     assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
     assert not (corpus.folder / "finished").exists()
 
