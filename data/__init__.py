@@ -8,12 +8,12 @@
     token_shards.py    files of tokens that others prepared, read in place (shard_index.py finds their documents)
     in_memory.py       documents in memory, for an existing tokenizer
     packing.py         documents to sequences of one length
-    best_fit.py        which documents share a sequence, so that none is cut
+    best_fit.py        best-fit decreasing: which documents share a sequence
     collation.py       token arrays of sequences to a batch of tensors
     sampler.py         the endless order of training samples, which resumes at any sample
-    permutation.py     permutations of any size, of which large ones take no memory
+    permutation.py     permutations of any size; the elements of large ones are computed when they are read
     mixing.py          samples of several sources by weight
-    generated.py       sequences that a source generates, without end
+    generated.py       the endless sequences of a source that generates them
     module.py          all of this as a LightningDataModule
     recall/            sequences with questions about facts from far back
     baselines.py       gzip and a bigram model on the same documents

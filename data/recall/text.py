@@ -3,7 +3,7 @@
     passkey              a number at one depth of the text, asked for at the end (Mohtashami and Jaggi 2023)
     needles              several keys, or several numbers of a key, asked for at the end (RULER, Hsieh et al. 2024)
     associative_recall   pairs at the beginning, each asked for in the second half (MQAR, Arora et al. 2023)
-    scattered            facts in these three wordings everywhere, each asked for once, near or far (for training)
+    scattered            facts of these three tasks all over the text, each asked for once, near or far (for training)
     variable_tracking    a chain of assignments, and a question for all variables of its value (RULER)
     common_words         a list of words, and a question for the most frequent ones (RULER)
     copy                 random tokens that repeat `distance` tokens later
@@ -102,10 +102,10 @@ def associative_recall(material: Material, length: int, generator: np.random.Gen
 
 
 def scattered(material: Material, length: int, generator: np.random.Generator, *, spacing: Count) -> Batch:
-    """A fact for every `spacing` tokens, anywhere, and a question for each fact at a log-uniform distance behind it.
+    """`length / spacing` facts at random places, and a question for each fact at a log-uniform distance after it.
 
     Facts are worded as in `associative_recall` or `needles`; one of them is a pass key, which is asked for at the end.
-    Many answers, and as many of each octave of distance, make this the task that teaches the others.
+    This task teaches the others: it has many answers in a sequence, and equally many at each octave of distance.
     """
     count = max(1, length // spacing)
     numbers = [_number(generator) for _ in range(count)]
@@ -206,10 +206,10 @@ def _pair(word: str, number: str) -> tuple[str, str]:
 
 
 def _distances(generator: np.random.Generator, length: int, count: int) -> np.ndarray:
-    """Returns log-uniform distances as fractions of `length`, float64 `[count]`: from NEAREST tokens to all of them.
+    """Returns log-uniform distances as fractions of `length`, float64 `[count]`: from NEAREST to `length` tokens.
 
-    So each octave of distance has as many questions. Uniform distances would leave few for the near ones, which a model
-    learns first.
+    So each octave of distance has equally many questions. Of uniform distances only a few would be short, and a model
+    learns short distances first.
     """
     return np.exp(generator.uniform(np.log(min(NEAREST / length, 1)), 0, count))
 

@@ -24,20 +24,21 @@ if TYPE_CHECKING:
 
 Weight = Annotated[float, Field(gt=0)]
 FITS = 0.9
-"""The share of a sequence into which one drawn at random must fit, so that all others fit into the whole."""
+"""The share of a sequence into which a first draw of each task must fit: draws differ in their numbers of tokens, and
+those that need more then still fit into the whole sequence."""
 
 Values = Annotated[tuple[int | float, ...], Field(min_length=1)]
 
 
 class Recall(GeneratingSource):
-    """Sequences with questions about facts from far back (data/recall/text.py), between them text.
+    """Text with facts, and with questions about them far later (data/recall/text.py).
 
     The text is that of the files below `path` (as `Files` reads them), or the standard library if it is None; in a
     mixture, it is that of the other sources.
 
-    tasks: for each task its `weight`, the share of the sequences, and a list of values for each of its settings, from
+    tasks: for each task its `weight`, the share of the sequences, and for each of its settings a list of values, from
         which every sequence draws one. None leaves a task out.
-    targets: `answers`: only the tokens of answers are targets; `all`: the text and the facts, too.
+    targets: `answers`: only the tokens of answers are targets; `all`: all tokens are.
     """
 
     def __init__(self, tasks: dict[str, dict[str, Weight | Values] | None], targets: Literal["answers", "all"]):
@@ -106,8 +107,8 @@ class Recall(GeneratingSource):
         return self._sequence(name, settings, documents, tokenizer, length, generator)
 
     def check_length(self, documents: "Split", tokenizer: "Tokenizer", length: int) -> None:
-        """Raises CorpusError unless each task fits with all its values. Words and numbers differ in their tokens, so
-        one sequence of each is tried in a part of the length (FITS)."""
+        """Raises CorpusError unless each task fits into a sequence with each combination of its values. One sequence of
+        each is generated, at FITS of the length."""
         for name, settings in self._all_settings():
             try:
                 self._sequence(name, settings, documents, tokenizer, int(FITS * length), np.random.default_rng(0))

@@ -1,9 +1,9 @@
-"""Tokens a second of a run's training batches, beside a plain memory map of the same tokens.
+"""Tokens per second of a run's training batches, and of a plain memory map of the same tokens.
 
-The memory map makes tokens and targets alone: int64 tensors of a slice of tokens.bin and of the next one, as small
-trainers do. A DataModule also reads documents in the run's order, and makes document ids and positions. All are
-measured in turns, so that other work on the machine slows each of them down alike; it changes tokens per CPU second of
-the process that reads the batches, as training does, much less.
+The memory map returns only tokens and targets: a slice of tokens.bin, and the slice one token later, as int64 tensors.
+Small trainers load their data in this way. A DataModule also reads documents in the run's order, and makes document ids
+and positions. The loaders are measured in turns, so that other load on the machine slows all of them alike. Tokens per
+CPU second of the process that reads the batches (the training process in a run) depend much less on such load.
 """
 
 import argparse

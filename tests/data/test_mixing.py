@@ -138,7 +138,7 @@ def test_a_corpus_of_all_documents_with_the_splits_of_their_sources(mixture, boo
 
 def test_batches_of_one_source_each_in_their_share(mixed):
     data = mixed(batch_size=1)
-    train = data._sequences("train", seed=7)
+    (train,) = data.train_dataloader().dataset.datasets
     names = [data.document_names(n, n + 1) for n in range(80)]
     assert all(len({name.partition("/")[0] for name in each}) == 1 for each in names)
     assert Counter(each[0].partition("/")[0] for each in names) == {"books": 60, "notes": 20}
