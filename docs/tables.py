@@ -64,6 +64,15 @@ def routed_speeds() -> str:
     return markdown([{column: row[column] for column in columns} for row in rows])
 
 
+def layout_time() -> str:
+    """Returns one sentence with the time in which layouts are built, relative to attention's."""
+    shares = [row["share"] for row in read("layouts_h200.json")["rows"]]
+    return (
+        f"Building a layout takes {min(shares):.1%} to {max(shares):.1%} of the time of 12 layers' attention on the "
+        "Triton kernels, at 131,072 tokens ([notes](log/kernels.md#rebuilding-layouts-for-packed-documents))."
+    )
+
+
 def hierarchical_time() -> str:
     """Returns one sentence with the time of hierarchical attention relative to a window's."""
     rows = read("hierarchy_h200.json")["rows"]
