@@ -6,6 +6,7 @@
     encoding.py        tokenizes documents in several processes, in ranges that outlive a killed preparation
     corpus.py          a corpus on disk; split.py: the documents of one of its splits
     token_shards.py    files of tokens that others prepared, read in place (shard_index.py finds their documents)
+    joined.py          the corpus of a mixture with token files
     in_memory.py       documents in memory, for an existing tokenizer
     packing.py         documents to sequences of one length
     best_fit.py        best-fit decreasing: which documents share a sequence

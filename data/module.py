@@ -128,7 +128,7 @@ class DataModule(LightningDataModule):
             self._sequences(split, self.seed if split == "train" else None)  # those that the loaders read
         for source in self.source.generating.values():
             for length in sorted({length for _, length in self.lengths} | {self.sequence_length}):
-                source.check_length(self.corpus.splits["train"], self.tokenizer, length)
+                source.check_length(self.corpus.splits["train"].texts, self.tokenizer, length)
 
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
         """Raises CorpusError unless the corpus is the one that `run` was trained on.
@@ -261,7 +261,7 @@ class DataModule(LightningDataModule):
         documents, weights = self.corpus.splits[split], self.source.weights
         length = self.sequence_length // (cuts or 1)
         generated = {
-            name: Generated(source, documents, self.tokenizer, length, self.seed, cuts or 1)
+            name: Generated(source, documents.texts, self.tokenizer, length, self.seed, cuts or 1)
             for name, source in self.source.generating.items()
         }
 

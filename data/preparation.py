@@ -18,9 +18,11 @@ from . import corpus_writer, shard_index
 from .cache_errors import cache_errors
 from .corpus import Corpus
 from .errors import CorpusError
-from .sources import Source, TokenShards
+from .joined import JoinedCorpus
+from .sources import Mixture, Source, TokenShards
 from .sources.bad_documents import describe_bad
 from .sources.base import Paths
+from .sources.mixture import NO_NAME, named
 from .tokenizers import Saved, Tokenizer
 
 if TYPE_CHECKING:
@@ -44,10 +46,27 @@ def prepare(
     Raises:
         CorpusError: the settings give no corpus, or `cache` cannot be written.
     """
+    if isinstance(source, Mixture) and source.token_files:
+        return _joined(source, path, tokenizer, minimum_tokens, cache, on_bad_document)
     corpus = _opened_or_written(source, path, tokenizer, minimum_tokens, cache, on_bad_document)
     if corpus.skipped:
         log.warning(f"corpus {corpus.fingerprint[:12]}: {describe_bad(corpus.skipped)}")
     return corpus
+
+
+def _joined(
+    source: Mixture, path: Paths, tokenizer: Tokenizer, minimum_tokens: int, cache: Path, on_bad_document: str
+) -> JoinedCorpus:
+    """Returns the corpus of a mixture with token files, of which each part has its own folder in `cache`."""
+    source.check_settings(path, on_bad_document)
+    source.use_tokenizer(tokenizer)
+    settings = tokenizer, minimum_tokens, cache, on_bad_document
+    parts = {
+        mixed.name: named(mixed.name, prepare, mixed.source, mixed.path, *settings) for mixed in source.token_files
+    }
+    if source.texts is not None:
+        parts[NO_NAME] = prepare(source.texts, None, *settings)
+    return JoinedCorpus(parts)
 
 
 def _opened_or_written(

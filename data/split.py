@@ -45,6 +45,11 @@ class Split:
     def text(self, document: int) -> str:
         return self.documents[document]["text"]
 
+    @property
+    def texts(self) -> "Split":
+        """The documents in which sources generate their sequences."""
+        return self
+
     def head(self, tokens: int) -> np.ndarray:
         """Returns the first tokens of the split."""
         return self.flat[:tokens]

@@ -14,6 +14,7 @@ from ..errors import CorpusError
 from .bad_documents import EXAMPLES, BadDocuments
 from .base import GeneratingSource, Paths, Source
 from .splits import SPLITS
+from .token_shards import TokenShards
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
 LARGEST_BLOCK = 10_000  # samples; the order of a block is drawn at once
+NO_NAME = ""
+"""The key of the documents whose names begin with the names of their sources already."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Mixture(Source):
     """A corpus of the documents of several sources; training draws its samples from them by weight (data/mixing.py).
 
     Each source must have documents in every split. A source that generates its sequences has no documents of its own:
-    it uses those of all others.
+    it uses those of the sources of text. Files of tokens (`TokenShards`) are read in place (data/joined.py).
 
     tokens_at_a_time: the tokens of consecutive training sequences from one source, before the next source is drawn;
         None draws a source for each sequence.
@@ -49,13 +52,13 @@ class Mixture(Source):
     def __init__(self, sources: Sequence[MixedSource], tokens_at_a_time: Annotated[int, Field(ge=1)] | None = None):
         self.sources = sources
         self.tokens_at_a_time = tokens_at_a_time
-        self.texts = [mixed for mixed in sources if not isinstance(mixed.source, GeneratingSource)]
-        self.skips = any(mixed.source.skips for mixed in self.texts)
+        self.with_documents = [mixed for mixed in sources if not isinstance(mixed.source, GeneratingSource)]
+        self.skips = any(mixed.source.skips for mixed in self.with_documents)
         names = [mixed.name for mixed in sources]
         for name in names:
             if names.count(name) > 1:
                 raise CorpusError(f"data.source.sources: must have different names, and {names.count(name)} are {name}")
-        if not self.texts:
+        if not self.with_documents or (self.generating and self.texts is None):
             raise CorpusError(f"data.source.sources: must have a source of text for {' and '.join(names)}")
         shares = [Fraction(str(mixed.weight)) for mixed in sources]
         scale = lcm(*(share.denominator for share in shares))
@@ -69,13 +72,24 @@ class Mixture(Source):
             )
 
     @property
+    def token_files(self) -> list[MixedSource]:
+        """The sources whose documents stay in files of tokens."""
+        return [mixed for mixed in self.with_documents if isinstance(mixed.source, TokenShards)]
+
+    @property
+    def texts(self) -> "Mixture | None":
+        """A mixture of the other sources that have documents; None if there are none."""
+        texts = [mixed for mixed in self.with_documents if mixed not in self.token_files]
+        return Mixture(texts) if texts else None
+
+    @property
     def generating(self) -> dict[str, GeneratingSource]:
         return {mixed.name: mixed.source for mixed in self.sources if isinstance(mixed.source, GeneratingSource)}
 
     def check_settings(self, path: Paths, on_bad_document: str) -> None:
         self.check(path)
-        for mixed in self.texts:
-            _named(mixed.name, mixed.source.check_settings, mixed.path, on_bad_document)
+        for mixed in self.with_documents:
+            named(mixed.name, mixed.source.check_settings, mixed.path, on_bad_document)
 
     def check(self, path: Paths) -> None:
         if path is not None:
@@ -91,20 +105,20 @@ class Mixture(Source):
 
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         for mixed in self.sources:
-            _named(mixed.name, mixed.source.use_tokenizer, tokenizer)
+            named(mixed.name, mixed.source.use_tokenizer, tokenizer)
 
     def identity(self, path: str | None, cache: Path | None = None) -> dict:
         # Without the weights: they do not change the documents.
-        parts = [[mixed.name, mixed.source.identity(mixed.path, cache)] for mixed in self.texts]
+        parts = [[mixed.name, mixed.source.identity(mixed.path, cache)] for mixed in self.with_documents]
         return {"source": "mixture", "sources": parts}
 
     def load(self, path: str | None, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         from datasets import concatenate_datasets
 
         loaded: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
-        for mixed in self.texts:
+        for mixed in self.with_documents:
             own = BadDocuments(bad.policy, mixed.path)
-            splits = _named(mixed.name, mixed.source.load, mixed.path, arrow_cache / mixed.name, own)
+            splits = named(mixed.name, mixed.source.load, mixed.path, arrow_cache / mixed.name, own)
             bad.count += own.count
             bad.examples = [*bad.examples, *(f"{mixed.name}: {each}" for each in own.examples)][:EXAMPLES]
             for split in SPLITS:
@@ -129,7 +143,7 @@ def _alternating(lengths: Sequence[int]) -> np.ndarray:
     return np.argsort(places, kind="stable")
 
 
-def _named(name: str, function: Callable[..., Any], *arguments: object) -> Any:
+def named(name: str, function: Callable[..., Any], *arguments: object) -> Any:
     """Calls a function of a source. Its errors begin with the source's name."""
     try:
         return function(*arguments)

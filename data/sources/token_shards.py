@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from ..digests import FILE as DIGESTS
 from ..digests import digests_of
 from ..errors import CorpusError
+from ..tokenizers.bpe import BPE
 from .bad_documents import BadDocuments
 from .base import Extensions, Paths, Source
 from .file_rows import COMPRESSED
@@ -16,6 +17,8 @@ from .splits import SPLIT_NAMES, with_test_split
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from ..tokenizers import Tokenizer
 
 NAMES = SPLIT_NAMES | {"val": "validation"}
 _SPLIT_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])", re.IGNORECASE)
@@ -44,6 +47,13 @@ class TokenShards(Source):
             raise CorpusError("data.path=null: must be a folder, a file or a glob of token files, for example shards/")
         self.find(path)
 
+    def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
+        if isinstance(tokenizer, BPE):
+            raise CorpusError(
+                "data.tokenizer=BPE: must be the one that wrote the token files, which is not learned again:"
+                " data/tokenizer=saved data.tokenizer.path=tokenizer.json"
+            )
+
     def identity(self, path: Paths, cache: Path | None = None) -> dict:
         # With the paths: the corpus has the places of the files, which it does not copy.
         named = [(split, file) for split, files in self.find(path).items() for file in files]
@@ -71,7 +81,4 @@ class TokenShards(Source):
         return splits if UNDIVIDED in splits else with_test_split(splits, str(path))
 
     def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
-        raise CorpusError(
-            f"data.path={path}: must hold texts here: files of tokens (data=tokens) are for training, and are no"
-            " source of a mixture"
-        )
+        raise CorpusError(f"data.path={path}: must hold texts here: files of tokens (data=tokens) are for training")
