@@ -124,7 +124,7 @@ def measure(
             )
             chosen = find_key_tokens(long, short, gain=key_tokens["gain"], confidence=key_tokens["confidence"])
             row["key_tokens"] = dict(key_tokens) | vars(summarize_key_tokens(losses, chosen))
-    if settings["baselines"]:
+    if settings["baselines"] and tokenizer.has_text:
         row["baselines"] = {
             "gzip_bits_per_byte": gzip_bits_per_byte(documents),
             "bigram_bits_per_byte": bigram_bits_per_byte(corpus, documents) if corpus else None,

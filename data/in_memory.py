@@ -111,9 +111,10 @@ class InMemoryDocuments:
 
 
 def digest(documents: "Split | InMemoryDocuments") -> str:
-    """Returns the sha256 of the texts of all documents in their order. Names and the tokenizer do not change it."""
-    found = hashlib.sha256()
+    """Returns the sha256 of the texts of all documents in their order. Names and the tokenizer do not change it. For
+    tokens without text, it is that of the tokens."""
+    found, has_text = hashlib.sha256(), documents.total_bytes > 0
     for document in range(len(documents)):
-        text = documents.text(document).encode()
+        text = documents.text(document).encode() if has_text else documents.tokens(document).astype("<u4").tobytes()
         found.update(len(text).to_bytes(8) + text)
     return found.hexdigest()

@@ -116,7 +116,7 @@ class ShardedSplit(Split):
 
     starts.npy     int64 [documents], the index in the stream at which each document starts
     offsets.npy    int64 [documents + 1], the tokens before each document of the split
-    bytes.npy      int64 [documents], UTF-8 bytes of each text, without its first token
+    bytes.npy      int64 [documents], UTF-8 bytes of each text, without its first token; 0 if the tokens have no text
     """
 
     def __init__(self, folder: Path, metadata: SplitMetadata, shards: Sequence[Shard], tokenizer: Tokenizer):
@@ -150,6 +150,8 @@ class ShardedSplit(Split):
 
     @cached_property
     def words(self) -> list[int]:
+        if not self.tokenizer.has_text:
+            return [0] * len(self)
         return [len(self.text(document).split()) for document in range(len(self))]
 
     @cached_property

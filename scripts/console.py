@@ -176,7 +176,8 @@ def print_report(
     """Prints the table of an evaluation; with `summary` and `folder`, that of a run."""
     from rich.table import Table
 
-    documents = f"{row['documents_from']}: {row['documents']} documents, {row['bytes']:,} bytes"
+    size = f"{row['bytes']:,} bytes" if row["bytes"] else f"{row['tokens_scored']:,} tokens"
+    documents = f"{row['documents_from']}: {row['documents']} documents, {size}"
     table = Table(title=f"{documents}, protocol {row['protocol']['name']}", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")

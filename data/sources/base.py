@@ -69,8 +69,13 @@ class Source(ABC):
                 " bytes"
             )
 
-    def use_tokenizer(self, tokenizer: "Tokenizer") -> None:  # noqa: B027 (most sources need nothing of it)
+    def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         """Called before `load`. A source whose texts need a certain tokenizer raises CorpusError for others."""
+        if not tokenizer.has_text:
+            raise CorpusError(
+                f"data.tokenizer={type(tokenizer).__name__}: must be a tokenizer of text for {type(self).__name__};"
+                " only files of tokens (data=tokens) have no text"
+            )
 
     @abstractmethod
     def identity(self, path: Paths, cache: Path | None = None) -> dict:

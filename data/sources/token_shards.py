@@ -51,7 +51,7 @@ class TokenShards(Source):
         if isinstance(tokenizer, BPE):
             raise CorpusError(
                 "data.tokenizer=BPE: must be the one that wrote the token files, which is not learned again:"
-                " data/tokenizer=saved data.tokenizer.path=tokenizer.json"
+                " data/tokenizer=saved data.tokenizer.path=tokenizer.json, or token_ids without it"
             )
 
     def identity(self, path: Paths, cache: Path | None = None) -> dict:

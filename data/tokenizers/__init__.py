@@ -2,7 +2,8 @@
 
     byte_tokens.py   Bytes: a token for each byte
     bins.py          Bins: a token for each bin of numbers
-    fixed.py         the base class of Bytes and Bins
+    token_ids.py     TokenIds: numbers of tokens whose text is unknown
+    fixed.py         the base class of Bytes, Bins and TokenIds
     bpe.py           BPE: byte-pair encoding, learned from the training documents
     saved.py         Saved: a lossless tokenizer.json that exists already
     byte_level.py    the base class of BPE and Saved
@@ -29,5 +30,6 @@ from .bpe import BPE
 from .byte_tokens import Bytes
 from .hugging_face import hugging_face_files
 from .saved import Saved, load
+from .token_ids import TokenIds
 
-__all__ = ["BPE", "Bins", "Bytes", "Saved", "Tokenizer", "hugging_face_files", "load"]
+__all__ = ["BPE", "Bins", "Bytes", "Saved", "TokenIds", "Tokenizer", "hugging_face_files", "load"]

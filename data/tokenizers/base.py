@@ -27,6 +27,7 @@ class Tokenizer(ABC):
     bos: the token that begins a document.
     origin: the setting that it comes from, for errors.
     always_lossless: whether its construction makes it lossless; the documents of others are checked one by one.
+    has_text: whether its tokens stand for text; without it, nothing is known per byte, and nothing can be decoded.
     lossy: whether its tokens may stand for another text than the document's (`data.tokenizer.lossy=allow`).
     """
 
@@ -34,6 +35,7 @@ class Tokenizer(ABC):
     bos: int
     origin = "data.tokenizer"
     always_lossless = False
+    has_text = True
     lossy = False
 
     @property

@@ -10,6 +10,7 @@ from .base import Tokenizer
 from .bins import Bins
 from .byte_level import ByteLevel
 from .byte_tokens import Bytes
+from .token_ids import TokenIds
 
 REFUSE, ALLOW = "refuse", "allow"
 LOSSY = "lossy"
@@ -19,15 +20,15 @@ LOSSY = "lossy"
 class Saved(ByteLevel):
     """A tokenizer that was trained before. A lossless one is byte-level, or BPE with a token for every byte.
 
-    path: a tokenizer.json, or a folder, like that of a run, that holds one. A file that `Bytes` or `Bins` wrote gives
-        one of these.
+    path: a tokenizer.json, or a folder, like that of a run, that holds one. A file that `Bytes`, `Bins` or
+        `TokenIds` wrote gives one of these.
     lossy: `refuse` a tokenizer whose tokens do not give the text back, or `allow` it: then its `identity`, which
         every result holds, and the files that `save` writes are marked.
     """
 
     def __new__(
         cls, path: str | None = None, lossy: str = REFUSE
-    ) -> "Saved | Bytes | Bins":  # unpickling passes no path
+    ) -> "Saved | Bytes | Bins | TokenIds":  # unpickling passes no path
         return (_without_merges(_json_file(path)) if path is not None else None) or super().__new__(cls)
 
     def __init__(self, path: str, lossy: str = REFUSE):
@@ -74,7 +75,7 @@ def _json_file(path: str) -> Path:
     return Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
 
 
-def _without_merges(file: Path) -> Bytes | Bins | None:
+def _without_merges(file: Path) -> Bytes | Bins | TokenIds | None:
     """Returns the tokenizer whose `identity` is the content of a file; None for the files of other tokenizers."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -84,4 +85,6 @@ def _without_merges(file: Path) -> Bytes | Bins | None:
         return Bytes()
     if isinstance(content, dict) and content.get("tokenizer") == "bins":
         return Bins(content["bins"], content["limit"])
+    if isinstance(content, dict) and content.get("tokenizer") == "token_ids":
+        return TokenIds(content["vocabulary"], content["bos"])
     return None

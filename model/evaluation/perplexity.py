@@ -77,9 +77,9 @@ class Evaluation:
     loss_high: float
     perplexity: float
     word_perplexity: float | None
-    bits_per_byte: float
-    bits_per_byte_low: float
-    bits_per_byte_high: float
+    bits_per_byte: float | None
+    bits_per_byte_low: float | None
+    bits_per_byte_high: float | None
     loss_first_512: float | None
     loss_last_quarter: float | None
     trailing: Trailing | None
@@ -131,7 +131,7 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
 
 def summarize_sources(
     losses: list[np.ndarray], documents: Documents, names: Sequence[str], sources: Sequence[str]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Returns the counts, loss and bits per byte, with their bounds, of each source of a mixture that has documents.
 
     Args:

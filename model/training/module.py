@@ -53,7 +53,8 @@ class LanguageModel(lightning.LightningModule):
         model: a Transformer (build_layouts, loss, cost; see model/transformer.py). Its weights are saved as `model.*`.
         optimizer: the mapping of configs/optimizer/*.yaml, as plain dicts.
         token_bytes: int64 [vocabulary], bytes of text that a token stands for (0 for the beginning-of-document token);
-            float64 for a lossy tokenizer, which marks the metrics.
+            float64 for a lossy tokenizer, which marks the metrics. Tokens without text have 0 bytes: then no metric is
+            per byte.
         config: the whole resolved config, as plain dicts. Saved in every checkpoint under `hyper_parameters`, so that
             a checkpoint alone is enough to rebuild its model.
     """
@@ -67,6 +68,7 @@ class LanguageModel(lightning.LightningModule):
         if frozen:
             log.info("%s of %s parameters are frozen", f"{frozen:,}", f"{sum(p.numel() for p in model.parameters()):,}")
         self.indexers_first = IndexersFirst(model)
+        self.has_text = bool(token_bytes.any())
         self.lossy = token_bytes.dtype == torch.float64
         # A count of tokens and their mean: a buffer of floats would be rounded to the precision of the weights.
         self.mean_bytes = token_bytes.max().item() if self.lossy else 1
@@ -189,7 +191,7 @@ class LanguageModel(lightning.LightningModule):
     def train_metrics(self) -> dict[str, float]:
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
         self.check_sound()
-        units = _units("train", self._over_ranks(self.sums).tolist(), self.lossy)
+        units = _units("train", self._over_ranks(self.sums).tolist(), self.lossy, self.has_text)
         if self._text_sources() is not None:
             del units["train/bits_per_byte"]
         return {
@@ -284,7 +286,7 @@ class LanguageModel(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         whole, first, last, *sources = self._over_ranks(self.validation_sums).tolist()
-        self.validation_metrics = _units("validation", whole, self.lossy)
+        self.validation_metrics = _units("validation", whole, self.lossy, self.has_text)
         for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
             if tokens:  # no document may be that long
                 self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
@@ -297,7 +299,9 @@ class LanguageModel(lightning.LightningModule):
                 self.validation_metrics["validation/bits_per_byte"] = units["validation/bits_per_byte"]
         for name, sums in zip(self.validation_sources, sources, strict=True):
             if sums[1]:  # Lightning's check before the training may not reach every source
-                units = {f"{key}_{name}": value for key, value in _units("validation", sums, False).items()}
+                units = {
+                    f"{key}_{name}": value for key, value in _units("validation", sums, False, self.has_text).items()
+                }
                 if text is not None and name not in text:
                     del units[f"validation/bits_per_byte_{name}"]
                 self.validation_metrics |= units
@@ -393,12 +397,12 @@ def _multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
         torch._foreach_mul_([tensor for tensor in tensors if tensor.dtype == dtype], factor.to(dtype))
 
 
-def _units(stage: str, sums: list[float], lossy: bool) -> dict[str, float]:
+def _units(stage: str, sums: list[float], lossy: bool, has_text: bool = True) -> dict[str, float]:
     nats, tokens, bytes_ = sums
     loss = nats / tokens if tokens else math.nan
     return {
         f"{stage}/loss": loss,
-        f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan,
+        **({f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan} if has_text else {}),
         f"{stage}/perplexity": math.exp(loss) if not loss > 700 else math.inf,
         **({f"{stage}/lossy_tokenizer": 1.0} if lossy else {}),
     }

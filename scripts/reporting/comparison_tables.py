@@ -113,4 +113,6 @@ def _tokenizer(row: Mapping[str, Any]) -> str:
 
 
 def _bounds(values: Mapping[str, Any], name: str, sign: str = "") -> str:
+    if values[name] is None:
+        return "-"
     return bounded(values[name], values[f"{name}_low"], values[f"{name}_high"], sign)

@@ -13,9 +13,10 @@ from data import BPE, CorpusError, Files, InMemoryDocuments, prepare
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from data.collation import Packed, row_of
 from data.corpus import Corpus
+from data.in_memory import digest
 from data.packing import pack
 from data.sources import GeneratingSource, MixedSource, Mixture, TokenShards
-from data.tokenizers import Saved
+from data.tokenizers import Saved, TokenIds, hugging_face_files
 from tests.data.conftest import random_text
 
 TEXTS = [random_text(20 + 17 * number, seed=number) + "é" for number in range(12)]
@@ -327,3 +328,41 @@ def test_generated_sequences_of_a_mixture_use_its_texts(mixture, tokenizer, make
     assert len(list(data.val_dataloader())) == 2
     assert {split.folder.name for split in generating.seen} == {"train", "validation"}
     assert {name.partition("/")[0] for split in generating.seen for name in split.names} == {"books"}
+
+
+def test_token_files_without_a_tokenizer_have_tokens_and_no_bytes(shards, tokenizer):
+    llm_c(shards, tokenizer)
+    known, corpus = opened(shards, tokenizer), opened(shards, TokenIds(300, tokenizer.bos))
+    corpus = Corpus(corpus.folder)
+    assert isinstance(corpus.tokenizer, TokenIds) and corpus.tokenizer.vocabulary == 300
+    assert corpus.contents == known.contents and corpus.fingerprint != known.fingerprint
+    train, held_out = corpus.splits["train"], corpus.splits["validation"]
+    assert train.flat.tolist() == known.splits["train"].flat.tolist()
+    assert train.offsets.tolist() == known.splits["train"].offsets.tolist()
+    assert train.total_bytes == 0 and train.words == [0] * 9 and corpus.tokenizer.token_bytes.tolist() == [0] * 300
+    assert digest(train) != digest(held_out) != digest(known.splits["validation"])
+    table = corpus.report()
+    cells = {column.header: list(column.cells) for column in table.columns}
+    assert cells["MB"] == cells["bytes/token"] == ["-"] * 3
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer=TokenIds: must be a tokenizer\.json to decode"):
+        train.text(0)
+
+
+def test_texts_need_a_tokenizer_of_text(mixture, shards, tokenizer, books, tmp_path):
+    ids = TokenIds(300, tokenizer.bos)
+    for function, arguments in (
+        (prepare, (Files("text"), str(books), ids, 0, tmp_path / "cache", "error")),
+        (prepare, (mixture, None, ids, 0, tmp_path / "cache", "error")),
+        (InMemoryDocuments.load, (Files("text"), str(books), ids, "error")),
+    ):
+        with pytest.raises(CorpusError, match=r"data\.tokenizer=TokenIds: must be a tokenizer of text for Files; "):
+            function(*arguments)
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer=TokenIds: must be "):
+        hugging_face_files(ids, 1000)
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer=TokenIds: must be a tokenizer\.json to encode"):
+        ids.encode("text")
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer\.bos=300: must be less than \S+=300$"):
+        TokenIds(300, 300)
+    with pytest.raises(CorpusError, match=r"^data\.tokenizer: must be the one that wrote .* vocabulary of 200\b"):
+        opened(shards, TokenIds(200, tokenizer.bos))

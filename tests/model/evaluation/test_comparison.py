@@ -48,3 +48,9 @@ def test_other_tokenizers_are_compared_by_bytes_alone():
     assert found.bits_per_byte == pytest.approx((10 - 8) / math.log(2) / 20)
     with pytest.raises(AssertionError, match="different tokens"):
         compare(run, against, [20], same_tokens=True)
+
+
+def test_tokens_without_text_are_compared_by_token_alone():
+    found = compare([np.full(4, 1.0)], [np.full(4, 2.0)], [0], same_tokens=True)
+    assert found.loss == pytest.approx(-1.0)
+    assert (found.bits_per_byte, found.bits_per_byte_low, found.bits_per_byte_high) == (None, None, None)

@@ -34,6 +34,15 @@ def test_bits_per_byte_and_perplexity_are_plain_arithmetic():
     assert row.words == 4 and row.word_perplexity == pytest.approx(math.exp(6 / 4))
 
 
+def test_tokens_without_text_have_losses_and_nothing_per_byte():
+    losses = [np.array([1.0, 2.0]), np.array([3.0])]
+    row = summarize_losses(losses, [0, 0], words=[0, 0])
+    assert (row.loss, row.tokens_scored, row.bytes) == (2.0, 3, 0) and row.loss_low < 2.0 < row.loss_high
+    assert (row.bits_per_byte, row.bits_per_byte_low, row.bits_per_byte_high, row.word_perplexity) == (None,) * 4
+    of_web = summarize_sources(losses, SimpleNamespace(bytes=[0, 0]), ["web/a", "web/b"], ["web"])["web"]
+    assert of_web["loss"] == 2.0 and of_web["bits_per_byte"] is None
+
+
 def test_a_hopeless_loss_gives_a_finite_perplexity():
     assert math.isfinite(summarize_losses([np.array([1e6])], [1]).perplexity)
 

@@ -102,6 +102,15 @@ def test_metrics_of_a_lossy_tokenizer_are_marked_and_take_the_mean_bytes_of_a_to
     assert float(row["train/lossy_tokenizer"]) == 1
 
 
+def test_no_metric_is_per_byte_if_tokens_have_no_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("stand_ins.TOKEN_BYTES", torch.zeros_like(TOKEN_BYTES))
+    module = new_module()
+    summary = fit(module, TwoSources(), run_folder(tmp_path), **TRAINER | dict(max_steps=1)).summary
+    columns, rows = read_rows(tmp_path / "metrics.csv")
+    assert not [key for key in (*summary, *columns) if "byte" in key and "memory" not in key and "read" not in key]
+    assert math.isfinite(summary["validation_loss_even"]) and math.isfinite(float(rows[0]["train/loss"]))
+
+
 class TwoSources(TinyData):
     """Validates on sequences of two sources; the third one has none."""
 

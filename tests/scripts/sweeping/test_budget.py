@@ -69,3 +69,9 @@ def test_equal_flops_are_more_steps_where_a_step_is_cheaper_in_each_phase(small)
 def test_a_budget_of_null_needs_steps():
     with pytest.raises(ConfigError, match=r"sweep\.tokens=null: must be .*trainer\.max_steps=null"):
         jobs_of("sweep=patterns", "trainer.max_steps=null", "trainer.max_seconds=3")
+
+
+def test_a_sweep_needs_tokens_with_text():
+    ids = ("data/tokenizer=token_ids", "data.tokenizer.vocabulary=300", "data.tokenizer.bos=0")
+    with pytest.raises(ConfigError, match=r"^data\.tokenizer=data\.tokenizers\.TokenIds: must have text in a sweep"):
+        jobs_of("sweep=patterns", "data=tokens", "data.path=shards/", *ids)
