@@ -3,7 +3,8 @@
     sources/           documents of the standard library, of code, of files, of the Hugging Face hub
     tokenizers/        text to integers and back, exactly
     preparation.py     the corpus of given settings: opened from the cache, or written once (corpus_writer.py)
-    encoding.py        tokenizes documents in several processes, in ranges that outlive a killed preparation
+    encoding.py        tokenizes documents in several processes, in ranges
+    kept.py            what a preparation finished before it was killed
     corpus.py          a corpus on disk; split.py: the documents of one of its splits
     token_shards.py    files of tokens that others prepared, read in place (shard_index.py finds their documents)
     joined.py          the corpus of a mixture with token files

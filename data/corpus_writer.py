@@ -1,25 +1,26 @@
 """Writes a tokenized corpus to a folder.
 
 source.load (datasets, Arrow) -> tokenizer.fit on train -> encode (encoding.py) -> a flat file of tokens for each split
+
+Each step leaves files in `finished` (kept.py). They become the corpus by their renaming.
 """
 
-import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 import time
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import save_array
 from .digests import digests_of
-from .encoding import Encoded, encode
+from .encoding import EncodedSplit, encode
 from .errors import CorpusError
+from .kept import Kept
 from .sources import SPLITS, BadDocuments, Source
 from .sources.base import Paths
 from .sources.file_rows import texts_of
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FINISHED = "finished"
-"""The folder of encoded ranges, which the next preparation reads if this one is killed."""
+"""The folder of what the next preparation does not repeat if this one is killed (kept.py)."""
 
 SHORTEST = 2  # tokens: bos and one more, since an empty document has no target
 
@@ -50,32 +51,38 @@ def write(
     on_bad_document: str,
 ) -> None:
     """Writes the files of a corpus (corpus.py lists them) to `folder`, which exists, and flushes them to disk. If an
-    earlier preparation of this corpus was killed, its finished ranges (encoding.py) are not encoded again.
+    earlier preparation of this corpus was killed, what it finished is not done again: reading the documents, learning
+    the tokenizer, encoding a range (encoding.py).
 
     Raises:
         CorpusError: a split has no document, or none with enough tokens, or a document cannot be read.
     """
     started = time.perf_counter()
-    bad = BadDocuments(on_bad_document, path)
     arrow_cache = folder / "arrow"  # intermediate files of `datasets`
-    finished = folder / FINISHED
-    for leftover in (*folder.iterdir(), *finished.glob("tmp*")):
-        if leftover != finished:
+    for leftover in folder.iterdir():
+        if leftover.name != FINISHED:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    kept = Kept(folder / FINISHED, fingerprint)
     log.info(f"preparing corpus {fingerprint[:12]}")
-    documents = {split: rows for split, rows in source.load(path, arrow_cache, bad).items() if len(rows)}
-    _check_splits(documents, path)
+    documents, skipped = _documents(source, path, on_bad_document, kept, arrow_cache)
     warn_of_copies(documents)
-    tokenizer.fit(texts_of(documents["train"]))
+    _fit(tokenizer, documents["train"], kept)
     log.info(f"tokenizer ready: vocabulary {tokenizer.vocabulary:,}, after {time.perf_counter() - started:.1f} s")
     tokenizer.save(folder / "tokenizer.json")
+    kept.add((folder / "tokenizer.json").read_bytes())
 
     dtype = "uint16" if tokenizer.vocabulary <= 1 << 16 else "uint32"
-    splits = {}
+    shortest = max(minimum_tokens, SHORTEST)
+    encoded = {}
     for split, rows in documents.items():
-        encoded = encode(rows, tokenizer, dtype, arrow_cache, finished, split)
-        splits[split] = asdict(write_split(folder / split, rows, encoded, dtype, tokenizer, minimum_tokens, path))
-    for scratch in (arrow_cache, finished):
+        file = kept.path(f"{split}.bin")
+        encoded[split] = encode(rows, file, kept, tokenizer, dtype, shortest, arrow_cache)
+        changed = int(encoded[split].normalized.sum())
+        warn_of_normalized(tokenizer, changed, len(rows), f"{split}: ")
+        _check_lengths(encoded[split].lengths, split, minimum_tokens, path)
+        flush(file)
+    splits = {split: asdict(_write_split(folder / split, encoded[split], kept, shortest)) for split in documents}
+    for scratch in (arrow_cache, kept.folder):
         shutil.rmtree(scratch, ignore_errors=True)
 
     metadata = {
@@ -83,10 +90,57 @@ def write(
         "made_from": made_from,
         "dtype": dtype,
         "splits": splits,
-        **({"skipped": bad.summary()} if bad.count else {}),
+        **({"skipped": skipped} if skipped else {}),
     }
     finish(folder, metadata)
     log.info(f"corpus {fingerprint[:12]} prepared in {time.perf_counter() - started:.1f} s")
+
+
+def _documents(
+    source: Source, path: Paths, on_bad_document: str, kept: Kept, arrow_cache: Path
+) -> "tuple[dict[str, Dataset], dict | None]":
+    """Returns the documents of each split, in files of `kept`, and the summary of those that were skipped or repaired;
+    None if there were none. Adds the documents to the basis of `kept`."""
+    from datasets import load_from_disk
+
+    folders = {split: kept.path(f"{split}.documents") for split in SPLITS}
+    record = kept.read("documents")
+    if record is None:
+        bad = BadDocuments(on_bad_document, path)
+        loaded = {split: rows for split, rows in source.load(path, arrow_cache, bad).items() if len(rows)}
+        _check_splits(loaded, path)
+        for split, rows in loaded.items():
+            shutil.rmtree(folders[split], ignore_errors=True)
+            rows.select_columns(["name", "text"]).save_to_disk(folders[split])
+        files = [file for folder in folders.values() for file in sorted(folder.glob("*.arrow"))]
+        kept.write("documents", files, skipped=bad.summary() if bad.count else None)
+        record = kept.read("documents")
+        assert record is not None, "it was written by this process"
+        shutil.rmtree(arrow_cache, ignore_errors=True)
+    else:
+        log.info("documents: read before")
+    kept.add(json.dumps(record["digests"]).encode())
+    return {split: load_from_disk(str(folder)) for split, folder in folders.items()}, record["skipped"]
+
+
+def _fit(tokenizer: Tokenizer, train: "Dataset", kept: Kept) -> None:
+    """Trains the tokenizer, unless an earlier preparation has kept what it learned."""
+    file = kept.path("learned.json")
+    if kept.read("tokenizer", tokenizer.identity()) and tokenizer.reopen(file):
+        log.info("tokenizer: learned before")
+        return
+    tokenizer.fit(texts_of(train))
+    tokenizer.save(file)
+    kept.write("tokenizer", [file], tokenizer.identity())
+
+
+def _check_lengths(lengths: np.ndarray, split: str, minimum_tokens: int, path: Paths) -> None:
+    longest = int(lengths.max())
+    if longest < SHORTEST:
+        raise CorpusError(f"data.path={path}: must hold documents with text, and those of the {split} split are empty")
+    if longest < minimum_tokens:
+        known = f"{longest}, the length of the longest document of the {split} split"
+        raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
 
 
 def finish(folder: Path, metadata: dict) -> None:
@@ -105,46 +159,18 @@ def finish(folder: Path, metadata: dict) -> None:
         flush(written)
 
 
-def write_split(
-    folder: Path,
-    rows: "Dataset",
-    encoded: Encoded,
-    dtype: str,
-    tokenizer: Tokenizer,
-    minimum_tokens: int,
-    path: Paths,
-) -> SplitMetadata:
-    """Writes the folder of one split, named after it: documents of at least `minimum_tokens`, in their order.
+def _write_split(folder: Path, encoded: EncodedSplit, kept: Kept, shortest: int) -> SplitMetadata:
+    """Writes the folder of one split, named after it, from its files of `kept`."""
+    from datasets import load_from_disk
 
-    rows: the documents. encoded: those of `rows` under `tokenizer`.
-    """
-    split = folder.name
     folder.mkdir()
-    shortest = max(minimum_tokens, SHORTEST)
-    sections = encoded.sections()
-    bos = np.array([tokenizer.bos], dtype)
-    lengths, digest = np.zeros(len(rows), dtype=np.int64), hashlib.sha256()
-    with open(folder / "tokens.bin", "wb") as file:
-        for index, count in enumerate(encoded.counts):
-            parts = [bos, *islice(sections, count)]
-            lengths[index] = sum(map(len, parts))
-            if lengths[index] >= shortest:
-                for part in parts:
-                    file.write(part.tobytes())
-                    digest.update(part.tobytes())
-    document = np.repeat(np.arange(len(rows)), encoded.counts)
-    warn_of_normalized(tokenizer, len(np.unique(document[encoded.column("normalized")])), len(rows), f"{split}: ")
-    sizes = np.zeros(len(rows), dtype=np.int64)
-    np.add.at(sizes, document, encoded.column("bytes"))
-    longest = int(lengths.max())
-    if longest < SHORTEST:
-        raise CorpusError(f"data.path={path}: must hold documents with text, and those of the {split} split are empty")
-    if longest < shortest:
-        known = f"{longest}, the length of the longest document of the {split} split"
-        raise CorpusError(f"data.minimum_tokens={minimum_tokens}: must be at most {known}")
-    kept = np.flatnonzero(lengths >= shortest).tolist()
-    rows.select(kept).select_columns(["name", "text"]).save_to_disk(folder / "documents")
-    return write_sizes(folder, lengths, sizes, shortest, digest.hexdigest())
+    documents, chosen = kept.path(f"{folder.name}.documents"), encoded.lengths >= shortest
+    if chosen.all():
+        os.rename(documents, folder / "documents")
+    else:
+        load_from_disk(str(documents)).select(np.flatnonzero(chosen)).save_to_disk(folder / "documents")
+    os.rename(kept.path(f"{folder.name}.bin"), folder / "tokens.bin")
+    return write_sizes(folder, encoded.lengths, encoded.sizes, shortest, encoded.content)
 
 
 def write_sizes(folder: Path, lengths: np.ndarray, sizes: np.ndarray, shortest: int, content: str) -> SplitMetadata:
@@ -186,10 +212,3 @@ def _check_splits(documents: "dict[str, Dataset]", path: Paths) -> None:
                 f"data.path={path}: must hold documents of every split, and the {split} split has none ({counts}); add"
                 " documents, or put them into folders train/, validation/ and test/"
             )
-
-
-def save_array(file: Path, numbers: np.ndarray) -> None:
-    """Writes an array as .npy."""
-    content = io.BytesIO()  # an error of NumPy's own writing to a full disk has no error number
-    np.save(content, numbers)
-    file.write_bytes(content.getvalue())

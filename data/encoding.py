@@ -1,24 +1,28 @@
-"""Tokenizes the documents of a split in several processes.
+"""Tokenizes the documents of a split in several processes, range by range.
 
-The documents are encoded in ranges of about RANGE bytes of text. `datasets` writes the tokens of a range to its own
-files. When these are complete, their digests are written beside them, with a digest of the texts and the tokenizer. If
-the preparation is killed, the next one of the same corpus reads such a range instead of encoding it. A split of only
-one range is always encoded again.
+A range is consecutive documents of about RANGE bytes of text. Its tokens are appended to the file of the split, and a
+record with their digest is written when they are complete (kept.py). If the preparation is killed, the next one of the
+same corpus keeps the tokens of such a range instead of encoding it again.
+
+Within a range, a process encodes one group after another: consecutive documents of about GROUP bytes, or a section of a
+long document.
 """
 
 import hashlib
-import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
-from itertools import chain, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from .digests import digests_of
-from .sources.file_rows import rows_at_once, texts_of, write_rows
+from .arrays import save_array
+from .kept import Kept
+from .sources.file_rows import rows_at_once, write_rows
 from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,144 +32,221 @@ log = logging.getLogger(__name__)
 
 PARALLEL_BYTES = 4_000_000  # text from which several processes encode faster than one
 SECTION = 1 << 20  # characters of a document that one process encodes at once
+GROUP = 1 << 18  # bytes of the documents that one process encodes at once
 RANGE = 1 << 28  # bytes of text, which one core encodes in about a minute
+BESIDE_TEXT = 32  # bytes that a document counts beside its text, so that a group has at most thousands of them
+READ_AT_ONCE = 1 << 24  # bytes
 
 
-class Encoded:
-    """The encoded documents of a split, each in one or more sections.
+@dataclass
+class EncodedSplit:
+    """The documents of a split whose tokens are in a file.
 
-    ranges: rows of `tokens` (lists, without bos), `bytes` (int64) and `normalized` (bool: the tokens stand for another
-        text). counts: int64 `[documents]`, the sections of each document.
+    lengths: tokens of each document, bos included. sizes: bytes of its text. normalized: whether its tokens stand for
+        another text. Each is `[documents]`, the documents that are not in the file included.
+    content: the sha256 of the file.
     """
 
-    def __init__(self, ranges: "list[Dataset]", counts: np.ndarray):
-        self.ranges = ranges
-        self.counts = counts
-
-    def sections(self) -> Iterator[np.ndarray]:
-        """Yields the tokens of each section."""
-        for part in self.ranges:
-            for table in part.select_columns("tokens").with_format("arrow").iter(rows_at_once(part)):
-                for column in table.column("tokens").chunks:
-                    values = column.values.to_numpy()
-                    for start, stop in zip(column.offsets[:-1].tolist(), column.offsets[1:].tolist(), strict=True):
-                        yield values[start:stop]
-
-    def column(self, name: str) -> np.ndarray:
-        """Returns `bytes` or `normalized` of all sections."""
-        tables = (part.select_columns(name).with_format("arrow")[:] for part in self.ranges)
-        return np.concatenate([table.column(name).to_numpy() for table in tables])
+    lengths: np.ndarray
+    sizes: np.ndarray
+    normalized: np.ndarray
+    content: str
 
 
-def encode(rows: "Dataset", tokenizer: Tokenizer, dtype: str, scratch: Path, finished: Path, split: str) -> Encoded:
-    """Encodes rows of `name` and `text`. A long text is encoded in sections, so that several processes share it and
-    the progress bar moves within it.
+@dataclass
+class Group:
+    """What one process encodes at once: the rows `start` <= n < `stop` of the documents, or of the sections of long
+    documents. `document`: the index of the first, or of the only one."""
 
-    dtype: of the tokens. scratch: a folder for files of this preparation. finished: a folder beside tokenizer.json for
-        the files of finished ranges, which the next preparation reads if this one is killed.
+    document: int
+    start: int
+    stop: int
+    is_section: bool
+
+    def documents(self) -> np.ndarray:
+        """Returns the index of the document of each row."""
+        rows = np.arange(self.stop - self.start)
+        return self.document + (np.zeros_like(rows) if self.is_section else rows)
+
+
+def encode(
+    rows: "Dataset", file: Path, kept: Kept, tokenizer: Tokenizer, dtype: str, shortest: int, scratch: Path
+) -> EncodedSplit:
+    """Writes to `file` bos and the tokens of each document of at least `shortest` tokens.
+
+    A long text is encoded in sections, so that several processes share it and the progress bar moves within it.
+
+    rows: the documents, with `name` and `text`. file: named after the split. kept: what an earlier preparation has
+        finished, to which the ranges are added. dtype: of the tokens. scratch: a folder for intermediate files.
 
     Raises:
         CorpusError: the tokens of a document do not give its text back.
     """
-    counts = []
-
-    def sections() -> Iterator[dict[str, str]]:
-        names = chain.from_iterable(batch["name"] for batch in rows.select_columns("name").iter(1000))
-        for name, whole in zip(names, texts_of(rows), strict=True):
-            counts.append(0)
-            for text in tokenizer.chunks(whole, SECTION):
-                counts[-1] += 1
-                if len(text) > 2 * SECTION:
-                    log.warning(
-                        f"{tokenizer.origin}: {name} has {len(text):,} characters without a place to cut, which"
-                        " are encoded in one process and in memory"
-                    )
-                yield {"name": name, "text": text}
-
-    texts = write_rows(sections(), scratch / f"{split}.sections")
-    bounds = np.linspace(0, len(texts), -(-texts.data.nbytes // RANGE) + 1).astype(int)
-    ranges = []
-    for number, (start, stop) in enumerate(pairwise(bounds)):
-        part = texts.select(range(start, stop))
-        if len(bounds) == 2:
-            ranges.append(_encode(part, tokenizer, dtype, scratch / f"{split}.arrow", split))
-        else:
-            label = f"{split} {number + 1}/{len(bounds) - 1}"
-            ranges.append(_encode_once(part, tokenizer, dtype, finished / f"{split}-{number:05}", label))
-    return Encoded(ranges, np.array(counts, dtype=np.int64))
-
-
-def _encode_once(texts: "Dataset", tokenizer: Tokenizer, dtype: str, prefix: Path, label: str) -> "Dataset":
-    """Encodes a range, unless files of an earlier preparation hold its tokens. Their names begin with `prefix`."""
-    record = prefix.with_suffix(".json")
-    saved_tokenizer = prefix.parent.with_name("tokenizer.json").read_bytes()
-    made_from = hashlib.sha256(json.dumps([tokenizer.identity(), dtype, _processes(texts)]).encode() + saved_tokenizer)
-    for text in texts_of(texts):
-        made_from.update(hashlib.sha256(text.encode()).digest())
-    cache_file = prefix.with_suffix(".arrow")
-    if _is_finished(record, made_from.hexdigest()):
-        log.info(f"tokenize {label}: finished before")
-        return _encode(texts, tokenizer, dtype, cache_file, label)
-    for leftover in prefix.parent.glob(f"{prefix.name}*"):
-        leftover.unlink()
-    prefix.parent.mkdir(exist_ok=True)
-    encoded = _encode(texts, tokenizer, dtype, cache_file, label)
-    files = sorted(prefix.parent.glob(f"{prefix.name}*.arrow"))
-    digests = dict(zip([file.name for file in files], digests_of(files, None), strict=True))
-    record.write_text(json.dumps({"made_from": made_from.hexdigest(), "digests": digests}))
-    return encoded
+    split, sizes = file.stem, _sizes(rows)
+    number = (np.cumsum(sizes) - sizes) // RANGE
+    bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(rows)]
+    arrays, content = [], hashlib.sha256()
+    with open(file, "r+b" if file.exists() else "w+b") as stream:
+        for index, (start, stop) in enumerate(pairwise(bounds)):
+            label = split if len(bounds) == 2 else f"{split} {index + 1}/{len(bounds) - 1}"
+            name, place = f"{split}-{index:05}", stream.tell()
+            made_from, counted = [dtype, shortest, start, stop, place], kept.path(f"{name}.npy")
+            digest, whole = hashlib.sha256(), content.copy()
+            record = kept.read(name, made_from)
+            if record and _read(stream, record["bytes"], digest, whole) and digest.hexdigest() == record["tokens"]:
+                log.info(f"tokenize {label}: finished before")
+                content = whole
+            else:
+                stream.seek(place)
+                digest = hashlib.sha256()
+                encoded = _encode_range(rows, sizes, start, stop, tokenizer, dtype, scratch / name, label)
+                for tokens in encoded.with_bos(tokenizer.bos, shortest):
+                    stream.write(tokens)
+                    digest.update(tokens)
+                    content.update(tokens)
+                stream.flush()
+                save_array(counted, np.stack([encoded.lengths, encoded.normalized]))
+                kept.write(name, [counted], made_from, tokens=digest.hexdigest(), bytes=stream.tell() - place)
+                shutil.rmtree(scratch / name)
+            arrays.append(np.load(counted, allow_pickle=False))
+        stream.truncate()
+    lengths, normalized = np.concatenate(arrays, axis=1)
+    return EncodedSplit(lengths, sizes, normalized.astype(bool), content.hexdigest())
 
 
-def _is_finished(record: Path, made_from: str) -> bool:
-    try:
-        saved = json.loads(record.read_text())
-        found = digests_of([record.with_name(name) for name in saved["digests"]], None)
-        return saved["made_from"] == made_from and found == list(saved["digests"].values())
-    except (OSError, ValueError, KeyError):
-        return False
+def _read(stream: BinaryIO, size: int, *digests: "hashlib._Hash") -> bool:
+    """Adds the next `size` bytes to the digests. Returns whether the file has so many."""
+    while size and (content := stream.read(min(size, READ_AT_ONCE))):
+        size -= len(content)
+        for digest in digests:
+            digest.update(content)
+    return not size
 
 
-def _encode(texts: "Dataset", tokenizer: Tokenizer, dtype: str, cache_file: Path, label: str) -> "Dataset":
-    """Encodes rows of `name` and `text`. `datasets` writes the tokens to `cache_file`, or to one file for each process
-    beside it. Files that exist are opened instead."""
-    from datasets import Features, List, Value
+class _EncodedRange:
+    """The encoded groups of a range, in the order of the documents.
 
-    processes, at_once = _processes(texts), rows_at_once(texts)
-    # Each process encodes a contiguous range of rows. Sources put long documents first, so rows are dealt out in turn:
-    # one by one if they are long, and else in groups, which are faster to read.
-    dealt = np.concatenate(
-        [
-            np.arange(start, min(start + at_once, len(texts)))
-            for process in range(processes)
-            for start in range(process * at_once, len(texts), processes * at_once)
-        ]
-    )
-    encoded = (texts.select(dealt) if processes > 1 else texts).map(
-        _encode_batch,
+    table: a row for each group, with `tokens` (without bos) and the lists `counts` (tokens) and `normalized` of the
+        group's rows. order: the row of each group. first, last: the documents are `first` <= n < `last`.
+    """
+
+    def __init__(self, table: "Dataset", order: np.ndarray, groups: list[Group], first: int, last: int):
+        self.table = table.with_format("arrow")
+        self.order = order.tolist()
+        self.groups = groups
+        self.lengths = np.ones(last - first, dtype=np.int64)  # bos
+        self.normalized = np.zeros(last - first, dtype=np.int64)
+        self.documents = [group.documents() - first for group in groups]
+        self.counts = [self._column(number, "counts") for number in range(len(groups))]
+        for number, document in enumerate(self.documents):
+            np.add.at(self.lengths, document, self.counts[number])
+            np.maximum.at(self.normalized, document, self._column(number, "normalized"))
+
+    def _column(self, group: int, name: str) -> np.ndarray:
+        row = self.order[group]
+        return self.table[row : row + 1].column(name)[0].values.to_numpy(zero_copy_only=False)
+
+    def with_bos(self, bos: int, shortest: int) -> Iterator[np.ndarray]:
+        """Yields the tokens of each group, with bos before each document, of documents of at least `shortest`."""
+        before = -1
+        for number, document in enumerate(self.documents):
+            counts, tokens = self.counts[number], self._column(number, "tokens")
+            begins = np.diff(document, prepend=before) > 0
+            before = document[-1]
+            tokens = np.insert(tokens, (np.cumsum(counts) - counts)[begins], bos)
+            kept = self.lengths[document] >= shortest
+            yield tokens if kept.all() else tokens[np.repeat(kept, counts + begins)]
+
+
+def _encode_range(
+    rows: "Dataset",
+    sizes: np.ndarray,
+    first: int,
+    last: int,
+    tokenizer: Tokenizer,
+    dtype: str,
+    scratch: Path,
+    label: str,
+) -> _EncodedRange:
+    """Encodes the documents `first` <= n < `last`. `datasets` writes the groups to files in `scratch`."""
+    from datasets import Dataset, Features, List, Value
+
+    scratch.mkdir(parents=True)
+    groups: list[Group] = []
+    sections = write_rows(_sections(rows, sizes, first, last, tokenizer, groups), scratch / "sections")
+    text = int(sizes[first:last].sum())
+    processes = min(len(os.sched_getaffinity(0)), len(groups)) if text > PARALLEL_BYTES else 1
+    # Each process takes consecutive rows. Sources put long documents first, so groups are dealt out in turn.
+    dealt = np.concatenate([np.arange(process, len(groups), processes) for process in range(processes)])
+    columns = {name: [getattr(groups[group], name) for group in dealt] for name in ("start", "stop", "is_section")}
+    table = Dataset.from_dict(columns).map(
+        _encode_group,
         batched=True,
-        batch_size=max(at_once, 16),
-        fn_kwargs={"tokenizer": tokenizer, "several_processes": processes > 1},
-        remove_columns=["name", "text"],
-        features=Features({"bytes": Value("int64"), "tokens": List(Value(dtype)), "normalized": Value("bool")}),
+        batch_size=1,
+        writer_batch_size=1,
+        fn_kwargs={
+            "documents": rows,
+            "sections": sections,
+            "tokenizer": tokenizer,
+            "dtype": dtype,
+            "several_processes": processes > 1,
+        },
+        remove_columns=list(columns),
+        features=Features(
+            {"tokens": List(Value(dtype)), "counts": List(Value("int64")), "normalized": List(Value("bool"))}
+        ),
         num_proc=processes if processes > 1 else None,
-        cache_file_name=str(cache_file),
-        load_from_cache_file=True,
+        cache_file_name=str(scratch / "encoded.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint="encoded",  # or `datasets` would hash the documents
         desc=f"tokenize {label}",
     )
-    return encoded.select(np.argsort(dealt)) if processes > 1 else encoded
+    return _EncodedRange(table, np.argsort(dealt), groups, first, last)
 
 
-def _processes(texts: "Dataset") -> int:
-    size = texts.data.nbytes * len(texts) / len(texts.data)  # `texts` may be some rows of its table
-    return min(len(os.sched_getaffinity(0)), len(texts)) if size > PARALLEL_BYTES else 1
+def _sections(
+    rows: "Dataset", sizes: np.ndarray, first: int, last: int, tokenizer: Tokenizer, groups: list[Group]
+) -> Iterator[dict[str, str]]:
+    """Yields the sections of the long documents among `first` <= n < `last`, and adds all groups to `groups`."""
+    long = sizes[first:last] > SECTION
+    number = np.cumsum(sizes[first:last] + BESIDE_TEXT) // GROUP
+    begins = (np.diff(number, prepend=-1) > 0) | long | np.append(False, long[:-1])
+    starts = (np.flatnonzero(begins) + first).tolist()
+    count = 0
+    for start, stop in pairwise([*starts, last]):
+        if not long[start - first]:
+            groups.append(Group(start, start, stop, False))
+            continue
+        row = rows[start]
+        for text in tokenizer.chunks(row["text"], SECTION):
+            if len(text) > 2 * SECTION:
+                log.warning(
+                    f"{tokenizer.origin}: {row['name']} has {len(text):,} characters without a place to cut, which"
+                    " are encoded in one process and in memory"
+                )
+            groups.append(Group(start, count, count + 1, True))
+            count += 1
+            yield {"name": row["name"], "text": text}
 
 
-def _encode_batch(batch: dict, tokenizer: Tokenizer, several_processes: bool) -> dict:
+def _encode_group(
+    batch: dict, documents: "Dataset", sections: "Dataset", tokenizer: Tokenizer, dtype: str, several_processes: bool
+) -> dict:
     if several_processes:  # more threads than cores would slow all of them
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokens = [tokenizer.encode_checked(*each) for each in zip(batch["name"], batch["text"], strict=True)]
-    return {
-        "bytes": [len(text.encode()) for text in batch["text"]],
-        "tokens": tokens,
-        "normalized": [tokenizer.normalized(text) != text for text in batch["text"]],
-    }
+    (start,), (stop,), (is_section,) = batch["start"], batch["stop"], batch["is_section"]
+    table = (sections if is_section else documents).with_format("arrow")[start:stop]
+    texts = table.column("text").to_pylist()
+    tokens, counts = tokenizer.encode_all(table.column("name").to_pylist(), texts)
+    normalized = np.array([tokenizer.normalized(text) != text for text in texts])
+    return {"tokens": [tokens.astype(dtype)], "counts": [counts], "normalized": [normalized]}
+
+
+def _sizes(rows: "Dataset") -> np.ndarray:
+    """Returns the UTF-8 bytes of each text, int64 `[documents]`."""
+    import pyarrow.compute
+
+    tables = rows.select_columns("text").with_format("arrow").iter(rows_at_once(rows))
+    return np.concatenate([pyarrow.compute.binary_length(each.column("text")).to_numpy() for each in tables]).astype(
+        np.int64
+    )

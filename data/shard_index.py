@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .corpus_writer import SHORTEST, finish, save_array, write_sizes
+from .arrays import save_array
+from .corpus_writer import SHORTEST, finish, write_sizes
 from .errors import CorpusError
 from .sources import SPLITS, TokenShards
 from .sources.base import Paths

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .sources.file_rows import names_of, texts_of
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -73,7 +75,7 @@ class Split:
     @cached_property
     def words(self) -> list[int]:
         """The number of words, separated by white space, of each document."""
-        return [len(text.split()) for text in self.documents["text"]]
+        return [len(text.split()) for text in texts_of(self.documents)]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -82,7 +84,7 @@ class Split:
 
     @cached_property
     def names(self) -> list[str]:
-        return list(self.documents["name"])
+        return list(names_of(self.documents))
 
     @cached_property
     def documents(self) -> "Dataset":

@@ -136,8 +136,17 @@ def rows_at_once(rows: "Dataset") -> int:
 
 def texts_of(rows: "Dataset") -> Iterator[str]:
     """Yields the texts of rows of `text`. It is faster than a loop over the rows, where they are short and many."""
-    for table in rows.select_columns("text").with_format("arrow").iter(rows_at_once(rows)):
-        yield from table.column("text").to_pylist()
+    return _column_of(rows, "text")
+
+
+def names_of(rows: "Dataset") -> Iterator[str]:
+    """Yields the names of rows of `name`."""
+    return _column_of(rows, "name")
+
+
+def _column_of(rows: "Dataset", name: str) -> Iterator[str]:
+    for table in rows.select_columns(name).with_format("arrow").iter(rows_at_once(rows)):
+        yield from table.column(name).to_pylist()
 
 
 def decompressed(stream: BinaryIO, ending: str) -> BinaryIO:

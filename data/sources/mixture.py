@@ -13,6 +13,7 @@ from pydantic import Field
 from ..errors import CorpusError
 from .bad_documents import EXAMPLES, BadDocuments
 from .base import GeneratingSource, Paths, Source
+from .file_rows import names_of
 from .splits import SPLITS
 from .token_shards import TokenShards
 
@@ -128,7 +129,7 @@ class Mixture(Source):
                         " has none"
                     )
                 rows = splits[split]
-                names = [f"{mixed.name}/{name}" for name in rows["name"]]
+                names = [f"{mixed.name}/{name}" for name in names_of(rows)]
                 loaded[split].append(rows.select_columns("text").add_column("name", names))
         return {
             split: concatenate_datasets(parts).select(_alternating([len(part) for part in parts]))

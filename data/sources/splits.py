@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from ..errors import CorpusError
-from .file_rows import texts_of
+from .file_rows import names_of, texts_of
 from .near_duplicates import first_of_group
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def split_by_name(rows: "Dataset", near_duplicates: float | None = None) -> "dic
     Copies of a text are in the split of the first one, so that no test document is also trained on. If
     `near_duplicates` is given, so are texts with at least this similarity (near_duplicates.py).
     """
-    return _divided(rows, {name: split_of(name) for name in rows["name"]}, _digests(rows), near_duplicates)
+    return _divided(rows, {name: split_of(name) for name in names_of(rows)}, _digests(rows), near_duplicates)
 
 
 def split_by_content(rows: "Dataset", near_duplicates: float | None = None) -> "dict[str, Dataset]":
     """As `split_by_name`, by a hash of the text: a document that is renamed or copied elsewhere keeps its split."""
     digests = _digests(rows)
-    keys = {name: digest.hex() if digest else name for name, digest in zip(rows["name"], digests, strict=True)}
+    keys = {name: digest.hex() if digest else name for name, digest in zip(names_of(rows), digests, strict=True)}
     return _divided(rows, {name: split_of(key) for name, key in keys.items()}, digests, near_duplicates)
 
 
@@ -90,11 +90,11 @@ def split_by_folder(rows: "Dataset", near_duplicates: float | None = None) -> "d
     """As `split_by_name`, but documents with the same first folder in their names share a split, which `split_by_size`
     chooses. A document without a folder is a group of its own."""
     folders: dict[str, dict[str, int]] = {}
-    for name, text in zip(rows["name"], texts_of(rows), strict=True):
+    for name, text in zip(names_of(rows), texts_of(rows), strict=True):
         folder, slash, _ = name.partition("/")
         folders.setdefault(folder + slash, {})[name] = len(text)
     if len(folders) < len(SPLITS):
-        return _divided(rows, dict.fromkeys(rows["name"], "train"), _digests(rows), near_duplicates)
+        return _divided(rows, dict.fromkeys(names_of(rows), "train"), _digests(rows), near_duplicates)
     return _divided(rows, split_by_size(folders.values()), _digests(rows), near_duplicates)
 
 
@@ -103,7 +103,7 @@ def _divided(
 ) -> "dict[str, Dataset]":
     originals: dict[bytes, str] = {}
     split_of_row, texts = [], 0
-    for name, digest in zip(rows["name"], digests, strict=True):
+    for name, digest in zip(names_of(rows), digests, strict=True):
         if digest:
             texts += 1
             name = originals.setdefault(digest, name)

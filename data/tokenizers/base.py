@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,11 @@ class Tokenizer(ABC):
     def fit(self, texts: Iterable[str]) -> None:
         """Learns from the training documents, if there is anything to learn. `encode` works only after it."""
 
+    def reopen(self, file: Path) -> bool:
+        """Takes over what a tokenizer of the same identity learned, from the tokenizer.json that its `save` wrote.
+        Returns False if the class cannot, so that `fit` must be called."""
+        return False
+
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Returns integers `[tokens]`, without bos."""
@@ -88,6 +93,12 @@ class Tokenizer(ABC):
                     f"{self.origin}: must be lossless, and text of {name} becomes its token {self.bos}, bos"
                 )
         return tokens
+
+    def encode_all(self, names: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As `encode_checked` of each text. Returns their tokens end to end, and the number of tokens of each, int64
+        `[texts]`."""
+        tokens = [self.encode_checked(*each) for each in zip(names, texts, strict=True)]
+        return np.concatenate(tokens), np.array([len(each) for each in tokens], dtype=np.int64)
 
     @abstractmethod
     def save(self, file: Path) -> None:

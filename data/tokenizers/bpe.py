@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ..errors import CorpusError
 from .byte_level import BOS, ByteLevel
@@ -48,6 +49,12 @@ class BPE(ByteLevel):
         self._use(tokenizer, "trained tokenizer")
         if self.vocabulary < self.wanted:
             log.warning(f"data.tokenizer.vocabulary={self.wanted}: the text gives only {self.vocabulary} tokens")
+
+    def reopen(self, file: Path) -> bool:
+        from tokenizers import Tokenizer
+
+        self._use(Tokenizer.from_file(str(file)), "trained tokenizer")
+        return True
 
 
 def _at_most(characters: int, texts: Iterable[str]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """Encoding and decoding with a tokenizer of the `tokenizers` library that has a token for every byte."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,10 @@ class ByteLevel(Tokenizer):
 
     @property
     def token_bytes(self) -> np.ndarray:
+        return self._sizes.copy()
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
         return np.array([len(token) for token in self._bytes], dtype=np.int64)
 
     def chunks(self, text: str, size: int) -> Iterator[str]:
@@ -106,6 +110,26 @@ class ByteLevel(Tokenizer):
             encoded = self._tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             tokens.extend(np.array(chunk.ids, dtype=np.uint32) for chunk in encoded)
         return np.concatenate(tokens)
+
+    def encode_all(self, names: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if any(len(text) > CHUNK for text in texts):
+            return super().encode_all(names, texts)
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        numbers = [text.ids for text in encoded]
+        counts = np.array([len(each) for each in numbers], dtype=np.int64)
+        tokens = np.fromiter(chain.from_iterable(numbers), np.uint32, int(counts.sum()))
+        if self.always_lossless or self._give_back(tokens, counts, texts):
+            return tokens, counts
+        return super().encode_all(names, texts)  # names the text that does not come back
+
+    def _give_back(self, tokens: np.ndarray, counts: np.ndarray, texts: Sequence[str]) -> bool:
+        """Whether the tokens of all texts, end to end, give each text back."""
+        if self.lossy or self._has_own_decoder or (tokens == self.bos).any():
+            return False
+        whole = "".join(map(self.normalized, texts))
+        ends = np.cumsum(self._sizes[tokens])[np.cumsum(counts)[counts > 0] - 1]
+        sizes = np.cumsum([len(self.normalized(text).encode()) for text in texts])[counts > 0]
+        return bool((ends == sizes).all()) and self.decode(tokens) == whole
 
     def decode(self, tokens: Iterable[int]) -> str:
         numbers = tokens.tolist() if isinstance(tokens, np.ndarray) else list(map(int, tokens))
@@ -131,9 +155,9 @@ class ByteLevel(Tokenizer):
 
     def __getstate__(self) -> dict:
         """Adds the tokenizer as JSON, because the pickle of `tokenizers` omits `encode_special_tokens`."""
-        return {key: value for key, value in vars(self).items() if key not in ("_tokenizer", "_bytes", "_cutter")} | {
-            "json": self._tokenizer.to_str()
-        }
+        return {
+            key: value for key, value in vars(self).items() if key not in ("_tokenizer", "_bytes", "_sizes", "_cutter")
+        } | {"json": self._tokenizer.to_str()}
 
     def __setstate__(self, state: dict) -> None:
         from tokenizers import Tokenizer

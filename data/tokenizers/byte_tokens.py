@@ -1,6 +1,6 @@
 """The tokenizer without a learned vocabulary."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,10 @@ class Bytes(Fixed):
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8)
+
+    def encode_all(self, names: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        sizes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
+        return self.encode("".join(texts)), sizes
 
     def decode(self, tokens: Iterable[int]) -> str:
         return bytes(token for token in map(int, tokens) if token != self.bos).decode(errors="replace")

@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ import pytest
 
 from data import BPE, Files, prepare
 from data.corpus import Corpus, SplitMetadata
+from data.sources import SPLITS
 from data.tokenizers import Bytes, Tokenizer
+
+FILES = ("tokens.bin", "offsets.npy", "bytes.npy")
 
 
 @pytest.fixture
@@ -84,34 +87,84 @@ class Recording(Bytes):
         self.last = last
         self.encoded: list[str] = []
 
-    def encode(self, text: str) -> np.ndarray:
-        if len(self.encoded) == self.last:
+    def encode_all(self, names: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if self.last is not None and len(self.encoded) + len(texts) > self.last:
             os.kill(os.getpid(), signal.SIGKILL)
-        self.encoded.append(text)
-        return super().encode(text)
+        self.encoded.extend(texts)
+        return super().encode_all(names, texts)
 
 
-@pytest.mark.parametrize("damage", [None, "a byte", "the end"])
+@pytest.mark.parametrize("damage", [None, "a byte", "the end", "the record"])
 def test_finished_ranges_of_a_killed_preparation_are_kept(books, cache, tmp_path, monkeypatch, damage):
     whole = prepare_books(books, tmp_path / "other").splits["train"]
     monkeypatch.setattr("data.encoding.RANGE", 1000)
     os.waitpid(forked(lambda: prepare_books(books, cache, Recording(last=9))), 0)
-    finished = sorted(cache.glob("*.partial/finished/train-*.arrow"))
-    assert len(finished) >= 2
-    if damage:
-        content = finished[1].read_bytes()
-        changed = content[:-9] if damage == "the end" else content[:-400] + bytes([content[-400] ^ 1]) + content[-399:]
-        finished[1].write_bytes(changed)
+    records = sorted(cache.glob("*.partial/finished/train-*.json"))
+    assert len(records) >= 2
+    (tokens,) = cache.glob("*.partial/finished/train.bin")
+    second, content = json.loads(records[0].read_text())["bytes"], tokens.read_bytes()
+    if damage == "a byte":
+        tokens.write_bytes(content[: second + 8] + bytes([content[second + 8] ^ 1]) + content[second + 9 :])
+    elif damage == "the end":
+        tokens.write_bytes(content[: second + 8])
+    elif damage:
+        records[1].write_bytes(records[1].read_bytes()[:-3])
+    else:
+        tokens.write_bytes(content + b"of a range that was cut off")
     tokenizer = Recording()
     corpus = prepare_books(books, cache, tokenizer)
     train = corpus.splits["train"]
+    assert (corpus.folder / "train" / "tokens.bin").read_bytes() == (whole.folder / "tokens.bin").read_bytes()
     assert train.metadata == whole.metadata and train.names == whole.names
     assert [train.tokens(n).tolist() for n in range(12)] == [whole.tokens(n).tolist() for n in range(12)]
     texts = [train.text(document) for document in range(12)]
     again = [text for text in texts if text in tokenizer.encoded]
     assert texts[0] not in again and len(again) < 12 and texts[11] in again
+    in_second = texts[int(np.searchsorted(np.cumsum(train.bytes), 1000, side="right")) + 1]
+    assert (in_second in again) == bool(damage)
     assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
     assert not (corpus.folder / "finished").exists()
+
+
+@pytest.mark.parametrize(
+    ("killed_in", "read", "learned"),
+    [("load", 1, 1), ("fit", 0, 1), ("encode_all", 0, 0), ("a changed document", 1, 0), ("a changed tokenizer", 0, 1)],
+)
+def test_what_a_killed_preparation_read_and_learned_is_kept(
+    books, cache, tmp_path, monkeypatch, killed_in, read, learned
+):
+    whole = prepare_books(books, tmp_path / "other", BPE(300))
+
+    def killed() -> None:
+        owner = Files if killed_in == "load" else BPE
+        name = "encode_all" if "changed" in killed_in else killed_in
+        setattr(owner, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        prepare_books(books, cache, BPE(300))
+
+    os.waitpid(forked(killed), 0)
+    if "changed" in killed_in:
+        pattern = "train.documents/*.arrow" if "document" in killed_in else "learned.json"
+        (file,) = cache.glob(f"*.partial/finished/{pattern}")
+        file.write_bytes(file.read_bytes().replace(b"a", b"b", 1))
+    counted = {"load": 0, "fit": 0}
+
+    def count(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counting(*arguments):
+            counted[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Files, "load")
+    count(BPE, "fit")
+    corpus = prepare_books(books, cache, BPE(300))
+    assert counted == {"load": read, "fit": learned}
+    for name in ("tokenizer.json", *(f"{split}/{file}" for split in SPLITS for file in FILES)):
+        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+    assert corpus.splits["train"].names == whole.splits["train"].names
+    assert {path.name for path in corpus.folder.iterdir()} == {"metadata.json", "tokenizer.json", *SPLITS}
 
 
 def test_two_processes_at_once_prepare_one_corpus(books, cache, tmp_path):

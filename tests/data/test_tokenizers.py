@@ -81,6 +81,15 @@ def test_round_trip_and_bytes_are_exact(tokenizer, text):
     assert tokenizer.bos not in tokens  # not even where the text spells it
 
 
+@pytest.mark.parametrize("longest", [1000, 70_000], ids=["short", "with a long one"])
+def test_many_texts_at_once_have_the_tokens_of_each(tokenizer, code, longest):
+    texts = ["", code[:999], "<|bos|>", "", "é 1\n", "word " * (longest // 5), ""]
+    tokens, counts = tokenizer.encode_all(list("abcdefg"), texts)
+    each = [tokenizer.encode(text).tolist() for text in texts]
+    assert tokens.tolist() == [token for tokens in each for token in tokens] and counts.tolist() == list(map(len, each))
+    assert tokenizer.encode_all(["a"], [""])[1].tolist() == [0]
+
+
 def test_vocabulary_is_what_was_asked(tokenizer):
     assert tokenizer.vocabulary == len(tokenizer.token_bytes) in (257, 600)
     assert tokenizer.token_bytes[tokenizer.bos] == 0
