@@ -112,7 +112,8 @@ def write_rows(rows: Iterable[dict[str, str]], file: Path) -> "Dataset":
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "wb") as stream, pyarrow.ipc.new_stream(stream, schema) as writer:
         for batch in _batches(rows):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+            columns = [pyarrow.array([row[name] for row in batch], pyarrow.string()) for name in schema.names]
+            writer.write_batch(pyarrow.RecordBatch.from_arrays(columns, schema=schema))
     return Dataset.from_file(str(file))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import CorpusError
 from .file_rows import names_of, texts_of
 from .near_duplicates import first_of_group
@@ -118,8 +120,9 @@ def _divided(
             f"{similar} of {texts} documents are similar to another one by at least {near_duplicates}, and are in its"
             " split"
         )
-    indices = {split: [i for i, each in enumerate(split_of_row) if each == split] for split in SPLITS}
-    return {split: rows.select(chosen) for split, chosen in indices.items() if chosen}
+    sides = np.array(split_of_row)
+    indices = {split: np.flatnonzero(sides == split) for split in SPLITS}
+    return {split: rows.select(chosen) for split, chosen in indices.items() if len(chosen)}
 
 
 def with_test_split(splits: dict, path: str) -> dict:
