@@ -7,7 +7,8 @@ settings, the filter. So other settings give another folder, and no folder is ou
       metadata.json      the settings, the counts of each split, the size of every other file, and most digests
       tokenizer.json
       train/             (validation/ and test/ have the same files)
-        tokens.bin       [bos] + tokens of every document, end to end; uint16, or uint32 for large vocabularies
+        tokens.bin       [bos] + tokens of every document, end to end; uint16, or uint32 for large vocabularies. If
+                         they have more than 16 GiB: tokens-00000.bin, tokens-00001.bin, ... of whole documents
         offsets.npy      int64 [documents + 1], the index in tokens.bin at which each document starts
         bytes.npy        int64 [documents], UTF-8 bytes of each document's text
         documents/       an Arrow table with the name and the text of each document
@@ -27,11 +28,14 @@ from .digests import FILE as DIGESTS
 from .digests import digests_of
 from .errors import CorpusError
 from .split import Split, SplitMetadata
-from .token_shards import Shard, ShardedSplit
+from .token_shards import Shard, ShardedSplit, SplitOfFiles
 from .tokenizers import load
 
 if TYPE_CHECKING:
     import rich.table
+
+SEVERAL = "tokens-"
+"""The names of a split's token files begin with it, if there are several."""
 
 LONG = (1024, 4096, 16384, 65536)
 """Lengths in tokens; the report gives the share of the corpus in documents at least that long."""
@@ -42,6 +46,7 @@ def _check_contents(folder: Path, metadata: dict) -> None:
     versions have the digest of the tokens alone."""
     in_place = "shards" in metadata  # the token files are elsewhere, and the fingerprint includes their digests
     expected = {f"{split}/tokens.bin": saved["content"] for split, saved in metadata["splits"].items() if not in_place}
+    expected = {name: digest for name, digest in expected.items() if name in metadata["sizes"]}
     expected |= metadata.get("digests", {})
     found = digests_of([folder / name for name in expected], folder / DIGESTS)
     for (name, digest), other in zip(expected.items(), found, strict=True):
@@ -78,6 +83,11 @@ class Corpus:
         if "shards" in metadata:
             shards = [Shard(**shard) for shard in metadata["shards"][name]]
             return ShardedSplit(self.folder / name, SplitMetadata(**saved), shards, self.tokenizer)
+        files = sorted(file for file in metadata["sizes"] if file.startswith(f"{name}/{SEVERAL}"))
+        if files:
+            dtype, size = metadata["dtype"], np.dtype(metadata["dtype"]).itemsize
+            shards = [Shard(str(self.folder / file), dtype, 0, metadata["sizes"][file] // size) for file in files]
+            return SplitOfFiles(self.folder / name, SplitMetadata(**saved), shards)
         return Split(self.folder / name, SplitMetadata(**saved), metadata["dtype"])
 
     @property

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .arrays import save_array
+from .corpus import SEVERAL
 from .digests import digests_of
 from .encoding import EncodedSplit, encode
 from .errors import CorpusError
@@ -75,12 +76,12 @@ def write(
     shortest = max(minimum_tokens, SHORTEST)
     encoded = {}
     for split, rows in documents.items():
-        file = kept.path(f"{split}.bin")
-        encoded[split] = encode(rows, file, kept, tokenizer, dtype, shortest, arrow_cache)
+        encoded[split] = encode(rows, split, kept, tokenizer, dtype, shortest, arrow_cache)
         changed = int(encoded[split].normalized.sum())
         warn_of_normalized(tokenizer, changed, len(rows), f"{split}: ")
         _check_lengths(encoded[split].lengths, split, minimum_tokens, path)
-        flush(file)
+        for file in encoded[split].files:
+            flush(file)
     splits = {split: asdict(_write_split(folder / split, encoded[split], kept, shortest)) for split in documents}
     for scratch in (arrow_cache, kept.folder):
         shutil.rmtree(scratch, ignore_errors=True)
@@ -146,7 +147,7 @@ def _check_lengths(lengths: np.ndarray, split: str, minimum_tokens: int, path: P
 def finish(folder: Path, metadata: dict) -> None:
     """Writes metadata.json, with the sizes and digests of the files of a corpus, and flushes all of them to disk."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    opened = [file for file in files if file.suffix == ".npy" or file.name == "tokenizer.json"]
+    opened = [file for file in files if file.suffix == ".npy" or file.name == "tokenizer.json" or SEVERAL in file.name]
     metadata |= {
         "digests": {
             file.relative_to(folder).as_posix(): digest
@@ -169,7 +170,8 @@ def _write_split(folder: Path, encoded: EncodedSplit, kept: Kept, shortest: int)
         os.rename(documents, folder / "documents")
     else:
         load_from_disk(str(documents)).select(np.flatnonzero(chosen)).save_to_disk(folder / "documents")
-    os.rename(kept.path(f"{folder.name}.bin"), folder / "tokens.bin")
+    for number, file in enumerate(encoded.files):
+        os.rename(file, folder / ("tokens.bin" if len(encoded.files) == 1 else f"{SEVERAL}{number:05}.bin"))
     return write_sizes(folder, encoded.lengths, encoded.sizes, shortest, encoded.content)
 
 

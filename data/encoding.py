@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,17 +37,19 @@ GROUP = 1 << 18  # bytes of the documents that one process encodes at once
 RANGE = 1 << 28  # bytes of text, which one core encodes in about a minute
 BESIDE_TEXT = 32  # bytes that a document counts beside its text, so that a group has at most thousands of them
 READ_AT_ONCE = 1 << 24  # bytes
+FILE = 1 << 34  # bytes of tokens from which the next range begins another file
 
 
 @dataclass
 class EncodedSplit:
-    """The documents of a split whose tokens are in a file.
+    """The documents of a split whose tokens are in one file or several, each of whole documents.
 
     lengths: tokens of each document, bos included. sizes: bytes of its text. normalized: whether its tokens stand for
-        another text. Each is `[documents]`, the documents that are not in the file included.
-    content: the sha256 of the file.
+        another text. Each is `[documents]`, the documents that are in no file included.
+    content: the sha256 of the files, one after another.
     """
 
+    files: list[Path]
     lengths: np.ndarray
     sizes: np.ndarray
     normalized: np.ndarray
@@ -70,27 +73,32 @@ class Group:
 
 
 def encode(
-    rows: "Dataset", file: Path, kept: Kept, tokenizer: Tokenizer, dtype: str, shortest: int, scratch: Path
+    rows: "Dataset", split: str, kept: Kept, tokenizer: Tokenizer, dtype: str, shortest: int, scratch: Path
 ) -> EncodedSplit:
-    """Writes to `file` bos and the tokens of each document of at least `shortest` tokens.
+    """Writes bos and the tokens of each document of at least `shortest` tokens to files of `kept`.
 
     A long text is encoded in sections, so that several processes share it and the progress bar moves within it.
 
-    rows: the documents, with `name` and `text`. file: named after the split. kept: what an earlier preparation has
-        finished, to which the ranges are added. dtype: of the tokens. scratch: a folder for intermediate files.
+    rows: the documents, with `name` and `text`. kept: what an earlier preparation has finished, to which the ranges are
+        added. dtype: of the tokens. scratch: a folder for intermediate files.
 
     Raises:
         CorpusError: the tokens of a document do not give its text back.
     """
-    split, sizes = file.stem, _sizes(rows)
+    sizes = _sizes(rows)
     number = (np.cumsum(sizes) - sizes) // RANGE
     bounds = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(rows)]
-    arrays, content = [], hashlib.sha256()
-    with open(file, "r+b" if file.exists() else "w+b") as stream:
+    files, arrays, content = [kept.path(f"{split}.bin")], [], hashlib.sha256()
+    with ExitStack() as opened:
+        stream = opened.enter_context(_open(files[-1]))
         for index, (start, stop) in enumerate(pairwise(bounds)):
             label = split if len(bounds) == 2 else f"{split} {index + 1}/{len(bounds) - 1}"
+            if stream.tell() >= FILE:
+                stream.truncate()
+                files.append(kept.path(f"{split}.{len(files)}.bin"))
+                stream = opened.enter_context(_open(files[-1]))
             name, place = f"{split}-{index:05}", stream.tell()
-            made_from, counted = [dtype, shortest, start, stop, place], kept.path(f"{name}.npy")
+            made_from, counted = [dtype, shortest, start, stop, len(files), place], kept.path(f"{name}.npy")
             digest, whole = hashlib.sha256(), content.copy()
             record = kept.read(name, made_from)
             if record and _read(stream, record["bytes"], digest, whole) and digest.hexdigest() == record["tokens"]:
@@ -111,7 +119,12 @@ def encode(
             arrays.append(np.load(counted, allow_pickle=False))
         stream.truncate()
     lengths, normalized = np.concatenate(arrays, axis=1)
-    return EncodedSplit(lengths, sizes, normalized.astype(bool), content.hexdigest())
+    return EncodedSplit(files, lengths, sizes, normalized.astype(bool), content.hexdigest())
+
+
+def _open(file: Path) -> BinaryIO:
+    """Opens a file to read and to write, and creates it if it is missing."""
+    return open(file, "r+b" if file.exists() else "w+b")
 
 
 def _read(stream: BinaryIO, size: int, *digests: "hashlib._Hash") -> bool:

@@ -12,6 +12,7 @@ files of a split are concatenated to one stream in the order of their names, so 
 file, as in llm.c's shards.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,27 +92,59 @@ class Stream:
     def __init__(self, shards: Sequence[Shard]):
         self.shards = shards
         self.starts = np.cumsum([0, *(shard.tokens for shard in shards)])
+        self._bounds = self.starts.tolist()  # faster to search than the array
 
     @cached_property
     def maps(self) -> list[np.ndarray]:
-        return [shard.open() for shard in self.shards]
+        return [np.asarray(shard.open()) for shard in self.shards]  # a slice of an array takes a fraction of the time
 
     def __getstate__(self) -> dict:
         return {key: value for key, value in vars(self).items() if key != "maps"}
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns the tokens `start` <= n < `stop`: a view, if they lie in one file."""
-        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        first = bisect(self._bounds, start) - 1
         parts = []
         for number in range(first, len(self.shards)):
-            begin, end = (int(each) for each in self.starts[number : number + 2])
+            begin, end = self._bounds[number : number + 2]
+            if stop <= end and not parts:
+                return self.maps[number][start - begin : stop - begin]
             if begin >= stop:
                 break
             parts.append(self.maps[number][max(start, begin) - begin : min(stop, end) - begin])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.concatenate(parts)
 
 
-class ShardedSplit(Split):
+class SplitOfFiles(Split):
+    """A split with several files of tokens, each of whole documents."""
+
+    def __init__(self, folder: Path, metadata: SplitMetadata, shards: Sequence[Shard]):
+        super().__init__(folder, metadata, shards[0].dtype)
+        self.stream = Stream(shards)
+
+    @property
+    def texts(self) -> Split:
+        raise CorpusError(
+            f"data.path: must hold at most {self.stream.shards[0].tokens:,} tokens in {self.folder.name} for generated"
+            " sequences, which take their text from one file"
+        )
+
+    def tokens(self, document: int) -> np.ndarray:
+        return self.stream.read(int(self.offsets[document]), int(self.offsets[document + 1]))
+
+    def head(self, tokens: int) -> np.ndarray:
+        return self.stream.read(0, min(tokens, self.total_tokens))
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The concatenated tokens of all documents, which are copied into memory."""
+        return self.head(self.total_tokens)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"stream": self.stream}
+
+
+class ShardedSplit(SplitOfFiles):
     """A split whose tokens stay in the token files. Its folder has these files:
 
     starts.npy     int64 [documents], the index in the stream at which each document starts
@@ -120,8 +153,7 @@ class ShardedSplit(Split):
     """
 
     def __init__(self, folder: Path, metadata: SplitMetadata, shards: Sequence[Shard], tokenizer: Tokenizer):
-        super().__init__(folder, metadata, "uint32")
-        self.stream = Stream(shards)
+        super().__init__(folder, metadata, shards)
         self.tokenizer = tokenizer
 
     def tokens(self, document: int) -> np.ndarray:
@@ -137,11 +169,6 @@ class ShardedSplit(Split):
     def head(self, tokens: int) -> np.ndarray:
         count = int(np.searchsorted(self.offsets, tokens))
         return np.concatenate([self.tokens(document) for document in range(min(count, len(self)))])[:tokens]
-
-    @property
-    def flat(self) -> np.ndarray:
-        """The concatenated tokens of all documents, which are copied into memory."""
-        return self.head(self.total_tokens)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -163,4 +190,4 @@ class ShardedSplit(Split):
         return [f"{files[each]}:{place}" for each, place in zip(number, places, strict=True)]
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"stream": self.stream, "tokenizer": self.tokenizer}
+        return super().__getstate__() | {"tokenizer": self.tokenizer}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import BPE, Files, prepare
+from data import BPE, CorpusError, Files, prepare
 from data.corpus import Corpus, SplitMetadata
 from data.sources import SPLITS
 from data.tokenizers import Bytes, Tokenizer
@@ -124,6 +125,42 @@ def test_finished_ranges_of_a_killed_preparation_are_kept(books, cache, tmp_path
     assert (in_second in again) == bool(damage)
     assert {path.name for path in cache.iterdir()} == {corpus.fingerprint, f"{corpus.fingerprint}.lock"}
     assert not (corpus.folder / "finished").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_large_split_has_several_files_of_whole_documents(books, cache, tmp_path, monkeypatch, killed):
+    whole = prepare_books(books, tmp_path / "other", minimum_tokens=100)
+    monkeypatch.setattr("data.encoding.RANGE", 300)
+    monkeypatch.setattr("data.encoding.FILE", 900)
+    if killed:
+        os.waitpid(forked(lambda: prepare_books(books, cache, Recording(last=9), minimum_tokens=100)), 0)
+        assert len(list(cache.glob("*.partial/finished/train*.bin"))) > 1
+    prepare_books(books, cache, minimum_tokens=100)
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    files = sorted(file.name for file in (folder / "train").glob("*.bin"))
+    assert files == [f"tokens-{number:05}.bin" for number in range(len(files))] and len(files) > 2
+    corpus, moved = Corpus(folder), tmp_path / "moved"
+    folder.rename(moved)
+    assert corpus.contents == whole.contents
+    for name, expected in whole.splits.items():
+        split = Corpus(moved).splits[name]
+        assert split.metadata == expected.metadata and split.flat.tolist() == expected.flat.tolist()
+        assert split.offsets.tolist() == expected.offsets.tolist() and split.names == expected.names
+        split = pickle.loads(pickle.dumps(split))
+        for document in range(len(split)):
+            assert split.tokens(document).tolist() == expected.tokens(document).tolist()
+        assert split.head(500).tolist() == expected.head(500).tolist()
+        assert split.tokens(len(split) - 1).base is not None  # a view of the file
+    with pytest.raises(CorpusError, match=r"^data\.path: must hold at most [\d,]+ tokens in train for generated"):
+        Corpus(moved).splits["train"].texts  # noqa: B018
+    damaged = moved / "train" / files[1]
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorpusError, match=rf"^{damaged}: has another content than was written"):
+        Corpus(moved)
+    damaged.write_bytes(content[:-1])
+    with pytest.raises(CorpusError, match=rf"^{damaged}: has {len(content) - 1} bytes instead of {len(content)}$"):
+        Corpus(moved)
 
 
 @pytest.mark.parametrize(
