@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from docs import prediction
+from docs.tables import read
 from kernels.patterns import Dense, Window
 from model import Transformer
 from model.parallel.context import StandInGroup
@@ -85,3 +86,14 @@ def test_tables_and_numbers_are_those_of_the_result_files():
     command = [sys.executable, "-m", "cogapp", "-P", "--check", "-p", "from docs.tables import *", *pages]
     check = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr
+
+
+@pytest.mark.parametrize("name", ["memory_cpu", "memory_h200"])
+def test_the_committed_forecasts_are_within_a_tenth_of_what_was_measured(name):
+    rows = read(f"{name}.json")["rows"]
+    assert len(rows) >= 12
+    for row in rows:
+        assert abs(row["forecast_mb"] / row["measured_mb"] - 1) <= 0.1, row
+        if "before_mb" in row:  # as docs/preflight.md says of the step alone
+            step, measured = (row[key] - row["before_mb"] for key in ("forecast_mb", "measured_mb"))
+            assert abs(step / measured - 1) <= 0.16, row

@@ -1,5 +1,7 @@
 """Configs of earlier versions open under the current names."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -10,10 +12,10 @@ from configs.build import build_model_config, build_plan
 from configs.runs import open_run
 from kernels.patterns import Routed
 from scripts.reporting.jobs import read_sweeps
-from tests.commands import ROOT, compose, resolved
+from tests.commands import compose, resolved
 from tests.scripts.runs import make_run, write_books
 
-COMMITTED = sorted((ROOT / "docs/results/novels_32k").glob("*/config.yaml"))
+SAVED_BY_0_1 = sorted((Path(__file__).parent / "saved_by_0_1").glob("*.yaml"))
 
 
 def as_saved_by_0_1(config):
@@ -24,8 +26,8 @@ def as_saved_by_0_1(config):
     return config
 
 
-@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.parent.name)
-def test_committed_runs_build(file):
+@pytest.mark.parametrize("file", SAVED_BY_0_1, ids=lambda file: file.stem)
+def test_runs_of_0_1_build(file):
     saved = yaml.safe_load(file.read_text())
     plan = build_plan(upgrade(saved)["attention"])
     assert set(plan.patterns) == set(saved["attention"]["patterns"])

@@ -12,7 +12,7 @@ from scripts.benchmarks.data import add_arguments
 from scripts.benchmarks.data import run as measure_loaders
 from scripts.benchmarks.results import write
 from scripts.benchmarks.training import TrainingStep
-from tests.commands import ROOT, run, run_forked
+from tests.commands import run, run_forked
 from tests.scripts.runs import write_books
 
 
@@ -65,17 +65,6 @@ def test_memory_of_a_users_run_is_forecast_within_a_tenth(tmp_path):
     assert row["forecast_mb"] == pytest.approx(row["measured_mb"], rel=0.1), row
     assert row["ratio"] == pytest.approx(row["forecast_mb"] / row["measured_mb"], abs=2e-3)
     assert f"| nano | window | 1024 | off | {row['forecast_mb']} | {row['measured_mb']} |" in result.stdout
-
-
-@pytest.mark.parametrize("name", ["memory_cpu", "memory_h200"])
-def test_the_committed_forecasts_are_within_a_tenth_of_what_was_measured(name):
-    rows = json.loads((ROOT / f"docs/results/{name}.json").read_text())["rows"]
-    assert len(rows) >= 12
-    for row in rows:
-        assert abs(row["forecast_mb"] / row["measured_mb"] - 1) <= 0.1, row
-        if "before_mb" in row:  # as docs/preflight.md says of the step alone
-            step, measured = (row[key] - row["before_mb"] for key in ("forecast_mb", "measured_mb"))
-            assert abs(step / measured - 1) <= 0.16, row
 
 
 def test_results_that_cannot_be_written_leave_the_earlier_ones(tmp_path):

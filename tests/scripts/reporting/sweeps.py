@@ -1,4 +1,4 @@
-"""Sweeps as the launcher leaves them, with invented but likely numbers around those of docs/results/default_cpu."""
+"""Sweeps as the launcher leaves them, with invented but likely numbers around those of sample_run."""
 
 import copy
 import csv
@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from tests.commands import ROOT, compose
+from tests.commands import compose
 
-REAL = ROOT / "docs" / "results" / "default_cpu"
+SAMPLE = Path(__file__).parent / "sample_run"
 PATTERNS = {
-    # name: step time, attention FLOPs and memory over the real run's, and bits per byte more than it
+    # name: step time, attention FLOPs and memory over the sample run's, and bits per byte more than it
     "dense": (1.47, 8.1, 1.9, -0.021),
     "window": (1.0, 1.0, 1.0, 0.0),
     "strided": (1.13, 1.7, 1.12, -0.013),
@@ -105,7 +105,7 @@ def make_job(folder: Path, label: str, seed: int, state: str = "done", pictures:
     share = {"done": 1.0, "out of memory": 0.0}.get(state, 0.5)
     gain = more + chance.gauss(0, 0.004)
     rows = write_metrics(run / "metrics.csv", share, time, memory, gain, chance, routed=name == "routed")
-    summary = json.loads((REAL / "summary.json").read_text())
+    summary = json.loads((SAMPLE / "summary.json").read_text())
     summary |= {"state": {"done": "finished"}.get(state, state), "seed": seed, "config_hash": hash_}
     if state != "done":
         kept = ("state", "seed", "config_hash", "parameters", "device", "devices", "versions")
@@ -120,7 +120,7 @@ def make_job(folder: Path, label: str, seed: int, state: str = "done", pictures:
         summary[key] = summary[key] * flops if "density" not in key else min(1.0, summary[key] * flops)
     summary["bits_per_byte"] += gain
     (run / "summary.json").write_text(json.dumps(summary, indent=1))
-    row = copy.deepcopy(json.loads((REAL / "evaluation.json").read_text())["rows"][0])
+    row = copy.deepcopy(json.loads((SAMPLE / "evaluation.json").read_text())["rows"][0])
     row["bits_per_byte"] = summary["bits_per_byte"]
     for bucket in row["by_position"]:
         shift = 2.6 * gain * (1 + bucket["start"] / 40000) + chance.gauss(0, 0.01)
@@ -135,9 +135,9 @@ def make_job(folder: Path, label: str, seed: int, state: str = "done", pictures:
 def write_metrics(
     file: Path, share: float, time: float, memory: float, gain: float, chance: random.Random, routed: bool
 ) -> int:
-    """The first `share` of the real run's rows, changed; returns how many."""
-    with open(REAL / "metrics.csv") as real:
-        reader = csv.DictReader(real)
+    """The first `share` of the sample run's rows, changed; returns how many."""
+    with open(SAMPLE / "metrics.csv") as sample:
+        reader = csv.DictReader(sample)
         rows = list(reader)
     rows = rows[: int(share * len(rows))]
     for row in rows:

@@ -13,9 +13,9 @@ from scripts.reporting.aggregate import make_rows
 from scripts.reporting.curves import curve_of, positions_of, routing_of
 from scripts.reporting.jobs import STATES, read_sweeps
 from scripts.sweeping.locks import lock
-from tests.scripts.reporting.sweeps import REAL, make_config, make_job, make_sweep, write_manifest
+from tests.scripts.reporting.sweeps import SAMPLE, make_config, make_job, make_sweep, write_manifest
 
-SUMMARY = json.loads((REAL / "summary.json").read_text())
+SUMMARY = json.loads((SAMPLE / "summary.json").read_text())
 
 
 def read_one(folder, label="window", seed=1):
@@ -24,7 +24,7 @@ def read_one(folder, label="window", seed=1):
 
 
 def make_run(folder, attention="window", seed=1, **settings):
-    """A run without a manifest, of the real run's files."""
+    """A run without a manifest, of the sample run's files."""
     folder.mkdir(parents=True)
     config = make_config(attention, seed)
     for key, value in settings.items():
@@ -32,7 +32,7 @@ def make_run(folder, attention="window", seed=1, **settings):
         config[group][name] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for name in ("summary.json", "metrics.csv", "evaluation.json"):
-        shutil.copy(REAL / name, folder / name)
+        shutil.copy(SAMPLE / name, folder / name)
     return folder
 
 
