@@ -49,7 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drops the other half of the cases of each parametrized test: a random half, the same in every process."""
+    """Runs slow tests first where several processes share the tests, and drops the other half of each test's cases.
+
+    A slow test that begins last runs alone while the other processes wait. The half that is dropped is random, and the
+    same in every process.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not (half := config.getoption("half")):
         return
     cases = defaultdict(list)

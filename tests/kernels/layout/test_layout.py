@@ -219,9 +219,9 @@ MILLION = """
 import time
 from kernels import Axis, build_layout
 from kernels.patterns import Window
-axis, begin = Axis.tokens(1 << 20), time.perf_counter()
+axis, begin = Axis.tokens(1 << 20), time.process_time()
 layout = build_layout(Window(1024), axis)
-seconds = time.perf_counter() - begin
+seconds = time.process_time() - begin  # not the time of other processes on a busy machine
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 rows = layout.rows
 print(seconds, peak, int(layout.pairs), int(rows.count.sum()), int(rows.partial.sum()), len(layout.masks))
@@ -231,9 +231,7 @@ print(seconds, peak, int(layout.pairs), int(rows.count.sum()), int(rows.partial.
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="VmHWM is Linux's peak memory")
 def test_a_million_token_window_is_built_in_seconds_and_below_a_gigabyte():
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1"
-    }  # threads that wait for each other on a busy machine measure the machine
+    env = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other take CPU time
     done = subprocess.run(
         [sys.executable, "-c", MILLION], capture_output=True, text=True, timeout=300, check=True, env=env
     )
