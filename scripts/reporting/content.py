@@ -19,6 +19,8 @@ from scripts.reporting.figures import (
 )
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
+from scripts.reporting.scaling import Scaling, at_largest_budget, fit_sweep, is_scaling, limits, sentences
+from scripts.reporting.scaling_figure import draw_scaling
 from scripts.reporting.style import Style, make_styles
 from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns
@@ -47,6 +49,7 @@ class Content:
     figures: dict[str, tuple[tuple[str, Draw], ...]]  # {name of the file: ((title of a panel, its drawing), ...)}
     contexts: tuple[tuple[Row, list[dict[str, float]]], ...]  # the loss by context
     routing: tuple[tuple[Row, dict[str, float]], ...]
+    scaling: tuple[Scaling, ...] = ()  # of the sweeps with several budgets
 
     @property
     def jobs(self) -> list[Job]:
@@ -74,7 +77,8 @@ class Content:
 def gather(folders: Sequence[str | Path]) -> Content:
     """Reads the folders. Raises RunFolderError if one of them is neither a sweep nor a run."""
     sweeps = tuple(read_sweeps(folders))
-    rows = tuple(make_rows(sweeps))
+    rows = tuple(make_rows([at_largest_budget(sweep) for sweep in sweeps]))
+    scaling = tuple(fit_sweep(sweep) for sweep in sweeps if is_scaling(sweep))
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
     curves = []
@@ -99,6 +103,8 @@ def gather(folders: Sequence[str | Path]) -> Content:
     if any(contexts):
         drawn = partial(draw_contexts, contexts=contexts, styles=styles)
         figures["loss_by_context"] = (("loss of the same tokens", drawn),)
+    if fitted := [each for each in scaling if each.fits]:
+        figures["scaling"] = tuple((each.sweep, partial(draw_scaling, scaling=each)) for each in fitted)
     if any(row.values for row in rows):
         figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ()))
     return Content(
@@ -110,11 +116,12 @@ def gather(folders: Sequence[str | Path]) -> Content:
         progress=findings.progress(sweeps),
         budgets=tuple(findings.budgets(sweeps)),
         subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
-        comparisons=tuple(findings.comparisons(rows)),
-        cautions=tuple(findings.cautions(sweeps, rows)),
+        comparisons=tuple([line for each in scaling for line in sentences(each)] + findings.comparisons(rows)),
+        cautions=tuple([line for each in scaling for line in limits(each)] + findings.cautions(sweeps, rows)),
         figures=figures,
         contexts=tuple((row, each) for row, each in zip(rows, contexts, strict=True) if each),
         routing=tuple((row, found) for row in rows if (found := routing_of(row))),
+        scaling=scaling,
     )
 
 

@@ -43,7 +43,9 @@ def budgets(sweeps: Sequence[Sweep]) -> list[str]:
     return [
         (f"{sweep.name}: " if len(sweeps) > 1 and sweep.name else "")
         + (
-            f"every job had {MATCHED.get(str(sweep.match), str(sweep.match))}{_budget(sweep)}"
+            f"every pattern and size had each of {len(flops)} budgets, {flops[0]:.3g} to {flops[-1]:.3g} training FLOPs"
+            if len(flops := sorted({job.flops for job in sweep.jobs if job.flops is not None})) > 1
+            else f"every job had {MATCHED.get(str(sweep.match), str(sweep.match))}{_budget(sweep)}"
             if sweep.match
             else "the jobs have no common budget"
         )

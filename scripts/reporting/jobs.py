@@ -65,6 +65,8 @@ class Job:
     baseline: bool = False  # whether other jobs are compared with it: dense attention
     role: str = PATTERN  # one of those of manifest.py
     first_stage: "Job | None" = field(default=None, repr=False)  # the job from whose weights it started
+    flops: float | None = None  # its budget, in a sweep of several
+    pattern: str = ""  # there, the part of the label that describes the attention
     context: str = ""  # equal for jobs that differ only in attention and seed
     shared: str = ""  # as `context`, without what a control has of its own: its length, its evaluation, its RoPE
     overrides: tuple[str, ...] = ()
@@ -184,6 +186,7 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_st
     own = ("attention", "seed") + (LENGTHS_OF_RUNS if matched else ())  # a match gives each job its own length
     own += ("init_from",) if entry.first_stage else ()  # another one for every seed
     other = sorted(text for text in entry.overrides if not text.lstrip("+~").startswith(own))
+    other += [] if entry.flops is None else [f"sweep.flops={entry.flops:.12g}"]
     shared = [text for text in other if not text.startswith(OF_CONTROLS)]
     return Job(
         sweep=sweep,
@@ -195,6 +198,8 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_st
         baseline=entry.baseline,
         role=entry.role,
         first_stage=first_stage,
+        flops=entry.flops,
+        pattern=entry.pattern or "",
         context=" ".join(other),
         shared=" ".join(shared),
         overrides=tuple(entry.overrides),

@@ -38,6 +38,8 @@ class JobEntry:
     command: str  # reproduces this run alone
     role: str = PATTERN
     first_stage: str | None = None  # the hash of the job from whose weights it starts
+    flops: float | None = None  # its budget, in a sweep of several
+    pattern: str | None = None  # there, the part of the label that describes the attention
     state: str = WAITING
     started: str | None = None  # ISO 8601, of the first attempt
     ended: str | None = None
@@ -66,7 +68,7 @@ class Manifest:
 
     sweep: str
     match: str | None  # tokens, time, flops
-    budget: dict[str, float] | None  # {"tokens": ...}, {"seconds": ...} or {"flops": ...}
+    budget: dict[str, Any] | None  # {"tokens": ...}, {"seconds": ...} or {"flops": ...}, one or a list
     command: str
     versions: dict[str, str | None]
     first_stage: dict[str, Any] | None = None  # sweep.first_stage: its length, tokens and learning rate

@@ -2,6 +2,7 @@
 
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.markdown_table import bounded, escape, table
+from scripts.reporting.scaling import HEADER, READING, heading, table_of
 
 
 def write_markdown(content: Content) -> str:
@@ -11,6 +12,7 @@ def write_markdown(content: Content) -> str:
         _list(list(content.subject)),
         "## Findings",
         _list([*content.comparisons, *content.cautions]),
+        *_scaling(content),
         "## Quality against cost",
         "![Held-out bits per byte against step time, attention FLOPs and peak memory](pareto.png)",
         _table(content),
@@ -49,6 +51,17 @@ def write_markdown(content: Content) -> str:
         parts += ["## Commands", "\n".join(f"    {' '.join(command.split())}" for command in commands)]
     parts += ["## Versions and device", _list([f"{name}: {value}" for name, value in surroundings(content)])]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scaling(content: Content) -> list[str]:
+    parts = []
+    for each in content.scaling:
+        lines = [tuple(map(escape, line)) for line in table_of(each)]
+        parts += [f"## {escape(heading(each, len(content.scaling)))}"]
+        if lines:
+            parts += ["![Loss against training FLOPs](scaling.png)", escape(READING), table(HEADER, lines)]
+        parts.append(escape(f"Everything below is of the jobs with {each.held_out:.3g} FLOPs."))
+    return parts
 
 
 def _contexts(content: Content) -> str:

@@ -78,9 +78,14 @@ class Style:
 
 def make_styles(rows: Sequence[Row]) -> list[Style]:
     """Returns a style for each row: baselines in the colour of text, the others in turn in the hues."""
+    return styles_of([row.baseline for row in rows])
+
+
+def styles_of(are_baselines: Sequence[bool]) -> list[Style]:
+    """Returns a style for each pattern, given which are baselines."""
     styles, patterns, baselines = [], 0, 0
-    for row in rows:
-        if row.baseline:
+    for is_baseline in are_baselines:
+        if is_baseline:
             styles.append(Style("ink", *BASELINE_MARK, DASHES[baselines % len(DASHES)]))
             baselines += 1
         else:

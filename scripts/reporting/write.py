@@ -11,6 +11,7 @@ from scripts.reporting.figures import to_files
 from scripts.reporting.jobs import Job
 from scripts.reporting.markdown import write_markdown
 from scripts.reporting.page import write_page
+from scripts.reporting.scaling import write_scaling_csv
 from scripts.reporting.table import write_csv
 
 log = logging.getLogger("farsight")
@@ -37,9 +38,12 @@ def write_report(folders: Sequence[str | Path], output: Path | None = None, wand
     make_folder(output)
     pictures = _pictures(content, output)
     write_atomically(output / "pareto.csv", write_csv(content.rows))
+    if content.scaling:
+        write_atomically(output / "scaling.csv", write_scaling_csv(content.scaling))
     for name, panels in content.figures.items():
-        draws, pdf = [draw for _, draw in panels], name == "summary"
-        for file, drawn in to_files(draws, name, content.rows, content.styles, pdf).items():
+        draws, pdf = [draw for _, draw in panels], name in ("summary", "scaling")
+        legend = ((), ()) if name == "scaling" else (content.rows, content.styles)  # it has its own
+        for file, drawn in to_files(draws, name, *legend, pdf).items():
             write_atomically(output / file, drawn)
     write_atomically(output / "report.md", write_markdown(content))
     write_atomically(output / "report.html", write_page(content, pictures))

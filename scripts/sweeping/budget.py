@@ -8,6 +8,7 @@ A budget of null is the tokens or FLOPs that the first job (full attention, if t
 trainer.max_steps. Run time is unknown in advance, so sweep.match=time needs seconds.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from configs.forecasting import flops_of_phases
 from configs.validation import validated
 from model.forecasting import PhaseCosts, steps_of_cost, total_cost
 from model.precision import devices_of
+from model.training.run_folder import config_hash
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES
 
@@ -29,7 +31,7 @@ MATCHED_KEYS = {
 }
 """The settings that each match determines, and that a sweep may therefore not vary."""
 
-Budget = dict[str, float] | None
+Budget = dict[str, Any] | None
 
 
 class ComputeMatch:
@@ -44,6 +46,13 @@ class ComputeMatch:
     def __init__(self, match: str | None, budget: Budget, group: str = "sweep"):
         self.match, self.budget, self.group = match, budget, group
         self._data: dict[str, Any] = {}
+        self._costs: dict[str, PhaseCosts] = {}  # of configs; several budgets of one job need the same
+
+    def of(self, flops: float) -> "ComputeMatch":
+        """Returns a match of one of several budgets. Both count FLOPs on the same data."""
+        one = copy.copy(self)
+        one.budget = {"flops": flops}
+        return one
 
     def check(self, jobs: Sequence[Overrides]) -> None:
         """Raises ConfigError if the jobs differ in a setting that the match determines."""
@@ -91,11 +100,15 @@ class ComputeMatch:
         return data["sequence_length"] * data["batch_size"] * batches
 
     def _flops(self, config: Mapping[str, Any]) -> PhaseCosts:
+        job = config_hash(config)
+        if job in self._costs:
+            return self._costs[job]
         key = str(sorted(config["data"].items()))
         if key not in self._data:
             self._data[key] = build_data(config["data"])
             self._data[key].setup()
-        return flops_of_phases(config, self._data[key])
+        self._costs[job] = flops_of_phases(config, self._data[key])
+        return self._costs[job]
 
 
 def _check_step(config: Mapping[str, Any]) -> None:

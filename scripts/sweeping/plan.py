@@ -1,6 +1,7 @@
 """From a sweep's command line to its settings and jobs, before anything is written."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ class Draft:
     config: dict[str, Any]
     role: str = PATTERN  # one of those of manifest.py
     first_stage: str | None = None  # the hash of the job from whose weights it starts
+    flops: float | None = None  # its budget, in a sweep of several
 
     @property
     def hash(self) -> str:
@@ -74,18 +76,31 @@ class Plan:
                 job = self._without_start(job)
                 stage = self._first_stage(job)
                 stage = stages.setdefault(stage.hash, stage)
-            drafts.append(self.draft(job, first_stage=stage))
+            drafts += self._with_budgets(job, PATTERN, stage)
             if self.settings.control and drafts[-1].config["attention"]["name"] == self.settings.baseline:
                 shorter = self._control(job)
-                drafts += [] if shorter is None else [self.draft(shorter, CONTROL, stage)]
+                drafts += [] if shorter is None else self._with_budgets(shorter, CONTROL, stage)
+        if self.settings.budgets:
+            _check_same_data(drafts)
         if self.settings.control and all(d.config["attention"]["name"] != self.settings.baseline for d in drafts):
             log.info("no control, a shorter run of the baseline: no job has attention=%s", self.settings.baseline)
         order = [lambda d: d.config["attention"]["name"] != self.settings.baseline, lambda d: d.role == CONTROL]
         drafts.sort(key=lambda draft: [each(draft) for each in order])
         return [*stages.values(), *{draft.hash: draft for draft in drafts}.values()]
 
-    def draft(self, job: Overrides, role: str = PATTERN, first_stage: Draft | None = None) -> Draft:
-        """Returns the job of these overrides with its budget. `first_stage`: the job from whose weights it starts."""
+    def _with_budgets(self, job: Overrides, role: str, stage: Draft | None) -> list[Draft]:
+        """Returns the job with the budget of all jobs, or once with each of several."""
+        return [self.draft(job, role, stage, flops) for flops in self.settings.budgets or [None]]
+
+    def draft(
+        self, job: Overrides, role: str = PATTERN, first_stage: Draft | None = None, flops: float | None = None
+    ) -> Draft:
+        """Returns the job of these overrides with its budget.
+
+        Args:
+            first_stage: the job from whose weights it starts.
+            flops: its budget, in a sweep of several.
+        """
         logger = self._plain(job)["logger"]
         if logger["name"] == "wandb" and logger["group"] is None:
             job = job | {"logger.group": self.settings.name}
@@ -93,9 +108,10 @@ class Plan:
         if (tokenizer := self._plain(job)["data"]["tokenizer"]["_target_"]) == TOKENS_WITHOUT_TEXT:
             raise ConfigError(f"data.tokenizer={tokenizer}: must have text in a sweep, which compares bits per byte")
         compute = self.first_compute if role == FIRST_STAGE else self.compute
+        compute = compute if flops is None else compute.of(flops)
         job = compute.overrides(job, self._plain(job))
         if first_stage is None:
-            return Draft(job, self._plain(job), role)
+            return Draft(job, self._plain(job), role, flops=flops)
         # The path as it was given: a sweep whose outputs are a relative path continues on another machine.
         job = job | {"init_from": as_override(str(self.place / first_stage.hash / "last"))}
         return Draft(job, self._plain(job), role, first_stage.hash)
@@ -144,3 +160,19 @@ class Plan:
                 return False
             node = node._get_node(name)
         return True
+
+
+def _check_same_data(drafts: Sequence[Draft]) -> None:
+    """Raises ConfigError if jobs of several budgets differ in their data: one law describes one corpus."""
+    found: dict[str, dict[str, None]] = {}
+    for draft in drafts:
+        if draft.role == PATTERN:
+            for key, value in draft.config["data"].items():
+                if key not in ("seed", "batch_size"):
+                    found.setdefault(key, {})[as_override(value)] = None
+    for key, values in found.items():
+        if len(values) > 1:
+            raise ConfigError(
+                f"data.{key}={','.join(values)}: must be one value with several budgets in sweep.flops, whose fit "
+                "compares losses on the same data"
+            )

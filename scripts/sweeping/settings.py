@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from configs import schema
-from configs.errors import ConfigError
+from configs.errors import ConfigError, as_override
 from configs.validation import validated
 
 MATCHES = {"tokens": "tokens", "time": "seconds", "flops": "flops"}
@@ -25,7 +25,7 @@ class Settings:
     match: str | None
     tokens: int | None
     seconds: float | None
-    flops: float | None
+    flops: float | list[float] | None  # a list: every job once with each budget
     retry_failed: bool
     isolate: bool
     first_stage: schema.FirstStage | None
@@ -53,6 +53,8 @@ class Settings:
                 accepted = "in a search" if settings.search else "with sweep.baseline=null"
                 raise ConfigError(f"sweep.control={settings.control}: must be null {accepted}")
             settings = replace(settings, control=None)  # the control is a shorter run of the baseline
+        if settings.budgets:
+            settings._check_budgets(given)
         for match, key in MATCHES.items():
             budget = getattr(settings, key)
             if budget is None:
@@ -67,7 +69,24 @@ class Settings:
         return settings
 
     @property
-    def budget(self) -> dict[str, float] | None:
-        """{key of `match`: its budget}; None where the first job gives it, or without a match."""
+    def budgets(self) -> list[float]:
+        """The FLOPs of a sweep that gives every job each of several budgets, ascending; else none."""
+        return sorted(self.flops) if self.match == "flops" and isinstance(self.flops, list) else []
+
+    def _check_budgets(self, given: Collection[str]) -> None:
+        where = f"sweep.flops=[{','.join(map(as_override, self.budgets))}]"
+        if len(set(self.budgets)) < max(3, len(self.budgets)):
+            raise ConfigError(
+                f"{where}: must be one budget, or at least 3 different ones, since the largest is held out of the fit"
+            )
+        for key, value in (("first_stage", self.first_stage), ("search", self.search)):
+            if value is not None:
+                raise ConfigError(f"{where}: must be one budget with sweep.{key}")
+        if "trainer.max_steps" in given:
+            raise ConfigError(f"trainer.max_steps: must be left out with {where}, which determines it")
+
+    @property
+    def budget(self) -> dict[str, Any] | None:
+        """{key of `match`: its budget, or its budgets}; None where the first job gives it, or without a match."""
         key = MATCHES.get(self.match)
         return None if key is None or getattr(self, key) is None else {key: getattr(self, key)}

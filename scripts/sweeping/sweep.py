@@ -78,8 +78,10 @@ class Sweep:
             manifest.jobs += [self._entry(draft) for draft in drafts if manifest.job(draft.hash) is None]
             overrides = [settings_for_label(job) for job in manifest.jobs]
             without = (*NOT_IN_LABELS, *MATCHED_KEYS.get(match, ()))
-            for job, label in zip(manifest.jobs, labels(overrides, without), strict=True):
+            patterns = labels([_of_attention(job) for job in overrides], without)
+            for job, label, pattern in zip(manifest.jobs, labels(overrides, without), patterns, strict=True):
                 job.label = label or job.label
+                job.pattern = None if job.flops is None else pattern or job.label
                 if job.state == RUNNING and not is_running(self.folder, job):
                     job.end(INTERRUPTED, 0.0, "killed")
             jobs = [manifest.job(draft.hash) for draft in drafts]
@@ -100,6 +102,7 @@ class Sweep:
             command=command,
             role=draft.role,
             first_stage=draft.first_stage,
+            flops=draft.flops,
         )
 
     @staticmethod
@@ -228,6 +231,8 @@ def letting_workers_save(launcher: Any) -> Iterator[None]:
 def settings_for_label(job: JobEntry) -> Overrides:
     """Returns the overrides that a job's label may contain: without what follows from its role."""
     overrides = as_overrides(job.overrides)
+    if job.flops is not None:
+        overrides["sweep.flops"] = f"{job.flops:.6g}"
     if job.role == PATTERN:
         return {key: value for key, value in overrides.items() if job.first_stage is None or key != "init_from"}
     length = overrides["data.sequence_length"]
@@ -236,12 +241,18 @@ def settings_for_label(job: JobEntry) -> Overrides:
     return shared | {"attention": f"{job.role} {length}"}
 
 
+def _of_attention(overrides: Overrides) -> Overrides:
+    return {key: value for key, value in overrides.items() if key.lstrip("+~").startswith("attention")}
+
+
 def describe_budget(match: str | None, budget: Budget, first_stage: Mapping[str, Any] | None = None) -> str:
     """Returns a match, its budget and the first stage as overrides."""
     stage = [f"sweep.first_stage.{key}={as_override(value)}" for key, value in (first_stage or {}).items()]
     if match is None or budget is None:
         return " ".join(["sweep.match=null", *stage])
     ((key, value),) = budget.items()
+    if isinstance(value, list):  # a sweep may go on with more budgets
+        return " ".join([f"sweep.match={match} sweep.{key}=[...]", *stage])
     return " ".join([f"sweep.match={match} sweep.{key}={value:.12g}", *stage])
 
 

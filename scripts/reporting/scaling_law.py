@@ -1,0 +1,130 @@
+"""The loss as a function of training compute: a power law, and its uncertainty over documents and seeds.
+
+    loss(C) = E + A C^-alpha     C in training FLOPs; E is the loss that no compute removes
+
+This is the compute frontier of Hoffmann et al. 2022 (arXiv:2203.15556, approach 1): each point is the best loss over
+sizes at one budget. A fit of the whole L(N, D) has five parameters; the three or four budgets and few sizes of such a
+sweep do not determine them. With fewer than FREE_OFFSET budgets E is 0, which is the line in log-log axes of Kaplan et
+al. 2020 (arXiv:2001.08361): three parameters pass through three points exactly, and would extrapolate their noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.evaluation.statistics import LEVELS, RESAMPLES
+
+FREE_OFFSET = 4
+"""Smallest number of budgets with which E is fitted."""
+
+LEAST_BUDGETS = 2
+"""Smallest number of budgets that determine a law."""
+
+EXPONENTS = np.geomspace(0.002, 4.0, 1500)
+"""The exponents that a fit with an offset tries; neighbours differ by 0.5 %."""
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """Laws of several resamples at once: each parameter is an array `[resamples]`."""
+
+    offset: np.ndarray  # E
+    log_scale: np.ndarray  # log A
+    exponent: np.ndarray  # alpha
+
+    def loss(self, flops: float) -> np.ndarray:
+        """Returns `[resamples]`."""
+        return self.offset + np.exp(self.log_scale - self.exponent * np.log(flops))
+
+    def flops(self, loss: np.ndarray) -> np.ndarray:
+        """Returns the compute that reaches each loss `[resamples]`; infinite where it is not above E, or where the law
+        does not fall."""
+        above = loss - self.offset
+        reaches = (above > 0) & (self.exponent > 0)
+        with np.errstate(all="ignore"):
+            log_flops = (self.log_scale - np.log(np.where(reaches, above, 1.0))) / self.exponent
+            return np.where(reaches, np.exp(log_flops), np.inf)
+
+
+def fit_power_law(flops: np.ndarray, losses: np.ndarray) -> PowerLaw:
+    """Fits a law to each row of losses.
+
+    Args:
+        flops: `[budgets]`, at least LEAST_BUDGETS.
+        losses: `[resamples, budgets]`, positive.
+
+    Returns:
+        With an offset, the least squares of the loss under E >= 0: for each of EXPONENTS the best E and A are linear.
+        Without one, the least squares of the logarithm of the loss.
+    """
+    if len(flops) < FREE_OFFSET:
+        slope, level = np.polyfit(np.log(flops), np.log(losses).T, 1)
+        return PowerLaw(np.zeros_like(level), level, -slope)
+    center = np.log(flops).mean()
+    best = np.full(len(losses), np.inf)
+    found = np.zeros((3, len(losses)))
+    mean = losses.mean(1)
+    for exponent in EXPONENTS:
+        power = np.exp(-exponent * (np.log(flops) - center))
+        spread = power - power.mean()
+        scale = losses @ spread / (spread @ spread)
+        offset = mean - scale * power.mean()
+        through_zero = losses @ power / (power @ power)
+        scale = np.where(offset < 0, through_zero, scale)
+        offset = np.maximum(offset, 0.0)
+        # A loss that rises with compute has no falling law: a constant is then the nearest one.
+        rises = scale <= 0
+        offset, scale = np.where(rises, mean, offset), np.where(rises, 0.0, scale)
+        error = ((losses - offset[:, None] - scale[:, None] * power) ** 2).sum(1)
+        better = error < best
+        best = np.where(better, error, best)
+        with np.errstate(divide="ignore"):
+            log_scale = np.log(scale) + exponent * center
+        found = np.where(better, np.stack([offset, log_scale, np.where(rises, 0.0, exponent)]), found)
+    return PowerLaw(*found)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number, and the bounds of its 95 % interval; None without losses by document."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @staticmethod
+    def of(resamples: np.ndarray) -> "Interval":
+        """The first resample is all documents and seeds, once each; the others are drawn."""
+        if len(resamples) == 1:
+            return Interval(float(resamples[0]), None, None)
+        low, high = np.quantile(resamples[1:], LEVELS, method="inverted_cdf")  # interpolates no infinity
+        return Interval(float(resamples[0]), float(low), float(high))
+
+
+class Resampling:
+    """Bits per byte of runs under resamples of documents and seeds (Efron's bootstrap, seeded).
+
+    All runs have the same drawn documents, so that what they share cancels in differences. Each mean over seeds draws
+    its own seeds: the noise of two trainings is independent. The interval of few seeds is therefore too narrow by about
+    sqrt(1 - 1/seeds).
+    """
+
+    def __init__(self, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
+        """sizes: `[documents]`, bytes."""
+        self.sizes, self.resamples = sizes, resamples
+        self.generator = np.random.default_rng(seed)
+        documents = len(sizes)
+        counts = self.generator.multinomial(documents, np.full(documents, 1 / documents), resamples)
+        self.counts = np.concatenate([np.ones((1, documents)), counts])
+        self.bytes = self.counts @ sizes
+
+    def bits_per_byte(self, nats: np.ndarray) -> np.ndarray:
+        """Returns `[1 + resamples]`, of which the first is of all documents and seeds.
+
+        nats: `[seeds, documents]` of the runs of one setting.
+        """
+        bits = (self.counts @ nats.T) / self.bytes[:, None] / np.log(2)
+        seeds = len(nats)
+        drawn = self.generator.integers(seeds, size=(self.resamples, seeds))
+        drawn = np.concatenate([np.arange(seeds)[None], drawn])
+        return np.take_along_axis(bits, drawn, 1).mean(1)

@@ -1,0 +1,150 @@
+"""The report of a scaling sweep: its fits, the held-out budget, and what it lacks."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.reporting.content import gather
+from scripts.reporting.jobs import read_sweeps
+from scripts.reporting.markdown import write_markdown
+from scripts.reporting.page import write_page
+from scripts.reporting.scaling import Scaling, fit_sweep, limits, sentences, write_scaling_csv
+from scripts.reporting.scaling_law import fit_power_law
+from tests.scripts.reporting.sweeps import make_job, make_sweep, write_manifest
+
+BUDGETS = (1e12, 2e12, 4e12, 8e12)
+EXPONENTS = {"dense": 0.10, "window": 0.12}
+SIZES = {"64": 0.01, "128": 0.0, "256": 0.02}  # how much worse than the best
+DOCUMENTS, BYTES = 12, 1000
+
+
+def loss_of(pattern: str, flops: float) -> float:
+    return 2.0 * (flops / BUDGETS[0]) ** -EXPONENTS[pattern]
+
+
+def make_scaling(folder: Path, states: dict[tuple[str, str, float], str] | None = None, held_out: float = 0.0) -> Path:
+    """A sweep of laws without E. `held_out` is added to the loss at the largest budget."""
+    folder.mkdir()
+    entries = []
+    for pattern in EXPONENTS:
+        for size, worse in SIZES.items():
+            for flops in BUDGETS:
+                state = (states or {}).get((pattern, size, flops), "done")
+                entry = make_job(folder, f"{pattern} width={size} flops={flops:.6g}", 1, state)
+                entry |= {"flops": flops, "pattern": pattern}
+                entry["overrides"].append(f"model.width={size}")
+                entries.append(entry)
+                if state != "done":
+                    continue
+                chance = np.random.default_rng(hash_of(pattern, size, flops))
+                bits = loss_of(pattern, flops) + worse + (held_out if flops == BUDGETS[-1] else 0.0)
+                own = bits + np.linspace(-0.3, 0.3, DOCUMENTS) + chance.normal(0, 0.002, DOCUMENTS)
+                own += bits - own.mean()
+                edit(folder / entry["folder"] / "evaluation.json", own)
+                summary = folder / entry["folder"] / "summary.json"
+                summary.write_text(json.dumps(json.loads(summary.read_text()) | {"parameters": int(size) ** 2}))
+    write_manifest(folder, entries, match="flops", budget={"flops": list(BUDGETS)})
+    return folder
+
+
+def hash_of(pattern: str, size: str, flops: float) -> int:
+    return int(flops / 1e12) + 100 * int(size) + 100_000 * len(pattern)
+
+
+def edit(file: Path, bits: np.ndarray) -> None:
+    content = json.loads(file.read_text())
+    by_document = {"nats": (bits * BYTES * math.log(2)).tolist(), "bytes": [BYTES] * DOCUMENTS}
+    content["rows"][0] |= {"bits_per_byte": bits.mean(), "by_document": by_document, "documents_digest": "d"}
+    file.write_text(json.dumps(content))
+
+
+def fitted(folder: Path) -> Scaling:
+    return fit_sweep(*read_sweeps([folder]))
+
+
+def test_each_pattern_has_the_law_of_its_best_sizes(tmp_path):
+    scaling = fitted(make_scaling(tmp_path / "scaling"))
+    assert [fit.pattern for fit in scaling.fits] == ["dense", "window"] and not scaling.missing
+    for fit in scaling.fits:
+        assert [point.flops for point in fit.points] == list(BUDGETS[:-1])
+        assert [point.loss for point in fit.points] == pytest.approx([loss_of(fit.pattern, c) for c in BUDGETS[:-1]])
+        assert {point.parameters for point in fit.points} == {128**2}
+        assert fit.exponent.value == pytest.approx(EXPONENTS[fit.pattern], rel=1e-6)
+        assert fit.exponent.low < fit.exponent.value < fit.exponent.high
+        assert fit.predicted.value == pytest.approx(loss_of(fit.pattern, BUDGETS[-1]), rel=1e-6)
+        assert fit.inside
+    dense, window = scaling.fits
+    factor = (BUDGETS[2] / BUDGETS[0]) ** (EXPONENTS["window"] / EXPONENTS["dense"] - 1)
+    assert dense.multiplier is None and window.multiplier.value == pytest.approx(factor, rel=1e-5)
+    assert 1.0 < window.multiplier.low < factor < window.multiplier.high
+
+
+def test_the_largest_budget_changes_the_verdict_and_no_fit(tmp_path):
+    one, other = (fitted(make_scaling(tmp_path / name, held_out=more)) for name, more in (("one", 0.0), ("two", 0.1)))
+    for before, after in zip(one.fits, other.fits, strict=True):
+        same = ("points", "exponent", "predicted", "multiplier", "curve")
+        assert all(getattr(before, name) == getattr(after, name) for name in same)
+        assert before.inside and not after.inside
+        assert after.held_out.loss == pytest.approx(before.held_out.loss + 0.1)
+    assert "outside the interval" in sentences(other)[0] and "inside the interval" in sentences(one)[0]
+
+
+def test_fits_use_the_jobs_that_are_done_and_name_the_others(tmp_path):
+    states = {("window", "128", 1e12): "failed", ("dense", "128", 8e12): "running"}
+    scaling = fitted(make_scaling(tmp_path / "scaling", states))
+    told = " ".join(limits(scaling))
+    assert "window width=128 flops=1e+12, seed 1 (failed)" in told and "(running)" in told
+    window = scaling.fits[1]
+    assert window.points[0].loss == pytest.approx(loss_of("window", 1e12) + SIZES["64"])  # the next best size
+
+
+def test_a_pattern_with_one_budget_has_no_law(tmp_path):
+    states = {("window", size, flops): "failed" for size in SIZES for flops in BUDGETS[1:]}
+    scaling = fitted(make_scaling(tmp_path / "scaling", states))
+    assert [fit.pattern for fit in scaling.fits] == ["dense"]
+    assert any("No scaling law: window has results at 1 of the budgets" in line for line in limits(scaling))
+
+
+def test_jobs_evaluated_on_other_text_have_no_law(tmp_path):
+    folder = make_scaling(tmp_path / "scaling")
+    file = next(folder.glob("*/evaluation.json"))
+    file.write_text(file.read_text().replace('"documents_digest": "d"', '"documents_digest": "e"'))
+    scaling = fitted(folder)
+    assert not scaling.fits and any("different text" in line for line in limits(scaling))
+
+
+def test_the_report_has_the_numbers_of_the_fit_and_compares_the_largest_budget(tmp_path):
+    folder = make_scaling(tmp_path / "scaling")
+    content = gather([folder])
+    content = replace(content, figures={"scaling": content.figures["scaling"]})  # to draw no others
+    page, report = write_page(content, {}), write_markdown(content)
+    for fit in fitted(folder).fits:
+        for number in (fit.exponent.value, fit.exponent.low, fit.predicted.value, fit.held_out.loss):
+            assert f"{number:.4f}" in report and f"{number:.4f}" in page
+    assert [row.jobs[0].flops for row in content.rows] == [BUDGETS[-1]] * len(EXPONENTS) * len(SIZES)
+    window, dense = content.rows[len(SIZES)], content.rows[0]
+    assert window.against is dense  # of the same size
+    assert "one seed" in report and page.count("<svg") > 1
+    assert len(write_scaling_csv(content.scaling).splitlines()) == 1 + len(EXPONENTS) * len(BUDGETS)
+
+
+def test_a_report_of_another_sweep_has_no_scaling_law(tmp_path):
+    content = gather([make_sweep(tmp_path / "patterns", ["dense", "window"], [1])])
+    assert not content.scaling and "scaling" not in content.figures
+    assert "caling" not in write_markdown(content)
+
+
+def test_a_best_size_at_the_edge_of_the_sizes_is_a_caution(tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "256", -0.02)
+    told = limits(fitted(make_scaling(tmp_path / "scaling")))
+    assert any("smallest or the largest one for dense at 1e+12" in line for line in told)
+
+
+def test_four_fitted_budgets_have_an_offset():
+    flops = np.array([*BUDGETS, 16e12])
+    law = fit_power_law(flops, (1.0 + 0.5 * (flops / flops[0]) ** -0.5)[None])
+    assert law.offset[0] == pytest.approx(1.0, abs=0.01)
