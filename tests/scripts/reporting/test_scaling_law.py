@@ -1,4 +1,4 @@
-"""The law of loss and compute: known parameters are found, and its intervals contain the truth as often as they claim."""
+"""The law of loss and compute: it finds known parameters, and intervals contain the truth as often as they claim."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_a_law_with_an_offset_is_found_from_exact_points(offset, exponent):
 
 
 def test_a_law_with_an_offset_is_found_from_noisy_points():
-    """A line in log-log axes has an exponent of 0.11 here."""
+    """A line in log-log axes has an exponent of 0.09 here."""
     noise = np.random.default_rng(1).normal(0, 5e-4, (50, len(FLOPS)))
     law = fit_power_law(FLOPS, losses_of(FLOPS, 0.9, 0.3) + noise)
     assert np.median(law.exponent) == pytest.approx(0.3, abs=0.02)

@@ -14,7 +14,7 @@ from scripts.sweeping.locks import changing, changing_job, is_running, lock
 JOB = {
     "hash": "0123456789ab", "label": "window width=256", "overrides": ["attention=window", "seed=1"], "seed": 1,
     "baseline": False, "folder": "0123456789ab", "command": "python train.py attention=window seed=1",
-    "role": "pattern", "first_stage": None, "state": "done",
+    "role": "pattern", "first_stage": None, "flops": None, "pattern": None, "state": "done",
     "started": "2026-01-31T12:00:00+00:00", "ended": "2026-01-31T12:01:00+00:00", "seconds": 60.0, "exit_reason": None,
     "traceback": None, "host": None,
 }  # fmt: skip

@@ -71,7 +71,7 @@ def test_labels_name_pattern_size_and_budget_and_more_budgets_continue_the_sweep
         ([LIST, "sweep.match=tokens"], r"^sweep\.flops=\[.*must be null with sweep\.match=tokens"),
         (
             [LIST, "data.packing=whole,contiguous"],
-            r"^data\.packing=whole,contiguous: must be one value with several budgets",
+            r"^data\.packing=whole,contiguous: must be one value with",
         ),
         (
             [LIST, "sweep.first_stage={sequence_length:32,tokens:999,learning_rate:null}"],
