@@ -59,3 +59,13 @@ def test_a_protein_is_one_line_or_is_skipped(genomes, tmp_path):
     bad = BadDocuments("skip", str(genomes))
     documents = by_name(genome().load(str(genomes), tmp_path / "arrow2", bad))
     assert bad.count == 1 and documents["train/c.fa:1"] == "GG"
+
+
+@pytest.mark.parametrize("text", ["ACGT\n", "ACNGT", "acgt"])
+def test_a_text_that_is_no_fasta_file_has_the_four_letters_alone(genomes, tmp_path, text):
+    source = Genome((".fa", ".fna", ".txt"), "name", True)
+    (genomes / "train" / "c.txt").write_text("GGAC")
+    assert by_name(source.load(str(genomes), tmp_path / "arrow", STRICT))["train/c.txt:reverse"] == "GTCC"
+    (genomes / "train" / "c.txt").write_text(text)
+    with pytest.raises(CorpusError, match=r"^data\.source\.extensions=\[.*\.txt'\]: must be .* train/c\.txt has '"):
+        source.load(str(genomes), tmp_path / "again", STRICT)
