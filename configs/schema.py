@@ -354,7 +354,7 @@ class Sweep(Settings):
     match: Literal["tokens", "time", "flops"] | None
     tokens: Positive | None
     seconds: Positive | None
-    flops: Positive | Annotated[list[Positive], Field(min_length=1)] | None
+    flops: Positive | Annotated[list[Positive], Field(min_length=3)] | None
     retry_failed: bool
     isolate: bool
     first_stage: FirstStage | None

@@ -160,9 +160,13 @@ def _alternatives(node: Schema, definitions: Mapping[str, Schema]) -> list[str]:
 
 
 def _list(node: Schema, definitions: Mapping[str, Schema]) -> str:
-    size = f" of {node['minItems']}" if "prefixItems" in node else " of at least one" if node.get("minItems") else ""
+    size = f" of {node['minItems']}" if "prefixItems" in node else _least(node.get("minItems", 0))
     items = node["prefixItems"][0] if "prefixItems" in node else node.get("items", {})
     return f"a list{size}, each {_either(_alternatives(items, definitions))}"
+
+
+def _least(count: int) -> str:
+    return "" if not count else " of at least one" if count == 1 else f" of at least {count}"
 
 
 def _bounds(node: Schema) -> str:

@@ -75,10 +75,8 @@ class Settings:
 
     def _check_budgets(self, given: Collection[str]) -> None:
         where = f"sweep.flops=[{','.join(map(as_override, self.budgets))}]"
-        if len(set(self.budgets)) < max(3, len(self.budgets)):
-            raise ConfigError(
-                f"{where}: must be one budget, or at least 3 different ones, since the largest is held out of the fit"
-            )
+        if len(set(self.budgets)) < len(self.budgets):
+            raise ConfigError(f"{where}: must be different budgets")
         for key, value in (("first_stage", self.first_stage), ("search", self.search)):
             if value is not None:
                 raise ConfigError(f"{where}: must be one budget with sweep.{key}")
