@@ -276,9 +276,11 @@ def sentences(scaling: Scaling) -> list[str]:
         result.append(f"{told}.")
     for fit in scaling.fits:
         if fit.multiplier is not None:
+            wrong = any(each.inside is False for each in scaling.fits if each is fit or each.baseline)
+            doubt = ", of which at least one misses the largest budget" if wrong else ""
             result.append(
                 f"For the loss of {fit.pattern} at {fit.points[-1].flops:.3g} FLOPs, dense needs "
-                f"{_times(fit.multiplier)} times as many FLOPs, by both laws."
+                f"{_times(fit.multiplier)} times as many FLOPs, by both laws{doubt}."
             )
     return result
 

@@ -91,6 +91,7 @@ def test_the_largest_budget_changes_the_verdict_and_no_fit(tmp_path):
         assert before.inside and not after.inside
         assert after.held_out.loss == pytest.approx(before.held_out.loss + 0.1)
     assert "outside the interval" in sentences(other)[0] and "inside the interval" in sentences(one)[0]
+    assert "misses the largest budget" in sentences(other)[-1] and "misses" not in sentences(one)[-1]
 
 
 def test_fits_use_the_jobs_that_are_done_and_name_the_others(tmp_path):
