@@ -50,10 +50,10 @@ def test_labels_name_pattern_size_and_budget_and_more_budgets_continue_the_sweep
     manifest = read_manifest(tmp_path / "patterns")
     assert manifest.budget == {"flops": [1e9, 4e9, 2e9]}
     assert [(job.pattern, job.label) for job in manifest.jobs[:4]] == [
-        ("dense", "dense width=32 flops=1000000000"),
-        ("dense", "dense width=32 flops=2000000000"),
-        ("dense", "dense width=32 flops=4000000000"),
-        ("dense", "dense width=64 flops=1000000000"),
+        ("dense", "dense width=32 flops=1e+09"),
+        ("dense", "dense width=32 flops=2e+09"),
+        ("dense", "dense width=32 flops=4e+09"),
+        ("dense", "dense width=64 flops=1e+09"),
     ]
     (sweep,) = read_sweeps([tmp_path / "patterns"])
     assert len({job.context for job in sweep.jobs}) == 6  # compared only at the same size and budget
