@@ -206,6 +206,7 @@ NEEDED = {
     "data=books": ["data.path=docs", "data.source.extensions=[.md]"],
     "data=hub": ["data.path=kernels"],
     "data=tokens": ["data.path=docs", "data.source.extensions=[.md]", "data/tokenizer=bytes"],
+    "data/tokenizer=token_ids": ["data.tokenizer.vocabulary=257", "data.tokenizer.bos=256"],
     **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},
     "evaluate": ["checkpoint=x"],
     "generate": ["checkpoint=x"],
