@@ -62,7 +62,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.runs import start_from
     from configs.tokenizer import as_resumed
     from model.decoding import decoding_cost
-    from model.precision import SHARDED, describe_device
+    from model.precision import OF_THE_MODEL, SHARDED, describe_device
     from model.training.checkpoints import CheckpointFile, load_weights
     from model.training.fit import fit
     from model.training.module import LanguageModel
@@ -106,6 +106,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     model = build_model(config, data.vocabulary, checked.plan)
     if config["init_from"] and not resumes:
         start_from(config["init_from"], model, data.tokenizer)
+    model.train_in_fp8(config["trainer"]["fp8"])
     if config["trainer"]["compile"]:
         model.compile_layers(phases=max(1, len(checked.phases)))
 
@@ -136,7 +137,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         log.info(f"corpus {data.corpus.fingerprint}, {tokens:,} tokens to train on{weighted}")
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
-        trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
+        trainer = {key: value for key, value in config["trainer"].items() if key not in OF_THE_MODEL}
         if checkpoint and not (resumed and resumed.path.absolute() == checkpoint.absolute()):
             resumed = CheckpointFile(checkpoint)  # saved by a process that held the folder until now
         resume = resumed if checkpoint else None

@@ -15,6 +15,7 @@ from kernels.shapes import BLOCK_SIZES
 from model.config import ROPE_SCALINGS
 from model.evaluation.layer_schedules import MEASURES
 from model.evaluation.protocol import NAMES as PROTOCOLS
+from model.precision import FP8
 from model.training.failures import ON_NAN
 
 BACKEND_NAMES = ("auto", *BACKENDS)
@@ -159,6 +160,7 @@ class Trainer(Settings):
     on_nan: Literal[ON_NAN]
     max_skipped_steps: CountOrZero
     compile: bool
+    fp8: Literal[False] | Literal[FP8]
     profile: Count | None
 
 

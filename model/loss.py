@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels import fp8
 from kernels.cross_entropy import IGNORE, cross_entropy_
 from kernels.shapes import is_concrete
 
@@ -15,25 +16,29 @@ TILE = 256
 """Tokens of which a chunk on a GPU is a multiple: the tiles of matrix products are full."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, in_fp8: bool = False
+) -> tuple[Tensor, Tensor]:
     """Next-token losses of `hidden @ weight.T`.
 
     hidden `[tokens, width]`, weight `[vocabulary, width]`, targets int64 `[tokens]` (IGNORE: not scored). z_loss:
     weight of the penalty on the square of the log-sum-exp of a token's logits. Returns (total, per_token) in nats and
     float32: the sum over scored tokens of losses and penalties, with gradients to hidden and weight, and each token's
     loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and sums in
-    float32.
+    float32. in_fp8: the logits are products of e4m3 numbers (kernels/fp8.py); the products of their gradient are not.
     """
     if not torch.is_grad_enabled():  # an autograd.Function is asked for gradients even under no_grad
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, in_fp8)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are taken while a chunk's logits are at hand, so the logits are neither kept nor computed twice."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, in_fp8: bool
+    ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
@@ -44,9 +49,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=accumulate) if train_weight else None
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
+            quantized = fp8.quantize(weight) if in_fp8 else None
             for part in token_chunks(len(targets), weight.shape[0], device):
                 states = hidden[part].to(dtype)
-                losses = cross_entropy_(states @ matrix.T, targets[part], z_loss, train_hidden or train_weight)
+                if quantized is None:
+                    logits = states @ matrix.T
+                else:
+                    logits = fp8.product(fp8.quantize(states), quantized, dtype, fast=True)
+                losses = cross_entropy_(logits, targets[part], z_loss, train_hidden or train_weight)
                 per_token[part] = losses.per_token
                 if losses.penalty is not None:
                     penalty += losses.penalty.sum()
@@ -61,13 +71,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total + penalty if z_loss else total, per_token
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor, _) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx, grad_total: Tensor, _) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -12,6 +12,11 @@ DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """The dtype of autocast by precision; no autocast for every other precision."""
 
+FP8 = ("mlp", "mlp_and_head")
+"""The products that `trainer.fp8` computes in 8 bits; false for none."""
+
+OF_THE_MODEL = ("compile", "fp8")
+"""Keys of a `trainer` group that change how the model computes. They are no arguments of fit()."""
 
 SHARDED = "fsdp2"
 """The `trainer.strategy` that shards the model over the devices (training/strategies.py)."""
@@ -36,9 +41,11 @@ def devices_of(trainer: Mapping[str, Any]) -> int:
 
 def describe_device(trainer: Mapping[str, Any]) -> str:
     """The device, precision and compilation that the settings of a trainer choose, in words."""
+    in_fp8 = f"fp8 in {trainer['fp8'].replace('_', ' ')}" if trainer["fp8"] else None
     device = device_of(trainer["accelerator"])
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    return ", ".join([name, trainer["precision"], *(["compiled"] if trainer["compile"] else [])])
+    compiled = "compiled" if trainer["compile"] else None
+    return ", ".join(filter(None, [name, trainer["precision"], in_fp8, compiled]))
 
 
 def autocast(model: nn.Module, precision: str) -> torch.autocast:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from kernels import Axis
+from kernels import Axis, fp8
 from kernels.dispatch import load_backends
 from kernels.layout.block_layout import any_overflow
 from kernels.layout.cost import TRAINING_FLOPS, AttentionCost
@@ -40,6 +40,7 @@ from model.config import AttentionPlan, ModelConfig
 from model.loss import linear_cross_entropy
 from model.norm import RMSNorm
 from model.parallel.context import Context
+from model.precision import FP8
 from model.projection import joined_product
 from model.rope import RotaryEmbedding
 
@@ -86,8 +87,12 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+        self.trains_in_fp8 = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.trains_in_fp8 and self.training:
+            joined = joined_product(x, self.gate_proj, self.up_proj, linear=fp8.linear)
+            return fp8.linear(swiglu(joined), self.down_proj.weight)
         if torch.compiler.is_compiling():
             return self.down_proj(swiglu(joined_product(x, self.gate_proj, self.up_proj)))
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -158,7 +163,7 @@ class Transformer(nn.Module):
         different = {rope: RotaryEmbedding(config, rope) for rope in dict.fromkeys(ropes)}
         self.rotaries = nn.ModuleList(different[rope] for rope in ropes)
         """The rotary embeddings of each layer; those with the same settings are one module."""
-        self.compiled = False
+        self.compiled = self.head_trains_in_fp8 = False
         self._diagnostics: list[dict[str, Tensor]] = []  # of each layer, in the latest call
         self.initialize()
         if config.tie_embeddings:
@@ -251,6 +256,13 @@ class Transformer(nn.Module):
         for layer in self.layers:
             layer.compile_in_training()
 
+    def train_in_fp8(self, products: str | bool) -> None:
+        """Computes products of the training step in 8 bits: "mlp" for those of SwiGLU, "mlp_and_head" for the logits
+        too, False for none. Parameters stay as they are, and so do evaluation and decoding."""
+        for layer in self.layers:
+            layer.mlp.trains_in_fp8 = products in FP8
+        self.head_trains_in_fp8 = products == "mlp_and_head"
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden `[..., width]` -> `[..., vocabulary]`."""
         return self.lm_head(hidden)
@@ -259,7 +271,10 @@ class Transformer(nn.Module):
         """Next-token loss of tokens, targets and position, int64 `[batch, length]`; targets of -100 are not scored."""
         hidden, losses = self._run(tokens, position, layouts)
         penalty = self.config.z_loss if self.training else 0.0
-        total, per_token = linear_cross_entropy(hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), penalty)
+        in_fp8 = self.head_trains_in_fp8 and self.training
+        total, per_token = linear_cross_entropy(
+            hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), penalty, in_fp8
+        )
         auxiliary = sum(losses) if losses else None
         return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)
 

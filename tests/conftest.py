@@ -97,3 +97,9 @@ def no_class_is_trusted() -> Iterator[None]:
         if variable.name == "trusted":
             variable.set(frozenset())
     yield
+
+
+@pytest.fixture
+def fp8_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU computes products in fp8, which no config can choose."""
+    monkeypatch.setattr("kernels.fp8.EMULATE", True)

@@ -117,6 +117,7 @@ class FakeStep:
             plan = dataclasses.replace(model.plan, schedule=schedule)
             with _default_dtype(DTYPES.get(config["trainer"]["precision"], torch.float32)):
                 self.model = Transformer(dataclasses.replace(model.config, layers=len(layers)), plan).train()
+        self.model.train_in_fp8(trainer["fp8"])
         # The layouts are those of the stage in which all parameters train.
         self.model.set_step(self.model.indexers_alone)
         originals = [model.embed_tokens, *(model.layers[layer] for layer in layers), model.norm, model.lm_head]

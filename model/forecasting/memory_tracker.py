@@ -23,7 +23,8 @@ HEAP_BLOCK = 32 << 20
 """CPU tensors of at least this many bytes get their own memory mapping; smaller ones share C's heap. (glibc raises its
 threshold as larger blocks are freed, up to this value.)"""
 
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default)
+aten = torch.ops.aten
+PRODUCTS = (aten.mm.default, aten.bmm.default, aten.addmm.default, aten._scaled_mm.default)
 
 Workspace = Callable[[torch._ops.OpOverload, tuple], int]
 """(operator, its arguments) -> bytes that the operator allocates while it runs, besides its results."""

@@ -83,18 +83,20 @@ def train_steps(config: dict[str, Any], steps: int = STEPS, log_every: int = 1) 
     import torch
 
     from configs.build import build_data, build_model
+    from model.precision import OF_THE_MODEL
     from model.training.fit import fit
     from model.training.module import LanguageModel
     from model.training.run_folder import RunFolder
 
     data = build_data(config["data"])
     data.setup()
-    trainer = {key: value for key, value in config["trainer"].items() if key != "compile"}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in OF_THE_MODEL}
     trainer |= {"max_steps": steps, "validate_every": None, "save_every": None, "log_every": log_every}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config["seed"])
         model = build_model(config, data.vocabulary)
+        model.train_in_fp8(config["trainer"]["fp8"])
         if config["trainer"]["compile"]:
             model.compile_layers()
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)

@@ -4,8 +4,8 @@ Precision, compilation, optimizer and gradient clipping come from the config. Ea
 of its own, and builds their layouts. Patterns and lengths are measured in turn, round after round, so that a machine
 whose speed drifts treats all alike; the median of the rounds is reported.
 
-`mfu` is the share of the fastest matrix product that this device was measured to reach in the same run. Its FLOPs, and
-`density_pairs`, are means over the steps of a measurement.
+`mfu` is the share of the fastest matrix product that this device was measured to reach in the same run, in bf16 with
+`trainer.fp8` too. Its FLOPs, and `density_pairs`, are means over the steps of a measurement.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backends", nargs="+", default=[None], help="values of attention.backend, in turn; the config's without it"
     )
+    parser.add_argument("--fp8", nargs="+", default=[None], help="values of trainer.fp8, in turn, likewise")
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a step: shorter sequences are batched")
     parser.add_argument("--documents", type=int, help="mean length of packed documents; without it one a sequence")
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if min(arguments.lengths) < 1:
         raise SystemExit(f"error: --lengths {min(arguments.lengths)}: must be at least 1 token")
-    kinds = itertools.product(arguments.attention, arguments.lengths, arguments.backends)
+    kinds = itertools.product(arguments.attention, arguments.lengths, arguments.backends, arguments.fp8)
     steps = {kind: TrainingStep(*kind, arguments) for kind in kinds}
     first = {key: step.seconds(1) for key, step in steps.items()}  # compiles, and allocates memory
     for step in steps.values():
@@ -61,12 +62,13 @@ def run(arguments: argparse.Namespace) -> None:
     ceiling = matrix_product_rate(device, next(iter(steps.values())).dtype)
     rows = []
     for kind, times in seconds.items():
-        (attention, length, backend), step, median = kind, steps[kind], statistics.median(times)
+        (attention, length, backend, fp8), step, median = kind, steps[kind], statistics.median(times)
         density, flops = step.density_and_flops()
         rows.append(
             {
                 "attention": attention,
                 **({"backend": backend} if backend else {}),
+                **({"fp8": fp8} if fp8 else {}),
                 "length": length,
                 "density_pairs": round(density, 4),
                 "tokens_per_second": round(step.tokens / median),
@@ -83,17 +85,23 @@ def run(arguments: argparse.Namespace) -> None:
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
     if arguments.profile:
-        for (attention, length, backend), step in steps.items():
-            print(f"\n{attention}{f', {backend}' if backend else ''}, {length:,} tokens\n{step.profile()}")
+        for (attention, length, backend, fp8), step in steps.items():
+            kind = ", ".join(filter(None, [attention, backend, fp8 and f"fp8={fp8}", f"{length:,} tokens"]))
+            print(f"\n{kind}\n{step.profile()}")
 
 
 class TrainingStep:
     """The training step of one config on random tokens, whose documents differ from step to step."""
 
-    def __init__(self, attention: str, length: int, backend: str | None, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self, attention: str, length: int, backend: str | None, fp8: str | None, arguments: argparse.Namespace
+    ) -> None:
         import torch
 
         from configs.build import build_model
+        from configs.checks import check_types
+        from configs.errors import ConfigError
+        from configs.fp8 import check_fp8
         from model.precision import AUTOCAST, device_of
         from model.training.freezing import freeze_parameters
         from model.training.optimizer import build_optimizer
@@ -101,11 +109,17 @@ class TrainingStep:
 
         overrides = [f"attention={attention}", f"model={arguments.model}", *arguments.overrides]
         overrides += [f"attention.backend={backend}"] if backend else []
+        overrides += [f"trainer.fp8={fp8}"] if fp8 else []
         self.config = config = composed(*overrides)
+        try:
+            check_fp8(check_types(config))
+        except ConfigError as error:
+            raise SystemExit(f"error: {error}") from None
         self.device = device_of(config["trainer"]["accelerator"])
         self.dtype = AUTOCAST.get(config["trainer"]["precision"], torch.float32)
         torch.manual_seed(0)
         self.model = build_model(config, config["data"]["tokenizer"]["vocabulary"]).to(self.device).train()
+        self.model.train_in_fp8(config["trainer"]["fp8"])
         if config["trainer"]["compile"]:
             self.model.compile_layers()
         freeze_parameters(self.model, config["optimizer"]["freeze"])

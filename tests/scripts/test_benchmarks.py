@@ -45,7 +45,7 @@ def test_data_measures_each_loader_beside_a_memory_map(tmp_path, capsys):
 def test_training_counts_the_pairs_of_every_batch_that_it_measures():
     overrides = ["trainer=cpu", "model.layers=1", "attention.block=32"]
     arguments = argparse.Namespace(model="nano", tokens=128, documents=50, steps=3, overrides=overrides)
-    step = TrainingStep("dense", 128, None, arguments)
+    step = TrainingStep("dense", 128, None, None, arguments)
     causal = torch.ones(128, 128, dtype=torch.bool).tril()
     densities = [
         float(((document[:, :, None] == document[:, None]) & causal).sum() / causal.sum())

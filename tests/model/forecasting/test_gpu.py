@@ -29,9 +29,11 @@ def settings(books, outputs):
     return [*files, *data, "model=tiny", "trainer=gpu", "trainer.compile=false"]
 
 
-@pytest.mark.parametrize("attention", ["window", "routed"])
-def test_the_forecast_is_within_a_tenth_of_the_allocators_peak(books, tmp_path, attention):
-    overrides = (*settings(books, tmp_path), f"attention={attention}")
+@pytest.mark.parametrize(
+    "chosen", [("attention=window",), ("attention=routed",), ("trainer.compile=true", "trainer.fp8=mlp_and_head")]
+)
+def test_the_forecast_is_within_a_tenth_of_the_allocators_peak(books, tmp_path, chosen):
+    overrides = (*settings(books, tmp_path), *chosen)
     result = run("scripts/benchmark.py", "memory", "--one", "--overrides", *overrides, CUDA_VISIBLE_DEVICES="0")
     row = json.loads(result.stdout.splitlines()[-1])
     assert row["measured_mb"] > 500, "too small a run to say anything"

@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.build import build_model
+from kernels import fp8
 from model.forecasting.memory_estimate import (
     COPIES,
     GATHERED,
@@ -47,6 +48,17 @@ def test_activations_of_a_layer_are_what_autograd_saves(composed, choice, precis
     """Byte by byte: what the layers of a real model keep for the backward pass, and what the tracker says they do."""
     config, model, batch, layouts = model_and_layouts(composed, choice, f"trainer.precision={precision}")
     saved = saved_bytes(model, batch["tokens"], batch["position"], layouts, precision)
+    fake_step = FakeStep(model, layouts, [0], BATCH, LENGTH, config, CPU)
+    fake_step.run()
+    assert kept_by_layers(fake_step) == saved
+
+
+def test_activations_in_fp8_are_what_autograd_saves(composed, fp8_on_cpu):
+    """The operands in bf16, of which the backward pass makes its own: as many bytes as without fp8."""
+    config, model, batch, layouts = model_and_layouts(composed, "window", "trainer.precision=bf16-mixed")
+    model.train_in_fp8("mlp_and_head")
+    config["trainer"]["fp8"] = "mlp_and_head"
+    saved = saved_bytes(model, batch["tokens"], batch["position"], layouts, "bf16-mixed")
     fake_step = FakeStep(model, layouts, [0], BATCH, LENGTH, config, CPU)
     fake_step.run()
     assert kept_by_layers(fake_step) == saved
@@ -134,6 +146,16 @@ def test_compiled_layers_keep_less_and_nothing_of_the_tracing(composed):
     assert 0.4 * activations(eager) < activations(fused) < 0.8 * activations(eager)
 
 
+def test_compiled_layers_in_fp8_keep_no_more_than_in_bf16(composed, fp8_on_cpu):
+    config, model, _, layouts = model_and_layouts(composed, "window", "trainer.precision=bf16-mixed")
+    settings = [config["trainer"] | {"compile": True, "fp8": fp8} for fp8 in (False, "mlp")]
+    steps = [FakeStep(model, layouts, [0], BATCH, LENGTH, config | {"trainer": each}, CPU) for each in settings]
+    for step in steps:
+        step.run()
+    in_bf16, in_fp8 = map(kept_by_layers, steps)
+    assert 0.7 * in_bf16 < in_fp8 <= in_bf16
+
+
 def test_the_tracker_books_and_strikes_out():
     tracker = MemoryTracker(64, lambda operator, arguments: 0)
     with FakeTensorMode(), tracker, tracker.labelled("kept"):
@@ -147,6 +169,16 @@ def test_the_tracker_books_and_strikes_out():
         del view
     assert tracker.held == {"kept": 448, "passing": 0} and tracker.total == 448
     assert tracker.peak[""] == 896 and tracker.peak_by_label[""] == {"kept": 448, "passing": 448}
+
+
+def test_the_tracker_books_operands_and_result_of_a_product_in_fp8(fp8_on_cpu):
+    tracker = MemoryTracker(64, lambda operator, arguments: 0)
+    with FakeTensorMode(), tracker, tracker.labelled("kept"):
+        left, right = torch.empty(32, 64), torch.empty(48, 64)
+        with tracker.fused_kernels():
+            quantized = fp8.quantize(left), fp8.quantize(right)
+            result = fp8.product(*quantized, torch.bfloat16, fast=True)
+    assert tracker.held["kept"] == (32 + 48) * 64 * 4 + (32 + 48) * (64 + 4) + result.nbytes
 
 
 def test_the_tracker_knows_what_shares_a_heap():

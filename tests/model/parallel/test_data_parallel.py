@@ -13,6 +13,7 @@ from train import train
 SETTINGS: dict[str, dict] = {
     **{family: dict(family=family) for family in training.PATTERNS},
     "float32": dict(dtype=torch.float32),
+    "fp8": dict(dtype=torch.float32, in_fp8="mlp_and_head"),
     "compiled": dict(compile=True, family="routed"),
     "adamw": dict(optimizer="adamw", sizes=dict(tie_embeddings=False, sink_logits=True)),
     "frozen": dict(family="routed", freeze=["embed_tokens.*", "layers.0.*", "!layers.0.mlp.*"]),
@@ -28,7 +29,7 @@ def alone(tmp_path_factory):
 
 
 CASES = [(2, strategy, name) for strategy in ("ddp", "fsdp2") for name in SETTINGS]
-CASES = [case for case in CASES if case[1] == "fsdp2" or case[2] not in ("hierarchical", "float32", "adamw")]
+CASES = [case for case in CASES if case[1] == "fsdp2" or case[2] not in ("hierarchical", "float32", "fp8", "adamw")]
 CASES += [(4, "ddp", "accumulate"), (4, "fsdp2", "native_sparse")]
 """FSDP2 shards parameters and the optimizer's state, which are of each setting's kind; DDP averages gradients alone."""
 
@@ -50,7 +51,8 @@ def test_losses_and_gradient_norms_are_those_of_one_process(alone, together, ran
     expected = torch.tensor(alone[name], dtype=torch.float64)
     assert len(expected) >= 4 and expected.isfinite().sum() >= 7
     found = torch.tensor(together[ranks, strategy, name], dtype=torch.float64)
-    tolerance = 1e-6 if name == "float32" else 1e-9
+    # In fp8, what differs by float32's rounding may be rounded to neighbours, which are 1/8 apart.
+    tolerance = {"float32": 1e-6, "fp8": 1e-3}.get(name, 1e-9)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
 
 

@@ -122,6 +122,7 @@ def train(
     resume: bool = False,
     compile: bool = False,
     dtype: torch.dtype = torch.float64,
+    in_fp8: str | bool = False,
     **changes: Any,
 ) -> list[list[float]]:
     """Trains on all ranks of the default process group, or in this process alone, in the run folder `path`.
@@ -138,6 +139,7 @@ def train(
         indexer = replace(INDEXER, indexer_warmup=indexer_alone, indexer_warmup_alone=indexer_alone > 0)
         attention = plan(PATTERNS[family], indexer=indexer)
         model = Transformer(config(vocabulary=VOCABULARY, **(sizes or {})), attention)
+    model.train_in_fp8(in_fp8)
     if compile:
         # Layouts of fixed sizes, as on a GPU; and no compiler behind the tracing, which takes minutes on a CPU.
         model.build_layouts = lambda document, length, context=None: build_layouts(
@@ -152,7 +154,7 @@ def train(
     if not resume and rank_zero_only.rank == 0:
         folder = RunFolder.create(path, {"name": "tiny"})
     settings = TRAINER | dict(devices=ranks, strategy=strategy) | changes
-    with computing_in(dtype):
+    with computing_in(dtype), mock.patch("kernels.fp8.EMULATE", True):
         fit(
             module,
             Data(),
