@@ -23,7 +23,7 @@ SMALLEST_ROW = 2.0**-100
 """Rows whose numbers are all smaller share one scale, so that scales stay finite in float32."""
 
 EMULATE = False
-"""Whether products may run on a CPU, where they are slow and exact. Tests set it."""
+"""Whether a CPU computes the products, in float32 from the same 8-bit numbers. Tests set it."""
 
 MULTIPLE = 16
 """Both sides of a weight must be multiples of this."""
@@ -56,7 +56,11 @@ def product(left: Quantized, right: Quantized, dtype: torch.dtype, fast: bool) -
 
     Raises ValueError on a CPU, unless EMULATE is set.
     """
-    require(left.values.is_cuda or EMULATE, f"products in fp8 on {left.values.device}: must be on a GPU")
+    on_gpu = left.values.is_cuda
+    require(on_gpu or EMULATE, f"products in fp8 on {left.values.device}: must be on a GPU")
+    if not on_gpu:  # PyTorch 2.11 has no such product on a CPU, and drops gradients where `.to` returns its argument
+        exact = left.values.float() @ right.values.float().t() * left.scale * right.scale.t()
+        return exact.to(dtype, copy=True)
     return torch._scaled_mm(
         left.values, right.values.t(), left.scale, right.scale.t(), out_dtype=dtype, use_fast_accum=fast
     )

@@ -30,7 +30,9 @@ def settings(books, outputs):
 
 
 @pytest.mark.parametrize(
-    "chosen", [("attention=window",), ("attention=routed",), ("trainer.compile=true", "trainer.fp8=mlp_and_head")]
+    "chosen",
+    [("attention=window",), ("attention=routed",), ("trainer.compile=true", "trainer.fp8=mlp_and_head")],
+    ids=" ".join,
 )
 def test_the_forecast_is_within_a_tenth_of_the_allocators_peak(books, tmp_path, chosen):
     overrides = (*settings(books, tmp_path), *chosen)

@@ -171,10 +171,10 @@ def test_the_tracker_books_and_strikes_out():
     assert tracker.peak[""] == 896 and tracker.peak_by_label[""] == {"kept": 448, "passing": 448}
 
 
-def test_the_tracker_books_operands_and_result_of_a_product_in_fp8(fp8_on_cpu):
+def test_the_tracker_books_operands_and_result_of_a_product_in_fp8():
     tracker = MemoryTracker(64, lambda operator, arguments: 0)
     with FakeTensorMode(), tracker, tracker.labelled("kept"):
-        left, right = torch.empty(32, 64), torch.empty(48, 64)
+        left, right = torch.empty(32, 64, device="cuda"), torch.empty(48, 64, device="cuda")
         with tracker.fused_kernels():
             quantized = fp8.quantize(left), fp8.quantize(right)
             result = fp8.product(*quantized, torch.bfloat16, fast=True)
