@@ -83,6 +83,58 @@ def hierarchical_time() -> str:
     )
 
 
+def extension_table(sweep: str, timed: bool = False) -> str:
+    """Returns quality and cost of every pattern in a sweep with a first stage and a control, best first.
+
+    timed: whether the jobs had the GPU for themselves, so that their step times compare.
+    """
+    rows = report_rows(sweep)
+    attention = float(rows["dense"]["attention_flops_per_token"])
+    number = lambda row, key: float(row[key] or "nan")  # noqa: E731
+    cells = []
+    for row in sorted(rows.values(), key=lambda row: number(row, "bits_per_byte")):
+        quality, high = number(row, "bits_per_byte"), number(row, "bits_per_byte_high")
+        spread = f" ± {high - quality:.4f}" if len(row["seeds"].split()) > 1 else ""
+        low, high = number(row, "control_low"), number(row, "control_high")
+        difference = f"{number(row, 'difference_from_control'):+.4f} [{low:+.4f}, {high:+.4f}]"
+        cells.append(
+            {
+                "pattern": row["label"],
+                "bits per byte": f"{quality:.4f}{spread}",
+                "beside the control": "-" if row["label"].startswith("control") else difference,
+                "attention FLOPs / dense": f"{number(row, 'attention_flops_per_token') / attention:.2f}",
+            }
+            | ({"step time (ms)": f"{1e3 * number(row, 'step_seconds'):.0f}"} if timed else {})
+        )
+    return markdown(cells)
+
+
+def by_position(sweep: str, positions: Sequence[int]) -> str:
+    """Returns the loss (nats per token) of each pattern of a sweep by the position of a token in its document; each
+    column begins at one of `positions`."""
+    rows = []
+    for job in read(f"{sweep}/manifest.json")["jobs"]:
+        if job["role"] == "first stage":
+            continue
+        (row,) = read(f"{sweep}/{job['folder']}/evaluation.json")["rows"]
+        cells = {each["start"]: each for each in row["by_position"]}
+        columns = {f"{n:,} to {cells[n]['stop']:,}": f"{cells[n]['loss']:.3f}" for n in positions}
+        rows.append({"pattern": job["label"]} | columns)
+    return markdown(rows)
+
+
+def recall_losses(sweep: str) -> str:
+    """Returns the last validation losses of each run of a sweep on a mixture of books and recall tasks."""
+    rows = []
+    for job in read(f"{sweep}/manifest.json")["jobs"]:
+        with (RESULTS / sweep / job["folder"] / "metrics.csv").open() as file:
+            last = [row for row in csv.DictReader(file) if row["validation/loss_recall"]][-1]
+        answers, text = float(last["validation/loss_recall"]), float(last["validation/bits_per_byte_books"])
+        cells = {"answers (nats per token)": f"{answers:.2f}", "novels (bits per byte)": f"{text:.3f}"}
+        rows.append({"run": job["label"]} | cells)
+    return markdown(rows)
+
+
 def sweep_table(sweep: str) -> str:
     """Returns quality and cost of every pattern in a sweep's report, best first."""
     rows = sorted(report_rows(sweep).values(), key=lambda row: float(row["bits_per_byte"]))

@@ -7,6 +7,7 @@ added document moves no other document to another split.
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -135,9 +136,15 @@ def with_test_split(splits: dict, path: str) -> dict:
         found = " and ".join(splits) or "neither"
         raise CorpusError(f"data.path={path}: must hold a train and a validation split, and holds {found}")
     if "test" not in splits:
-        log.info(f"{path} has no test split: validation serves as test")
+        _say_once(f"{path} has no test split: validation serves as test")
         splits["test"] = splits["validation"]
     return splits
+
+
+@cache
+def _say_once(message: str) -> None:
+    """Logs what is found again each time that a command lists the files."""
+    log.info(message)
 
 
 def warn_of_copies(splits: "dict[str, Dataset]") -> None:

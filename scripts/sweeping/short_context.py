@@ -95,6 +95,9 @@ def first_stage_of(job: Overrides, config: Mapping[str, Any], length: int, learn
     }
     short = shortened(config, length, "sweep.first_stage.sequence_length")
     stage = {"attention": "dense"} | kept | short | without_extension(config)
+    # In the order of the jobs' seed, the control would repeat the sequences with which this stage began, and a job of
+    # longer sequences would not: they would differ in how lately they read what they read again.
+    stage["data.seed"] = str((config["data"]["seed"] + 2**31) % 2**32)
     if config["init_from"] is not None:
         stage["init_from"] = "null"
     if config["trainer"]["max_seconds"] is not None:

@@ -28,8 +28,10 @@ def test_every_pattern_starts_from_one_first_stage_for_each_seed(small):
         assert config["data"]["validation_sequences"] == 16 * 64 // 16
         assert config["trainer"]["max_steps"] == 128 // 64
         assert config["optimizer"]["learning_rate"] == 3e-3
+        assert config["data"]["seed"] == 2**31 + seed  # in another order than the jobs read
     assert [job.config["attention"]["name"] for job in jobs] == ["dense", "dense", "window", "window"]
     assert [job.first_stage for job in jobs] == [first.hash, second.hash] * 2
+    assert [job.config["data"]["seed"] for job in jobs] == [1, 2] * 2
     for job in jobs:
         start = f"outputs/extend/{job.first_stage}"
         assert job.config["init_from"] == f"{start}/last"
