@@ -53,6 +53,8 @@ def test_training_counts_the_pairs_of_every_batch_that_it_measures():
     ]
     assert len(densities) == 3 and max(densities) - min(densities) > 0.1
     assert step.density_and_flops()[0] == pytest.approx(sum(densities) / 3, rel=1e-5)
+    with pytest.raises(SystemExit, match=r"^error: trainer\.fp8=mlp: must be false on a CPU$"):
+        TrainingStep("dense", 128, None, "mlp", arguments)
 
 
 @pytest.mark.slow
