@@ -105,7 +105,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     forecast, warning = forecast_before_training(composed, data, checked.plan)
     model = build_model(config, data.vocabulary, checked.plan)
     if config["init_from"] and not resumes:
-        start_from(config["init_from"], model, data.tokenizer)
+        start_from(config["init_from"], model, data)
     model.train_in_fp8(config["trainer"]["fp8"])
     if config["trainer"]["compile"]:
         model.compile_layers(phases=max(1, len(checked.phases)))

@@ -136,19 +136,34 @@ def open_pretrained(name: str, accelerator: str, precision: str) -> Run:
     return run
 
 
-def start_from(start: str, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Loads the weights that `init_from` names into `model`. Warns where they were trained with another tokenizer."""
+def start_from(start: str, model: Transformer, data: DataModule) -> None:
+    """Loads the weights that `init_from` names into `model`. Warns where they were trained with another tokenizer, and
+    tells where they were trained on the same text in the same order."""
     if is_pretrained(start):
         weights_of(start).load(model)
     else:
-        load_weights(model, CheckpointFile(find_checkpoint(start)))
+        file = CheckpointFile(find_checkpoint(start))
+        if _same_order(file.read(), data):
+            log.info(
+                f"init_from={start}: was trained on the same text, and this run begins with what it read first;"
+                f" data.seed={data.seed + 1} reads the text in another order"
+            )
+        load_weights(model, file)
     before = tokenizer_of(start)
     try:
-        same = not before.is_file() or load_tokenizer(before).identity() == tokenizer.identity()
+        same = not before.is_file() or load_tokenizer(before).identity() == data.tokenizer.identity()
     except CorpusError:  # not lossless, so the run has another one
         same = False
     if not same:
         log.warning("init_from=%s: its weights were trained with another tokenizer", start)
+
+
+def _same_order(checkpoint: Mapping[str, Any], data: DataModule) -> bool:
+    """Returns whether the run of a checkpoint read the training text of `data` in the order of the same seed."""
+    text = checkpoint.get("DataModule", {}).get("contents", {}).get("train")
+    if text is None or text != data.corpus.contents.get("train"):
+        return False
+    return upgrade(checkpoint["hyper_parameters"])["data"]["seed"] == data.seed
 
 
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | InMemoryDocuments, str]:

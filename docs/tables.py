@@ -329,6 +329,31 @@ def probed() -> str:
     )
 
 
+def sparsified() -> str:
+    """Returns what becomes of a dense model under dense and under routed attention."""
+    content = read("pretrained_h200/sparsify.json")
+    names = {
+        "base": "the dense model itself",
+        "dense": "300 steps of dense attention",
+        "mean_key": "300 steps, routed by mean keys",
+        "indexer": "200 steps of the indexers alone, then 300 routed by them",
+    }
+    dense = where(content["rows"], run="dense")["attention_flops_per_token"]
+    rows = [
+        {
+            "then": names[row["run"]],
+            "bits/byte": f"{row['bits_per_byte']:.4f}",
+            "attention FLOPs": f"{row['attention_flops_per_token'] / dense:.0%}",
+        }
+        for row in content["rows"]
+    ]
+    again = content["indexer_under_dense_attention"]
+    mean, low, high = again["over_routed"]
+    difference = f"{again['bits_per_byte']:.4f}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    last = {"then": "the last model, under dense attention", "bits/byte": difference, "attention FLOPs": "100%"}
+    return markdown([*rows, last])
+
+
 def measured() -> str:
     """Returns the README's table of measurements."""
     summary, evaluation = read("default_cpu/summary.json"), read("default_cpu/evaluation.json")["rows"][0]

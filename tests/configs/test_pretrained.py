@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_another_scaling_replaces_that_of_the_folder_as_a_whole(tmp_path, books)
 def test_a_model_starts_with_the_weights_of_the_folder(folder, books):
     config = resolved(*start(folder, books, "attention=dense"))
     model = build_model(config, 300)
-    start_from(config["init_from"], model, load(folder / "tokenizer.json"))
+    start_from(config["init_from"], model, SimpleNamespace(tokenizer=load(folder / "tokenizer.json")))
     own = dict(model.named_parameters())
     stored = weights_in(folder)
     assert {from_hugging_face(name) for name in stored} == own.keys()
@@ -97,7 +98,7 @@ def test_a_model_starts_with_the_weights_of_the_folder(folder, books):
 
 def test_another_tokenizer_is_a_warning(folder, books, caplog):
     config = resolved(*start(folder, books, "data/tokenizer=bytes"))
-    start_from(config["init_from"], build_model(config, 257), check(config).data.tokenizer)
+    start_from(config["init_from"], build_model(config, 257), check(config).data)
     assert any("another tokenizer" in message and str(folder) in message for message in caplog.messages)
 
 

@@ -144,7 +144,8 @@ def test_resume_refuses_to_become_another_run(smoke):
 
 def test_a_run_starts_from_anothers_weights_under_another_pattern(smoke, outputs, corpus):
     settings = (*SMALL, *corpus, f"outputs={outputs}", f"init_from={smoke[0]}")
-    run_forked("train.py", *settings, "name=again", "attention.schedule=[full]")
+    result = run_forked("train.py", *settings, "name=again", "attention.schedule=[full]")
+    assert "data.seed=2 reads the text in another order" in result.stdout + result.stderr
     (folder,) = (outputs / "again").iterdir()
     with open(folder / "metrics.csv") as file:
         first = next(float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"])
