@@ -83,17 +83,17 @@ def _read(
 ) -> Iterator[dict[str, str]]:
     stream = decompressed(compressed, file.suffix.lower())
     if kind not in READERS:
-        text = _checked(stream.read().decode("utf-8", "surrogateescape"), None, name, "a UTF-8 text", bad)
+        text = checked(stream.read().decode("utf-8", "surrogateescape"), None, name, "a UTF-8 text", bad)
         if text is not None:
             yield {"name": name, "text": text}
         return
     for row, (place, value, fault) in enumerate(READERS[kind](stream, name, text_column, bad)):
-        text = _checked(value, fault, f"{name}, {place}", f"a string as {text_column}", bad)
+        text = checked(value, fault, f"{name}, {place}", f"a string as {text_column}", bad)
         if text is not None:
             yield {"name": f"{name}:{row}", "text": text}
 
 
-def _checked(value: Any, fault: str | None, place: str, accepted: str, bad: BadDocuments) -> str | None:
+def checked(value: Any, fault: str | None, place: str, accepted: str, bad: BadDocuments) -> str | None:
     """Returns a document's text, with U+FFFD where `bad` replaces bytes that are not UTF-8; None if it is skipped."""
     if fault := fault or fault_of_text(value):
         repaired = bad.repair(place, value) if isinstance(value, str) else None

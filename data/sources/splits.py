@@ -177,4 +177,9 @@ def _hash(name: str) -> int:
 
 def _digests(rows: "Dataset") -> list[bytes | None]:
     """Returns the sha256 of each text; None for an empty one."""
-    return [hashlib.sha256(text.encode()).digest() if text else None for text in texts_of(rows)]
+    return [digest_of(text) if text else None for text in texts_of(rows)]
+
+
+def digest_of(text: str) -> bytes:
+    """Returns the sha256 of a text, by which copies of a document are found."""
+    return hashlib.sha256(text.encode()).digest()

@@ -10,7 +10,9 @@ import csv
 import io
 import json
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import CorpusError
@@ -29,9 +31,11 @@ def missing_column(text_column: str, name: str, columns: Iterable[str]) -> Corpu
     return CorpusError(f"data.source.text_column={text_column}: must be a column of {name}: {', '.join(columns)}")
 
 
-def json_lines(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
-    rows = ((f"line {number}", line) for number, line in enumerate(stream, 1))
-    yield from _objects(((place, line) for place, line in rows if line.strip()), name, text_column, bad)
+def json_lines(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments, start: int = 0) -> Iterator[Row]:
+    """Reads an object a line. `start`: rows that are left out at the beginning, without parsing them."""
+    lines = ((number, line) for number, line in enumerate(stream, 1) if line.strip())
+    rows = ((f"line {number}", line) for number, line in islice(lines, start, None))
+    yield from _objects(rows, name, text_column, bad, start)
 
 
 def json_file(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
@@ -47,9 +51,12 @@ def json_file(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) 
     yield from _objects(((f"item {number}", item) for number, item in enumerate(items)), name, text_column, bad)
 
 
-def _objects(rows: Iterable[tuple[str, Any]], name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
-    """Yields rows of JSON objects. `rows`: places, with objects or the bytes of objects."""
-    with_column, columns = False, None
+def _objects(
+    rows: Iterable[tuple[str, Any]], name: str, text_column: str, bad: BadDocuments, before: int = 0
+) -> Iterator[Row]:
+    """Yields rows of JSON objects. `rows`: places, with objects or the bytes of objects. `before`: rows before them,
+    which had the column if there are any."""
+    with_column, columns = before > 0, None
     for place, row in rows:
         if isinstance(row, bytes):
             try:
@@ -96,14 +103,19 @@ def tab_separated(stream: BinaryIO, name: str, text_column: str, bad: BadDocumen
     yield from comma_separated(stream, name, text_column, bad, delimiter="\t")
 
 
-def parquet(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
+def parquet(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments, start: int = 0) -> Iterator[Row]:
+    """`start`: rows that are left out at the beginning. Their row groups are not read."""
     from pyarrow.parquet import ParquetFile
 
     table = ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
     if text_column not in table.schema_arrow.names:
         raise missing_column(text_column, name, table.schema_arrow.names)
-    batches = table.iter_batches(ROWS_AT_ONCE, columns=[text_column])
-    yield from values(batch.column(text_column) for batch in batches)
+    ends = list(accumulate(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
+    first = bisect(ends, start)  # the row group with the row
+    before = ends[first - 1] if first else 0
+    batches = table.iter_batches(ROWS_AT_ONCE, row_groups=range(first, len(ends)), columns=[text_column])
+    rows = values((batch.column(text_column) for batch in batches), before)
+    yield from islice(rows, start - before, None)
 
 
 def arrow(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> Iterator[Row]:
@@ -152,9 +164,11 @@ def _records(stream: BinaryIO) -> Iterator[tuple[bytes, list[bytes]]]:
         yield header, lines
 
 
-def values(batches: "Iterable[pyarrow.Array]") -> Iterator[Row]:
-    """Yields a row for each value of a column, which is read in batches. Rows are numbered across all batches."""
-    row = 0
+def values(batches: "Iterable[pyarrow.Array]", row: int = 0) -> Iterator[Row]:
+    """Yields a row for each value of a column, which is read in batches. Rows are numbered across all batches.
+
+    row: the number of the first one.
+    """
     for batch in batches:
         for value in batch:
             try:
