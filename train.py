@@ -132,9 +132,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
                     data.tokenizer.save(Path(file.name))
         if warning:
             log.warning(warning)
-        tokens = data.corpus.splits["train"].total_tokens
-        weighted = f", {data.tokens_per_pass:,} a pass" if data.length_weights else ""
-        log.info(f"corpus {data.corpus.fingerprint}, {tokens:,} tokens to train on{weighted}")
+        log.info(f"corpus {data.corpus.fingerprint}, {data.describe_training()}")
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key not in OF_THE_MODEL}

@@ -156,6 +156,8 @@ def check_data(config: Mapping[str, Any], phases: "Sequence[Phase]" = ()) -> Dat
         raise refused("data.sequence_length", length, f"at most model.max_length={limit}")
     data = build_data(config["data"])
     if len({phase.sequence_length for phase in phases}) > 1:
+        if data.source.streaming:
+            raise refused("data.source.streaming", True, "false where phases change data.sequence_length")
         data.lengths = [(phase.step, phase.sequence_length) for phase in phases]
     return data
 

@@ -17,8 +17,9 @@ from configs.trust import trust, trust_named
 from model.precision import devices_of
 from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
-MOVABLE = ("data.path", "data.cache", "data.workers")
-"""Data settings that a resumed run may change: the location of the same documents, and the number of workers."""
+MOVABLE = ("data.path", "data.cache", "data.workers", "data.on_bad_document")
+"""Data settings that a resumed run may change: the location of the same documents, the number of workers, and what is
+done with documents that cannot be read, which may stop a run that streams them."""
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@
     sampler.py         the endless order of training samples, which resumes at any sample
     permutation.py     permutations of any size; the elements of large ones are computed when they are read
     mixing.py          samples of several sources by weight
+    streamed.py        sequences of documents that are read in their files, from any position on (streamed_loader.py)
     generated.py       the endless sequences of a source that generates them
     module.py          all of this as a LightningDataModule
     recall/            sequences with questions about facts from far back

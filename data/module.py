@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import logging
-import signal
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,16 +15,18 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from .collation import collate
 from .corpus import Corpus, Split
 from .errors import CorpusError
-from .generated import Generated
+from .generated import ENDLESS, Generated
 from .mixing import MixedSampler, MixedSequences
 from .packing import Contiguous, SeveralLengths, SplitSubset, pack, weighted
 from .permutation import EXPLICIT
 from .preparation import prepare
 from .sampler import Batches, Phase, ResumableSampler
-from .sources import Source
+from .sources import Hub, Source
+from .streamed import ShardStreams
+from .streamed_loader import StreamCursor, StreamedLoader
 from .tokenizers import Tokenizer
-
-log = logging.getLogger(__name__)
+from .unchanged import check_unchanged
+from .worker import start_worker
 
 
 class DataModule(LightningDataModule):
@@ -76,6 +76,10 @@ class DataModule(LightningDataModule):
         source.check_settings(path, on_bad_document)
         if source.generating and validation_sequences is None:
             raise CorpusError("data.validation_sequences=null: must be a number, since generated sequences have no end")
+        if source.streaming and packing != "contiguous":
+            raise CorpusError(f"data.packing={packing}: must be contiguous with data.source.streaming=true")
+        if source.streaming and length_weights:
+            raise CorpusError(f"data.length_weights={length_weights}: must be null with data.source.streaming=true")
         self.source = source
         self.path = path
         self.tokenizer = tokenizer
@@ -97,6 +101,7 @@ class DataModule(LightningDataModule):
         self.lengths: Sequence[tuple[int, int]] = ()
         self.train_batches: int | None = None  # the length of train_dataloader() without a trainer
         self.corpus: Corpus | None = None
+        self.streams: StreamCursor | None = None  # of a source that is streamed; `setup` makes it
         self._resumed_order: int | None = None
         self._packed: dict[tuple, Dataset] = {}
 
@@ -118,6 +123,12 @@ class DataModule(LightningDataModule):
         """
         self.prepare_data()
         self.tokenizer = self.corpus.tokenizer
+        if isinstance(self.source, Hub) and self.source.streaming:
+            if self.streams is None:
+                keys = ("seed", "on_bad_document", "minimum_tokens", "sequence_length", "document_mask")
+                settings = {key: getattr(self, key) for key in keys}
+                self.streams = StreamCursor(ShardStreams.of(self.source, self.path, self.corpus, **settings))
+            return
         tokens = self.corpus.splits["train"].total_tokens
         if tokens <= self.sequence_length:
             raise CorpusError(
@@ -131,40 +142,27 @@ class DataModule(LightningDataModule):
                 source.check_length(self.corpus.splits["train"].texts, self.tokenizer, length)
 
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
-        """Raises CorpusError unless the corpus is the one that `run` was trained on.
-
-        state: the data module's `state_dict` in the checkpoint of `run`. Older checkpoints have no `contents`: then
-            only the training split is checked, by `stream`, and a warning names the splits that are not checked.
-        """
-        key = f"data.path={'null' if self.path is None else self.path}"
-        if "contents" in state:
-            stored, found = state["contents"], self.corpus.contents
-            changed = [name for name in stored if found.get(name) != stored[name]]
-            if changed:
-                old, new = (contents.get(changed[0], "none")[:12] for contents in (stored, found))
-                raise CorpusError(
-                    f"{key}: must hold the documents that {run} was trained with; its {' and '.join(changed)} split"
-                    f" changed (fingerprint of {changed[0]}: {old} then, {new} now)"
-                )
-        elif "stream" in state:
-            if state["stream"] != self._order_number():
-                raise CorpusError(
-                    f"{key}: must hold the documents that {run} was trained with; its train split, or the tokenizer"
-                    " that was learned from it, changed"
-                )
-            log.warning(f"{run} stores no fingerprint of its validation and test split: taken as they are now")
-        else:
-            log.warning(f"{run} stores no fingerprint of its corpus: {key} is taken as it is now")
+        """Raises CorpusError unless the corpus is the one of `run`, whose checkpoint has `state` (unchanged.py)."""
+        check_unchanged(self, state, run)
 
     @property
     def vocabulary(self) -> int:
         return self.tokenizer.vocabulary
 
     @property
-    def tokens_per_pass(self) -> int:
-        """The tokens of the training documents, each as often as a pass reads it."""
+    def tokens_per_pass(self) -> int | None:
+        """The tokens of the training documents, each as often as a pass reads it; None if they are streamed."""
+        if self.streams:
+            return None
         train = self.corpus.splits["train"]
         return weighted(train, self.length_weights).total_tokens if self.length_weights else train.total_tokens
+
+    def describe_training(self) -> str:
+        """Returns the size of the training data, in words."""
+        if self.streams:
+            return self.streams.describe()
+        weighted = f", {self.tokens_per_pass:,} a pass" if self.length_weights else ""
+        return f"{self.corpus.splits['train'].total_tokens:,} tokens to train on{weighted}"
 
     @property
     def source_names(self) -> list[str]:
@@ -191,7 +189,7 @@ class DataModule(LightningDataModule):
 
     # Loaders
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> "DataLoader | StreamedLoader":
         """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
         if self._resumed_order not in (None, self._order_number()):
             weights = (
@@ -200,6 +198,7 @@ class DataModule(LightningDataModule):
                 else ", data.source.tokens_at_a_time, the weights of data.source.sources"
             )
             weights += ", the tasks of data.source" if self.source.generating else ""
+            weights += ", data.source.streams" if self.streams else ""
             large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
             raise CorpusError(
                 f"data.packing={self.packing}, data.document_mask={str(self.document_mask).lower()},"
@@ -209,6 +208,12 @@ class DataModule(LightningDataModule):
                 f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
                 f" weights with init_from{large if self._large() and not self.source.generating else ''}"
             )
+        if self.streams:
+            if self.trainer and self.trainer.max_steps < 1:
+                raise CorpusError("max_epochs: must be left out with data.source.streaming=true, which needs max_steps")
+            rank, ranks = self._rank()
+            sizes = self.batch_size, self.workers, self._length_in_batches(ENDLESS, ranks)
+            return StreamedLoader(self.streams, lambda: self.cursor, rank, ranks, *sizes, self.seed)
         sampler = self._sampler()
         return self._loader(self._samples(), Batches(sampler, self.batch_size))
 
@@ -244,6 +249,8 @@ class DataModule(LightningDataModule):
 
     def document_names(self, first: int, last: int) -> list[str]:
         """Returns the names of the documents in the run's training samples `first` <= n < `last`, in order."""
+        if self.streams:
+            return self.streams.documents(first, last)
         dataset, sampler = self._samples(), self._sampler()
         documents = (each for sample in range(first, last) for each in dataset.documents(sampler.at(sample)))
         names = self.corpus.splits["train"].names
@@ -294,7 +301,7 @@ class DataModule(LightningDataModule):
     def _sampler(self) -> ResumableSampler:
         """The sampler of this rank's training samples, from the cursor on."""
         sequences, (rank, world_size) = self._sequences("train", seed=self.seed), self._rank()
-        length = self._length_in_batches(sequences, world_size) * self.batch_size
+        length = self._length_in_batches(len(sequences), world_size) * self.batch_size
         kind = ResumableSampler if self.source.weights is None else MixedSampler
         return kind(sequences, self.seed, length, lambda: self.cursor, rank, world_size, self._phases())
 
@@ -307,13 +314,14 @@ class DataModule(LightningDataModule):
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=self.workers,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # the default one is the model's
         )
 
-    def _length_in_batches(self, dataset: Dataset, world_size: int) -> int:
-        one_pass = max(1, len(dataset) // (self.batch_size * world_size))
+    def _length_in_batches(self, sequences: int, world_size: int) -> int:
+        """The batches of a run on this rank. sequences: those of a pass."""
+        one_pass = max(1, sequences // (self.batch_size * world_size))
         if self.trainer is None:
             return self.train_batches or one_pass
         accumulated = self.trainer.accumulate_grad_batches
@@ -331,12 +339,27 @@ class DataModule(LightningDataModule):
 
     def advance(self, samples: int) -> None:
         """Counts the samples of a batch as consumed. The training step calls it on every device."""
+        if self.streams:
+            self.streams.advance(self.cursor)
         self.cursor += samples * self._rank()[1]
 
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Lightning calls it with the batch that is trained on next."""
+        if self.streams:
+            self.streams.take(batch)
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        if self.streams and stage == "fit":
+            self.streams.log_left_out()
+
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, "stream": self._order_number(), "contents": self.corpus.contents}
+        state = {"cursor": self.cursor, "stream": self._order_number(), "contents": self.corpus.contents}
+        return state | (self.streams.state(self.trainer.world_size if self.trainer else 1) if self.streams else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.streams:
+            self.streams.load_state(state)
         self.cursor = state["cursor"]
         self._resumed_order = state["stream"]
 
@@ -358,14 +381,10 @@ class DataModule(LightningDataModule):
             settings += f" {dict(self.source.weights)}"
             if self.source.tokens_at_a_time:
                 settings += f" {self.source.tokens_at_a_time}"
-        if self._large():
+        if self.streams:
+            settings += f" streams={self.streams.streams.streams}"
+        elif self._large():
             settings += " lazy"  # earlier versions read so many samples in another order
         if generating := {name: source.settings for name, source in self.source.generating.items()}:
             settings += f" {json.dumps(generating.get('', generating))}"  # '' names a source that is in no mixture
         return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """Ignores SIGTERM in a worker. A cluster sends it to every process of a job, and the main process needs batches to
-    finish its step and save. Workers end with the main process."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -6,7 +6,7 @@
     genome.py             DNA in FASTA files
     time_series.py        columns of numbers in .csv files
     token_shards.py       files of tokens that others prepared
-    hub.py                datasets of the Hugging Face hub, and local dataset folders
+    hub.py                datasets of the Hugging Face hub, and local dataset folders (hub_shards.py reads their files)
     recall.py             recall tasks in text, which generate their sequences (data/generated.py)
     mixture.py            several of these, with weights
 

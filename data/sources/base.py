@@ -38,6 +38,8 @@ class Source(ABC):
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
+    streaming: whether training reads the documents from their files (data/streamed.py). Then the corpus holds the
+        documents of validation and test alone, and its training split is a sample of the training documents.
     """
 
     skips: bool = True
@@ -45,6 +47,7 @@ class Source(ABC):
     several_paths: bool = False
     weights: Mapping[str, int] | None = None
     tokens_at_a_time: int | None = None
+    streaming: bool = False
 
     @property
     def generating(self) -> "Mapping[str, GeneratingSource]":

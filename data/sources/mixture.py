@@ -56,6 +56,9 @@ class Mixture(Source):
         self.with_documents = [mixed for mixed in sources if not isinstance(mixed.source, GeneratingSource)]
         self.skips = any(mixed.source.skips for mixed in self.with_documents)
         names = [mixed.name for mixed in sources]
+        for mixed in sources:
+            if mixed.source.streaming:
+                raise CorpusError(f"data.source.sources: {mixed.name}: streaming=true: must be false in a mixture")
         for name in names:
             if names.count(name) > 1:
                 raise CorpusError(f"data.source.sources: must have different names, and {names.count(name)} are {name}")

@@ -99,6 +99,14 @@ WRONG = [
         ],
         ["phases[0].attention.patterns.strided.window=0", ">= 1"],
     ),
+    (
+        [
+            *("data=hub", "data.path=name", "data.source.streaming=true"),
+            "phases=[{step: 0, data.sequence_length: 128}, {step: 1, data.sequence_length: 4096}]",
+        ],
+        ["data.source.streaming=true", "false where phases change data.sequence_length"],
+    ),
+    (["data=hub", "data.path=name", "data.source.streams=2"], ["data.source.streams=2", "null without"]),
     (["trainer.max_steps=0"], ["trainer.max_steps=0", ">= 1"]),
     (["trainer.max_steps=null"], ["trainer.max_steps=null", "integer >= 1"]),
     (["trainer.max_seconds=0"], ["trainer.max_seconds=0", "a number > 0 or null"]),

@@ -68,7 +68,13 @@ NULL += (
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
 NULL += ("optimizer.indexer_learning_rate", "model.rope_attention_factor", "trainer.profile")
 NULL += ("sweep.first_stage", "sweep.first_stage.learning_rate")
-NULL += ("data.length_weights", "data.source.near_duplicates", "data.source.tokens_at_a_time", "sweep.control")
+NULL += (
+    "data.source.streams",
+    "data.length_weights",
+    "data.source.near_duplicates",
+    "data.source.tokens_at_a_time",
+    "sweep.control",
+)
 NULL += ("evaluation.by_context.contexts", "evaluation.by_context.least_tokens")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
@@ -96,7 +102,13 @@ FRACTION += ("sweep.first_stage.tokens", "sweep.first_stage.learning_rate")
 NEGATIVE = ("evaluation.key_tokens.confidence",)
 
 TRUE = ("model.tie_embeddings", "model.sink_logits", "model.activation_checkpointing", "trainer.compile")
-TRUE += ("data.source.reverse_complement", "data.document_mask", "model.rope_truncate", "model.qk_norm")
+TRUE += (
+    "data.source.streaming",
+    "data.source.reverse_complement",
+    "data.document_mask",
+    "model.rope_truncate",
+    "model.qk_norm",
+)
 TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
 TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")
 
@@ -125,6 +137,7 @@ the only task."""
 
 EARLIER = ("data.source.extensions", "data.source.split_by")
 EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time")
+EARLIER += ("data.source.streaming", "data.source.streams", "data.source.held_out_documents")
 """Keys that saved configs of earlier versions lack: the class has the value of those versions."""
 
 

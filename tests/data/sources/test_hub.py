@@ -63,3 +63,42 @@ def test_hub_errors(hub_folder, tmp_path):
     with pytest.raises(CorpusError, match=r"^data\.path=null: must be "):
         hub().check(None)
     assert hub().identity(str(hub_folder)) != hub(revision="main").identity(str(hub_folder))
+
+
+def test_the_corpus_of_a_streamed_dataset_is_its_first_documents(hub_folder, tmp_path, monkeypatch):
+    """Of the dataset's own splits, or of the training split where it has none, without copies."""
+
+    def loaded(**changes):
+        source = hub(streaming=True, held_out_documents=2, **changes)
+        splits = source.load(str(hub_folder), tmp_path / "arrow", STRICT)
+        return {split: rows["text"][:] for split, rows in splits.items()}
+
+    own = {"validation": ["validation 0", "validation 1"], "test": ["test 0", "test 1"]}
+    assert loaded() == {"train": [f"train {number}" for number in range(40)], **own}
+    monkeypatch.setattr("data.sources.hub.SAMPLE", 20)
+    assert loaded() == {"train": ["train 0", "train 1", "train 2"], **own}
+    rows = [{"book": text} for text in ("a", "b", "b", "", "c", "a", "d", "long" * 10, "e")]
+    (hub_folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    divided = {"validation": ["a", "b"], "test": ["c", "d"], "train": ["long" * 10]}
+    assert loaded(split="train") == divided
+    (hub_folder / "train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows[:6]))
+    with pytest.raises(CorpusError, match=r"^data\.source\.held_out_documents=2: must leave .* has 3 different ones$"):
+        loaded(split="train")
+
+
+def test_the_files_of_a_streamed_dataset_identify_it(hub_folder, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(hub_folder, copy)
+    one, other = (hub(streaming=True).identity(str(path)) for path in (hub_folder, copy))
+    assert one == other and one["shards"]["train"] == [["train.jsonl", (copy / "train.jsonl").stat().st_size, None]]
+    assert one == hub(streaming=True, streams=1).identity(str(copy))
+    assert one != hub(streaming=True, held_out_documents=3).identity(str(copy))
+    assert "shards" not in hub().identity(str(copy))
+    with pytest.raises(
+        CorpusError, match=r"^data\.source\.streams=2: must be null without data\.source\.streaming=true"
+    ):
+        hub(streams=2).check(str(copy))
+    (copy / "README.md").write_text("---\nconfigs:\n- config_name: novels\n  data_files: a.csv\n---\n")
+    (copy / "a.csv").write_text("book\na\n")
+    with pytest.raises(CorpusError, match=r"must hold \.jsonl, \.json, \.parquet files .* and holds a\.csv$"):
+        hub(streaming=True).identity(str(copy))
