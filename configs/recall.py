@@ -5,7 +5,9 @@ depth, distance, answers, exact_match, interval (95 %), nll (nats an answer), nl
 "exact_match": {task: {length: share}}, "effective_length": {task: tokens}}
 """
 
+import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from data.corpus import Split
 from data.in_memory import digest
 from data.recall.haystack import Material
 from data.recall.retrieval import distances_that_fit
-from model.evaluation.recall import BAR, effective_length
+from model.evaluation.loss_store import LossStore, fingerprint
+from model.evaluation.recall import BAR, Answer, effective_length
 from model.evaluation.recall_suite import (
     Case,
     ask,
@@ -28,19 +31,27 @@ from model.evaluation.recall_suite import (
     octaves,
     summarize_answers,
 )
-from model.evaluation.scorer import ProgressBar
+from model.evaluation.scorer import FOLDER, ProgressBar
 from model.precision import autocast
+
+log = logging.getLogger(__name__)
 
 
 def measure_recall(
-    run: Run, documents: Split | InMemoryDocuments, name: str, config: Mapping[str, Any], progress_bar: ProgressBar
+    run: Run,
+    documents: Split | InMemoryDocuments,
+    name: str,
+    config: Mapping[str, Any],
+    progress_bar: ProgressBar,
+    store: LossStore,
 ) -> dict[str, Any]:
-    """Returns the content of recall.json of a run.
+    """Returns the content of recall.json of a run, and logs each case.
 
     Args:
         documents: their text is what the answers are hidden in.
         name: of the documents.
         config: the composed config of scripts/evaluate.py.
+        store: of finished cases (`recall_store`); they are not asked again.
     """
     settings = config["recall"]
     cases = list(recall_cases(settings, run))
@@ -57,17 +68,26 @@ def measure_recall(
     total = settings["samples"] * sum(case.length for case in cases)
     with progress_bar(f"{run.label}, recall", total) as progress, autocast(run.model, config["precision"]):
         for case in cases:
-            answers = ask(
-                run.model,
-                case,
-                task,
-                samples=settings["samples"],
-                tokens_at_once=settings["tokens_at_once"],
-                seed=config["seed"],
-                vocabulary=run.tokenizer.vocabulary,
-                progress=progress,
-            )
+            where = "".join(f"_{key}_{value}" for key, value in case.where.items())
+            file = f"{case.task}_{case.length}{where}"
+            kept = store.load(file)
+            if kept is None:
+                answers = ask(
+                    run.model,
+                    case,
+                    task,
+                    samples=settings["samples"],
+                    tokens_at_once=settings["tokens_at_once"],
+                    seed=config["seed"],
+                    vocabulary=run.tokenizer.vocabulary,
+                    progress=progress,
+                )
+                store.save(file, np.array([(each.exact, each.nll, each.tokens) for each in answers]))
+            else:
+                answers = [Answer(bool(exact), float(nll), int(tokens)) for exact, nll, tokens in kept]
+                progress(settings["samples"] * case.length)
             rows.append(summarize_answers(case, answers))
+            log.info("%s: %.0f %% of %s answers", file, 100 * rows[-1]["exact_match"], f"{len(answers):,}")
     match = {
         each: exact_match_by_length([row for row in rows if row["task"] == each])
         for each in dict.fromkeys(case.task for case in cases)
@@ -85,6 +105,13 @@ def measure_recall(
         "exact_match": match,
         "effective_length": {each: effective_length(shares) for each, shares in match.items()},
     }
+
+
+def recall_store(run: Run, documents: Split | InMemoryDocuments, config: Mapping[str, Any], folder: Path) -> LossStore:
+    """Returns the store, below `folder`, of the finished cases of a run under these settings."""
+    answers = {key: config["recall"][key] for key in ("samples", "tasks")}
+    settings = answers | {"protocol": "recall", "seed": config["seed"], "precision": config["precision"]}
+    return LossStore(folder / FOLDER / fingerprint(run.checkpoint, documents, settings))
 
 
 def recall_cases(settings: Mapping[str, Any], run: Run) -> Iterator[Case]:

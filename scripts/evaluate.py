@@ -8,8 +8,8 @@
     python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
 
 The result goes to the screen and into the run's evaluation.json, one row a checkpoint, precision, protocol and
-documents; a comparison goes into a folder of its own. Scoring that was killed goes on where it was when the command is
-given again.
+documents; a comparison goes into a folder of its own. A command that was killed goes on where it was when it is given
+again.
 """
 
 import sys
@@ -163,7 +163,7 @@ def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
 def _recall_of(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
-    from configs.recall import measure_recall
+    from configs.recall import measure_recall, recall_store
     from configs.runs import open_documents, open_run
     from model.training.run_folder import check_writable
     from model.training.storage import make_folder, write_json
@@ -173,12 +173,14 @@ def _recall_of(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
     run = open_run(checkpoint, config["accelerator"], config["precision"])
     check_writable(Path(config["output"]).parent if config["output"] else run.folder, config["output"])
     documents, name = open_documents(run, config["evaluation"]["split"], config.get("data"))
-    result = measure_recall(run, documents, name, config, progress_bar)
+    store = recall_store(run, documents, config, Path(config["output"]).parent if config["output"] else run.folder)
+    result = measure_recall(run, documents, name, config, progress_bar, store)
     which = "" if run.checkpoint.stem == "last" else f"_{run.checkpoint.stem}"  # each checkpoint has its own file
     which += f"_{result['documents_digest'][:8]}" if config.get("data") else ""
     output = Path(config["output"]) if config["output"] else run.folder / f"recall{which}.json"
     make_folder(output.parent)
     write_json(output, result)
+    store.delete()
     by_depth = [row for row in result["rows"] if row["depth"] is not None]
     if by_depth:
         folder = output.parent if config["output"] else run.folder / "report"

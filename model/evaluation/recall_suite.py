@@ -18,6 +18,8 @@ from model.transformer import Transformer
 
 SHORTEST = 1024
 """Tokens of the shortest sequence where no lengths are given."""
+STEP = 4
+"""The factor between two lengths where none are given: each length takes as many sequences, so tokens grow with it."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,23 @@ Task = Callable[[Case, np.random.Generator], Mapping[str, Tensor]]
 
 
 def default_lengths(longest: int) -> list[int]:
-    """Returns SHORTEST, twice that, ..., up to `longest`; or `longest` alone where that is shorter."""
-    lengths = [SHORTEST << doubling for doubling in range(longest.bit_length()) if SHORTEST << doubling <= longest]
-    return lengths or [longest]
+    """Returns SHORTEST, STEP times that, ..., up to `longest`; or `longest` alone where that is shorter."""
+    lengths = [SHORTEST * STEP**power for power in range(longest.bit_length()) if SHORTEST * STEP**power < longest]
+    return [*lengths, longest]
 
 
 def default_distances(model: Transformer, length: int, size: int) -> list[int]:
-    """Returns the distances at which a pattern of the model changes what it sees, each with its two neighbours; half of
-    the length; and the longest that fits. `size`: tokens of a question with its answer."""
+    """Returns the distances on both sides of each edge of the model's patterns and of the reach of all its layers; half
+    of the length; and the longest that fits. `size`: tokens of a question with its answer.
+
+    An edge of e tokens, as the width of a window, hides the token that follows the copied one from a distance of e + 1
+    on.
+    """
     plan, layers = model.plan, model.config.layers
-    edges = {plan.block}
+    edges: set[int] = set()
     for pattern in plan.patterns.values():
         edges |= {*pattern.edges, *(layers * edge for edge in pattern.edges)}
-    around = {edge + step for edge in edges for step in (-1, 0, 1)}
+    around = {edge + step for edge in edges for step in (0, 1)}
     return sorted(d for d in around | {length // 2, length - size} if size <= d <= length - size)
 
 

@@ -2,13 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from configs.build import ConfigError
+from configs.recall import recall_cases
 from data.collation import NO_TARGET
-from model.evaluation import Answer
+from kernels.patterns import Hierarchical
+from model.evaluation import Answer, recall_suite
+from model.evaluation.recall_suite import default_lengths
 from scripts.evaluate import evaluate
 from tests.commands import compose
 from tests.scripts.runs import make_run, write_books
@@ -32,15 +36,15 @@ def recall(*overrides: str) -> list[dict]:
 def test_every_task_is_asked_at_every_length_depth_and_distance(run):
     (result,) = recall(f"checkpoint={run}", "recall.lengths=[300,512]")
     rows = result["rows"]
-    assert {row["length"] for row in rows} == {300, 512}
+    assert {row["length"] for row in rows} == {300, 512} and not (run / "evaluation.partial").exists()
     tasks = compose(*SMALL, config_name="evaluate")["recall"]["tasks"]
     assert {row["task"] for row in rows} == {name for name, entry in tasks.items() if entry}
     for length in (300, 512):
         passkeys = [row for row in rows if (row["task"], row["length"]) == ("passkey", length)]
         assert [row["depth"] for row in passkeys] == [0.0, 0.25, 0.5, 0.75, 1.0]
         distances = [row["distance"] for row in rows if (row["task"], row["length"]) == ("copy", length)]
-        # around the window of 48, the reach of two layers of it, the middle and the end; the block of 16 is too near
-        assert distances == sorted({47, 48, 49, 95, 96, 97, length // 2, length - 24})
+        # both sides of the window of 48 and of the reach of two layers of it, the middle and the end
+        assert distances == sorted({48, 49, 96, 97, length // 2, length - 24})
     assert {row["answers"] for row in rows} == {2, 8, 16}
     assert all(row["nll"] > row["nll_per_token"] > 0 for row in rows)
     assert json.loads((run / "recall.json").read_text())["rows"] == rows
@@ -72,6 +76,39 @@ def test_the_same_questions_are_asked_every_time(run, monkeypatch):
     half = len(seen) // 2
     assert all(torch.equal(a, b) for a, b in zip(seen[:half], seen[half:], strict=True))
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_finished_cases_are_not_asked_again_after_an_interruption(run, monkeypatch):
+    settings = ("recall.lengths=[300]", "recall.tasks.copy=null")
+    (whole,) = recall(f"checkpoint={run}", *settings)
+    asked, cases = [], recall_suite.ask
+
+    def interrupted(model, case, *rest, **others):
+        if len(asked) == 7:
+            raise KeyboardInterrupt
+        asked.append(case)
+        return cases(model, case, *rest, **others)
+
+    monkeypatch.setattr("configs.recall.ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recall(f"checkpoint={run}", *settings)
+    monkeypatch.setattr("configs.recall.ask", lambda *args, **rest: asked.append(args[1]) or cases(*args, **rest))
+    (resumed,) = recall(f"checkpoint={run}", *settings)
+    assert resumed == whole and len({*map(str, asked)}) == len(asked) == len(whole["rows"])
+    (other,) = recall(f"checkpoint={run}", *settings, "seed=2")
+    assert len(asked) == 2 * len(whole["rows"]) and other["rows"] != whole["rows"]
+
+
+def test_the_default_suite_reads_at_most_22_million_tokens_at_65536():
+    """Of the patterns, hierarchical attention has the most edges."""
+    pattern = Hierarchical(window=512, spans=(16, 128, 1024), reaches=(4096, 16384), pooling="mean")
+    plan = SimpleNamespace(patterns={"hierarchy": pattern})
+    model = SimpleNamespace(plan=plan, config=SimpleNamespace(layers=8, max_length=1 << 20))
+    settings = compose(config_name="evaluate")["recall"]
+    cases = list(recall_cases(settings, SimpleNamespace(model=model, sequence_length=65_536)))
+    assert sorted({case.length for case in cases}) == [1024, 4096, 16_384, 65_536]
+    assert settings["samples"] * sum(case.length for case in cases) < 22_000_000
+    assert default_lengths(32_768) == [1024, 4096, 16_384, 32_768] and default_lengths(512) == [512]
 
 
 @pytest.mark.parametrize(
