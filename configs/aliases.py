@@ -27,6 +27,7 @@ ADDED: dict[str, Any] = {
     "data.document_mask": True,
     "data.length_weights": None,
     "data.on_bad_document": "skip",  # files that were not UTF-8 were left out
+    "evaluation.by_context.places": 1,
 }
 """Key -> the value under which a run of a version without the key was trained."""
 
@@ -37,12 +38,17 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, name in ALIASES.items():
         upgraded = _replace(upgraded, key.split("."), name)
     for key, value in ADDED.items():
-        group, _, name = key.rpartition(".")
-        if not group:
-            upgraded = {name: value, **upgraded}
-        elif isinstance(upgraded.get(group), Mapping):
-            upgraded[group] = {name: value, **upgraded[group]}
+        upgraded = _with(upgraded, key.split("."), value)
     return upgraded
+
+
+def _with(config: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    """Returns a config that has `value` where it has the group of a key, but not the key."""
+    first, *rest = path
+    if not rest:
+        return {first: value, **config}
+    group = config.get(first)
+    return {**config, first: _with(group, rest, value)} if isinstance(group, Mapping) else dict(config)
 
 
 def renamed(key: str) -> str | None:

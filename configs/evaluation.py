@@ -109,10 +109,10 @@ def measure(
             row["by_source"] = summarize_sources(losses, documents, documents.names, sources)
         if isinstance(documents, InMemoryDocuments) and any(documents.left_out.values()):
             row["documents_left_out"] = documents.left_out
-        contexts, targets, least = (by_context.get(key) for key in ("contexts", "targets", "least_tokens"))
+        contexts, targets, places, least = map(by_context.get, ("contexts", "targets", "places", "least_tokens"))
         contexts = default_contexts(sequence_length, targets) if contexts is None else contexts
         if contexts:
-            found = scorer.losses_by_context(model, documents, contexts, targets, checkpoint, label, least)
+            found = scorer.losses_by_context(model, documents, contexts, targets, checkpoint, label, places, least)
             row["by_context"] = [vars(each) for each in found]
         if evaluator:
             key_tokens = settings["key_tokens"]

@@ -190,6 +190,7 @@ class Protocol(Settings):
 class ByContext(Settings):
     contexts: tuple[Count | Literal["whole"], ...] | None
     targets: Count
+    places: Count
     least_tokens: Count | None
 
 

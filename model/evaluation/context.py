@@ -25,11 +25,11 @@ SHORTEST = 512
 
 @dataclass(frozen=True)
 class ContextLoss:
-    """Loss (nats per token) of the last tokens of the documents. The first of these tokens is given `context` tokens.
+    """Loss (nats per token) of the scored tokens, at each place of which the first one is given `context` tokens.
     `low` and `high` are bounds as in perplexity.Bucket.
 
-    `change` is the loss minus that of the context before it in the list, with the bounds of this paired difference;
-    null for the first context.
+    `change` is the loss minus that of the context before it in the list, and `gain` that of the first context minus the
+    loss, each with the bounds of this paired difference; null for the first context.
     """
 
     context: int | str
@@ -41,6 +41,9 @@ class ContextLoss:
     change: float | None = None
     change_low: float | None = None
     change_high: float | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
 
 
 def default_contexts(length: int, targets: int) -> list[int]:
@@ -57,17 +60,24 @@ def least_tokens(contexts: Sequence[int | str], targets: int) -> int:
 
 
 def context_work(
-    documents: Documents, contexts: Sequence[int | str], targets: int, least: int | None = None
+    documents: Documents, contexts: Sequence[int | str], targets: int, places: int, least: int | None = None
 ) -> list[tuple[int | str, int, Segment]]:
-    """Returns (context, document, segment) of all segments to score, on documents of at least `least` tokens."""
+    """Returns (context, document, segment) of all segments to score, on documents of at least `least` tokens.
+
+    The last place of a document is its end. The others are spread evenly before it, behind the tokens of the longest
+    context, as many as do not overlap.
+    """
     least = least or least_tokens(contexts, targets)
-    chosen = [document for document in range(len(documents)) if len(documents.tokens(document)) >= least]
+    lengths = {document: len(documents.tokens(document)) for document in range(len(documents))}
     work = []
     for context in contexts:
-        for document in chosen:
-            length = len(documents.tokens(document))
-            first = length - targets
-            work.append((context, document, Segment(0 if context == WHOLE else first - context, length - 1, first)))
+        for document, length in lengths.items():
+            if length < least:
+                continue
+            count = min(places, 1 + (length - least) // targets)
+            for first in np.linspace(length - targets, least - targets, count, dtype=int).tolist()[::-1]:
+                start = 0 if context == WHOLE else first - context
+                work.append((context, document, Segment(start, first + targets - 1, first)))
     return work
 
 
@@ -78,15 +88,17 @@ def losses_by_context(
     targets: int,
     *,
     tokens_at_once: int,
+    places: int = 1,
     least: int | None = None,
     store: LossStore | None = None,
     progress: Progress = lambda tokens: None,
 ) -> list[ContextLoss]:
-    """Returns the loss of the last `targets` tokens of every document that is long enough, under each of `contexts`; []
-    if no document is.
+    """Returns the loss of `targets` tokens at each place of every document that is long enough, under each of
+    `contexts`; [] if no document is.
 
     Args:
         contexts: numbers of tokens before the first target (each at least 1), or WHOLE.
+        places: the most places of a document; see `context_work`. One place is the end.
         least: tokens of the shortest document that is scored, under every context; by default `least_tokens`. Models
             that are compared under different contexts need the same one, so that they score the same tokens.
         tokens_at_once, store, progress: as for scoring.token_losses.
@@ -94,34 +106,41 @@ def losses_by_context(
     Raises:
         ValueError: a context exceeds the model's limit.
     """
-    work = context_work(documents, contexts, targets, least)
+    work = context_work(documents, contexts, targets, places, least)
     longest = max((segment.stop - segment.start for _, _, segment in work), default=0)
     if longest > model.config.max_length:
         raise ValueError(
             f"by_context.contexts={list(contexts)} needs sequences of {longest} tokens: the model takes "
             f"{model.config.max_length}"
         )
-    found: dict[tuple[int | str, int], np.ndarray] = {}
-    for context, document, _ in work:
-        kept = store.load(f"context_{context}_{targets}_{document:06d}") if store else None
+    found: dict[tuple[int | str, int, int], np.ndarray] = {}
+    name = lambda context, document, first: f"context_{context}_{targets}_{document:06d}_{first}"  # noqa: E731
+    for context, document, segment in work:
+        kept = store.load(name(context, document, segment.scored)) if store else None
         if kept is not None:
-            found[context, document] = kept
+            found[context, document, segment.scored] = kept
             progress(targets)
     for context in contexts:
-        left = [(document, segment) for c, document, segment in work if c == context and (c, document) not in found]
-        for document, _, nats in score_segments(model, documents, left, tokens_at_once, progress):
-            found[context, document] = nats
+        left = [(d, segment) for c, d, segment in work if c == context and (c, d, segment.scored) not in found]
+        for document, segment, nats in score_segments(model, documents, left, tokens_at_once, progress):
+            found[context, document, segment.scored] = nats
             if store:
-                store.save(f"context_{context}_{targets}_{document:06d}", nats)
-    chosen = list(dict.fromkeys(document for _, document, _ in work))
-    if not chosen:
+                store.save(name(context, document, segment.scored), nats)
+    if not work:
         return []
+    by_document: dict[int | str, dict[int, list[np.ndarray]]] = {context: {} for context in contexts}
+    for context, document, segment in work:
+        by_document[context].setdefault(document, []).append(found[context, document, segment.scored])
+    losses = {context: list(map(np.concatenate, each.values())) for context, each in by_document.items()}
     rows = []
     for number, context in enumerate(contexts):
-        losses = [found[context, document] for document in chosen]
-        change: tuple[float, ...] = ()
+        scored, paired = losses[context], ()
         if number:
-            before = [found[contexts[number - 1], document] for document in chosen]
-            change = mean_and_bounds([loss - shorter for loss, shorter in zip(losses, before, strict=True)])
-        rows.append(ContextLoss(context, len(chosen), targets * len(chosen), *mean_and_bounds(losses), *change))
+            paired = _difference(scored, losses[contexts[number - 1]]) + _difference(losses[contexts[0]], scored)
+        rows.append(ContextLoss(context, len(scored), sum(map(len, scored)), *mean_and_bounds(scored), *paired))
     return rows
+
+
+def _difference(losses: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[float, float, float]:
+    """Returns the mean of the paired difference, and its bounds over documents."""
+    return mean_and_bounds([loss - other for loss, other in zip(losses, others, strict=True)])

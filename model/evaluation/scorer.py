@@ -59,10 +59,11 @@ class Scorer:
         targets: int,
         checkpoint: Path | None,
         label: str,
+        places: int = 1,
         least: int | None = None,
     ) -> list[ContextLoss]:
         """Returns context.losses_by_context. `checkpoint` as for `token_losses`."""
-        total = len(context_work(documents, contexts, targets, least)) * targets
+        total = len(context_work(documents, contexts, targets, places, least)) * targets
         with self.progress_bar(f"{label}, by context", total) as progress, autocast(model, self.precision):
             return losses_by_context(
                 model,
@@ -70,6 +71,7 @@ class Scorer:
                 contexts,
                 targets,
                 tokens_at_once=self.tokens_at_once,
+                places=places,
                 least=least,
                 store=self._store(model, documents, {"name": "by_context"}, checkpoint),
                 progress=progress,

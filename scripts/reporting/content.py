@@ -14,6 +14,7 @@ from scripts.reporting.figures import (
     cost_panels,
     draw_contexts,
     draw_curves,
+    draw_gains,
     draw_position_differences,
     draw_positions,
 )
@@ -101,12 +102,14 @@ def gather(folders: Sequence[str | Path]) -> Content:
         figures["loss_by_position"] = tuple(panels)
     contexts = [by_context_of(row) for row in rows]
     if any(contexts):
-        drawn = partial(draw_contexts, contexts=contexts, styles=styles)
-        figures["loss_by_context"] = (("loss of the same tokens", drawn),)
+        panels = [("loss of the same tokens", partial(draw_contexts, contexts=contexts, styles=styles))]
+        if any("gain" in entry for each in contexts for entry in each):
+            panels.append(("what context saves", partial(draw_gains, contexts=contexts, styles=styles)))
+        figures["loss_by_context"] = tuple(panels)
     if fitted := [each for each in scaling if each.fits]:
         figures["scaling"] = tuple((each.sweep, partial(draw_scaling, scaling=each)) for each in fitted)
     if any(row.values for row in rows):
-        figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ()))
+        figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ())[-1:])
     return Content(
         sweeps=sweeps,
         rows=rows,

@@ -10,14 +10,14 @@ from itertools import pairwise
 from scripts.reporting.aggregate import Row
 from scripts.reporting.jobs import Job, finite
 
-KEYS = ("loss", "low", "high", "change", "change_low", "change_high")
+KEYS = ("loss", "low", "high", "change", "change_low", "change_high", "gain", "gain_low", "gain_high")
 
 
 def by_context_of(row: Row) -> list[dict[str, float]]:
     """Returns {"context", "tokens", "documents", *KEYS} of every context in tokens that all seeds have, ascending.
 
-    Bounds are over documents, and averaged over seeds. `change` is the loss minus that of the context before; a first
-    context, and an evaluation of an early version, have none.
+    Bounds are over documents, and averaged over seeds. `change` is the loss minus that of the context before, `gain`
+    that of the first context minus the loss; a first context, and an evaluation of an early version, have none.
     """
     found = [_contexts(job) for job in row.counted]
     if not found:

@@ -140,11 +140,29 @@ def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]
 
 
 def draw_contexts(axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
-    """Draws every row's loss of the same tokens by the amount of context, with its band."""
-    # A context is drawn as a position: of a bucket that begins and ends there.
-    draw_positions(
-        axes, [[{"start": c["context"], "stop": c["context"]} | c for c in each] for each in contexts], styles
-    )
+    """Draws every row's loss of the same tokens by the amount of context. Its bounds over documents would hide the
+    differences: all rows have the same documents, which differ more than the rows do."""
+    _draw_at(axes, [[(c["context"], *[c["loss"]] * 3) for c in each] for each in contexts], styles)
+
+
+def draw_gains(axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
+    """Draws how many nats per token each context saves every row beside its shortest one, with the paired interval."""
+    keys = ("context", "gain", "gain_low", "gain_high")
+    points = []
+    for each in contexts:
+        gains = [tuple(c[key] for key in keys) for c in each if "gain" in c]
+        points.append([(each[0]["context"], 0.0, 0.0, 0.0), *gains] if gains else [])
+    _draw_at(axes, points, styles)
+    axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
+    axes.set_ylabel("saved by context (nats/token)")
+
+
+def _draw_at(
+    axes: Axes, points: Sequence[Sequence[tuple[float, float, float, float]]], styles: Sequence[Style]
+) -> None:
+    """Draws (context, value, low, high) of every row: as positions, of buckets that begin and end at the context."""
+    keys = ("start", "stop", "loss", "low", "high")
+    draw_positions(axes, [[dict(zip(keys, (p[0], *p), strict=True)) for p in each] for each in points], styles)
     axes.set_xlabel("context (tokens)")
 
 

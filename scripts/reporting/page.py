@@ -40,8 +40,8 @@ SECTIONS = {
     ),
     "loss_by_context": (
         "Loss by context",
-        "Held-out loss of the same tokens, given more and more context. Bands are 95 % intervals over documents, "
-        "averaged over seeds.",
+        "Held-out loss of the same tokens, given more and more context, and how much of it context saves, relative to "
+        "the shortest one. Bands are 95 % intervals of this paired difference over documents, averaged over seeds.",
     ),
 }
 

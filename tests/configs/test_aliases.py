@@ -55,6 +55,9 @@ def test_an_added_key_has_the_value_of_earlier_versions_where_a_run_has_none(mon
     assert upgrade({"model": {"layers": 2}, "seed": 1}) == {"model": {"layers": 2, "z_loss": 0.0}, "seed": 1}
     assert upgrade({"model": {"z_loss": 0.5}}) == {"model": {"z_loss": 0.5}}
     assert upgrade({"seed": 1}) == {"seed": 1}
+    monkeypatch.setattr(aliases, "ADDED", {"a.b.c": 1})
+    assert upgrade({"a": {"b": {}, "d": 2}}) == {"a": {"b": {"c": 1}, "d": 2}}
+    assert upgrade({"a": {"d": 2}}) == {"a": {"d": 2}}
 
 
 def test_an_old_run_is_opened_resumed_and_reported(tmp_path):

@@ -76,6 +76,28 @@ def test_the_change_with_more_context_is_paired_by_document():
     assert (longer.change_low, longer.change_high) == pytest.approx(tuple(changes))  # of two documents, resampled
 
 
+def test_what_context_saves_is_paired_with_the_first_context():
+    network, documents = build(Dense()), Documents(60, 50)
+    short, longer, longest = losses_by_context(network, documents, [8, 16, 32], 9, tokens_at_once=100)
+    assert short.gain is None
+    assert longest.gain == pytest.approx(short.loss - longest.loss) and longer.gain == pytest.approx(-longer.change)
+    assert (longer.gain_low, longer.gain_high) == pytest.approx((-longer.change_high, -longer.change_low))
+
+
+def test_several_places_of_a_document_are_scored():
+    """Of 60 tokens with 9 targets, the first place may begin at 16; 41 tokens have room for two."""
+    network, documents = build(Dense()), Documents(60, 41)
+    (row,) = losses_by_context(network, documents, [16], 9, places=4, tokens_at_once=100)
+    long, short = documents.tokens(0), documents.tokens(1)
+    ends = [(long, end) for end in (25, 36, 48, 60)] + [(short, end) for end in (25, 41)]
+    nats = [last_tokens_loss(network, tokens[:end], 16, 9) for tokens, end in ends]
+    assert (row.documents, row.tokens) == (2, 6 * 9)
+    assert row.loss == pytest.approx(np.concatenate(nats).mean(), abs=1e-9)
+    (control,) = losses_by_context(network, documents, [8], 9, places=4, least=25, tokens_at_once=100)
+    nats = [last_tokens_loss(network, tokens[:end], 8, 9) for tokens, end in ends]
+    assert control.loss == pytest.approx(np.concatenate(nats).mean(), abs=1e-9)  # the same tokens
+
+
 def test_a_short_model_is_scored_on_the_documents_of_a_longer_one():
     network, documents = build(Dense()), Documents(60, 33, 41)
     (row,) = losses_by_context(network, documents, [8], 9, tokens_at_once=100, least=41)

@@ -5,6 +5,7 @@ import itertools
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
@@ -26,6 +27,8 @@ def judged(seed: int, *losses: float, **others) -> Job:
     for before, entry in itertools.pairwise(contexts):
         change = entry["loss"] - before["loss"]
         entry |= {"change": change, "change_low": change - 0.05, "change_high": change + 0.05}
+        gain = contexts[0]["loss"] - entry["loss"]
+        entry |= {"gain": gain, "gain_low": gain - 0.05, "gain_high": gain + 0.05}
     row = {"bits_per_byte": 1.0, "by_context": [*contexts, {"context": "whole", "loss": 0.0}]}
     return job("dense", seed, 1.0, evaluation=row, config={"data": {"sequence_length": 2048}}, **others)
 
@@ -68,7 +71,12 @@ def test_a_page_holds_quality_context_recall_and_price(tmp_path):
     text = write_markdown(content)
     for part in ("| 90% |", "| cache (kB) |", "## Loss by context", "2.0000 [1.9000, 2.1000]", "summary.pdf"):
         assert part in text, part
-    assert [title for title, _ in content.figures["summary"]] == ["step time", "loss of the same tokens"]
+    assert [title for title, _ in content.figures["summary"]] == ["step time", "what context saves"]
+    figure = Figure().add_subplot()
+    dict(content.figures["loss_by_context"])["what context saves"](figure)
+    assert figure.lines[0].get_ydata().tolist() == pytest.approx([0.0, 1.0])
+    (band, *_) = figure.collections
+    assert band.get_paths()[0].get_extents().ymax == pytest.approx(1.05)
 
 
 def test_the_summary_is_a_vector_file_for_print_and_shows_the_control():
