@@ -159,11 +159,8 @@ def start_from(start: str, model: Transformer, data: DataModule) -> None:
 
 
 def _same_order(checkpoint: Mapping[str, Any], data: DataModule) -> bool:
-    """Returns whether the run of a checkpoint read the training text of `data` in the order of the same seed."""
-    text = checkpoint.get("DataModule", {}).get("contents", {}).get("train")
-    if text is None or text != data.corpus.contents.get("train"):
-        return False
-    return upgrade(checkpoint["hyper_parameters"])["data"]["seed"] == data.seed
+    """Returns whether the run of a checkpoint read the sequences of `data` in the same order."""
+    return checkpoint.get("DataModule", {}).get("stream") == data.state_dict()["stream"]
 
 
 def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tuple[Split | InMemoryDocuments, str]:
