@@ -41,10 +41,20 @@ def failure(
     block: int,
     plain: bool = False,
 ) -> str | None:
-    """What is wrong with the results of `backend`, with advice; None: they differ from the reference by rounding."""
+    """What is wrong with the results of `backend`, or why it has none; None: they differ from the reference by no more
+    than rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
         return None
-    found = errors(backend, device, dtype, head_dim, group, block, plain)
+    try:
+        found = errors(backend, device, dtype, head_dim, group, block, plain)
+    except torch.OutOfMemoryError:
+        raise  # of the caller's tensors, not of this small problem
+    except Exception as error:  # a compiler that cannot compile a kernel raises errors of many kinds
+        reason = next(iter(str(error).splitlines()), "")
+        return (
+            f"backend {backend.__name__} does not run on {device} ({dtype}, head_dim={head_dim}): "
+            f"{type(error).__name__}: {reason}. Try attention.backend=blocked."
+        )
     return _describe_wrong(found, backend, device, dtype, head_dim)
 
 

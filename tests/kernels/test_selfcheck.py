@@ -44,6 +44,20 @@ def test_a_wrong_output_is_named(wrong):
     assert "wrong output" in selfcheck.failure(broken(forward=forward), *PROBLEM)
 
 
+def test_a_kernel_that_cannot_be_compiled_is_named_with_the_reason():
+    def forward(*args):
+        raise RuntimeError("PTXAS error: no such instruction\nptxas -v ...")
+
+    found = selfcheck.failure(broken(forward=forward), *PROBLEM)
+    assert "does not run on cpu" in found and "RuntimeError: PTXAS error: no such instruction. Try" in found
+
+    def without_memory(*args):
+        raise torch.OutOfMemoryError("of the run itself")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        selfcheck.failure(broken(forward=without_memory), *PROBLEM)
+
+
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("FARSIGHT_SELF_CHECK", "0")
     assert selfcheck.failure(broken(forward=None), *PROBLEM) is None
@@ -90,14 +104,18 @@ class OnCuda:
     is_cuda, device, dtype, shape = True, torch.device("cpu"), torch.bfloat16, (1, 2, 64, 16)
 
 
-def test_auto_replaces_hoppers_kernels_that_fail_the_check_and_warns_once(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [(lambda *args: [t * 2 for t in blocked.forward(*args)], "wrong output"), (None, "does not run on cpu")],
+)
+def test_auto_replaces_hoppers_kernels_that_fail_the_check_and_warns_once(monkeypatch, caplog, forward, message):
     module = importlib.import_module("kernels.attention")  # the name in the package is the function
-    wrong = broken(forward=lambda *args: [t * 2 for t in blocked.forward(*args)])
+    wrong = broken(forward=forward)
     monkeypatch.setattr(module, "_module", lambda name: wrong if name == "hopper" else blocked)
     module._warn_once.cache_clear()
     for _ in range(2):
         assert module._checked("hopper", True, OnCuda, OnCuda, 32) == "triton"
-    assert caplog.text.count("wrong output") == 1
-    with pytest.raises(selfcheck.SelfCheckError, match="wrong output"):
+    assert caplog.text.count(message) == 1
+    with pytest.raises(selfcheck.SelfCheckError, match=message):
         module._checked("hopper", False, OnCuda, OnCuda, 32)
     assert module._checked("triton", True, OnCuda, OnCuda, 32) == "triton"
