@@ -158,11 +158,15 @@ def loaders() -> str:
     rows = []
     for row in measured["rows"]:
         cells = {"loader": row["loader"], "workers": row["workers"]}
-        cells |= {"median": f"{row['tokens_per_second'] / 1e6:.0f}"}
-        cells |= {"range": f"{row['lowest'] / 1e6:.0f} to {row['highest'] / 1e6:.0f}"}
-        rows.append(cells | {"per CPU second of the reading process": f"{row['tokens_per_cpu_second'] / 1e6:.0f}"})
+        cells |= {"median": _millions(row["tokens_per_second"])}
+        cells |= {"range": f"{_millions(row['lowest'])} to {_millions(row['highest'])}"}
+        rows.append(cells | {"per CPU second of the reading process": _millions(row["tokens_per_cpu_second"])})
     load = f"{measured['device']}, under a load average of {measured['rows'][0]['load_average']:.1f}"
     return f"Millions of tokens per second, in sequences of 32,768 tokens ({load}):\n\n{markdown(rows)}"
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:.0f}" if number >= 1e7 else f"{number / 1e6:.2g}"
 
 
 def gpu_run() -> str:

@@ -4,11 +4,16 @@ The memory map returns only tokens and targets: a slice of tokens.bin, and the s
 Small trainers load their data in this way. A DataModule also reads documents in the run's order, and makes document ids
 and positions. The loaders are measured in turns, so that other load on the machine slows all of them alike. Tokens per
 CPU second of the process that reads the batches (the training process in a run) depend much less on such load.
+
+A streamed loader reads the texts of the same documents in files, and tokenizes them as it goes on: to bytes, and with
+the run's own tokenizer.
 """
 
 import argparse
+import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from data import DataModule
+
+FILES = 8
+"""Files that a streamed loader reads."""
 
 WARM_UP = 8
 """Batches before the first measurement: workers start, and the tokens come into memory."""
@@ -47,7 +55,14 @@ def run(arguments: argparse.Namespace) -> None:
             data.setup()
             loaders[packing, workers] = iter(data.train_dataloader())
     loaders = {("memory map", 0): memory_map(data), **loaders}
-    measured = measure(list(loaders.values()), arguments.rounds, arguments.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = streamed_settings(data, composed(*arguments.overrides)["data"], Path(folder))
+        for name, group in settings.items():
+            for workers in arguments.workers:
+                streamed = build_data(group | {"workers": workers})
+                streamed.setup()
+                loaders[f"streamed, {name}", workers] = iter(streamed.train_dataloader())
+        measured = measure(list(loaders.values()), arguments.rounds, arguments.seconds)
     rows = []
     for (loader, workers), (speeds, per_cpu_second) in zip(loaders, measured, strict=True):
         speed = statistics.median(speeds)
@@ -59,6 +74,25 @@ def run(arguments: argparse.Namespace) -> None:
     write(arguments, rows)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
+
+
+def streamed_settings(data: "DataModule", config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """Writes the training documents of `data` to files in `folder`. Returns the `data` groups of a config that stream
+    them, by the name of the tokenizer."""
+    documents = data.corpus.splits["train"].documents
+    (folder / "files").mkdir()
+    for number in range(FILES):
+        with open(folder / "files" / f"{number}.jsonl", "w") as file:
+            for row in documents.shard(FILES, number):
+                file.write(json.dumps({"text": row["text"]}, ensure_ascii=False) + "\n")
+    source = dict.fromkeys(("config", "split", "revision")) | {"_target_": "data.sources.Hub", "text_column": "text"}
+    source |= {"streaming": True, "held_out_documents": 1}
+    streamed = {**config, "source": source, "path": str(folder / "files"), "cache": str(folder / "cache")}
+    saved = {"_target_": "data.tokenizers.Saved", "path": str(data.corpus.folder)}
+    return {
+        "bytes": {**streamed, "tokenizer": {"_target_": "data.tokenizers.Bytes"}},
+        f"{data.vocabulary:,} tokens": {**streamed, "tokenizer": saved},
+    }
 
 
 def measure(

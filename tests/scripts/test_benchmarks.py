@@ -37,7 +37,8 @@ def test_data_measures_each_loader_beside_a_memory_map(tmp_path, capsys):
     short = ["--packings", "contiguous", "best_fit", "--workers", "0", "--rounds", "3", "--seconds", "0.02"]
     measure_loaders(parser.parse_args([*short, "--output", str(output), "--overrides", *data]))
     rows = json.loads(output.read_text())["rows"]
-    assert [row["loader"] for row in rows] == ["memory map", "contiguous", "best_fit"]
+    streamed = ["streamed, bytes", "streamed, 257 tokens"]
+    assert [row["loader"] for row in rows] == ["memory map", "contiguous", "best_fit", *streamed]
     assert all(0 < row["lowest"] <= row["tokens_per_second"] <= row["highest"] for row in rows)
     assert rows[0]["relative"] == 1 and "| best_fit | 0 | 2 x 128 |" in capsys.readouterr().out
 
