@@ -5,7 +5,8 @@ jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics, and 
 aggregate.py   jobs -> rows: means over seeds, differences to the dense baseline, Pareto fronts
 table.py       rows -> pareto.csv and the table of both pages
 contexts.py    the loss by context, and the longest useful context
-scaling.py     a sweep of several budgets -> each pattern's law of loss and compute (scaling_law.py, scaling_figure.py)
+scaling.py     a sweep of several budgets -> each pattern's law of loss and compute (scaling_law.py: the fit and its
+               intervals; scaling_text.py: sentences, table and CSV; scaling_figure.py)
 findings.py    rows -> findings in sentences (subject.py: the model, the data and the evaluation)
 figures.py     rows -> figures (style.py: colours, labels.py: names beside points, curves.py: logged metrics)
 content.py     everything that the pages show, gathered once

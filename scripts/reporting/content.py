@@ -20,8 +20,9 @@ from scripts.reporting.figures import (
 )
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
-from scripts.reporting.scaling import Scaling, at_largest_budget, fit_sweep, is_scaling, limits, sentences
+from scripts.reporting.scaling import Scaling, at_largest_budget, fit_sweep, is_scaling
 from scripts.reporting.scaling_figure import draw_scaling
+from scripts.reporting.scaling_text import limits, sentences
 from scripts.reporting.style import Style, make_styles
 from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns

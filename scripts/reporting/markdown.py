@@ -2,7 +2,7 @@
 
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.markdown_table import bounded, escape, table
-from scripts.reporting.scaling import HEADER, READING, heading, table_of
+from scripts.reporting.scaling_text import HEADER, READING, heading, table_of
 
 
 def write_markdown(content: Content) -> str:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.figures import legend_names, to_inline_svg
-from scripts.reporting.scaling import HEADER, READING, heading, table_of
+from scripts.reporting.scaling_text import HEADER, READING, heading, table_of
 from scripts.reporting.style import DARK, LIGHT, css_variables
 
 TEMPLATES = Path(__file__).parent / "templates"

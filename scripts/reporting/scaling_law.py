@@ -105,8 +105,8 @@ class Resampling:
     """Bits per byte of runs under resamples of documents and seeds (Efron's bootstrap, seeded).
 
     All runs have the same drawn documents, so that what they share cancels in differences. Each mean over seeds draws
-    its own seeds: the noise of two trainings is independent. The interval of few seeds is therefore too narrow by about
-    sqrt(1 - 1/seeds).
+    its own seeds: the noise of two trainings is independent. What few seeds contribute to an interval is too narrow, by
+    about sqrt(1 - 1/seeds): the resamples vary about the seeds' own mean.
     """
 
     def __init__(self, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
@@ -123,8 +123,11 @@ class Resampling:
 
         nats: `[seeds, documents]` of the runs of one setting.
         """
-        bits = (self.counts @ nats.T) / self.bytes[:, None] / np.log(2)
-        seeds = len(nats)
+        bits, seeds = self.on_documents(nats), len(nats)
         drawn = self.generator.integers(seeds, size=(self.resamples, seeds))
         drawn = np.concatenate([np.arange(seeds)[None], drawn])
         return np.take_along_axis(bits, drawn, 1).mean(1)
+
+    def on_documents(self, nats: np.ndarray) -> np.ndarray:
+        """Returns the bits per byte of each seed on the documents of each resample, `[1 + resamples, seeds]`."""
+        return (self.counts @ nats.T) / self.bytes[:, None] / np.log(2)

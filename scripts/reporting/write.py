@@ -11,7 +11,7 @@ from scripts.reporting.figures import to_files
 from scripts.reporting.jobs import Job
 from scripts.reporting.markdown import write_markdown
 from scripts.reporting.page import write_page
-from scripts.reporting.scaling import write_scaling_csv
+from scripts.reporting.scaling_text import write_scaling_csv
 from scripts.reporting.table import write_csv
 
 log = logging.getLogger("farsight")

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from scripts.reporting.content import gather
 from scripts.reporting.jobs import read_sweeps
 from scripts.reporting.markdown import write_markdown
 from scripts.reporting.page import write_page
-from scripts.reporting.scaling import Scaling, fit_sweep, limits, sentences, write_scaling_csv
+from scripts.reporting.scaling import Scaling, fit_sweep
 from scripts.reporting.scaling_law import fit_power_law
+from scripts.reporting.scaling_text import limits, sentences, write_scaling_csv
 from tests.scripts.reporting.sweeps import make_job, make_sweep, write_manifest
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
@@ -26,15 +29,21 @@ def loss_of(pattern: str, flops: float) -> float:
     return 2.0 * (flops / BUDGETS[0]) ** -EXPONENTS[pattern]
 
 
-def make_scaling(folder: Path, states: dict[tuple[str, str, float], str] | None = None, held_out: float = 0.0) -> Path:
-    """A sweep of laws without E. `held_out` is added to the loss at the largest budget."""
+def make_scaling(
+    folder: Path,
+    states: dict[tuple[str, str, float], str] | None = None,
+    held_out: float = 0.0,
+    noise: Sequence[float] = (0.0,),
+) -> Path:
+    """A sweep of laws without E. `held_out` is added to the loss at the largest budget, and `noise` to that of each
+    seed, in another order at each budget."""
     folder.mkdir()
     entries = []
     for pattern in EXPONENTS:
         for size, worse in SIZES.items():
-            for flops in BUDGETS:
+            for (place, flops), seed in product(enumerate(BUDGETS), range(len(noise))):
                 state = (states or {}).get((pattern, size, flops), "done")
-                entry = make_job(folder, f"{pattern} width={size} flops={flops:.6g}", 1, state)
+                entry = make_job(folder, f"{pattern} width={size} flops={flops:.6g}", seed + 1, state)
                 entry |= {"flops": flops, "pattern": pattern}
                 entry["overrides"].append(f"model.width={size}")
                 entries.append(entry)
@@ -43,7 +52,7 @@ def make_scaling(folder: Path, states: dict[tuple[str, str, float], str] | None 
                 chance = np.random.default_rng(hash_of(pattern, size, flops))
                 bits = loss_of(pattern, flops) + worse + (held_out if flops == BUDGETS[-1] else 0.0)
                 own = bits + np.linspace(-0.3, 0.3, DOCUMENTS) + chance.normal(0, 0.002, DOCUMENTS)
-                own += bits - own.mean()
+                own += bits - own.mean() + noise[(seed + place) % len(noise)]
                 edit(folder / entry["folder"] / "evaluation.json", own)
                 summary = folder / entry["folder"] / "summary.json"
                 summary.write_text(json.dumps(json.loads(summary.read_text()) | {"parameters": int(size) ** 2}))
@@ -143,6 +152,27 @@ def test_a_best_size_at_the_edge_of_the_sizes_is_a_caution(tmp_path, monkeypatch
     monkeypatch.setitem(SIZES, "256", -0.02)
     told = limits(fitted(make_scaling(tmp_path / "scaling")))
     assert any("smallest or the largest one for dense at 1e+12" in line for line in told)
+
+
+def test_with_less_than_three_sizes_the_best_one_is_a_caution(tmp_path, monkeypatch):
+    monkeypatch.delitem(SIZES, "64")
+    told = limits(fitted(make_scaling(tmp_path / "scaling")))
+    assert any("another size may be better" in line for line in told)
+
+
+def test_runs_of_few_steps_are_a_caution(tmp_path):
+    scaling = fitted(make_scaling(tmp_path / "scaling"))
+    assert not any("Steps are whole" in line for line in limits(scaling))
+    told = " ".join(limits(replace(scaling, steps=20)))
+    assert "has 20 steps. Steps are whole, so its FLOPs differ from its budget by up to 2%" in told
+
+
+def test_intervals_of_a_law_on_these_documents_contain_the_noise_of_seeds(tmp_path):
+    """The mean of twelve runs varies by 0.02 / sqrt(12) = 0.0058; the middle of a law is about such a mean."""
+    noise = [-0.02, 0.02, -0.02, 0.02]
+    fit = fitted(make_scaling(tmp_path / "scaling", noise=noise)).fits[0]
+    _, middle = min(fit.curve, key=lambda each: abs(each[0] - BUDGETS[1]))
+    assert 0.015 < middle.high - middle.low < 0.03  # 4 x 0.0058, less what choosing the best size takes away
 
 
 def test_four_fitted_budgets_have_an_offset():
