@@ -231,7 +231,7 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     backend, block = config["attention"]["backend"], config["attention"]["block"]
     if backend in GPU_BACKENDS and not on_gpu:
         raise ConfigError(f"attention.backend={backend}: must be auto, reference or blocked on a CPU")
-    if backend in ("hopper", "flex", "flex_flash"):
+    if backend in ("hopper", "flex"):
         if block != 128:
             raise refused("attention.block", block, f"128 with attention.backend={backend}")
         for name, pattern in plan.patterns.items():
@@ -240,11 +240,6 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
                     f"attention.backend={backend}: must be auto, triton, reference or blocked with "
                     f"attention.patterns.{name}, which is not a mask over tokens"
                 )
-    if backend == "flex_flash" and config["model"]["sink_logits"]:
-        raise ConfigError(
-            "attention.backend=flex_flash: must be auto, triton, flex, reference or blocked with "
-            "model.sink_logits=true, since it gives sinks no gradient"
-        )
     if backend == "flash":
         raise ConfigError(
             f"attention.backend=flash: must be auto, {', '.join(name for name in BACKENDS if name != 'flash')}, since "

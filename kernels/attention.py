@@ -25,7 +25,7 @@ from kernels.softmax import add_sinks
 
 log = logging.getLogger(__name__)
 
-AUTOGRAD_BACKENDS = ("reference", "flex", "flex_flash")
+AUTOGRAD_BACKENDS = ("reference", "flex")
 """Backends without a backward pass of their own: autograd differentiates their forward pass."""
 
 FLASH_WIDTHS = {

@@ -35,7 +35,6 @@ OPERATIONS = {
             "hopper": "kernels.backends.hopper",
             "flex": "kernels.backends.flex",
             "flash": "kernels.backends.flash",
-            "flex_flash": "kernels.backends.flex_flash",
         },
         portable="blocked",
     ),
@@ -63,7 +62,7 @@ OPERATIONS = {
 BACKENDS = tuple(OPERATIONS["attention"].modules)
 """The names that `attention(backend=)` accepts besides "auto"."""
 
-GPU_BACKENDS = ("triton", "hopper", "flex", "flash", "flex_flash")
+GPU_BACKENDS = ("triton", "hopper", "flex", "flash")
 
 
 def choose(

@@ -18,5 +18,4 @@ queries]`. Passes share q, k, v, out and lse: a backward pass may come from anot
     hopper/       our kernels for H100 and H200
     flash         FlashAttention-4: dense and plain windows
     flex          FlexAttention on its Triton kernels
-    flex_flash    FlexAttention on FlashAttention-4
 """

@@ -37,10 +37,9 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | N
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, with_lse: bool, kernels: str = "TRITON"
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float, with_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(out, lse), as `kernels.attention()` describes them, differentiable; lse only `with_lse`. `kernels`: "TRITON" or
-    "FLASH" (see flex_flash.py)."""
+    """(out, lse), as `kernels.attention()` describes them, differentiable; lse only `with_lse`."""
     mask = block_mask(layout, q.shape[1] // k.shape[1])
     # The limit is raised, and hitting it is an error: beyond it FlexAttention would run as unfused dense attention.
     limits = dict(recompile_limit=GRAPHS, accumulated_recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True)
@@ -51,7 +50,7 @@ def attention(
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
             return_aux=AuxRequest(lse=with_lse),
-            kernel_options={"BACKEND": kernels},
+            kernel_options={"BACKEND": "TRITON"},
         )
     return out, aux.lse
 

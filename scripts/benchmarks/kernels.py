@@ -253,10 +253,14 @@ def _peer(name: str, q: Any, k: Any, v: Any, layout: Any) -> Any:
     """A peer's own call on the same tiles; ValueError, with the reason, where it cannot serve."""
     import torch
 
-    from kernels.backends import flash, flex, flex_flash
+    from kernels.backends import flash, flex
+    from kernels.patterns import BlockSparse
 
-    module = {"flex": flex, "flex_flash": flex_flash, "flash_attn": flash}[name]
-    reason = module.unsupported(q, k, v, layout)
+    reason = (flash if name == "flash_attn" else flex).unsupported(q, k, v, layout)
+    if name == "flex_flash":
+        reason = flash.missing(q) or reason
+        if any(isinstance(pattern, BlockSparse) and pattern.random_blocks for pattern in layout.source.patterns):
+            reason = reason or "BlockSparse with random_blocks, whose hash its compiler cannot translate"
     if reason:
         raise ValueError(reason)
     if name == "flash_attn":

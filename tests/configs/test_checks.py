@@ -297,17 +297,10 @@ def test_fp8_is_accepted_on_a_gpu_that_has_it(monkeypatch):
             ["attention=routed", "attention.backend=flex"],
             r"backend=flex: must be .*patterns\.routed",
         ),
-        (
-            ["attention=hierarchical", "attention.backend=flex_flash"],
-            r"flex_flash: must be .*\.hierarchy",
-        ),
+        (["attention=hierarchical", "attention.backend=flex"], r"backend=flex: must be .*\.hierarchy"),
         (["attention=native_sparse", "attention.backend=hopper"], r"backend=hopper: must be .*native_sparse"),
         (["attention.backend=flex", "attention.block=64"], "attention.block=64: must be 128"),
         (["attention.backend=hopper", "attention.block=64"], "attention.block=64: must be 128"),
-        (
-            ["attention.backend=flex_flash", "model.sink_logits=true"],
-            r"flex_flash: must be .*sink_logits=true",
-        ),
         (["attention.backend=flash"], r"attention\.backend=flash: must be"),
     ],
 )

@@ -290,7 +290,7 @@ def test_auto_takes_blocked_on_a_cpu_and_a_named_backend_is_never_exchanged():
     assert [choose_backends(q, q, q, layout, name) for name in BACKENDS] == [(name, name) for name in BACKENDS]
 
 
-@pytest.mark.parametrize("name", ["flex", "flash", "flex_flash"])
+@pytest.mark.parametrize("name", ["flex", "flash"])
 def test_a_gpus_backend_is_refused_on_a_cpu(name):
     with pytest.raises(ValueError, match=f"backend='{name}' cannot serve this call: device cpu: must be cuda"):
         call(backend=name)

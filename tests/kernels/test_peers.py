@@ -10,7 +10,7 @@ import torch
 
 from kernels import Axis, attention, build_layout
 from kernels.attention import choose_backends
-from kernels.backends import flash, flex, flex_flash, reference
+from kernels.backends import flash, flex, reference
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Hierarchical, Strided, Window
 from kernels.patterns.hierarchical import Summaries
 from kernels.summaries.hierarchy import build_hierarchy
@@ -99,14 +99,12 @@ def test_what_a_backend_cannot_do_is_named(monkeypatch):
     assert flash.missing(OnCuda) == "compute capability 8.6: must be 9.x or 10.x"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(flash, "installed", lambda: False)
-    assert "flash-attn-4 is not installed" in flex_flash.unsupported(OnCuda, q, q, layout)
+    assert "flash-attn-4 is not installed" in flash.unsupported(OnCuda, q, q, layout)
     monkeypatch.setattr(flash, "installed", lambda: True)
     assert "must be Dense, or Window without sink tokens" in flash.unsupported(OnCuda, q, q, layout)
     assert "block 16: must be 128" in flex.unsupported(OnCuda, q, q, layout)
     coarse = build_layout(Strided(7, 50), Axis.tokens(100))
-    assert flex.unsupported(OnCuda, q, q, coarse) is flex_flash.unsupported(OnCuda, q, q, coarse) is None
-    with pytest.raises(ValueError, match="sink_logits and return_lse need one of auto, triton"):
-        flex_flash.attention(q, q, q, coarse, 1.0, with_lse=True)
+    assert flex.unsupported(OnCuda, q, q, coarse) is None
     assert "must come from build_layout" in flex.unsupported(OnCuda, q, q, dataclasses.replace(coarse, source=None))
     OnCuda.shape = (1, 1, 100, 80)
     assert "head_dim 80: must be one of 64, 128" in flex.unsupported(OnCuda, q, q, coarse)
@@ -169,7 +167,7 @@ BIG = {
 DOCUMENTS = packing([333, 1, 366], [700, 0, 0])
 
 
-def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int, with_lse: bool = True) -> None:
+def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int) -> None:
     """Output, log-sum-exp and gradients against float64, no worse than 1.5 times a dense softmax in `dtype`."""
     generator = torch.Generator("cuda").manual_seed(0)
     draw = lambda heads: torch.randn(2, LENGTH, heads, head_dim, device="cuda", generator=generator)  # noqa: E731
@@ -180,8 +178,6 @@ def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int,
     def gradients(function, *tensors):
         tensors = [t.detach().requires_grad_() for t in tensors]
         out, lse = function(*tensors)
-        if not with_lse:
-            return [out, *torch.autograd.grad(out, tensors, grad.to(out.dtype))]
         return [out, *torch.autograd.grad((out, lse), tensors, (grad.to(out.dtype), grad_lse.to(lse.dtype))), lse]
 
     def rounded(q, k, v):
@@ -194,18 +190,14 @@ def compare(backend: str, layout, head_dim: int, dtype: torch.dtype, group: int,
     truth = gradients(lambda *t: reference.masked_attention(*t, mask, scale), *(t.double() for t in (q, k, v)))
     usual = gradients(rounded, q, k, v)
 
-    def through_the_backend(*tensors):
-        result = attention(*tensors, layout, return_lse=with_lse, backend=backend)
-        return result if with_lse else (result, None)
-
-    ours = gradients(through_the_backend, q, k, v)
-    for name, got, typical, want in zip(("out", "dq", "dk", "dv", "lse"), ours, usual, truth, strict=False):
+    ours = gradients(lambda *t: attention(*t, layout, return_lse=True, backend=backend), q, k, v)
+    for name, got, typical, want in zip(("out", "dq", "dk", "dv", "lse"), ours, usual, truth, strict=True):
         error, bar = ((x.double() - want).norm() / want.norm() for x in (got, typical))
         assert error <= max(1.5 * bar, 1e-5), f"{name}: {error:.1e}, a rounded dense softmax {bar:.1e}"
 
 
 FACTORS = {
-    "backend": ["triton", "hopper", "flex", "flex_flash", "flash"],
+    "backend": ["triton", "hopper", "flex", "flash"],
     "pattern": list(BIG),
     "dtype": ["bfloat16", "float16", "float32"],
     "head_dim": [64, 128, 256],
@@ -218,7 +210,7 @@ def possible(backend: str, pattern: str, dtype: str, head_dim: int, group: int, 
     """What each backend offers; the backends themselves refuse the rest."""
     if backend == "triton":
         return True
-    if dtype == "float32" or head_dim == 256 or (backend, pattern) == ("flex_flash", "block_sparse"):
+    if dtype == "float32" or head_dim == 256:
         return False
     return backend != "flash" or (pattern in ("dense", "window") and not packed)
 
@@ -250,16 +242,7 @@ def test_all_pairs_on_the_gpu(backend, pattern, dtype, head_dim, group, packed):
     if "flash" in backend and not flash.installed():
         pytest.skip("needs the package flash-attn-4")
     layout = build_layout(BIG[pattern], Axis.tokens(LENGTH, DOCUMENTS.cuda() if packed else None, device="cuda"))
-    compare(backend, layout, head_dim, getattr(torch, dtype), group, with_lse=backend != "flex_flash")
-
-
-@gpu
-@needs_flash
-def test_flex_flash_refuses_what_its_compiler_cannot_translate():
-    q = torch.zeros(2, 2, LENGTH, 64, device="cuda", dtype=torch.float16)
-    layout = build_layout(BIG["block_sparse"], Axis.tokens(LENGTH, device="cuda"))
-    with pytest.raises(ValueError, match="BlockSparse with random_blocks"):
-        attention(q, q, q, layout, backend="flex_flash")
+    compare(backend, layout, head_dim, getattr(torch, dtype), group)
 
 
 @gpu
