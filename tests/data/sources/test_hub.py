@@ -1,11 +1,19 @@
 """Datasets of the hub keep their own splits, or are divided by a hash."""
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import shutil
 
+import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from data import CorpusError, Hub
+from data.sources.hub_shards import ShardFile, read_shard
 from tests.data.sources.rows import STRICT
 
 
@@ -102,3 +110,28 @@ def test_the_files_of_a_streamed_dataset_identify_it(hub_folder, tmp_path):
     (copy / "a.csv").write_text("book\na\n")
     with pytest.raises(CorpusError, match=r"must hold \.jsonl, \.json, \.parquet files .* and holds a\.csv$"):
         hub(streaming=True).identity(str(copy))
+
+
+def zstandard(content: bytes) -> bytes:
+    compressed = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(compressed, "zstd") as stream:
+        stream.write(content)
+    return compressed.getvalue().to_pybytes()
+
+
+def test_a_file_is_read_from_any_row_of_any_file_system():
+    texts = [f"text {number} " * number for number in range(30)]
+    lines = "\n\n".join(json.dumps({"text": text}) for text in texts).encode()
+    table = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), table, row_group_size=7)
+    compressed = {".gz": gzip.compress, ".zst": zstandard, ".xz": lzma.compress, ".bz2": bz2.compress}
+    files = {".parquet": table.getvalue(), ".jsonl": lines}
+    files |= {f".json{ending}": compress(lines) for ending, compress in compressed.items()}
+    for ending, content in files.items():
+        with fsspec.open(f"memory://file{ending}", "wb") as stream:
+            stream.write(content)
+        shard = ShardFile(f"file{ending}", f"memory://file{ending}", len(content), None)
+        for start in (0, 1, 7, 13, 29, 30):
+            assert list(read_shard(shard, start, "text", STRICT)) == list(enumerate(texts))[start:], (ending, start)
+    with pytest.raises(CorpusError, match=r"must hold a whole \.parquet file in gone\.parquet, which cannot be read"):
+        next(read_shard(ShardFile("gone.parquet", "memory://gone.parquet", 9, None), 0, "text", STRICT))
