@@ -4,6 +4,7 @@
     needles              several keys, or several numbers of a key, asked for at the end (RULER, Hsieh et al. 2024)
     associative_recall   pairs at the beginning, each asked for in the second half (MQAR, Arora et al. 2023)
     scattered            facts of these three tasks all over the text, each asked for once, near or far (for training)
+    recurring            a few pairs, each asked for again and again, with little text between them (for training)
     variable_tracking    a chain of assignments, and a question for all variables of its value (RULER)
     common_words         a list of words, and a question for the most frequent ones (RULER)
     copy                 random tokens that repeat `distance` tokens later
@@ -42,6 +43,9 @@ Hops = Annotated[int, Field(ge=1, le=len(WORDS) - 1)]
 
 NEAREST = 16
 """Tokens of the shortest distance that is drawn."""
+
+RECURRING = 0.75
+"""The share of a sequence that the lines of `recurring` take."""
 
 WORDS_PER_COMMON = 20
 """The shortest list of `common_words`, for each common word: shorter ones could not show the order of frequencies."""
@@ -123,6 +127,27 @@ def scattered(material: Material, length: int, generator: np.random.Generator, *
     return assemble(material, length, generator, [*facts, *questions[1:], questions[0]])
 
 
+def recurring(material: Material, length: int, generator: np.random.Generator, *, keys: Words) -> Batch:
+    """Lines of `keys` pairs in random order. The first line of a word is a fact, and each later one is a question.
+
+    This task starts the learning of all others: a third of its tokens are answers, and with one key, which need not be
+    read, a model learns to copy numbers before it learns to choose between them.
+    """
+    words, numbers = _words(generator, keys), [_number(generator) for _ in range(keys)]
+    wordings = [_pair(word, number) for word, number in zip(words, numbers, strict=True)]
+    tokens_per_line = max(len(material.tokenizer.encode(fact)) for fact, _ in wordings)
+    lines = max(2, int(RECURRING * length) // tokens_per_line)
+    order = generator.integers(keys, size=lines)
+    order[-1] = generator.choice(order[:-1])  # the last line is a question
+    seen: set[int] = set()
+    insertions = []
+    for index, depth in zip(order.tolist(), [*np.sort(generator.uniform(0, 1, lines - 1)), 1.0], strict=True):
+        fact, question = wordings[index]
+        insertions.append(Insertion(depth, question, f" {numbers[index]}") if index in seen else Insertion(depth, fact))
+        seen.add(index)
+    return assemble(material, length, generator, insertions)
+
+
 def variable_tracking(material: Material, length: int, generator: np.random.Generator, *, hops: Hops) -> Batch:
     """A variable with a value, then `hops` variables, each assigned from the one before. The answer lists them all."""
     words, value = _words(generator, hops + 1), _number(generator)
@@ -186,7 +211,7 @@ def copy(
     return to_batch(sequence, is_target)
 
 
-TASKS = (passkey, needles, associative_recall, scattered, variable_tracking, common_words, copy, retrieval)
+TASKS = (passkey, needles, associative_recall, scattered, recurring, variable_tracking, common_words, copy, retrieval)
 
 
 def _passkey(key: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ TASKS = {
     "multiquery": partial(text.needles, keys=4, values=1, queries=3),
     "associative_recall": partial(text.associative_recall, pairs=5),
     "scattered": partial(text.scattered, spacing=120),
+    "recurring": partial(text.recurring, keys=3),
     "variable_tracking": partial(text.variable_tracking, hops=3),
     "common_words": partial(text.common_words, common=3),
     "copy": partial(text.copy, distance=300, cue=8, size=16),
@@ -126,6 +127,19 @@ def test_scattered_facts_have_two_words_for_a_key_where_there_are_many(material)
     assert len(asked) == 2 * len(set(asked)) == 2 * (5000 // 70 - 1)
     with pytest.raises(CorpusError, match=r"^facts=\d+: must be at most 4290\b"):
         text.scattered(material, 5000, np.random.default_rng(0), spacing=1)
+
+
+@pytest.mark.parametrize("keys", [1, 3])
+def test_recurring_pairs_are_facts_once_and_then_questions(material, keys):
+    whole, found = read(material, text.recurring(material, 900, np.random.default_rng(0), keys=keys))
+    lines = re.findall(r"\n(\w+) = (\d{5})", whole)
+    facts = dict(lines)
+    assert len({*lines}) == len(facts) == keys and len(found) == len(lines) - keys > 25
+    for before, answer in found:
+        word = re.search(r"\n(\w+) =$", before).group(1)
+        assert answer == f" {facts[word]}" and f"\n{word} ={answer}" in before
+    targets = text.recurring(material, 900, np.random.default_rng(0), keys=keys)["targets"]
+    assert (targets != NO_TARGET).double().mean() > 0.2  # answers are dense, whatever the tokenizer
 
 
 def test_distances_that_are_not_given_are_log_uniform(material):
