@@ -184,6 +184,7 @@ def test_no_stream_reads_a_held_out_document(stream, files):
     held_out = {split: [splits[split].text(each) for each in range(HELD_OUT)] for split in ("validation", "test")}
     assert held_out["validation"] + held_out["test"] == HELD_OUT_TEXTS
     assert datamodule.tokens_per_pass is None
+    assert datamodule.sample(3)["tokens"].shape == (3, LENGTH)  # for the forecast of a run
     sample = {splits["train"].text(each) for each in range(len(splits["train"]))}
     assert sample == {text for texts in TEXTS for text in texts if text} - set(HELD_OUT_TEXTS)
     read(datamodule, 300)

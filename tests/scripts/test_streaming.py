@@ -28,7 +28,7 @@ def settings(tmp_path):
     place = ("data=hub", f"data.path={tmp_path / 'files'}", f"data.cache={tmp_path / 'cache'}", f"outputs={tmp_path}")
     streamed = ("data.source.streaming=true", "data.source.held_out_documents=2", "evaluation=chunked")
     ends = (f"trainer.max_steps={STEPS}", "trainer.validate_every=8", "trainer.save_every=3", "trainer.log_every=1")
-    return (*SMALL, *place, *streamed, *ends, "evaluation.baselines=false")
+    return (*SMALL, *place, *streamed, *ends, "evaluation.baselines=false", "model.layers=1", "preflight=off")
 
 
 def losses(folder) -> list[tuple[str, ...]]:
