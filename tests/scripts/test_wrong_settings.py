@@ -41,7 +41,7 @@ COMMANDS = {
         ("train.py", ["attention=windw"], "attention=windw: must be one of ... window"),
         ("train.py", ["data=files"], "data.path"),
         ("train.py", ["preflight=maybe"], "preflight=maybe: must be warn, refuse or off"),
-        ("train.py", ["-m", "sweep=widths"], "sweep=widths: must be one of extend, extend_32k, lengths, "),
+        ("train.py", ["-m", "sweep=widths"], "sweep=widths: must be one of extend, extend_32k, extend_64k, lengths, "),
         ("train.py", ["model.hidden=64"], "model.hidden: no such key; it is model.mlp_width now"),
         ("train.py", ["+model.hidden=64"], "model.hidden=64: must be model.mlp_width"),
         ("train.py", ["-m", "sweep=patterns", "model.hidden=64"], "it is model.mlp_width now"),
