@@ -68,13 +68,14 @@ def write(config: dict[str, Any]) -> list[str]:
         sampling = Sampling(**{key: config[key] for key in ("temperature", "top_k", "top_p", "seed")})
         cache = Cache(model, len(prompts))
         cuda_graph = _cuda_graph(config["cuda_graph"], cache)
+        beginnings = [[tokenizer.bos, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
         if alone:
             show(prompts[0])
         times = [time.perf_counter()]
         with autocast(model, config["precision"]):
             found = generate(
                 model,
-                [[tokenizer.bos, *map(int, tokenizer.encode(prompt))] for prompt in prompts],
+                beginnings,
                 new_tokens=config["new_tokens"],
                 sampling=sampling,
                 prefill_chunk=config["prefill_chunk"],
