@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backends", nargs="+", default=[None], help="values of attention.backend, in turn; the config's without it"
     )
-    parser.add_argument("--fp8", nargs="+", default=[None], help="values of trainer.fp8, in turn; the config's without it")
+    parser.add_argument(
+        "--fp8", nargs="+", default=[None], help="values of trainer.fp8, in turn; the config's without it"
+    )
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a step: shorter sequences are batched")
     parser.add_argument("--documents", type=int, help="mean length of packed documents; without it one a sequence")
