@@ -1,6 +1,7 @@
 """Every shipped YAML: it says what it is for, how to run it, and it composes, passes the checks and builds."""
 
 import re
+import shlex
 
 import pytest
 import torch
@@ -38,13 +39,14 @@ def test_a_yaml_opens_with_what_it_is_for_and_a_command(file):
 def test_the_commands_at_the_heads_of_the_yamls_compose():
     for file in FILES:
         command = re.search(r"Try: python train\.py ?(.*)", file.read_text())
-        if command and "sweep=" in command.group(1):
-            with Composer(command.group(1).split("  ")[0].split()) as composer:
+        if not command:
+            continue
+        overrides = shlex.split(command.group(1).split("  ")[0])
+        if any(override.startswith("sweep=") for override in overrides):
+            with Composer(overrides) as composer:
                 assert Plan(composer).settings.name, file
-        elif command:
-            overrides = re.findall(r"'[^']*'|[^\s']+", command.group(1).split("  ")[0])
-            overrides = [override.strip("'") for override in overrides if override != "-m"]
-            assert compose(*overrides)["name"], file
+        else:
+            assert compose(*(override for override in overrides if override != "-m"))["name"], file
 
 
 @pytest.mark.parametrize("attention", [each for each in options("attention") if each != FOLLOWS])
