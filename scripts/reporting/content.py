@@ -81,6 +81,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
     sweeps = tuple(read_sweeps(folders))
     rows = tuple(make_rows([at_largest_budget(sweep) for sweep in sweeps]))
     scaling = tuple(fit_sweep(sweep) for sweep in sweeps if is_scaling(sweep))
+    laws = [line for each in scaling for line in sentences(each)]
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
     curves = []
@@ -109,7 +110,8 @@ def gather(folders: Sequence[str | Path]) -> Content:
         figures["loss_by_context"] = tuple(panels)
     if fitted := [each for each in scaling if each.fits]:
         figures["scaling"] = tuple((each.sweep, partial(draw_scaling, scaling=each)) for each in fitted)
-    if any(row.values for row in rows):
+    measured = any(row.values for row in rows)
+    if measured:
         figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ())[-1:])
     return Content(
         sweeps=sweeps,
@@ -120,7 +122,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         progress=findings.progress(sweeps),
         budgets=tuple(findings.budgets(sweeps)),
         subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
-        comparisons=tuple([line for each in scaling for line in sentences(each)] + findings.comparisons(rows)),
+        comparisons=tuple(laws + (findings.comparisons(rows) if measured or not laws else [])),
         cautions=tuple([line for each in scaling for line in limits(each)] + findings.cautions(sweeps, rows)),
         figures=figures,
         contexts=tuple((row, each) for row, each in zip(rows, contexts, strict=True) if each),

@@ -79,9 +79,11 @@ class ComputeMatch:
             self.budget = {key: total_cost(phases, steps)}
         fitting = round(steps_of_cost(phases, self.budget[key]))
         if fitting < 1:
+            attention = f"attention={config['attention']['name']}"
+            sizes = [f"{name}={value}" for name, value in job.items() if name.startswith("model.")]
             raise ConfigError(
                 f"{self.group}.{key}={self.budget[key]:.12g}: must be at least one step of every job, "
-                f"{phases[0][1]:.12g} with attention={config['attention']['name']}"
+                f"{phases[0][1]:.12g} with {' '.join([attention, *sizes])}"
             )
         return job if fitting == steps else job | {"trainer.max_steps": str(fitting)}
 

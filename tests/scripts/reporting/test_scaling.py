@@ -142,6 +142,13 @@ def test_the_report_has_the_numbers_of_the_fit_and_compares_the_largest_budget(t
     assert len(write_scaling_csv(content.scaling).splitlines()) == 1 + len(EXPONENTS) * len(BUDGETS)
 
 
+def test_a_report_before_the_largest_budget_is_run_has_the_laws_alone(tmp_path):
+    states = {(pattern, size, BUDGETS[-1]): "waiting" for pattern in EXPONENTS for size in SIZES}
+    content = gather([make_scaling(tmp_path / "scaling", states)])
+    assert content.comparisons == tuple(sentences(*content.scaling))
+    assert "that budget is not measured yet" in content.comparisons[0]
+
+
 def test_a_report_of_another_sweep_has_no_scaling_law(tmp_path):
     content = gather([make_sweep(tmp_path / "patterns", ["dense", "window"], [1])])
     assert not content.scaling and "scaling" not in content.figures

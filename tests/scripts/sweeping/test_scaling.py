@@ -66,7 +66,10 @@ def test_labels_name_pattern_size_and_budget_and_more_budgets_continue_the_sweep
     [
         (["sweep.flops=[1.0e9,2.0e9]"], r"^sweep\.flops=\[.*\]: must be .* a list of at least 3"),
         (["sweep.flops=[1.0e9,2.0e9,2.0e9]"], r"^sweep\.flops=\[.*: must be different budgets"),
-        (["sweep.flops=[1.0,2.0,4.0]"], r"^sweep\.flops=1: must be at least one step"),
+        (
+            ["sweep.flops=[1.0,2.0,4.0]"],
+            r"^sweep\.flops=1: must be at least one step .*, \d+ with attention=dense model\.width=32 ",
+        ),
         ([LIST, "trainer.max_steps=9"], r"^trainer\.max_steps: must be left out with sweep\.flops=\["),
         ([LIST, "sweep.match=tokens"], r"^sweep\.flops=\[.*must be null with sweep\.match=tokens"),
         (
