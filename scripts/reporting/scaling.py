@@ -61,7 +61,7 @@ class Scaling:
     fits: tuple[Fit, ...] = ()
     missing: tuple[str, ...] = ()  # jobs without results
     refused: tuple[str, ...] = ()
-    seeds: int = 1  # fewest seeds of a point
+    seeds: int = 1  # fewest seeds of a pattern and size at one budget
     steps: float | None = None  # of the shortest run; its FLOPs are within half a step of the budget
 
 

@@ -112,8 +112,8 @@ def limits(scaling: Scaling) -> list[str]:
         result.append("The scaling laws have no intervals: not every job has losses by document.")
     elif scaling.seeds < 2:
         result.append(
-            "The intervals of the scaling laws are over documents alone: with one seed they do not contain the noise "
-            "of training."
+            "The intervals of the scaling laws do not contain the noise of training where a pattern and size ran with "
+            "one seed."
         )
     if any(fit.offset is None for fit in scaling.fits):
         result.append(
