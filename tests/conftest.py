@@ -7,6 +7,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -51,11 +52,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Runs slow tests first where several processes share the tests, and drops the other half of each test's cases.
 
-    A slow test that begins last runs alone while the other processes wait. The half that is dropped is random, and the
-    same in every process.
+    The half that is dropped is random, and the same in every process.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+        items[:] = _slow_first(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     if not (half := config.getoption("half")):
         return
     cases = defaultdict(list)
@@ -68,6 +68,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             dropped |= set(group[half == "first" :: 2])
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
+
+
+def _slow_first(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """Returns the tests in an order in which each process begins with its share of the slow ones: xdist gives each an
+    equal piece of the list. A slow test that begins last would run alone while the other processes wait."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = iter([item for item in items if not item.get_closest_marker("slow")])
+    ordered: list[pytest.Item] = []
+    for process in range(processes):
+        size = (len(items) - len(ordered)) // (processes - process)
+        share = slow[process::processes]
+        ordered += [*share, *islice(others, max(0, size - len(share)))]
+    return [*ordered, *others]
 
 
 def pytest_collection_finish() -> None:
