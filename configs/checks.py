@@ -179,7 +179,7 @@ def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
 
     present = ("cpu", "auto", *(["cuda", "gpu"] if torch.cuda.is_available() else []))
     if accelerator not in present:
-        raise ConfigError(f"{prefix}accelerator={accelerator}: this machine has {', '.join(present)}")
+        raise refused(f"{prefix}accelerator", accelerator, f"{' or '.join(present)} on this machine")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "16-mixed" and not on_gpu:
         raise ConfigError(f"{prefix}precision=16-mixed: must be 32-true, 64-true, bf16-mixed or bf16-true on a CPU")
