@@ -163,7 +163,7 @@ class ShardStreams:
     def _at(self, stream: int, position: Position, first: tuple[Position, np.ndarray]) -> tuple[Position, np.ndarray]:
         """Returns the rest of the first document that is read from `position` on."""
         at, document = first
-        if position.token and (at[:3] != position[:3] or len(document) <= position.token):
+        if position != Position() and (at[:3] != position[:3] or len(document) <= position.token):
             shard = self.shards_of(stream, position.of_pass)[position.shard].name
             raise CorpusError(
                 f"data.path={self.path}: must hold the files of the checkpoint: row {position.row} of {shard} is"

@@ -24,10 +24,10 @@ def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> N
         stored, found = ({name: about for name, *about in listed} for listed in (state["shards"], shards))
         changed = sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name))
         if changed:
-            sizes = [f"{each[changed[0]][0]:,} bytes" if changed[0] in each else "missing" for each in (stored, found)]
+            old, new = (_about(*files.get(changed[0], [None, None])) for files in (stored, found))
             raise CorpusError(
                 f"{key}: must hold the files that {run} was trained with; {len(changed)} changed, {changed[0]} among"
-                f" them ({sizes[0]} then, {sizes[1]} now)"
+                f" them ({old} then, {new} now)"
             )
     if "contents" in state:
         stored, found = state["contents"], data.corpus.contents
@@ -47,3 +47,10 @@ def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> N
         log.warning(f"{run} stores no fingerprint of its validation and test split: taken as they are now")
     else:
         log.warning(f"{run} stores no fingerprint of its corpus: {key} is taken as it is now")
+
+
+def _about(size: int | None, content: str | None) -> str:
+    """Returns the size of a file, and the first digits of the hub's hash of its content; `missing` without a size."""
+    if size is None:
+        return "missing"
+    return f"{size:,} bytes" + (f", {content[:12]}" if content else "")

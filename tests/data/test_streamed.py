@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import tracemalloc
+from dataclasses import replace
 from itertools import count, islice
 from types import SimpleNamespace
 
@@ -83,11 +84,20 @@ def rows_of(batches, key="tokens") -> list[list[int]]:
     return [row for batch in batches for row in batch[key].tolist()]
 
 
-def expected_documents(stream: int):
-    """The documents of a stream, without end, read in the plainest way."""
+def expected_documents(stream: int, texts=TEXTS, held_out=HELD_OUT_TEXTS, shortest=2):
+    """The documents of a stream, without end, read in the plainest way. shortest: tokens, bos included."""
     for of_pass in count():
-        for number in permutation(FILES, SEED, of_pass)[stream::STREAMS]:
-            yield from (text for text in TEXTS[number] if text and text not in HELD_OUT_TEXTS)
+        for number in permutation(len(texts), SEED, of_pass)[stream::STREAMS]:
+            yield from (text for text in texts[number] if len(text.encode()) >= shortest - 1 and text not in held_out)
+
+
+def expected_tokens(sequences: int, *arguments, **changes) -> list[list[int]]:
+    """The first sequences of a stream of `expected_documents`."""
+    tokens = []
+    for text in expected_documents(*arguments, **changes):
+        tokens += [Bytes.bos, *text.encode()]
+        if len(tokens) >= sequences * LENGTH:
+            return [tokens[number * LENGTH :][:LENGTH] for number in range(sequences)]
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json.gz", ".parquet"])
@@ -118,10 +128,38 @@ def test_the_sequences_of_a_run(stream, tmp_path, kind):
             assert row["targets"].tolist() == targets
 
 
+def test_short_documents_and_files_without_any(stream, tmp_path):
+    """Short documents are left out. A stream whose files of a pass have no other ones goes on in the next pass."""
+    texts = [TEXTS[0], ["", "short"], TEXTS[2], []]
+    folder = write_files(tmp_path / "other", ".parquet", texts)
+    datamodule = stream(path=str(folder), batch_size=1, minimum_tokens=50, document_mask=False)
+    splits = datamodule.corpus.splits
+    held_out = {text for split in ("validation", "test") for text in splits[split].documents["text"]}
+    batches = read(datamodule, 40 * STREAMS)
+    for number in range(STREAMS):
+        expected = expected_tokens(40, number, texts, held_out, shortest=50)
+        assert rows_of(batches)[number::STREAMS] == expected
+    assert all(not batch["document"].any() for batch in batches)
+
+
+def test_tokens_of_a_large_vocabulary(stream):
+    class Large(Bytes):
+        vocabulary = 1 << 17
+
+        def encode_all(self, names, texts):
+            tokens, counts = super().encode_all(names, texts)
+            return tokens.astype(np.int64) + (1 << 16), counts
+
+    streams = replace(stream().streams.streams, tokenizer=Large())
+    tokens = next(streams.sequences(0, Position())).packed.tokens
+    expected = np.array(expected_tokens(1, 0)[0])
+    assert tokens[:LENGTH].tolist() == np.where(expected == Bytes.bos, Bytes.bos, expected + (1 << 16)).tolist()
+
+
 def test_the_order_depends_on_no_worker_batch_or_rank(stream):
     whole = rows_of(read(stream(batch_size=1), 60))
     assert rows_of(read(stream(batch_size=3, workers=2), 20)) == whole
-    assert rows_of(read(stream(batch_size=5, workers=1), 12)) == whole
+    assert rows_of(read(stream(batch_size=5, workers=3), 12)) == whole  # of which two read, two streams each
     ranks = []
     for rank in range(2):
         datamodule = stream(batch_size=2, workers=2)
@@ -249,6 +287,9 @@ def test_files_that_changed_are_refused(stream, files):
     ):
         stream().check_unchanged(state, "run")
     file.write_text(content)
+    changed = {**state, "shards": [[*state["shards"][0][:2], "0123456789abcdef"], *state["shards"][1:]]}
+    with pytest.raises(CorpusError, match=r"1 changed, .* \([\d,]+ bytes, 0123456789ab then, [\d,]+ bytes now\)$"):
+        stream().check_unchanged(changed, "run")
     # The same size: the row of the checkpoint is another document.
     for file in files.iterdir():
         file.write_text('{"text": "a"}\n'.ljust(file.stat().st_size))
