@@ -72,10 +72,18 @@ def read_rows(
 
 
 def unreadable() -> tuple[type[Exception], ...]:
-    """Returns the exceptions of a file system, of decompression, of archives and of pyarrow."""
+    """Returns the exceptions of a file system, the hub's included, of decompression, of archives and of pyarrow."""
     import pyarrow
 
-    return OSError, EOFError, zlib.error, lzma.LZMAError, *UNREADABLE, pyarrow.ArrowException
+    return OSError, EOFError, zlib.error, lzma.LZMAError, *UNREADABLE, pyarrow.ArrowException, connection_error()
+
+
+def connection_error() -> type[Exception]:
+    """Returns the exception of a connection to the hub that is lost. It is no OSError, and its library depends on the
+    version of huggingface_hub, whose own error is derived from it."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]
 
 
 def _read(

@@ -14,7 +14,7 @@ from ..digests import digests_of
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
 from .base import READER, Name, Source
-from .file_rows import KINDS, read_rows, shown, write_rows
+from .file_rows import KINDS, connection_error, read_rows, shown, write_rows
 from .hub_shards import ShardFile, first_documents, list_shards
 from .splits import SPLIT_NAMES, digest_of, split_by_content, split_by_name, with_test_split
 from .text import name_and_text
@@ -92,6 +92,8 @@ class Hub(Source):
         from datasets import Dataset, load_dataset
         from datasets.exceptions import DatasetGenerationError
 
+        if Path(path).is_dir():
+            self._warn_of_left_out(path)
         if self.streaming:
             return self._first_documents(path, arrow_cache, bad)
         try:
@@ -168,6 +170,26 @@ class Hub(Source):
             )
         return with_test_split(splits, path)
 
+    def _warn_of_left_out(self, path: str) -> None:
+        """Logs how many files of a local folder are not read: `datasets` reads those of the configuration, or of the
+        most frequent format."""
+        from datasets import load_dataset_builder
+
+        with self._existing(path):
+            read = load_dataset_builder(path, self.config).config.data_files or {}
+        files, root = {Path(url).resolve() for urls in read.values() for url in urls}, Path(path)
+        left_out = [
+            name
+            for file in sorted(root.rglob("*"))
+            if file.is_file() and file.stat().st_size and file.resolve() not in files
+            if not (name := file.relative_to(root).as_posix()).startswith(".") and name != "README.md"
+        ]
+        if left_out:
+            verb, more = ("is", "") if len(left_out) == 1 else ("are", ", ...")
+            log.warning(
+                f"{path}: {len(files)} files are read, and {len(left_out)} {verb} left out: {shown(left_out[0])}{more}"
+            )
+
     def _known(self, path: str, names: "Iterator[str] | dict") -> dict[str, str]:
         """Returns the split that each of the dataset's own splits stands for. Logs those that are not read."""
         for name in names:
@@ -187,7 +209,7 @@ class Hub(Source):
             yield
         except CorpusError:
             raise
-        except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        except (DatasetNotFoundError, FileNotFoundError, ConnectionError, connection_error(), ValueError) as error:
             asked = {"config": self.config, "split": self.split, "revision": self.revision}
             given = "".join(f", data.source.{key}={value}" for key, value in asked.items() if value is not None)
             reason = str(error).splitlines()[0]

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import shutil
+from types import SimpleNamespace
 
 import fsspec
 import pyarrow
@@ -13,7 +14,8 @@ import pyarrow.parquet
 import pytest
 
 from data import CorpusError, Hub
-from data.sources.hub_shards import ShardFile, read_shard
+from data.sources.file_rows import connection_error
+from data.sources.hub_shards import ShardFile, first_documents, list_shards, read_shard
 from tests.data.sources.rows import STRICT
 
 
@@ -117,6 +119,45 @@ def zstandard(content: bytes) -> bytes:
     with pyarrow.CompressedOutputStream(compressed, "zstd") as stream:
         stream.write(content)
     return compressed.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_another_format_are_counted(hub_folder, tmp_path, caplog, streaming):
+    (hub_folder / "README.md").unlink()
+    (hub_folder / "empty.jsonl").touch()
+    (hub_folder / ".hidden.csv").write_text("book\na\n")
+    source = hub(config=None, streaming=streaming)
+    source.load(str(hub_folder), tmp_path / "arrow", STRICT)
+    assert "left out" not in caplog.text
+    (hub_folder / "more.csv").write_text("book\na\n")
+    hub(config=None, streaming=streaming).load(str(hub_folder), tmp_path / "arrow", STRICT)
+    assert "3 files are read, and 1 is left out: more.csv" in caplog.text
+
+
+def test_a_file_of_the_hub_has_the_same_identity_in_every_commit_that_holds_it(monkeypatch):
+    system = SimpleNamespace(info=lambda place: {"size": 9, "blob_id": "hash"})
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (system, url))
+    files = {"train": ["hf://datasets/a/b@0123abc/data/x.jsonl.gz"]}
+    (shard,) = list_shards(SimpleNamespace(config=SimpleNamespace(data_files=files)), "a/b")["train"]
+    assert shard.identity == ["data/x.jsonl.gz", 9, "hash"] and shard.url == files["train"][0]
+
+
+def test_the_first_documents_are_those_of_files_that_are_evenly_spread(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.hub_shards.SAMPLED_SHARDS", 2)
+    shards = [ShardFile(f"{number}.jsonl", str(tmp_path / f"{number}.jsonl"), 9, None) for number in range(5)]
+    for number in range(5):
+        (tmp_path / f"{number}.jsonl").write_text('{"text": "a"}\n' * (number + 1))
+    names = [row["name"] for row in first_documents(shards, "text", STRICT)]
+    assert names == ["0.jsonl:0", "2.jsonl:0", "2.jsonl:1", "2.jsonl:2"]
+
+
+def test_a_lost_connection_is_one_line(monkeypatch):
+    def lost(*_):
+        raise connection_error()("the network is unreachable")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (SimpleNamespace(open=lost), url))
+    with pytest.raises(CorpusError, match=r"in a\.jsonl, which cannot be read: the network is unreachable$"):
+        next(read_shard(ShardFile("a.jsonl", "hf://a.jsonl", 9, None), 0, "text", STRICT))
 
 
 def test_a_file_is_read_from_any_row_of_any_file_system():
