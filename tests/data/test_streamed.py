@@ -296,6 +296,8 @@ def test_files_that_changed_are_refused(stream, files):
     with pytest.raises(CorpusError, match=r"must hold the files of the checkpoint: row \d+ of part-\d\.jsonl is "):
         for number in range(STREAMS):
             next(before.streams.streams.sequences(number, before.streams.positions[number]))
+    with pytest.raises(CorpusError, match=r"row 5 of part-\d\.jsonl is another document$"):
+        next(before.streams.streams.sequences(0, Position(row=5)))  # the start of a document
 
 
 def test_documents_that_are_too_short_are_no_endless_loop(stream, files):
