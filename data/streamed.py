@@ -49,8 +49,8 @@ class Position(NamedTuple):
 
 
 class Streamed(NamedTuple):
-    """A sequence of a stream, from the token `start` to the token before `stop`. `skipped`: the places of documents
-    that cannot be read, of the first ones that the stream has met."""
+    """A sequence of a stream, from the token `start` to the token before `stop`. `skipped`: the places of
+    documents that were skipped since the stream's previous sequence, if they are among its first EXAMPLES ones."""
 
     stream: int
     packed: Packed
@@ -137,28 +137,28 @@ class ShardStreams:
         """
         bad = BadDocuments(self.on_bad_document, self.path)
         documents = self._documents(stream, position, bad)
-        held = deque([self._at(stream, position, next(documents))])
-        tokens, told = len(held[0][1]), 0
+        pending = deque([self._at(stream, position, next(documents))])
+        tokens, reported = len(pending[0][1]), 0
         while True:
             while tokens <= self.sequence_length:
-                held.append(next(documents))
-                tokens += len(held[-1][1])
-            start, pieces, room = held[0][0], [], self.sequence_length + 1
-            for _, document in held:
+                pending.append(next(documents))
+                tokens += len(pending[-1][1])
+            start, pieces, room = pending[0][0], [], self.sequence_length + 1
+            for _, document in pending:
                 pieces.append(document[:room])
                 room -= len(pieces[-1])
                 if not room:
                     break
             rest = self.sequence_length  # the last token is only a target, and begins the next sequence
-            while rest >= len(held[0][1]):
-                rest -= len(held.popleft()[1])
-            at, document = held[0]
-            held[0] = at._replace(token=at.token + rest), document[rest:]
+            while rest >= len(pending[0][1]):
+                rest -= len(pending.popleft()[1])
+            at, document = pending[0]
+            pending[0] = at._replace(token=at.token + rest), document[rest:]
             tokens -= self.sequence_length
             sizes = [len(piece) for piece in pieces]
             packed = Packed(np.concatenate(pieces), sizes, self.sequence_length, self.tokenizer.bos, self.document_mask)
-            skipped, told = bad.examples[told:], len(bad.examples)
-            yield Streamed(stream, packed, start, held[0][0], skipped)
+            skipped, reported = bad.examples[reported:], len(bad.examples)
+            yield Streamed(stream, packed, start, pending[0][0], skipped)
 
     def _at(self, stream: int, position: Position, first: tuple[Position, np.ndarray]) -> tuple[Position, np.ndarray]:
         """Returns the rest of the first document that is read from `position` on."""
@@ -175,13 +175,13 @@ class ShardStreams:
         """Yields the documents of a stream from the one at `position` on: the place of their first token, and their
         tokens, integers `[tokens]` that begin with bos."""
         *_, short, held_out, unreadable = position
-        without: set[str] = set()  # shards in a row that have no document
+        empty: set[str] = set()  # names of the shards since the last document, none of which has one
         for of_pass in count(position.of_pass):
             shards = self.shards_of(stream, of_pass)
             first = position.shard if of_pass == position.of_pass else 0
             for number, shard in enumerate(shards[first:], first):
                 start = position.row if (of_pass, number) == position[:2] else 0
-                without.add(shard.name)
+                empty.add(shard.name)
                 for rows in _groups(read_shard(shard, start, self.text_column, bad)):
                     texts = {row: text for row, text in rows if text is not None and not self._is_held_out(text)}
                     documents = self._encode([f"{shard.name}:{row}" for row in texts], list(texts.values()))
@@ -193,9 +193,9 @@ class ShardStreams:
                         elif len(document := next(documents)) < self.shortest:
                             short += 1
                         else:
-                            without.clear()
+                            empty.clear()
                             yield Position(of_pass, number, row, 0, short, held_out, unreadable), document
-                if len(without) == len(self.shards):
+                if len(empty) == len(self.shards):
                     raise CorpusError(
                         f"data.path={self.path}: must hold documents to train on, and {shard.name} and all other files"
                         " of the training split have none"

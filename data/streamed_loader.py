@@ -80,7 +80,8 @@ class StreamCursor:
         return f"{len(self.streams.shards):,} files of {size:,} bytes to train on, in {self.streams.streams} streams"
 
     def log_left_out(self) -> None:
-        """Logs how many documents the streams have left out, if there is any. Another rank's are as of `state`."""
+        """Logs how many documents the streams have left out, if there is any. The numbers of other ranks are those
+        of the last call of `state`."""
         short, held_out, unreadable = (sum(column) for column in list(zip(*self.positions, strict=True))[4:])
         if short or held_out or unreadable:
             log.info(
@@ -150,7 +151,7 @@ class StreamedLoader:
         loader = DataLoader(
             _Samples(self.cursor.streams, positions, self.consumed() + self.rank, self.ranks),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=_uncollated,
             num_workers=self.workers,
             worker_init_fn=start_worker,
             prefetch_factor=max(2, 2 * self.batch_size // self.workers) if self.workers else None,
@@ -179,5 +180,5 @@ class StreamedLoader:
             del samples  # ends the workers, also if a traceback keeps this frame: at exit, Python would wait for them
 
 
-def _unchanged(sample: Streamed | CorpusError) -> Streamed | CorpusError:
+def _uncollated(sample: Streamed | CorpusError) -> Streamed | CorpusError:
     return sample

@@ -1,4 +1,4 @@
-"""Whether a run that is resumed or evaluated finds the documents that it was trained on."""
+"""A check that a run which is resumed or evaluated finds the documents that it was trained on."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What every process that loads batches does first."""
+"""The first step of every process that loads batches."""
 
 import os
 import signal
