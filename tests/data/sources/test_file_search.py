@@ -117,4 +117,4 @@ def test_copies_of_a_document_share_its_split(folder, tmp_path, caplog):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.txt").write_text("a")
     load(tmp_path / "other", tmp_path)
-    assert "copies" not in caplog.text
+    assert "are copies" not in caplog.text
