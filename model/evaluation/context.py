@@ -25,7 +25,7 @@ SHORTEST = 512
 
 @dataclass(frozen=True)
 class ContextLoss:
-    """Loss (nats per token) of the scored tokens, at each place of which the first one is given `context` tokens.
+    """Loss (nats per token) of the scored tokens. At each place, the first of them is given `context` tokens.
     `low` and `high` are bounds as in perplexity.Bucket.
 
     `change` is the loss minus that of the context before it in the list, and `gain` that of the first context minus the
