@@ -45,7 +45,7 @@ def measure_recall(
     progress_bar: ProgressBar,
     store: LossStore,
 ) -> dict[str, Any]:
-    """Returns the content of recall.json of a run, and logs each case.
+    """Measures the recall of a run. Returns the content of its recall.json, and logs the result of each case.
 
     Args:
         documents: their text is what the answers are hidden in.

@@ -1,7 +1,7 @@
 """Batches of streamed sequences (data/streamed.py), and the positions up to which a run has trained on them.
 
-A worker reads whole streams: of w workers, worker i gives each w-th sample of this rank, which are sequences of the
-same streams each time. The process that trains puts the samples in their order into batches.
+Each stream is read by one worker. Of w workers, a worker yields every w-th sample of this rank, and its samples always
+come from the same streams. The training process takes the samples from the workers in turn and joins them into batches.
 
 Workers read ahead of the training. So a batch carries the positions of its sequences, and a checkpoint stores those of
 the last batch that was trained on.

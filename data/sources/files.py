@@ -52,7 +52,7 @@ class Files(Source):
         splits, held-out documents that are similar to training documents are only counted. None: only equal texts
         share a split.
 
-    The defaults are for runs of versions that did not have these settings.
+    Runs of earlier versions were saved without these settings; the defaults reproduce how they read.
     """
 
     replaces = True

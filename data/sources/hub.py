@@ -42,7 +42,7 @@ class Hub(Source):
     held_out_documents: of a dataset that is streamed, documents of validation and of test. They are the first ones of
         the dataset's own split, or of the training split if it has none, which trains on no copy of them.
 
-    The defaults are for runs of versions that did not have these settings.
+    Runs of earlier versions were saved without these settings; the defaults reproduce how they read.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Hub(Source):
         return with_test_split(splits, path)
 
     def shards(self, path: str) -> dict[str, list[ShardFile]]:
-        """Returns the files of each split that is read; those of `split` as training split."""
+        """Returns {split: its files} of the splits that are read. If `split` is set, its files are the training's."""
         if path not in self._listed:
             self._listed[path] = self._list(path)
         return self._listed[path]
@@ -171,8 +171,8 @@ class Hub(Source):
         return with_test_split(splits, path)
 
     def _warn_of_left_out(self, path: str) -> None:
-        """Logs how many files of a local folder are not read: `datasets` reads those of the configuration, or of the
-        most frequent format."""
+        """Warns if files of a local folder are left out. `datasets` reads those that the dataset's configuration names,
+        or without one those of the most frequent format."""
         from datasets import load_dataset_builder
 
         with self._existing(path):

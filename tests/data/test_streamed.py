@@ -58,7 +58,7 @@ def files(tmp_path):
 
 @pytest.fixture
 def stream(make, files):
-    """stream(batch_size=1, streams=2, ...) -> a DataModule that reads `files`, set up."""
+    """Returns a function that sets up a DataModule which streams `files`: stream(batch_size=1, streams=2, ...)."""
 
     def build(**changes):
         source = dict(config=None, split=None, revision=None, text_column="text", streaming=True)
@@ -170,7 +170,7 @@ def test_the_order_depends_on_no_worker_batch_or_rank(stream):
 
 
 def test_a_run_goes_on_after_every_batch(stream):
-    """With another number of workers or ranks, or other batches, too."""
+    """A run that resumes after any batch reads the same rows, also with other workers, ranks or batch sizes."""
     datamodule, states = stream(batch_size=3), []
     whole = []
     for batch in islice(datamodule.train_dataloader(), 60):
