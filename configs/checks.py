@@ -17,13 +17,14 @@ from configs.errors import ConfigError, refused
 from configs.fp8 import check_fp8
 from configs.phases import build_phases, phase_configs
 from configs.pretrained import is_pretrained, weights_of
+from configs.trust import TARGET
 from configs.validation import validated
 from data import DataModule
 from data.tokenizers import Saved
 from kernels.dispatch import BACKENDS, GPU_BACKENDS
 from kernels.patterns import Hierarchical, NativeSparse
 from model import AttentionPlan, Transformer
-from model.attention import family_of, shard_unit
+from model.attention import WITH_FAMILY, family_of, shard_unit
 from model.precision import SHARDED, devices_of
 
 if TYPE_CHECKING:
@@ -143,9 +144,15 @@ def check_attention(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     model = config["model"]
     for layer in range(model["layers"]):
         try:
-            family_of(plan.pattern(layer, model["kv_heads"]))
+            pattern = plan.pattern(layer, model["kv_heads"])
         except ValueError as error:
             raise ConfigError(f"attention.{error}") from None
+        try:
+            family_of(pattern)
+        except ValueError:
+            name = plan.entry(layer)
+            target = config["attention"]["patterns"][name][TARGET]
+            raise refused(f"attention.patterns.{name}.{TARGET}", target, WITH_FAMILY) from None
 
 
 def check_data(config: Mapping[str, Any], phases: "Sequence[Phase]" = ()) -> DataModule:
@@ -293,7 +300,9 @@ def check_indexers(config: Mapping[str, Any], plan: AttentionPlan) -> None:
     for name, warmup in alone.items():
         key = f"attention.patterns.{name}.indexer_warmup"
         if plan.patterns[name].router != "indexer" or isinstance(plan.patterns[name], NativeSparse):
-            accepted = f"false with {plan.patterns[name]}: it needs router=indexer, in a Routed pattern"
+            accepted = (
+                f"false: it needs attention.patterns.{name}.router=indexer in a pattern as that of attention=routed"
+            )
             raise refused(f"{key}_alone", True, accepted)
         if steps is not None and warmup >= steps:
             raise refused(key, warmup, f"below trainer.max_steps={steps} with indexer_warmup_alone=true")

@@ -66,7 +66,9 @@ def check_probed(run: Run, length: int | None) -> int:
     `length`, or that of the training sequences."""
     layer = first_sparse_layer(run.model)
     if layer is not None:
-        accepted = f"a run whose layers are all dense; layer {layer} attends by {run.model.patterns[layer]}"
+        accepted = (
+            f"a run whose layers are all dense; layer {layer} has attention.patterns.{run.model.plan.entry(layer)}"
+        )
         raise refused("checkpoint", str(run.checkpoint), accepted)
     ropes = list(dict.fromkeys(run.model.plan.rope_of(layer) for layer in range(run.model.config.layers)))
     if len(ropes) > 1:
@@ -117,7 +119,8 @@ def probe_run(
     if not work:
         longest = max(len(documents.tokens(document)) for document in range(len(documents)))
         key = f"data.path={name}" if config.get("data") else f"split={name}"
-        sees = f"than attention.patterns.{replacement.sparse} sees ({replacement.pattern})"
+        value = as_override(config["attention"]["patterns"][replacement.sparse])
+        sees = f"than attention.patterns.{replacement.sparse}={value} sees"
         if longest > length:
             raise ConfigError(f"length={length}: must be more tokens {sees}; the longest document has {longest}")
         raise ConfigError(f"{key}: must hold documents of more tokens {sees}; the longest has {longest}")

@@ -49,6 +49,7 @@ def prepare(
     if isinstance(source, Mixture) and source.token_files:
         return _joined(source, path, tokenizer, minimum_tokens, cache, on_bad_document)
     corpus = _opened_or_written(source, path, tokenizer, minimum_tokens, cache, on_bad_document)
+    corpus.tokenizer.origin = tokenizer.origin  # instead of a path in the cache
     if corpus.skipped:
         log.warning(f"corpus {corpus.fingerprint[:12]}: {describe_bad(corpus.skipped)}")
     return corpus

@@ -106,7 +106,7 @@ def _check_tokens(chunk: np.ndarray, shard: Shard, tokenizer: Tokenizer) -> None
     if smallest < 0 or largest >= tokenizer.vocabulary:
         wrong = smallest if smallest < 0 else largest
         raise CorpusError(
-            f"data.tokenizer: must be the one that wrote {shard.path}: token {wrong} is beyond its vocabulary of"
+            f"{tokenizer.origin}: must be the one that wrote {shard.path}: token {wrong} is beyond its vocabulary of"
             f" {tokenizer.vocabulary}, or its dtype is not {shard.dtype} (data.source.dtype)"
         )
     if shard.dtype == "uint16" and len(chunk) >= 64 and np.count_nonzero(chunk[1::2]) < len(chunk) / 8:

@@ -100,10 +100,9 @@ class AttentionPlan:
                 if name not in self.patterns:
                     raise ValueError(f"schedule names {name!r}: must be one of the patterns {', '.join(self.patterns)}")
                 if not isinstance(entry, str) and not self.patterns[name].is_mask:
-                    kind = type(self.patterns[name]).__name__
                     raise ValueError(
-                        f"schedule entry {list(entry)!r} gives a KV head {name!r} ({kind}), which serves whole layers: "
-                        f"must be patterns that are masks over the tokens, or the entry {name!r} alone"
+                        f"schedule entry {list(entry)!r} gives a KV head {name!r}, which serves whole layers: must "
+                        f"be patterns that are masks over the tokens, or the entry {name!r} alone"
                     )
             if not isinstance(entry, str) and len({self.rope.get(name, MODEL_ROPE) for name in entry}) > 1:
                 ropes = ", ".join(f"rope={self.rope.get(name, MODEL_ROPE)} of {name}" for name in entry)

@@ -1,5 +1,6 @@
 """Documents that cannot be read: the first one is an error, or each is skipped, or repaired, and counted."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,5 +83,5 @@ def fault_of_text(value: object) -> str | None:
     if value is None:
         return "null"
     if isinstance(value, bool | int | float):
-        return f"the {type(value).__name__} {value}"[:40]
+        return json.dumps(value) if isinstance(value, bool) else f"the number {value}"[:40]
     return {list: "a list", dict: "an object", bytes: "binary"}.get(type(value), f"a {type(value).__name__}")

@@ -62,22 +62,20 @@ class Source(ABC):
     def check_settings(self, path: Paths, on_bad_document: str) -> None:
         """Raises CorpusError for a path or a policy that the source cannot follow. Takes milliseconds."""
         if not isinstance(path, str | None) and not self.several_paths:
-            raise CorpusError(f"data.path={list(path)}: must be one path for {type(self).__name__}")
+            raise CorpusError(f"data.path={list(path)}: must be one path, since this source reads no list")
         if path is not None and not len(path):
             raise CorpusError(f"data.path={path!r}: must be a path, or a list of at least one")
         self.check(path)
         if on_bad_document == "replace" and not self.replaces:
             raise CorpusError(
-                f"data.on_bad_document=replace: must be error or skip for {type(self).__name__}, which replaces no"
-                " bytes"
+                "data.on_bad_document=replace: must be error or skip, since this source replaces no bytes"
             )
 
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         """Called before `load`. A source whose texts need a certain tokenizer raises CorpusError for others."""
         if not tokenizer.has_text:
             raise CorpusError(
-                f"data.tokenizer={type(tokenizer).__name__}: must be a tokenizer of text for {type(self).__name__};"
-                " only files of tokens (data=tokens) have no text"
+                f"{tokenizer.origin}: must be a tokenizer of text: only files of tokens (data=tokens) have no text"
             )
 
     @abstractmethod

@@ -107,9 +107,7 @@ class TimeSeries(Source):
 
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         if not isinstance(tokenizer, Bins):
-            raise CorpusError(
-                f"data.tokenizer={type(tokenizer).__name__}: must be Bins for numbers (data/tokenizer=bins)"
-            )
+            raise CorpusError(f"{tokenizer.origin}: must be data/tokenizer=bins for numbers")
         self.tokenizer = tokenizer
 
     def identity(self, path: Paths, cache: Path | None = None) -> dict:

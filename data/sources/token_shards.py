@@ -50,7 +50,7 @@ class TokenShards(Source):
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         if isinstance(tokenizer, BPE):
             raise CorpusError(
-                "data.tokenizer=BPE: must be the one that wrote the token files, which is not learned again:"
+                f"{tokenizer.origin}: must be the one that wrote the token files, which is not learned again:"
                 " data/tokenizer=saved data.tokenizer.path=tokenizer.json, or token_ids without it"
             )
 

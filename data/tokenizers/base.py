@@ -25,7 +25,7 @@ class Tokenizer(ABC):
 
     vocabulary: the number of tokens, `bos` included.
     bos: the token that begins a document.
-    origin: the setting that it comes from, for errors.
+    origin: the setting that chooses it, for errors; by default the import path of a class of the user.
     always_lossless: whether its construction makes it lossless; the documents of others are checked one by one.
     has_text: whether its tokens stand for text; without it, nothing is known per byte, and nothing can be decoded.
     lossy: whether its tokens may stand for another text than the document's (`data.tokenizer.lossy=allow`).
@@ -33,10 +33,14 @@ class Tokenizer(ABC):
 
     vocabulary: int
     bos: int
-    origin = "data.tokenizer"
+    origin: str
     always_lossless = False
     has_text = True
     lossy = False
+
+    def __init_subclass__(cls, **arguments: object) -> None:
+        super().__init_subclass__(**arguments)
+        cls.origin = vars(cls).get("origin", f"data.tokenizer._target_={cls.__module__}.{cls.__qualname__}")
 
     @property
     @abstractmethod
@@ -110,8 +114,7 @@ class Tokenizer(ABC):
         Raises:
             CorpusError: the class has no such tokenizer, so its models cannot be exported.
         """
-        name = type(self).__qualname__
-        raise CorpusError(f"data.tokenizer={name}: must be Bytes, BPE or Saved, or a class with to_library")
+        raise CorpusError(f"{self.origin}: must be bytes, bpe or saved, or a class of yours with to_library")
 
 
 def warn_of_normalized(tokenizer: Tokenizer, changed: int, documents: int, prefix: str = "") -> None:

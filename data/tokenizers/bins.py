@@ -25,6 +25,8 @@ class Bins(Fixed):
     beyond the limits are in the outermost bins.
     """
 
+    origin = "data/tokenizer=bins"
+
     def __init__(self, bins: Annotated[int, Field(ge=2, le=MOST)], limit: Annotated[float, Field(gt=0)]):
         self.bins = bins
         self.limit = float(limit)
@@ -44,8 +46,8 @@ class Bins(Fixed):
         if (tokens >= self.bins).any():
             other = text[int(np.argmax(tokens >= self.bins))]
             raise CorpusError(
-                f"data.tokenizer=Bins: must be another tokenizer for text: {other!r} is none of its {self.bins} bins,"
-                " which data=timeseries writes"
+                f"{self.origin}: must be another tokenizer for text: {other!r} is none of its {self.bins} bins, which"
+                " data=timeseries writes"
             )
         return tokens
 

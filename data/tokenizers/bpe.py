@@ -21,6 +21,7 @@ class BPE(ByteLevel):
     vocabulary: the number of tokens, the 256 bytes and bos included.
     """
 
+    origin = "data/tokenizer=bpe"
     always_lossless = True
 
     def __init__(self, vocabulary: int):
@@ -46,14 +47,14 @@ class BPE(ByteLevel):
         cutter = Cutter(Tokenizer.from_str(tokenizer.to_str()))  # a copy: the one that is trained is locked
         chunks = (chunk for text in _at_most(TRAINING_CHARACTERS, texts) for chunk in cutter.chunks(text))
         tokenizer.train_from_iterator(chunks, trainer)
-        self._use(tokenizer, "trained tokenizer")
+        self._use(tokenizer)
         if self.vocabulary < self.wanted:
             log.warning(f"data.tokenizer.vocabulary={self.wanted}: the text gives only {self.vocabulary} tokens")
 
     def reopen(self, file: Path) -> bool:
         from tokenizers import Tokenizer
 
-        self._use(Tokenizer.from_file(str(file)), "trained tokenizer")
+        self._use(Tokenizer.from_file(str(file)))
         return True
 
 

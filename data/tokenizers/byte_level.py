@@ -29,12 +29,11 @@ class ByteLevel(Tokenizer):
     _tokenizer: "tokenizers.Tokenizer"
     bos: int
 
-    def _use(self, tokenizer: "tokenizers.Tokenizer", origin: str) -> None:
+    def _use(self, tokenizer: "tokenizers.Tokenizer") -> None:
         """Encodes and decodes with `tokenizer` from now on.
 
         Raises:
-            CorpusError: it is not lossless (where `lossy` is not set), or has no token that begins a document. The
-                message starts with `origin`.
+            CorpusError: it is not lossless (where `lossy` is not set), or has no token that begins a document.
         """
         settings = json.loads(tokenizer.to_str())
         cutting = json.dumps(settings["pre_tokenizer"])
@@ -44,26 +43,27 @@ class ByteLevel(Tokenizer):
             tokenizer = type(tokenizer).from_str(json.dumps(by_characters))
         elif not self.lossy and (not lossless or settings["normalizer"] not in (None, {"type": "NFC"})):
             raise CorpusError(
-                f"{origin}: must be lossless: byte-level without a prefix space, or BPE with byte_fallback; without a"
-                f" normalizer but NFC; {ALLOWED}"
+                f"{self.origin}: must be lossless: byte-level without a prefix space, or BPE with byte_fallback;"
+                f" without a normalizer but NFC; {ALLOWED}"
             )
         if settings["model"].get("dropout"):
-            raise CorpusError(f"{origin}: must be without BPE dropout, which gives a text other tokens each time")
+            raise CorpusError(f"{self.origin}: must be without BPE dropout, which gives a text other tokens each time")
         missing = [] if by_characters else set(byte_characters()) - tokenizer.get_vocab(with_added_tokens=False).keys()
         if missing and not self.lossy:
             raise CorpusError(
-                f"{origin}: must be lossless: have a token for every byte, and {len(missing)} have none; {ALLOWED}"
+                f"{self.origin}: must be lossless: have a token for every byte, and {len(missing)} have none; {ALLOWED}"
             )
         bos = [tokenizer.token_to_id(name) for name in KNOWN_BOS if tokenizer.token_to_id(name) is not None]
         if not bos:
-            raise CorpusError(f"{origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
+            raise CorpusError(f"{self.origin}: must have a token that begins a document: one of {' '.join(KNOWN_BOS)}")
         tokenizer.encode_special_tokens = True  # text that spells <|bos|> is text
         name = tokenizer.id_to_token(bos[0])
         if bos[0] in tokenizer.encode(name, add_special_tokens=False).ids:
-            raise CorpusError(f"{origin}: must have {name} as a special token: text that spells it becomes the token")
+            raise CorpusError(
+                f"{self.origin}: must have {name} as a special token: text that spells it becomes the token"
+            )
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.origin = origin
         self._tokenizer = tokenizer
         self._by_characters = by_characters is not None
         self._has_own_decoder = not lossless and by_characters is None
@@ -164,4 +164,4 @@ class ByteLevel(Tokenizer):
 
         text = state.pop("json")
         vars(self).update(state)
-        self._use(Tokenizer.from_str(text), self.origin)
+        self._use(Tokenizer.from_str(text))

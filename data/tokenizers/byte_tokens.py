@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Bytes(Fixed):
     """A token for each of the 256 bytes, and bos."""
 
+    origin = "data/tokenizer=bytes"
     vocabulary = 257
     bos = 256
 

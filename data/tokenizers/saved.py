@@ -29,7 +29,11 @@ class Saved(ByteLevel):
     def __new__(
         cls, path: str | None = None, lossy: str = REFUSE
     ) -> "Saved | Bytes | Bins | TokenIds":  # unpickling passes no path
-        return (_without_merges(_json_file(path)) if path is not None else None) or super().__new__(cls)
+        other = _without_merges(_json_file(path)) if path is not None else None
+        if other is None:
+            return super().__new__(cls)
+        other.origin = _origin(path)
+        return other
 
     def __init__(self, path: str, lossy: str = REFUSE):
         from tokenizers import Tokenizer
@@ -50,7 +54,8 @@ class Saved(ByteLevel):
                 f"data.tokenizer.path={path}: must be a tokenizer.json of the `tokenizers` library: {error}"
             ) from error
         self.lossy = ALLOW in (lossy, marked)
-        self._use(tokenizer, f"data.tokenizer.path={path}")
+        self.origin = _origin(path)
+        self._use(tokenizer)
 
     def identity(self) -> dict:
         content = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
@@ -69,6 +74,10 @@ class Saved(ByteLevel):
 def load(file: Path) -> Tokenizer:
     """Returns the tokenizer that `save` wrote."""
     return Saved(str(file))
+
+
+def _origin(path: str) -> str:
+    return f"data.tokenizer.path={path}"
 
 
 def _json_file(path: str) -> Path:

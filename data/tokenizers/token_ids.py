@@ -17,6 +17,7 @@ class TokenIds(Fixed):
     vocabulary: the number of tokens, bos included. bos: the token that separates documents.
     """
 
+    origin = "data/tokenizer=token_ids"
     has_text = False
 
     def __init__(self, vocabulary: Annotated[int, Field(ge=2)], bos: Annotated[int, Field(ge=0)]):
@@ -40,6 +41,6 @@ class TokenIds(Fixed):
 
     def _without_text(self, task: str) -> CorpusError:
         return CorpusError(
-            f"data.tokenizer=TokenIds: must be a tokenizer.json to {task} (data/tokenizer=saved), since numbers of"
-            " tokens have no text"
+            f"{self.origin}: must be a tokenizer.json to {task} (data/tokenizer=saved), since numbers of tokens have no"
+            " text"
         )

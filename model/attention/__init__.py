@@ -13,6 +13,7 @@ To add a family: a pattern with `is_mask = False`, a folder with its core, cache
 
 from model.attention.base import AttentionCore, AttentionLayout, AttentionOutput, DrawableLayout, Inputs, Rotation
 from model.attention.families import (
+    WITH_FAMILY,
     Family,
     build_attention_layout,
     build_layouts,
@@ -26,6 +27,7 @@ from model.attention.layer_cache import LayerCache
 from model.attention.sequence_shard import SequenceShard
 
 __all__ = [
+    "WITH_FAMILY",
     "Attention",
     "AttentionCore",
     "AttentionLayout",

@@ -48,6 +48,13 @@ FAMILIES: dict[type[Pattern], Family] = {
 """Class of pattern -> its family, for patterns that are no masks. A subclass has its nearest base class's family."""
 
 
+WITH_FAMILY = (
+    "a mask over the tokens (is_mask), or a subclass of kernels.patterns."
+    f"{', kernels.patterns.'.join(each.__name__ for each in FAMILIES)}"
+)
+"""The classes of patterns that `family_of` accepts, in words."""
+
+
 def family_of(pattern: Pattern | Sequence[Pattern]) -> Family:
     """The family of a layer's pattern, or of its patterns, one per KV head. Raises ValueError if there is none."""
     if not isinstance(pattern, Pattern) or pattern.is_mask:
@@ -55,8 +62,7 @@ def family_of(pattern: Pattern | Sequence[Pattern]) -> Family:
     family = _registered(type(pattern))
     if family is not None:
         return family
-    known = ", ".join(each.__name__ for each in FAMILIES)
-    raise ValueError(f"pattern={pattern!r}: must be a mask over the tokens (is_mask), or one of {known}")
+    raise ValueError(f"pattern={pattern!r}: must be {WITH_FAMILY}")
 
 
 def training_class(pattern_class: type[Pattern]) -> type | None:

@@ -33,7 +33,10 @@ from model.transformer import Transformer
 SHARD_BYTES = 5_000_000_000
 """Largest size of one safetensors file, unless a single tensor is larger."""
 
-MASKS = "Dense, Window, Dilated, Strided, Fixed or BlockSparse"
+MASKS = "those of attention=dense, window, dilated, strided, fixed and block_sparse"
+
+STOCK = "attention=dense, or window with sink_tokens=0 and one width in all layers"
+"""The patterns that classes of transformers have, in words."""
 
 FARSIGHT = "farsight"
 """Model type and attention function of patterns that no class of transformers has (attention_interface.py)."""
@@ -159,8 +162,7 @@ def _rotated_layers(config: ModelConfig, plan: AttentionPlan) -> list[bool]:
         rope = plan.rope_of(layer)
         stock = not config.qk_norm and layer_windows(config, plan) is not None
         if rope != MODEL_ROPE and not (rope == NO_ROPE and stock):
-            only = "Dense, or Window with sink_tokens=0 and one width in all layers"
-            accepted = f"{MODEL_ROPE} for format=hf; {NO_ROPE} needs model.qk_norm=false and {only}"
+            accepted = f"{MODEL_ROPE} for format=hf; {NO_ROPE} needs model.qk_norm=false and {STOCK}"
             raise ExportError(f"attention.patterns.{plan.entry(layer)}.rope={rope}: must be {accepted}")
     return [plan.rope_of(layer) == MODEL_ROPE for layer in range(config.layers)]
 
@@ -186,11 +188,10 @@ def _own_class(config: ModelConfig, plan: AttentionPlan) -> dict[str, Any]:
         name, pattern = plan.entry(layer), plan.pattern(layer, config.kv_heads)
         if isinstance(pattern, Pattern) and not pattern.is_mask:
             raise ExportError(
-                f"attention.patterns.{name}={pattern}: must be a mask over the tokens for format=hf: {MASKS}"
+                f"attention.patterns.{name}: must be a mask over the tokens for format=hf, as {MASKS} are"
             )
     if not config.qk_norm:
-        only = "Dense, or Window with sink_tokens=0 and one width in all layers"
-        raise ExportError(f"model.qk_norm=false: must be true for format=hf with other patterns than {only}")
+        raise ExportError(f"model.qk_norm=false: must be true for format=hf with other patterns than {STOCK}")
     try:
         settings = plan_settings(plan)
     except ValueError as error:

@@ -21,9 +21,11 @@ def plan_settings(plan: AttentionPlan) -> dict[str, Any]:
     settings = {}
     for name, pattern in plan.patterns.items():
         if name in used:
-            if type(pattern) is not _class_of(type(pattern).__name__):
-                raise ValueError(f"attention.patterns.{name}={pattern}: must be a class of kernels.patterns")
-            settings[name] = {CLASS: type(pattern).__name__} | dataclasses.asdict(pattern)
+            kind = type(pattern)
+            if kind is not _class_of(kind.__name__):
+                target = f"attention.patterns.{name}._target_={kind.__module__}.{kind.__qualname__}"
+                raise ValueError(f"{target}: must be a class of kernels.patterns")
+            settings[name] = {CLASS: kind.__name__} | dataclasses.asdict(pattern)
     schedule = [entry if isinstance(entry, str) else list(entry) for entry in plan.schedule]
     return {"patterns": settings, "schedule": schedule, "block": plan.block}
 

@@ -42,7 +42,7 @@ WRONG = [
     (["attention=hierarchical", "attention.patterns.hierarchy.pooling=max"], ["pooling='max'", "mean, learned"]),
     (
         ["attention=hierarchical", "attention.schedule=[[hierarchy,hierarchy,hierarchy,hierarchy]]"],
-        ["'hierarchy' (Hierarchical)", "whole layers", "masks over the tokens"],
+        ["gives a KV head 'hierarchy', which", "whole layers", "masks over the tokens"],
     ),
     (
         [
@@ -50,7 +50,7 @@ WRONG = [
             "attention.patterns.full._target_=kernels.patterns.hierarchical.Summaries",
             "+attention.patterns.full.span=4",
         ],
-        ["attention.", "Summaries(span=4", "Hierarchical"],
+        ["full._target_=kernels.patterns.hierarchical.Summaries: must be a mask", "kernels.patterns.Hierarchical"],
     ),
     (["model.kv_heads=3"], ["model.kv_heads=3", "heads (4)"]),
     (["model.width=-1"], ["model.width=-1", ">= 1"]),

@@ -316,7 +316,7 @@ def test_documents_that_are_too_short_are_no_endless_loop(stream, files):
         (dict(length_weights={8: 2}), r"data\.length_weights=\{8: 2\}: must be null with "),
         (dict(streams=6), r"data\.source\.streams=6: must be at most 5, "),
         (dict(split="valid"), r"data\.path=.*: must be a dataset with the split valid, and has train$"),
-        (dict(on_bad_document="replace"), r"data\.on_bad_document=replace: must be error or skip for Hub"),
+        (dict(on_bad_document="replace"), r"data\.on_bad_document=replace: must be error or skip, since "),
     ],
 )
 def test_settings_that_do_not_fit(stream, change, message):

@@ -201,8 +201,8 @@ def no_validation(shards, tokenizer):
     ("change", "message"),
     [
         (cut, r"^data\.path: \S+_train_000001\.bin: must hold [\d,]+ tokens of uint16, and has [\d,]+ bytes$"),
-        (too_large, r"^data\.tokenizer: must be .*fineweb_train_9\.bin: token 300 is beyond .* 300\b[^\n]*$"),
-        (negative, r"^data\.tokenizer: must be .*train\.npy: token -1 "),
+        (too_large, r"^data\.tokenizer\.path=.*: must be .*fineweb_train_9\.bin: token 300 is beyond .* 300\b[^\n]*$"),
+        (negative, r"^data\.tokenizer\.path=.*: must be .*train\.npy: token -1 "),
         (other_dtype, r"^data\.source\.dtype=uint16: must be the one of \S+train\.bin, .* uint32$"),
         (two_dimensions, r"^data\.path: \S+train\.npy: must be an array of one dimension"),
         (half_a_token, r"^data\.path: \S+train\.bin: must hold a whole number of tokens of uint16, and has 3 bytes$"),
@@ -281,7 +281,7 @@ def test_a_mixture_of_token_files_alone_and_what_it_refuses(mixture, shards, tok
     web, _ = mixture.sources
     corpus = prepare(Mixture([web]), None, tokenizer, 0, tmp_path / "cache", "error")
     assert corpus.splits["train"].names[0] == "web/fineweb_train_000000.bin:0"
-    with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: data\.tokenizer=BPE: must be "):
+    with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: data/tokenizer=bpe: must be "):
         prepare(mixture, None, BPE(300), 0, tmp_path / "cache", "error")
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: .* files of tokens .* are for training$"):
         InMemoryDocuments.load(mixture, None, tokenizer, "error")
@@ -344,8 +344,8 @@ def test_token_files_without_a_tokenizer_have_tokens_and_no_bytes(shards, tokeni
     table = corpus.report()
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells["MB"] == cells["bytes/token"] == ["-"] * 3
-    with pytest.raises(CorpusError, match=r"^data\.tokenizer=TokenIds: must be a tokenizer\.json to decode"):
-        train.text(0)
+    with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be a tokenizer\.json to decode"):
+        opened(shards, TokenIds(300, tokenizer.bos)).splits["train"].text(0)
 
 
 def test_texts_need_a_tokenizer_of_text(mixture, shards, tokenizer, books, tmp_path):
@@ -355,14 +355,16 @@ def test_texts_need_a_tokenizer_of_text(mixture, shards, tokenizer, books, tmp_p
         (prepare, (mixture, None, ids, 0, tmp_path / "cache", "error")),
         (InMemoryDocuments.load, (Files("text"), str(books), ids, "error")),
     ):
-        with pytest.raises(CorpusError, match=r"data\.tokenizer=TokenIds: must be a tokenizer of text for Files; "):
+        with pytest.raises(CorpusError, match=r"data/tokenizer=token_ids: must be a tokenizer of text: only "):
             function(*arguments)
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(CorpusError, match=r"^data\.tokenizer=TokenIds: must be "):
+    with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be bytes, bpe or saved, "):
         hugging_face_files(ids, 1000)
-    with pytest.raises(CorpusError, match=r"^data\.tokenizer=TokenIds: must be a tokenizer\.json to encode"):
+    with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be a tokenizer\.json to encode"):
         ids.encode("text")
     with pytest.raises(CorpusError, match=r"^data\.tokenizer\.bos=300: must be less than \S+=300$"):
         TokenIds(300, 300)
-    with pytest.raises(CorpusError, match=r"^data\.tokenizer: must be the one that wrote .* vocabulary of 200\b"):
+    with pytest.raises(
+        CorpusError, match=r"^data/tokenizer=token_ids: must be the one that wrote .* vocabulary of 200\b"
+    ):
         opened(shards, TokenIds(200, tokenizer.bos))

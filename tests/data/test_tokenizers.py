@@ -224,8 +224,13 @@ def test_a_pretrained_tokenizer_gives_its_own_tokens_after_the_first_word(pretra
 
 
 def test_a_tokenizer_without_a_form_in_the_library_is_not_exported():
-    with pytest.raises(CorpusError, match=r"^data\.tokenizer=Bins: must be Bytes, BPE or Saved, "):
-        hugging_face_files(Bins(9, 4.0), 1000)
+    class Own(Bins):
+        pass
+
+    own = rf"data\.tokenizer\._target_={Own.__module__}\.\S+\.Own"
+    for tokenizer, origin in ((Bins(9, 4.0), "data/tokenizer=bins"), (Own(9, 4.0), own)):
+        with pytest.raises(CorpusError, match=rf"^{origin}: must be bytes, bpe or saved, "):
+            hugging_face_files(tokenizer, 1000)
 
 
 def test_a_pretrained_tokenizer_is_exported_with_its_tokens_and_their_text(pretrained, code):

@@ -139,7 +139,8 @@ def test_what_cannot_be_probed_is_one_line(dense, outputs, books, tmp_path):
 
     window = make_run(outputs, books, "attention=window_dense", name="window")
     refused(
-        "checkpoint=... last.ckpt: must be a run whose layers are all dense; layer 0 ... Window", f"checkpoint={window}"
+        "checkpoint=... last.ckpt: must be a run whose layers are all dense; layer 0 has attention.patterns.local",
+        f"checkpoint={window}",
     )
     mixed = [
         "+attention.patterns.bare={_target_: kernels.patterns.Dense, rope: none}",
@@ -150,12 +151,20 @@ def test_what_cannot_be_probed_is_one_line(dense, outputs, books, tmp_path):
     refused("length=9999999: must be at most ... max_length=", f"checkpoint={dense}", "length=9999999")
     short = tmp_path / "short.txt"
     short.write_text("a short text")
-    refused("data.path=... short.txt: must ... Window(width=256",
+    refused("data.path=... short.txt: must ... attention.patterns.local={_target_:kernels.patterns.Window,width:256",
             f"checkpoint={dense}", "data=files", f"data.path={short}")  # fmt: skip
-    refused("length=64: must ... attention.patterns.local ... Window(width=256", f"checkpoint={dense}")
+    refused(
+        "length=64: must ... attention.patterns.local={_target_:kernels.patterns.Window,width:256",
+        f"checkpoint={dense}",
+    )
     refused("attention.patterns.hierarchy={... pooling:learned... must be a pattern without parameters",
             f"checkpoint={dense}", "attention=hierarchical")  # fmt: skip
     refused("attention.patterns.routed={... router:indexer... must be a pattern without parameters",
             f"checkpoint={dense}", "attention=routed", "attention.patterns.routed.router=indexer")  # fmt: skip
-    refused("per_head=true: must be false ... Routed", f"checkpoint={dense}", "attention=routed", "per_head=true")
+    refused(
+        "per_head=true: must be false ... a KV head 'routed', which serves whole layers",
+        f"checkpoint={dense}",
+        "attention=routed",
+        "per_head=true",
+    )
     assert not (dense / "probe.partial").exists()

@@ -67,7 +67,7 @@ def test_several_paths(tmp_path, monkeypatch):
         source.check_settings(["books/", "*.rst"], "error")
     with pytest.raises(CorpusError, match=r"^data\.path=\[\]: must be "):
         source.check_settings([], "error")
-    with pytest.raises(CorpusError, match=r"^data\.path=\['a', 'b'\]: must be one path for Hub"):
+    with pytest.raises(CorpusError, match=r"^data\.path=\['a', 'b'\]: must be one path, since "):
         Hub(None, None, None, "text").check_settings(["a", "b"], "error")
 
 

@@ -147,7 +147,7 @@ def test_a_training_step_does_not_change_a_layout(name):
 
 
 def test_a_pattern_without_a_family_is_refused():
-    with pytest.raises(ValueError, match=r"pattern=RunningMean\(\): must be a mask over the tokens .*Routed"):
+    with pytest.raises(ValueError, match=r"pattern=RunningMean\(\): must be a mask over the tokens .*patterns\.Routed"):
         family_of(RunningMean())
 
 

@@ -101,7 +101,7 @@ ALONE = dict(router="indexer", indexer_warmup=5, indexer_warmup_alone=True)
             ALONE | dict(indexer_warmup=300000),
             ("routed.indexer_warmup=300000: must be below trainer.max_steps",),
         ),
-        ("native_sparse", ALONE, ("native_sparse.indexer_warmup_alone=true: must be false",)),
+        ("native_sparse", ALONE, ("native_sparse.indexer_warmup_alone=true: must be false", "attention=routed")),
         (
             "routed",
             ALONE | dict(optimizer=dict(freeze=["*.indexer.*"])),
