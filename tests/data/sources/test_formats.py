@@ -101,7 +101,7 @@ def test_every_extension(folder, tmp_path, caplog):
 
 BAD = {
     "json": ("a.json", b'{"text": "cut', "a.json, its whole text", "JSON", 0),
-    "an item": ("a.json", b'[{"text": "good"}, {"text": 7}]', "a.json, item 1", "int 7", 1),
+    "an item": ("a.json", b'[{"text": "good"}, {"text": 7}]', "a.json, item 1", "the number 7", 1),
     "a row that is too long": ("a.csv", b"text,id\ngood,1\na,b,c\ngood,2\n", "a.csv, line 3", "3 fields", 2),
     "an open quote": ("a.csv", b'text,id\ngood,1\n"a,2\n', "a.csv, line", "no row", 1),
     "another encoding": ("a.csv", b"text\ncaf\xe9\ngood\n", "a.csv, line 2", "0xe9", 1),
