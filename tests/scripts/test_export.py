@@ -147,5 +147,5 @@ def test_a_run_whose_pattern_does_not_fit_is_one_line(runs, tmp_path):
     with pytest.raises(ConfigError) as error:
         export(routed, tmp_path / "exported")
     line = str(error.value)
-    assert line.startswith(f"checkpoint={routed}: attention.patterns.routed=Routed(") and "\n" not in line
+    assert line.startswith(f"checkpoint={routed}: attention.patterns.routed: must be a mask") and "\n" not in line
     assert not (tmp_path / "exported").exists()
