@@ -1,7 +1,7 @@
 """From the config that a command line composes to the config of the run: as composed, or as the resumed run's own."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +20,9 @@ from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 MOVABLE = ("data.path", "data.cache", "data.workers", "data.on_bad_document")
 """Data settings that a resumed run may change: the location of the same documents, the number of workers, and what is
 done with documents that cannot be read, which may stop a run that streams them."""
+
+KEPT = ("attention", "model", "data", "optimizer", "experiment", "phases", "seed")
+"""Groups and keys that a resumed run keeps, `MOVABLE` and the batch size excepted."""
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -42,13 +45,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
     saved = with_later_keys(upgrade(run.read_config()), plain)
     batch_size, sequences = saved.data.batch_size, sequences_of(saved)
-    for override in HydraConfig.get().overrides.task:
+    overrides = HydraConfig.get().overrides.task
+    check_kept(overrides)
+    for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        kept = ("attention", "model", "data", "optimizer", "experiment", "phases", "seed")
-        if re.split("[./@]", key)[0] in kept and key not in (*MOVABLE, "data.batch_size"):
-            raise ConfigError(
-                f"{key}={value}: must not be set with resume; to start a new run from its weights, set init_from"
-            )
         if key == "init_from" and plain["init_from"]:
             raise ConfigError(f"{key}={value}: must be null with resume, which has weights already")
         if key == "trainer.accumulate" and OmegaConf.select(config, key) != saved.trainer.accumulate:
@@ -65,6 +65,20 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     resumed = OmegaConf.to_container(saved, resolve=True)
     resumed.pop("trust", None)
     return resumed
+
+
+def check_kept(overrides: Iterable[str]) -> None:
+    """Raises ConfigError for the first override of a resumed run that changes what it keeps."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = re.split("[./@]", key)[0]
+        changeable = (*MOVABLE, "data.batch_size")
+        if group in KEPT and key not in changeable:
+            others = f", which may change only {', '.join(changeable)} of data" if group == "data" else ""
+            raise ConfigError(
+                f"{key}={value}: must not be set with resume{others}; to start a new run from its weights, set"
+                " init_from"
+            )
 
 
 def sequences_of(config: DictConfig) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,12 +78,36 @@ def _explain(error: Exception) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         if renamed(cause.full_key):
             return f"{cause.full_key}: no such key; it is {renamed(cause.full_key)} now"
+        if refusal := _refused_with_resume(sys.argv[1:]):
+            return refusal
         known = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
-        return f"{cause.full_key}: no such key; the keys here are {known or 'none'}"
+        return f"{cause.full_key}: no such key; the keys here are {known or 'none'}{_choices_with(cause.full_key)}"
     if isinstance(error, OverrideParseException):
         form = "key=value, key=a,b with -m, or 'key=[a,b]', quoted where the shell needs it"
         return f"{error.override}: must be {form}"
     return str(error).splitlines()[0]
+
+
+def _refused_with_resume(arguments: Sequence[str]) -> str | None:
+    """Returns the error for a key that a resumed run keeps, if there is one. The run may have keys that the default
+    choices do not have."""
+    from configs.errors import ConfigError
+    from configs.resolve import check_kept
+
+    try:
+        if any(argument.startswith("resume=") for argument in arguments):
+            check_kept(arguments)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _choices_with(key: str) -> str:
+    """Returns, as the end of a sentence, the choices of a key's group that have a key of its name."""
+    group, _, name = key.partition(".")
+    named = re.compile(rf"^[^#]*\b{re.escape(name.rpartition('.')[2])}:", re.MULTILINE)
+    choices = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if named.search(file.read_text()))
+    return f"; {group}={' or '.join(choices)} has it" if name and choices else ""
 
 
 def _explain_choice(arguments: Sequence[str]) -> str | None:

@@ -38,6 +38,17 @@ COMMANDS = {
         ("train.py", ["init_from=5"], "init_from=5"),
         ("train.py", ["~optimizer.epsilon"], "optimizer.epsilon: missing"),
         ("train.py", ["sede=3"], "sede: no such key; ... seed"),
+        ("train.py", ["logger.mode=offline"], "logger.mode: no such key; the keys here are name; logger=wandb has it"),
+        (
+            "train.py",
+            ["resume=outputs/run", "data.source.streams=4"],
+            "data.source.streams=4: must not be set with resume, which may change only data.path, ... init_",
+        ),
+        (
+            "train.py",
+            ["resume=outputs/run", "logger.mode=offline"],
+            "logger.mode: no such key; ... logger=wandb has it",
+        ),
         ("train.py", ["attention=windw"], "attention=windw: must be one of ... window"),
         ("train.py", ["data=files"], "data.path"),
         ("train.py", ["preflight=maybe"], "preflight=maybe: must be warn, refuse or off"),
