@@ -12,8 +12,8 @@ from model.evaluation.statistics import bootstrap
 @dataclass(frozen=True)
 class Difference:
     """One run minus another; negative if the first is better. `low` and `high` are 95 % bounds (bootstrap over
-    documents, each drawn for both runs at once). The loss (nats per token) is null if the runs' tokenizers differ; bits
-    per byte are null if the tokens have no text."""
+    documents, each drawn for both runs at once), null for one document. The loss (nats per token) is null if the runs'
+    tokenizers differ; bits per byte are null if the tokens have no text."""
 
     loss: float | None
     loss_low: float | None
@@ -43,12 +43,12 @@ def compare(run: list[np.ndarray], against: list[np.ndarray], sizes: Sequence[in
     return Difference(*loss, *bits, len(nats), int((nats < 0).sum()))
 
 
-def bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float] | tuple[None, None, None]:
-    """Returns the mean and its bounds; None for documents without bytes: their tokens have no text.
+def bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Returns the mean and its bounds (None for one document); three None for documents without bytes.
 
     nats: `[documents]`, of one run, or of one minus another. sizes: their bytes.
     """
     if not sizes.sum():
         return None, None, None
-    mean, low, high = (value / math.log(2) for value in (nats.sum() / sizes.sum(), *bootstrap(nats, sizes)))
-    return float(mean), float(low), float(high)
+    bits = nats / math.log(2)
+    return (float(bits.sum() / sizes.sum()), *bootstrap(bits, sizes))

@@ -36,8 +36,8 @@ class ContextLoss:
     documents: int
     tokens: int
     loss: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     change: float | None = None
     change_low: float | None = None
     change_high: float | None = None
@@ -141,6 +141,6 @@ def losses_by_context(
     return rows
 
 
-def _difference(losses: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[float, float, float]:
+def _difference(losses: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> tuple[float, float | None, float | None]:
     """Returns the mean of the paired difference, and its bounds over documents."""
     return mean_and_bounds([loss - other for loss, other in zip(losses, others, strict=True)])

@@ -23,14 +23,14 @@ OCTAVES = 6
 @dataclass(frozen=True)
 class Change:
     """Loss minus that of dense attention, nats per token, over the tokens at positions `[start, stop)` of their chunks.
-    `low` and `high` are 95 % bounds (bootstrap over documents), and equal if there is one document."""
+    `low` and `high` are 95 % bounds (bootstrap over documents), None if there is one document."""
 
     start: int
     stop: int
     tokens: int
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ TRAILING = 2048
 @dataclass(frozen=True)
 class Bucket:
     """Loss (nats per token) of the tokens at positions `[start, stop)` of their documents. `low` and `high` are its
-    95 % bounds (bootstrap over documents), and equal if only one document reaches the bucket."""
+    95 % bounds (bootstrap over documents), null if only one document reaches the bucket."""
 
     start: int
     stop: int
     documents: int
     tokens: int
     loss: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Trailing:
     documents: int
     tokens: int
     loss: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ByDocument:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents).
+    """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents), null for one document.
 
     `word_perplexity` is exp(nats / words of the text), which does not depend on the tokenizer (as for PG-19, Rae et al.
     2019). `loss_first_512` and `loss_last_quarter` are means over long documents alone; `trailing` is null if no
@@ -73,8 +73,8 @@ class Evaluation:
     tokens_scored: int
     nll_nats: float
     loss: float
-    loss_low: float
-    loss_high: float
+    loss_low: float | None
+    loss_high: float | None
     perplexity: float
     word_perplexity: float | None
     bits_per_byte: float | None

@@ -54,11 +54,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference of bits per byte, and its 95 % bounds by bootstrap over the documents that both runs scored."""
+    """A mean difference of bits per byte. `low` and `high`: its 95 % bounds by bootstrap over the documents that both
+    runs scored, None for one document."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     documents: int
     better: int  # documents on which the first row is better
 

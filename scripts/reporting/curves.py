@@ -76,10 +76,10 @@ def tokens_per_step(job: Job) -> float | None:
     return None if None in numbers else float(numbers[0] * numbers[1] * numbers[2] * numbers[3])
 
 
-def positions_of(row: Row) -> list[dict[str, float]]:
+def positions_of(row: Row) -> list[dict[str, float | None]]:
     """Returns the loss by position: the mean over seeds of each bucket's loss and bounds, which are over documents.
 
-    Includes only the buckets of all seeds.
+    The bounds are None in buckets that one document reaches. Includes only the buckets of all seeds.
     """
     evaluations = [_buckets(job.evaluation) for job in row.counted]
     if not evaluations:
@@ -87,15 +87,15 @@ def positions_of(row: Row) -> list[dict[str, float]]:
     edges = sorted(set.intersection(*(set(found) for found in evaluations)))
     return [
         {"start": start, "stop": stop}
-        | {key: statistics.fmean(found[start, stop][key] for found in evaluations) for key in ("loss", "low", "high")}
+        | {key: _mean([found[start, stop].get(key) for found in evaluations]) for key in ("loss", "low", "high")}
         for start, stop in edges
     ]
 
 
-def position_differences_of(row: Row) -> list[dict[str, float]]:
+def position_differences_of(row: Row) -> list[dict[str, float | None]]:
     """Returns the loss by position minus that of the row's baseline, with bounds over seeds.
 
-    With one seed the bounds equal the difference. Includes only the buckets of all seeds of both rows.
+    With one seed the bounds are None. Includes only the buckets of all seeds of both rows.
     """
     if row.against is None:
         return []
@@ -107,16 +107,19 @@ def position_differences_of(row: Row) -> list[dict[str, float]]:
     for edge in sorted(set.intersection(*(set(buckets) for buckets in everything))):
         losses = [[(seed, buckets[edge]["loss"]) for seed, buckets in each.items()] for each in (ours, theirs)]
         less = difference(*losses)
-        low, high = (less.mean, less.mean) if less.low is None else (less.low, less.high)
-        found.append({"start": edge[0], "stop": edge[1], "loss": less.mean, "low": low, "high": high})
+        found.append({"start": edge[0], "stop": edge[1], "loss": less.mean, "low": less.low, "high": less.high})
     return found
 
 
 def _buckets(evaluation: Mapping[str, object] | None) -> dict[tuple[float, float], Mapping[str, float]]:
     found = (evaluation or {}).get("by_position")
-    keys = ("start", "stop", "loss", "low", "high")
+    keys = ("start", "stop", "loss")
     whole = [b for b in found if all(finite(b.get(key)) is not None for key in keys)] if isinstance(found, list) else []
     return {(bucket["start"], bucket["stop"]): bucket for bucket in whole}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else statistics.fmean(values)
 
 
 def routing_of(row: Row) -> dict[str, float]:

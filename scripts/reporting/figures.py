@@ -150,7 +150,7 @@ def draw_gains(axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], st
     keys = ("context", "gain", "gain_low", "gain_high")
     points = []
     for each in contexts:
-        gains = [tuple(c[key] for key in keys) for c in each if "gain" in c]
+        gains = [tuple(c.get(key) for key in keys) for c in each if "gain" in c]
         points.append([(each[0]["context"], 0.0, 0.0, 0.0), *gains] if gains else [])
     _draw_at(axes, points, styles)
     axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)

@@ -69,7 +69,7 @@ def _contexts(content: Content) -> str:
     columns = sorted({entry["context"] for _, contexts in content.contexts for entry in contexts})
     lines = []
     for row, contexts in content.contexts:
-        cells = {entry["context"]: bounded(entry["loss"], entry["low"], entry["high"]) for entry in contexts}
+        cells = {entry["context"]: bounded(entry["loss"], entry.get("low"), entry.get("high")) for entry in contexts}
         lines.append((escape(row.label), *(cells.get(context, "") for context in columns)))
     return table(("pattern", *(f"{context:,}" for context in columns)), lines)
 

@@ -10,7 +10,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def bounded(value: float, low: float, high: float, sign: str = "") -> str:
+def bounded(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    """Returns the number with its bounds in brackets, or alone without them."""
+    if low is None or high is None:
+        return f"{value:{sign}.4f}"
     return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
 
 

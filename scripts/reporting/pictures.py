@@ -62,16 +62,18 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for row, label in zip(rows, labels, strict=True):
         plot_loss_by_position(axes, row["by_position"], label=label)
+    if any(bucket["low"] is not None for row in rows for bucket in row["by_position"]):
+        axes.set_title("shaded: 95 % interval over documents", fontsize=8)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     _save(figure, file)
 
 
 def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]], **line: Any) -> None:
-    """Draws `by_position` of a row of evaluation.json with its confidence band. `line`: keywords of plot."""
+    """Draws `by_position` of a row of evaluation.json, with a band where it has bounds. `line`: keywords of plot."""
     middle = [(b["start"] + b["stop"]) / 2 for b in buckets]
     (drawn,) = axes.plot(middle, [b["loss"] for b in buckets], **{"marker": "o", "markersize": 4} | line)
-    low, high = ([b[bound] for b in buckets] for bound in ("low", "high"))
+    low, high = (np.array([b[bound] for b in buckets], dtype=float) for bound in ("low", "high"))  # None becomes NaN
     axes.fill_between(middle, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
@@ -106,7 +108,7 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(13, height), sharey=True, width_ratios=(1, 1, 1.6))
     rows = np.arange(len(units))
     change = np.array([row["change"] for row in units])
-    bounds = np.array([[row["low"], row["high"]] for row in units]).T
+    bounds = np.array([[row["low"], row["high"]] for row in units], dtype=float).T  # None becomes NaN
     panels[0].barh(rows, change, xerr=np.abs(bounds - change), color="#1f4e79", error_kw={"ecolor": "#888888"})
     panels[0].axvline(0, color="black", linewidth=0.8)
     panels[0].set_xlabel("loss change (nats/token)")

@@ -197,8 +197,8 @@ def _text_of(job: Job) -> tuple:
 
 
 def _resampling(jobs: Sequence[Job]) -> Resampling | None:
-    """Returns None where a job has no losses by document: there are no intervals then."""
+    """Returns None where a job has no losses of several documents: there are no intervals then."""
     found = [_by_document(job) for job in jobs]
-    if not found or None in found:
+    if not found or None in found or len(found[0]["bytes"]) < 2:
         return None
     return Resampling(np.array(found[0]["bytes"], dtype=float))

@@ -87,7 +87,7 @@ def fit_power_law(flops: np.ndarray, losses: np.ndarray) -> PowerLaw:
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, and the bounds of its 95 % interval; None without losses by document."""
+    """A number, and the bounds of its 95 % interval; None without losses of several documents."""
 
     value: float
     low: float | None

@@ -109,7 +109,7 @@ def limits(scaling: Scaling) -> list[str]:
     if not scaling.fits:
         return result
     if scaling.fits[0].predicted.low is None:
-        result.append("The scaling laws have no intervals: not every job has losses by document.")
+        result.append("The scaling laws have no intervals: not every job has losses of several documents.")
     elif scaling.seeds < 2:
         result.append(
             "The intervals of the scaling laws do not contain the noise of training where a pattern and size ran with "

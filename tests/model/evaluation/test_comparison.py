@@ -46,6 +46,7 @@ def test_other_tokenizers_are_compared_by_bytes_alone():
     found = compare(run, against, [20], same_tokens=False)
     assert found.loss is None and found.loss_low is None
     assert found.bits_per_byte == pytest.approx((10 - 8) / math.log(2) / 20)
+    assert found.bits_per_byte_low is None and found.bits_per_byte_high is None, "one document bounds no difference"
     with pytest.raises(AssertionError, match="different tokens"):
         compare(run, against, [20], same_tokens=True)
 

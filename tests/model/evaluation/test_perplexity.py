@@ -74,9 +74,13 @@ def test_bootstrap_bounds_contain_the_mean_and_narrow_with_more_documents():
     assert width(many) < 0.5 * width(few)
 
 
-def test_bootstrap_bounds_of_one_document_are_its_mean():
-    bucket = row_of(losses_of(100)).by_position[0]
-    assert bucket.low == bucket.high == pytest.approx(bucket.loss)
+def test_one_document_has_no_bounds():
+    row = row_of(losses_of(2100, 100))
+    assert row.loss_low < row.loss < row.loss_high and row.by_position[0].low is not None
+    assert (row.by_position[1].documents, row.by_position[1].low, row.by_position[1].high) == (1, None, None)
+    alone = row_of(losses_of(2100))
+    assert (alone.loss_low, alone.bits_per_byte_high, alone.trailing.low) == (None, None, None)
+    assert alone.bits_per_byte == pytest.approx(alone.loss * 2100 / math.log(2) / alone.bytes)
 
 
 def test_bootstrap_bounds_are_those_of_normal_theory_and_the_same_every_time():
@@ -99,7 +103,7 @@ def test_beginning_and_end_are_compared_over_the_same_long_documents():
 
 
 def test_the_row_is_made_of_plain_values():
-    row = row_of(losses_of(600))
+    row = row_of(losses_of(600, 600))
     assert row.to_dict() == asdict(row)
     assert {type(value) for value in row.to_dict()["by_position"][0].values()} == {int, float}
 

@@ -1,12 +1,13 @@
 """Pictures are made whatever the length, at bounded memory."""
 
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, Window
 from model.attention import build_attention_layout
-from scripts.reporting.pictures import _shades, draw_loss_by_position, draw_patterns
+from scripts.reporting.pictures import _shades, draw_loss_by_position, draw_patterns, plot_loss_by_position
 
 
 def test_a_pattern_of_a_million_tokens_is_drawn(tmp_path, monkeypatch):
@@ -23,6 +24,17 @@ def test_loss_by_position_is_drawn(tmp_path):
     rows = [{"by_position": [bucket, bucket | {"start": 512, "stop": 1024, "loss": 2.5}]}] * 2
     draw_loss_by_position(rows, ["a", "b"], tmp_path / "loss.png")
     assert matplotlib.image.imread(tmp_path / "loss.png")[..., :3].std() > 0.01
+
+
+def test_a_bucket_that_one_document_reaches_has_no_band():
+    bucket = {"start": 0, "stop": 512, "loss": 3.0, "low": 2.9, "high": 3.1}
+    alone = {"start": 1024, "stop": 2048, "loss": 2.0, "low": None, "high": None}
+    figure, axes = plt.subplots()
+    plot_loss_by_position(axes, [bucket, bucket | {"start": 512, "stop": 1024}, alone])
+    (band,) = axes.collections
+    assert band.get_paths()[0].vertices[:, 0].max() == 768, "the band ends with the last bucket of several documents"
+    assert axes.lines[0].get_xdata()[-1] == 1536
+    plt.close(figure)
 
 
 def test_summaries_are_painted_lighter_than_tokens():
