@@ -162,6 +162,7 @@ def check_data(config: Mapping[str, Any], phases: "Sequence[Phase]" = ()) -> Dat
     if length > limit:
         raise refused("data.sequence_length", length, f"at most model.max_length={limit}")
     data = build_data(config["data"])
+    data.ranks = max(1, devices_of(config["trainer"]) // config["trainer"]["context_parallel"])
     if len({phase.sequence_length for phase in phases}) > 1:
         if data.source.streaming:
             raise refused("data.source.streaming", True, "false where phases change data.sequence_length")

@@ -96,6 +96,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.cursor = 0  # training samples consumed so far on all devices
         self.ranks_per_sequence = 1  # so many ranks in a row take the same sequences
+        self.ranks = 1  # that take different sequences: the default number of streams is a multiple of it
         # (first optimizer step, sequence length) of each phase of a run whose sequences grow; the last one's length is
         # `sequence_length`, of which the others must be divisors
         self.lengths: Sequence[tuple[int, int]] = ()
@@ -127,7 +128,9 @@ class DataModule(LightningDataModule):
             if self.streams is None:
                 keys = ("seed", "on_bad_document", "minimum_tokens", "sequence_length", "document_mask")
                 settings = {key: getattr(self, key) for key in keys}
-                self.streams = StreamCursor(ShardStreams.of(self.source, self.path, self.corpus, **settings))
+                self.streams = StreamCursor(
+                    ShardStreams.of(self.source, self.path, self.corpus, self.ranks, **settings)
+                )
             return
         tokens = self.corpus.splits["train"].total_tokens
         if tokens <= self.sequence_length:
@@ -359,7 +362,7 @@ class DataModule(LightningDataModule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.streams:
-            self.streams.load_state(state)
+            self.streams.load_state(state, any_number=self.source.streams is None)
         self.cursor = state["cursor"]
         self._resumed_order = state["stream"]
 

@@ -88,6 +88,7 @@ class ShardStreams:
         source: Hub,
         path: str,
         corpus: Corpus,
+        ranks: int,
         *,
         seed: int,
         on_bad_document: str,
@@ -98,11 +99,12 @@ class ShardStreams:
         """Returns the streams of a dataset, from which the documents of validation and test are left out.
 
         corpus: that of the same settings, which has these documents and the tokenizer.
+        ranks: those that train on different sequences.
         """
         texts = [text for split in ("validation", "test") for text in texts_of(corpus.splits[split].documents)]
         return cls(
             shards=source.shards(path)["train"],
-            streams=source.number_of_streams(path),
+            streams=source.number_of_streams(path, ranks),
             seed=seed,
             path=path,
             text_column=source.text_column,

@@ -10,6 +10,7 @@ the last batch that was trained on.
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
@@ -37,6 +38,7 @@ class StreamCursor:
     def __init__(self, streams: ShardStreams):
         self.streams = streams
         self.positions = [Position()] * streams.streams
+        self.resumed = False  # then the number of streams is that of the checkpoint
         self._taken: list[Streamed] = []  # of the batch that is trained on next
         self._trained: deque[tuple[int, Streamed]] = deque(maxlen=REMEMBERED)
 
@@ -70,14 +72,20 @@ class StreamCursor:
             "shards": [shard.identity for shard in self.streams.shards],
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over the positions. A checkpoint that has none, or of other streams, is refused by its order."""
+    def load_state(self, state: dict[str, Any], any_number: bool) -> None:
+        """Takes over the positions. A checkpoint that has none, or of other streams, is refused by its order.
+
+        any_number: the number of streams becomes that of the checkpoint; it may have begun with other ranks.
+        """
         self.positions = [Position(*position) for position in state.get("positions", self.positions)]
+        self.resumed = True
+        if any_number:
+            self.streams = replace(self.streams, streams=len(self.positions))
 
     def describe(self) -> str:
         """Returns the number and the size of the files that are read, in words."""
         size = sum(shard.size for shard in self.streams.shards)
-        return f"{len(self.streams.shards):,} files of {size:,} bytes to train on, in {self.streams.streams} streams"
+        return f"{len(self.streams.shards):,} files of {size:,} bytes to train on"
 
     def log_left_out(self) -> None:
         """Logs how many documents the streams have left out, if there is any. The numbers of other ranks are those
@@ -134,8 +142,13 @@ class StreamedLoader:
     ):
         streams = cursor.streams.streams
         if streams % ranks:
-            raise CorpusError(f"data.source.streams={streams}: must be a multiple of {ranks}, the number of ranks")
+            divisors = ", ".join(str(each) for each in range(1, streams + 1) if streams % each == 0)
+            kept = f"; a resumed run keeps it, and goes on with one of {divisors} ranks" if cursor.resumed else ""
+            raise CorpusError(
+                f"data.source.streams={streams}: must be a multiple of {ranks}, the number of ranks{kept}"
+            )
         own = streams // ranks
+        log.info(f"{streams} files are read at the same time")
         self.workers = max((each for each in range(1, workers + 1) if own % each == 0), default=0)
         if self.workers < workers:
             log.info(f"data.workers={workers}: {self.workers} read the {own} streams of a rank, which they must divide")

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Count = Annotated[int, Field(ge=1)]
 
 SAMPLE = 64_000_000  # characters of the training documents in the corpus of a dataset that is streamed
-STREAMS = 8  # unless there are fewer files
+STREAMS = 8  # at least, unless there are fewer files
 
 
 class Hub(Source):
@@ -37,8 +37,8 @@ class Hub(Source):
     split: one split of the dataset, which `split_by` then divides; None takes the dataset's own splits.
     text_column: the column with the documents' text.
     split_by: `content`: a hash of the document's text decides; `name`: one of its number, as in earlier versions.
-    streaming: training reads the documents from the dataset's files, in `streams` at the same time; None is 8, or the
-        number of files if there are fewer.
+    streaming: training reads the documents from the dataset's files, in `streams` at the same time; None is the
+        smallest multiple of the ranks that is at least 8, or the largest that is at most the number of files.
     held_out_documents: of a dataset that is streamed, documents of validation and of test. They are the first ones of
         the dataset's own split, or of the training split if it has none, which trains on no copy of them.
 
@@ -138,9 +138,20 @@ class Hub(Source):
             )
         return listed
 
-    def number_of_streams(self, path: str) -> int:
-        """Returns `streams`, or its default."""
-        return self.streams or min(STREAMS, len(self.shards(path)["train"]))
+    def number_of_streams(self, path: str, ranks: int) -> int:
+        """Returns `streams`, or its default for a run of so many ranks that train on different sequences.
+
+        Raises:
+            CorpusError: there are fewer files than ranks, of which each needs a stream of its own.
+        """
+        if self.streams is not None:
+            return self.streams
+        files = len(self.shards(path)["train"])
+        if files < ranks:
+            raise CorpusError(
+                f"data.path={path}: must hold at least {ranks} files to train on, one a rank, and has {files}"
+            )
+        return min(-(-STREAMS // ranks), files // ranks) * ranks
 
     def _first_documents(self, path: str, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         """Returns validation and test, and as training split a sample of the documents to train on."""

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.build import ConfigError, build_plan
-from configs.checks import check, check_backend, check_types
+from configs.checks import check, check_backend, check_data, check_types
 from configs.fp8 import check_fp8
 from data import CorpusError
 from tests.commands import compose
@@ -309,3 +309,8 @@ def test_what_a_backend_cannot_train_is_refused_where_there_is_a_gpu(overrides, 
     with pytest.raises(ConfigError, match=message):
         config = compose("trainer=gpu", *overrides)
         check_backend(config, build_plan(config["attention"]))
+
+
+@pytest.mark.parametrize(("overrides", "ranks"), [((), 2), (("trainer.context_parallel=2",), 1)])
+def test_the_data_has_the_number_of_ranks_that_take_different_sequences(overrides, ranks):
+    assert check_data(compose("trainer=cpu", "trainer.devices=2", *overrides)).ranks == ranks

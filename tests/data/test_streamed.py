@@ -64,7 +64,9 @@ def stream(make, files):
         source = dict(config=None, split=None, revision=None, text_column="text", streaming=True)
         source |= dict(streams=STREAMS, held_out_documents=HELD_OUT)
         source |= {key: changes.pop(key) for key in ("streams", "split") if key in changes}
+        ranks = changes.pop("ranks", 1)
         datamodule = make(**dict(source=Hub(**source), path=str(files), sequence_length=LENGTH) | changes)
+        datamodule.ranks = ranks
         datamodule.setup()
         return datamodule
 
@@ -333,10 +335,37 @@ def test_where_documents_are_not_streamed(stream, files):
         InMemoryDocuments.load(source, str(files), Bytes(), "error")
 
 
+@pytest.mark.parametrize(
+    ("files", "ranks", "streams"),
+    [(20, 1, 8), (20, 2, 8), (20, 3, 9), (20, 7, 14), (20, 16, 16), (20, 20, 20), (8, 3, 6), (5, 1, 5), (5, 3, 3)],
+)
+def test_the_default_number_of_streams_is_a_multiple_of_the_ranks(stream, monkeypatch, files, ranks, streams):
+    source = Hub(None, None, None, "text", streaming=True)
+    monkeypatch.setattr(source, "shards", lambda path: {"train": [None] * files})
+    assert source.number_of_streams("path", ranks) == streams
+    with pytest.raises(CorpusError, match=rf"^data\.path=path: must hold at least {files + 1} files .* has {files}$"):
+        source.number_of_streams("path", files + 1)
+
+
+def test_a_resumed_run_keeps_its_default_number_of_streams(stream):
+    """Two ranks begin with four streams of five files, and one rank goes on with them."""
+    whole = rows_of(read(stream(batch_size=1), 30))
+    before = stream(streams=None, ranks=2, batch_size=1)
+    assert rows_of(read(before, 10)) == whole[:10]
+    resumed = stream(streams=None, batch_size=1)
+    assert len(resumed.streams.positions) == FILES != STREAMS
+    resumed.load_state_dict(before.state_dict())
+    assert rows_of(read(resumed, 20)) == whole[10:]
+    assert len(resumed.state_dict()["positions"]) == STREAMS
+    resumed.trainer = SimpleNamespace(global_rank=0, world_size=3, accumulate_grad_batches=1, max_steps=9)
+    with pytest.raises(CorpusError, match=r"streams=4: must be a multiple of 3, .* goes on with one of 1, 2, 4 ranks$"):
+        resumed.train_dataloader()
+
+
 def test_numbers_that_do_not_fit(stream):
     datamodule = stream()
     datamodule.trainer = SimpleNamespace(global_rank=0, world_size=3, accumulate_grad_batches=1, max_steps=9)
-    with pytest.raises(CorpusError, match=r"^data\.source\.streams=4: must be a multiple of 3, the number of ranks"):
+    with pytest.raises(CorpusError, match=r"^data\.source\.streams=4: must be a multiple of 3, the number of ranks$"):
         datamodule.train_dataloader()
     datamodule.trainer.max_steps = -1
     with pytest.raises(CorpusError, match=r"^max_epochs: must be left out with data\.source\.streaming=true"):

@@ -51,7 +51,9 @@ def test_a_run_that_a_document_stopped_goes_on_without_it(settings, tmp_path, mo
     ):
         train(resolved(*settings, "name=run", "data.workers=2"))
     assert "\n" not in str(error.value)
-    assert f"3 files of {size:,} bytes to train on, in 3 streams" in caplog.text
+    assert (
+        f"3 files of {size:,} bytes to train on" in caplog.text and "3 files are read at the same time" in caplog.text
+    )
     folder = RunFolder.open(next((tmp_path / "run").iterdir()))
     assert 3 < len(losses(folder)) < STEPS
     resumed = train(resolved(f"resume={folder.path}", "data.on_bad_document=skip", "data.workers=1"))
