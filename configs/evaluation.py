@@ -169,7 +169,9 @@ def with_shared_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any
     protocol = dict(settings["protocol"])
     if protocol["window"] is None and protocol["name"] != "whole":
         protocol["window"] = first.sequence_length
-        log.info("evaluation.protocol.window=null: %s's sequences, %s tokens", first.label, protocol["window"])
+        log.info(
+            f"evaluation.protocol.window={protocol['window']}, the length of the training sequences of {first.label}"
+        )
     return {**settings, "protocol": protocol}
 
 

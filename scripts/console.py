@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from model.training.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 
@@ -27,6 +30,9 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 SINGLE_LINES = "FARSIGHT_SINGLE_LINES"
 """Environment variable of the ranks that a command starts: FULL_ERROR is the command's and not the user's."""
+
+SECONDS_BETWEEN_LINES = 60
+"""Seconds between two lines of progress where there is no terminal."""
 
 _full_error = bool(os.environ.get(FULL_ERROR)) and not os.environ.get(SINGLE_LINES)
 
@@ -185,14 +191,34 @@ def user_error_types() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar on standard error, and yields a function that advances it. The bar disappears at the end."""
+    """Shows a progress bar on standard error, and yields a function that advances it. The bar disappears at the end.
+
+    Where standard error is no terminal, as in a log file, a line each minute takes its place.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _logged_progress(label, total)
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda more: bar.advance(task, more)
+
+
+def _logged_progress(label: str, total: int) -> Callable[[int], None]:
+    done, logged = 0, time.monotonic()
+
+    def advance(more: int) -> None:
+        nonlocal done, logged
+        done += more
+        if time.monotonic() - logged >= SECONDS_BETWEEN_LINES:
+            logged = time.monotonic()
+            log.info("%s: %.0f%%", label, 100 * done / max(total, 1))
+
+    return advance
 
 
 def print_report(
@@ -202,7 +228,7 @@ def print_report(
     from rich.table import Table
 
     size = f"{row['bytes']:,} bytes" if row["bytes"] else f"{row['tokens_scored']:,} tokens"
-    documents = f"{row['documents_from']}: {row['documents']} documents, {size}"
+    documents = f"{row['documents_from']}: {counted(row['documents'], 'document')}, {size}"
     table = Table(title=f"{documents}, protocol {row['protocol']['name']}", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -211,6 +237,11 @@ def print_report(
     console.print(table)
     if folder:
         console.print(f"run folder: {folder.path}", soft_wrap=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns "1 document", "2 documents"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -227,9 +258,9 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("perplexity", row["perplexity"], "{:.2f}"),
         ("perplexity per word", _word_perplexity(row), "{:,.1f}"),
         ("loss of a document's first 512 tokens", row["loss_first_512"], "{:.4f}"),
-        ("loss of its last quarter", row["loss_last_quarter"], "{:.4f}"),
-        ("loss of its last 2,048 tokens", (row["trailing"] or {}).get("loss"), "{:.4f}"),
-        *((f"the same tokens, given {c['context']}", c["loss"], "{:.4f}") for c in row.get("by_context", [])),
+        ("loss of a document's last quarter", row["loss_last_quarter"], "{:.4f}"),
+        ("loss of a document's last 2,048 tokens", (row["trailing"] or {}).get("loss"), "{:.4f}"),
+        *((f"loss of the same tokens, {_given(c['context'])}", c["loss"], "{:.4f}") for c in row.get("by_context", [])),
         ("perplexity on key tokens (LongPPL)", row.get("key_tokens", {}).get("perplexity"), "{:.2f}"),
         *_forecast_cells(row.get("series_forecasts")),
         ("training speed", summary.get("tokens_per_second"), "{:,.0f} tokens/s"),
@@ -241,6 +272,10 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("training time", summary.get("train_seconds"), "{:,.0f} s"),
     ]
     return [(name, form.format(value)) for name, value, form in cells if value is not None]
+
+
+def _given(context: int | str) -> str:
+    return f"{context:,} before them" if isinstance(context, int) else "all before them"
 
 
 def _word_perplexity(row: dict[str, Any]) -> float | None:

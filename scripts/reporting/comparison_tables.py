@@ -7,11 +7,13 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model.training.storage import make_folder, write_atomically, write_json
+from scripts.console import counted
 from scripts.reporting.markdown_table import bounded, table
 from scripts.reporting.pictures import draw_loss_by_position
 
@@ -38,31 +40,26 @@ def write_comparison(folder: Path, result: Mapping[str, Any]) -> None:
     write_atomically(folder / "comparison.csv", lines.getvalue())
     text = comparison_markdown(result) + "\n![Loss by position](loss_by_position.png)\n"
     write_atomically(folder / "comparison.md", text)
-    draw_loss_by_position(rows, [row["run"] for row in rows], folder / "loss_by_position.png")
+    draw_loss_by_position(rows, brief_names([row["run"] for row in rows]), folder / "loss_by_position.png")
 
 
 def comparison_markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables of the runs, their differences, and the loss by position."""
     rows, first = result["rows"], result["rows"][0]
-    protocol = ", ".join(f"{key} {value}" for key, value in first["protocol"].items())
+    labels = [row["run"] for row in rows]
+    names = dict(zip(labels, brief_names(labels), strict=True))
     parts = [
         f"# {len(rows)} models on the same documents",
-        f"{first['documents_from']}: {first['documents']:,} documents, {first['bytes']:,} bytes, {first['words']:,} "
-        f"words. Protocol: {protocol}. In brackets: 95 % bounds over documents.",
+        f"{first['documents_from']}: {counted(first['documents'], 'document')}, {first['bytes']:,} bytes, "
+        f"{first['words']:,} words. {_protocol(first['protocol'])}"
+        + " In brackets: 95 % bounds over documents."
+        * (first["documents"] > 1),
+        "\n".join(f"- {names[row['run']]}: {row['checkpoint']}, tokenizer {_tokenizer(row)}" for row in rows),
         table(
-            (
-                "run",
-                "tokenizer",
-                "tokens scored",
-                "loss (nats/token)",
-                "bits per byte",
-                "perplexity",
-                "word perplexity",
-            ),
+            ("run", "tokens scored", "loss (nats/token)", "bits per byte", "perplexity", "word perplexity"),
             [
                 (
-                    row["run"],
-                    _tokenizer(row),
+                    names[row["run"]],
                     f"{row['tokens_scored']:,}",
                     _bounds(row, "loss"),
                     _bounds(row, "bits_per_byte"),
@@ -81,8 +78,8 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
                 ("run", "against", "loss (nats/token)", "bits per byte", "better documents"),
                 [
                     (
-                        d["run"],
-                        d["against"],
+                        names[d["run"]],
+                        names[d["against"]],
                         "other tokens" if d["loss"] is None else _bounds(d, "loss", "+"),
                         _bounds(d, "bits_per_byte", "+"),
                         f"{d['documents_better']} of {d['documents']}",
@@ -91,11 +88,29 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
                 ],
             ),
         ]
-    parts += ["## Loss by position (nats/token)", _by_position(rows)]
+    parts += ["## Loss by position (nats/token)", _by_position(rows, list(names.values()))]
     return "\n\n".join(parts) + "\n"
 
 
-def _by_position(rows: Sequence[Mapping[str, Any]]) -> str:
+def brief_names(labels: Sequence[str]) -> list[str]:
+    """Returns the labels without their run folders ("window" of window/2026-01-31_12-00-00_000000); where two runs
+    would have one name, their numbers come first."""
+    short = [re.sub(r"/[^/ ]+", "", label, count=1) for label in labels]
+    if len(set(short)) == len(set(labels)):
+        return short
+    return [f"{labels.index(label) + 1} {name}" for label, name in zip(labels, short, strict=True)]
+
+
+def _protocol(protocol: Mapping[str, Any]) -> str:
+    window, stride = protocol["window"], protocol["stride"]
+    return {
+        "whole": "Each document is read in one pass.",
+        "sliding": f"Sliding windows of {window:,} tokens, {stride or 0:,} apart.",
+        "chunked": f"Chunks of {window:,} tokens, each without what is before it.",
+    }[protocol["name"]]
+
+
+def _by_position(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     edges = sorted({(bucket["start"], bucket["stop"]) for row in rows for bucket in row["by_position"]})
     buckets = [{bucket["start"]: bucket for bucket in row["by_position"]} for row in rows]
     lines = []
@@ -103,7 +118,7 @@ def _by_position(rows: Sequence[Mapping[str, Any]]) -> str:
         found = [by_start.get(start) for by_start in buckets]
         cells = ["" if b is None else bounded(b["loss"], b["low"], b["high"]) for b in found]
         lines.append((f"{start:,} to {stop:,}", *cells))
-    return table(("tokens", *(row["run"] for row in rows)), lines)
+    return table(("tokens", *names), lines)
 
 
 def _tokenizer(row: Mapping[str, Any]) -> str:

@@ -183,3 +183,12 @@ def test_a_command_leaves_hydras_switch_as_it_was(monkeypatch):
     during = []
     console.run(lambda: during.append(os.environ.get(console.FULL_ERROR)))
     assert during == ["1"] and console.FULL_ERROR not in os.environ
+
+
+def test_progress_without_a_terminal_is_a_line_each_minute(monkeypatch, caplog, capsys):
+    monkeypatch.setattr("scripts.console.SECONDS_BETWEEN_LINES", 0)
+    with caplog.at_level("INFO"), console.progress_bar("books", 400) as advance:
+        advance(100)
+        advance(300)
+    assert [record.getMessage() for record in caplog.records] == ["books: 25%", "books: 100%"]
+    assert capsys.readouterr().err == ""
