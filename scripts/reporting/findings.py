@@ -110,7 +110,10 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     single = [row for row in evaluated if row.values[QUALITY].count == 1]
     if single and len(evaluated) > 1:
         which = "Every pattern" if len(single) == len(evaluated) else ", ".join(row.label for row in single)
-        found.append(f"{which} ran with one seed: there are no intervals, and small differences may be chance.")
+        found.append(
+            f"{which} ran with one seed: no interval contains the noise of training, and small differences may be "
+            "chance."
+        )
     bounds = [row.values[QUALITY] for row in evaluated if row.values[QUALITY].low is not None]
     if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
         found.append("Pareto fronts use means: where intervals overlap, a pattern may be on a front by chance.")

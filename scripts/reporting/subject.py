@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.console import counted
 from scripts.reporting.jobs import Job
 
 
@@ -23,7 +24,7 @@ def subject(jobs: Sequence[Job]) -> list[str]:
     ]
     of_evaluation = [
         _each(evaluated, lambda row: row.get("documents_from")),
-        _each(evaluated, lambda row: row.get("documents"), "{:,} documents"),
+        _each(evaluated, lambda row: row.get("documents") and counted(row["documents"], "document")),
         _each(evaluated, lambda row: row.get("bytes"), "{:,} bytes"),
         _each(evaluated, lambda row: (row.get("protocol") or {}).get("name"), "protocol {}"),
     ]

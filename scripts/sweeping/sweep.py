@@ -200,6 +200,8 @@ class Sweep:
         for job in jobs:
             if job.state != DONE:
                 log.info("  %s: %s%s", job.name, job.state, f": {job.exit_reason}" if job.exit_reason else "")
+        if (page := self.folder / "report" / "report.html").is_file():
+            log.info("report: %s", page)
         return 0 if done == len(jobs) else 1
 
 

@@ -133,7 +133,10 @@ def run_job(train: Train, folder: Path, hash: str, settings: dict[str, Any], tit
 def _attempt(
     train: Train, path: Path, settings: dict[str, Any], title: str
 ) -> tuple[str, str | None, str | None, dict[str, Any]]:
-    """Trains in the run folder `path`. Returns the job's state, reason and traceback, and the run's summary."""
+    """Trains in the run folder `path`. Returns the job's state, reason and traceback, and the run's summary.
+
+    An error with a message for users has no traceback here: its reason is enough. train.log has that of any error.
+    """
     try:
         last = path / "checkpoints" / "last.ckpt"
         log.info("%s %s", title, "resumes from its last checkpoint" if last.exists() else "starts")
@@ -142,12 +145,13 @@ def _attempt(
         return INTERRUPTED, "stopped before it could save", None, {}
     except (Exception, SystemExit) as error:
         trace = traceback.format_exc()
-        with contextlib.suppress(OSError):  # the disk may be full; the manifest has the traceback as well
+        with contextlib.suppress(OSError):  # the disk may be full
             path.mkdir(parents=True, exist_ok=True)
             with open(path / "train.log", "a", encoding="utf-8") as file:
                 file.write(trace)
         summary = RunFolder(path).read_summary()
-        return OUT_OF_MEMORY if _out_of_memory(error) else FAILED, reason_of(error), trace, summary
+        state = OUT_OF_MEMORY if _out_of_memory(error) else FAILED
+        return state, reason_of(error), None if is_for_users(error) else trace, summary
     if summary["state"] == INTERRUPTED:
         return INTERRUPTED, f"stopped at step {summary['step']}", None, summary
     return DONE, None, None, summary

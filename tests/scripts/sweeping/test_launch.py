@@ -94,7 +94,9 @@ def test_a_job_that_fails_stops_no_other(tmp_path, small, quick, reports, capsys
 def test_what_failed_runs_again_unless_it_shall_not(tmp_path, small, quick, reports, capsys):
     quick["window"] = fails(ConfigError("attention.patterns.local.width=0: must be >= 1"))
     assert run_sweep(tmp_path, *PAIR, *small) == 1
-    assert read_manifest(tmp_path / "patterns").jobs[1].exit_reason == "attention.patterns.local.width=0: must be >= 1"
+    job = read_manifest(tmp_path / "patterns").jobs[1]
+    assert (job.exit_reason, job.traceback) == ("attention.patterns.local.width=0: must be >= 1", None)
+    assert "ConfigError" in (tmp_path / "patterns" / job.folder / "train.log").read_text()
     del quick["window"]
     assert run_sweep(tmp_path, *PAIR, *small, "sweep.retry_failed=false") == 1
     assert states(tmp_path / "patterns")["window seed=1"] == "failed"
