@@ -9,6 +9,7 @@ only the rounding of the values to four significant bits makes a difference. (On
 `_scaled_mm`; e4m3: Micikevicius et al. 2022, arXiv:2209.05433.)
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,31 +67,40 @@ def product(left: Quantized, right: Quantized, dtype: torch.dtype, fast: bool) -
     )
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """As `F.linear`: x `[..., inner]`, weight `[columns, inner]` -> `[..., columns]`, in the autocast dtype or x's.
+def linear(x: Tensor, *weights: Tensor) -> Tensor:
+    """As `F.linear`: x `[..., inner]`, weights `[columns, inner]` -> `[..., columns]`, in the autocast dtype or x's.
+    The outputs of several weights are one product, side by side.
 
-    The product and the gradient of x are products of e4m3 numbers. The gradient of the weight, a sum over all tokens,
+    The product and the gradient of x are products of e4m3 numbers. The gradient of the weights, a sum over all tokens,
     is a product in x's dtype: quantizing both operands anew, along the tokens, would cost more time than it saves.
+
+    The backward pass joins and quantizes the weights again, so that no copy of them is kept, which FSDP2 could not free
+    as it frees gathered weights.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    return _Linear.apply(x.to(dtype).flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    return _Linear.apply(x.to(dtype).flatten(0, -2), *weights).unflatten(0, x.shape[:-1])
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
         with torch.autocast(x.device.type, enabled=False):
-            return product(quantize(x), quantize(weight), x.dtype, fast=True)
+            return product(quantize(x), quantize(_joined(weights)), x.dtype, fast=True)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        grad_x, grad_weights = None, [None] * len(weights)
         with torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                grad_x = product(quantize(grad), quantize(weight.t()), x.dtype, fast=False)
-            if ctx.needs_input_grad[1]:
-                grad_weight = (grad.t() @ x).to(weight.dtype)
-        return grad_x, grad_weight
+                grad_x = product(quantize(grad), quantize(_joined(weights).t()), x.dtype, fast=False)
+            if any(ctx.needs_input_grad[1:]):
+                grad_weights = (grad.t() @ x).to(weights[0].dtype).split([len(weight) for weight in weights])
+        wanted = ctx.needs_input_grad[1:]
+        return grad_x, *(each if needed else None for each, needed in zip(grad_weights, wanted, strict=True))
+
+
+def _joined(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0] if len(weights) == 1 else torch.cat(weights)

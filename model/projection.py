@@ -1,16 +1,14 @@
 """Several projections of one input as one matrix product."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def joined_product(x: Tensor, *projections: nn.Linear, linear: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Tensor:
+def joined_product(x: Tensor, *projections: nn.Linear) -> Tensor:
     """x `[..., width]` -> the outputs of the projections side by side, `[..., sum of their features]`.
 
     One product reads x once, and its gradient is one product rather than a sum of several. Joining the weights copies
     them, which pays off over the many tokens of a training step: compiled layers, which only train, call this.
     """
-    return linear(x, torch.cat([projection.weight for projection in projections]))
+    return F.linear(x, torch.cat([projection.weight for projection in projections]))

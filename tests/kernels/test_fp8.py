@@ -94,12 +94,26 @@ def test_under_autocast_results_are_bf16_and_gradients_keep_their_dtype(fp8_on_c
     assert_near(found.detach().double(), expected, 2.0**-8)
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_several_weights_are_one_product(compiled, fp8_on_cpu):
+    x, weights = numbers(24, 48, seed=1), [numbers(rows, 48, seed=2 + rows) for rows in (32, 16)]
+    grad = numbers(24, 48, seed=3)
+    leaves = [each.requires_grad_() for each in (x, *weights)]
+    linear = torch.compile(fp8.linear, fullgraph=True, backend="aot_eager") if compiled else fp8.linear
+    found = linear(*leaves)
+    found.backward(grad)
+    oracles = oracle.linear(x.detach().double(), torch.cat(weights).detach().double(), grad.double())
+    gradients = x.grad, torch.cat([weight.grad for weight in weights])
+    for actual, expected in zip((found.detach(), *gradients), oracles, strict=True):
+        assert_near(actual.double(), expected, 1e-6)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_frozen_operand_gets_no_gradient(which, fp8_on_cpu):
-    leaves = [numbers(16, 32), numbers(32, 32)]
-    leaves[1 - which].requires_grad_()
+    leaves = [numbers(16, 32), numbers(32, 32), numbers(16, 32)]
+    others = [leaf.requires_grad_() for number, leaf in enumerate(leaves) if number != which]
     fp8.linear(*leaves).sum().backward()
-    assert leaves[which].grad is None and leaves[1 - which].grad is not None
+    assert leaves[which].grad is None and all(leaf.grad is not None for leaf in others)
 
 
 def test_a_cpu_is_refused():

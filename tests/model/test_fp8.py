@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from kernels.patterns import Window
@@ -43,6 +46,35 @@ def test_swiglu_and_its_gradients_are_those_of_products_of_rounded_operands(fp8_
         assert (one.double() - other).norm() < 3e-3 * other.norm()
     plain = copy.deepcopy(mlp).eval()(x)
     assert (found - plain).norm() > 0.02 * plain.norm()
+
+
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_no_weight_that_fsdp_gathers_is_kept_for_the_backward_pass(fp8_on_cpu, one_rank):
+    """What the forward pass saves of weights are the gathered ones alone, whose memory FSDP2 frees and fills again."""
+    torch.manual_seed(0)
+    mlp = FeedForward(config(width=32, mlp_width=64))
+    mlp.trains_in_fp8 = True
+    whole, tokens, saved = copy.deepcopy(mlp), 30, []
+    fully_shard(mlp, mesh=one_rank, reshard_after_forward=True)
+    x, grad = torch.randn(tokens, 32), torch.randn(tokens, 32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
+        found = mlp(x)
+    weights = [each for each in saved if each.shape[0] != tokens]
+    assert sum(each.numel() for each in weights) == 3 * 32 * 64
+    assert all(each.untyped_storage().nbytes() == 0 for each in weights)
+    found.backward(grad)
+    expected = whole(x)
+    expected.backward(grad)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for one, other in zip(mlp.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad.full_tensor(), other.grad, rtol=0, atol=0)
 
 
 def test_logits_are_products_of_rounded_operands_and_their_gradients_are_not(fp8_on_cpu):
