@@ -42,11 +42,19 @@ OUR_LOGGERS = ("farsight", "configs", "data", "kernels", "model", "scripts")
 
 def start_logging() -> None:
     """Sends log messages to standard error, without prefixes."""
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OUR_LOGGERS)
     handler.addFilter(lambda record: not getattr(record, "file_alone", False))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+class _StandardError(logging.StreamHandler):
+    """Writes to `sys.stderr` as it is at that time: while rich shows a bar, lines appear above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust_named
 from configs.validation import validated
 from model.training.run_folder import config_hash
+from scripts.console import counted, progress_bar
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE, PATTERN
 from scripts.sweeping.budget import ComputeMatch
 from scripts.sweeping.composer import Composer, as_lines
@@ -70,16 +71,10 @@ class Plan:
         self.compute.check(jobs)
         stages: dict[str, Draft] = {}
         drafts = []
-        for job in jobs:
-            stage = None
-            if self.settings.first_stage is not None:
-                job = self._without_start(job)
-                stage = self._first_stage(job)
-                stage = stages.setdefault(stage.hash, stage)
-            drafts += self._with_budgets(job, PATTERN, stage)
-            if self.settings.control and drafts[-1].config["attention"]["name"] == self.settings.baseline:
-                shorter = self._control(job)
-                drafts += [] if shorter is None else self._with_budgets(shorter, CONTROL, stage)
+        with progress_bar(f"{self.settings.name}, planning {counted(len(jobs), 'job')}", len(jobs)) as progress:
+            for job in jobs:
+                drafts += self._drafts_of(job, stages)
+                progress(1)
         if self.settings.budgets:
             _check_same_data(drafts)
         if self.settings.control and all(d.config["attention"]["name"] != self.settings.baseline for d in drafts):
@@ -87,6 +82,19 @@ class Plan:
         order = [lambda d: d.config["attention"]["name"] != self.settings.baseline, lambda d: d.role == CONTROL]
         drafts.sort(key=lambda draft: [each(draft) for each in order])
         return [*stages.values(), *{draft.hash: draft for draft in drafts}.values()]
+
+    def _drafts_of(self, job: Overrides, stages: dict[str, Draft]) -> list[Draft]:
+        """Returns a job and its control with their budgets. Adds its first stage to `stages`, by its hash."""
+        stage = None
+        if self.settings.first_stage is not None:
+            job = self._without_start(job)
+            stage = self._first_stage(job)
+            stage = stages.setdefault(stage.hash, stage)
+        drafts = self._with_budgets(job, PATTERN, stage)
+        if self.settings.control and drafts[-1].config["attention"]["name"] == self.settings.baseline:
+            shorter = self._control(job)
+            drafts += [] if shorter is None else self._with_budgets(shorter, CONTROL, stage)
+        return drafts
 
     def _with_budgets(self, job: Overrides, role: str, stage: Draft | None) -> list[Draft]:
         """Returns the job with the budget of all jobs, or once with each of several."""

@@ -1,6 +1,8 @@
 """What every command shares."""
 
 import errno
+import io
+import logging
 import os
 import shutil
 import signal
@@ -192,3 +194,12 @@ def test_progress_without_a_terminal_is_a_line_each_minute(monkeypatch, caplog, 
         advance(300)
     assert [record.getMessage() for record in caplog.records] == ["books: 25%", "books: 100%"]
     assert capsys.readouterr().err == ""
+
+
+def test_log_lines_go_to_the_standard_error_of_their_time(monkeypatch):
+    """rich replaces it while it shows a bar, so that lines appear above the bar."""
+    logger = logging.Logger("test")
+    logger.addHandler(console._StandardError())
+    monkeypatch.setattr("sys.stderr", shown := io.StringIO())
+    logger.warning("a line")
+    assert shown.getvalue() == "a line\n"

@@ -1,5 +1,6 @@
 """A scaling sweep's jobs: every pattern and size once with each of several budgets of FLOPs."""
 
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -25,8 +26,17 @@ def tiny(small) -> list[str]:
     return [*sweep, *[each for each in small if not each.startswith(own)]]
 
 
-def test_every_pattern_and_size_has_each_budget_in_flops(tiny):
+def test_every_pattern_and_size_has_each_budget_in_flops(tiny, monkeypatch):
+    planned = []
+
+    @contextmanager
+    def progress_bar(label, total):
+        assert label == "patterns, planning 4 jobs" and total == 4
+        yield planned.append
+
+    monkeypatch.setattr("scripts.sweeping.plan.progress_bar", progress_bar)
     jobs = jobs_of(*tiny, LIST)
+    assert planned == [1] * 4, "a step of the progress bar for each job without its budgets"
     found = [(job.config["attention"]["name"], job.config["model"]["width"], job.flops) for job in jobs]
     assert found == [(name, width, flops) for name in ("dense", "window") for width in (32, 64) for flops in BUDGETS]
     data = build_data(jobs[0].config["data"])
