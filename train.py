@@ -26,7 +26,7 @@ log = logging.getLogger("farsight")
 def main(config: DictConfig) -> None:
     from scripts.console import user_errors
 
-    with user_errors():
+    with user_errors(config):
         from configs.resolve import resolve
 
         settings = resolve(config)

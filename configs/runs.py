@@ -25,6 +25,9 @@ from model.training.run_folder import find_checkpoint, folder_of
 
 log = logging.getLogger(__name__)
 
+SIZES = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "tie_embeddings", "sink_logits", "qk_norm")
+"""Keys of a model's config that decide which parameters it has, and their shapes."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -148,6 +151,7 @@ def start_from(start: str, model: Transformer, data: DataModule) -> None:
                 f"init_from={start}: was trained on the same text, and this run begins with what it read first;"
                 f" data.seed={data.seed + 1} reads the text in another order"
             )
+        _check_sizes(start, model, file.read("hyper_parameters", "state_dict"))
         load_weights(model, file)
     before = tokenizer_of(start)
     try:
@@ -156,6 +160,24 @@ def start_from(start: str, model: Transformer, data: DataModule) -> None:
         same = False
     if not same:
         log.warning("init_from=%s: its weights were trained with another tokenizer", start)
+
+
+def _check_sizes(start: str, model: Transformer, checkpoint: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the run of a checkpoint has other sizes than `model`, with their keys and values."""
+    theirs, ours = upgrade(checkpoint["hyper_parameters"])["model"], model.config
+    differ = [
+        f"model.{key}={getattr(ours, key)}, there {theirs[key]}"
+        for key in SIZES
+        if key in theirs and theirs[key] != getattr(ours, key)
+    ]
+    if differ:
+        raise ConfigError(f"init_from={start}: must be a run with the sizes of this model: {'; '.join(differ)}")
+    rows = len(checkpoint["state_dict"]["model.embed_tokens.weight"])
+    if rows != ours.vocabulary:
+        raise ConfigError(
+            f"init_from={start}: must have an embedding of {ours.vocabulary} rows, and has {rows}; leave out "
+            f"data/tokenizer=..., which chooses another tokenizer than the weights have, or set model.vocabulary={rows}"
+        )
 
 
 def _same_order(checkpoint: Mapping[str, Any], data: DataModule) -> bool:

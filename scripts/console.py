@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 if TYPE_CHECKING:
@@ -140,13 +141,17 @@ def _fail(message: str) -> int:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(config: DictConfig | None = None) -> Iterator[None]:
     """Turns errors that a user can correct into one line on standard error and exit status 2.
+
+    config: the command's; a key that must be set and is not ends the command before it imports PyTorch.
 
     With `-m` the job fails after the line, and the next job starts. HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
     start_logging()
     try:
+        if config is not None:
+            OmegaConf.to_container(config, resolve=False, throw_on_missing=True)
         yield
     except Exception as error:
         if not _full_error and getattr(error, "reported", False):  # by another rank
@@ -174,6 +179,8 @@ def one_line(error: BaseException) -> str:
 
 def is_for_users(error: BaseException) -> bool:
     """Whether a user can correct the error: a wrong setting, or a file that the file system refuses."""
+    if isinstance(error, OmegaConfBaseException):
+        return True
     from model.training.storage import REFUSALS, StorageError
 
     return isinstance(error, (StorageError, *user_error_types())) or (
@@ -194,7 +201,7 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from model.training.slurm import SlurmError
 
     ours = ConfigError, CorpusError, CheckpointError, PretrainedError, RunFolderError, DivergedError
-    return *ours, LayoutOverflowError, SlurmError, RunOutOfMemoryError, RankLostError, OmegaConfBaseException
+    return *ours, LayoutOverflowError, SlurmError, RunOutOfMemoryError, RankLostError
 
 
 @contextmanager

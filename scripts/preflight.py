@@ -28,10 +28,11 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="preflight")
 def main(config: DictConfig) -> None:
-    from configs.resolve import resolve
     from scripts.console import user_errors
 
-    with user_errors():
+    with user_errors(config):
+        from configs.resolve import resolve
+
         preflight(resolve(config) | {"output": config["output"]})
 
 

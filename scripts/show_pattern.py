@@ -48,7 +48,7 @@ def show(config: dict) -> None:
     length, block = config["length"], config["attention"]["block"]
     patterns = _all_patterns() if config["all"] else build_plan(config["attention"]).patterns
     table = Table(
-        "pattern", "visible pairs", "computed in tiles", title=f"{length:,} tokens, of dense causal attention's pairs"
+        "pattern", "visible pairs", "computed in tiles", title=f"share of dense attention's pairs, {length:,} tokens"
     )
     for name, pattern in patterns.items():
         layout = build_attention_layout(pattern, Axis.tokens(length), block)
@@ -71,7 +71,7 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
 
     from model.attention.reach import layer_mask, reach_by_depth, union_density, unreached
 
-    length, layers = config["reach_length"], config["layers"]
+    length, layers = min(config["reach_length"], config["length"]), config["layers"]
     masks = dict(layer_mask(plan, layer, length) for layer in range(len(plan.schedule)))
     zoom = min(config["zoom"], length)
     for name, mask in masks.items():
@@ -79,7 +79,7 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
             console.print(f"{name}, {title}", highlight=False)
             console.print(terminal_picture(part), highlight=False, soft_wrap=True)
     depths, known = reach_by_depth(plan, layers, length)
-    table = Table("layers", "pattern", "pairs that a path connects", "past tokens that the last one can know of",
+    table = Table("layers", "pattern", "pairs that a path connects", "past tokens that reach the last one",
                   "furthest", title=f"reach by depth, one document of {length:,} tokens")  # fmt: skip
     for depth in depths:
         cells = (str(depth.layers), depth.pattern, f"{depth.share:.2%}", f"{depth.influences:,}", f"{depth.furthest:,}")
@@ -90,21 +90,23 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
     if missing:
         share = missing / (length * (length + 1) // 2)
         console.print(
-            f"warning: after {layers} layers no path leads to {share:.2%} of the pairs of a token and one before it "
-            f"({missing:,} of {length:,} tokens')"
+            f"warning: after {layers} layers no path connects {share:.2%} of the pairs of a token and an earlier one "
+            f"({missing:,} pairs)",
+            soft_wrap=True,
         )
 
 
 def terminal_picture(mask: "Tensor", rows: int = 24) -> str:
     """Draws a mask in characters: two a cell, darker where a larger share of the cell's pairs is visible."""
-    import torch
+    import numpy as np
 
-    step = -(-len(mask) // rows)
-    padding = -len(mask) % step
-    cells = torch.nn.functional.pad(mask.float(), (0, padding, 0, padding))
-    cells = cells.view(len(cells) // step, step, -1, step).mean((1, 3))
+    length, rows = len(mask), min(rows, len(mask))
+    first = np.arange(rows) * length // rows  # tokens; cells differ by one token where the length is no multiple
+    sums = np.add.reduceat(np.add.reduceat(mask.numpy(), first, 0, dtype=np.int64), first, 1)
+    size = np.diff(first, append=length)
+    cells = sums / np.outer(size, size)
     shades = " ░▒▓█"
-    darkness = (cells * (len(shades) - 1)).ceil().int().tolist()
+    darkness = np.ceil(cells * (len(shades) - 1)).astype(int).tolist()
     return "\n".join("".join(shades[cell] * 2 for cell in line) for line in darkness)
 
 

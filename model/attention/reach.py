@@ -54,7 +54,8 @@ def reach_by_depth(plan: AttentionPlan, layers: int, length: int) -> tuple[list[
         if entry not in masks:
             masks[entry] = layer_mask(plan, layer, length)
         name, mask = masks[entry]
-        connected = product(mask | torch.eye(length, dtype=torch.bool), connected)
+        if not depths or depths[-1].share < 1:  # more layers disconnect nothing
+            connected = product(mask | torch.eye(length, dtype=torch.bool), connected)
         (past,) = connected[-1].nonzero(as_tuple=True)
         share = float(connected.sum(dtype=torch.int64)) / causal
         depths.append(Depth(layer + 1, name, share, len(past) - 1, length - 1 - int(past[0])))

@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import os
+import re
 import shutil
 import signal
 
@@ -15,7 +16,7 @@ from configs.resolve import with_later_keys
 from model.training.checkpoints import CheckpointError, Checkpoints
 from model.training.run_folder import RunFolder
 from scripts import console
-from tests.commands import compose, resolved
+from tests.commands import compose, resolved, run
 from tests.scripts.runs import SMALL, make_run, write_books
 from train import train
 
@@ -203,3 +204,9 @@ def test_log_lines_go_to_the_standard_error_of_their_time(monkeypatch):
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
     logger.warning("a line")
     assert shown.getvalue() == "a line\n"
+
+
+def test_a_missing_key_is_refused_before_pytorch_is_imported():
+    result = run("-X", "importtime", "train.py", "data=files", check=False)
+    assert result.returncode == 2 and result.stderr.endswith("error: data.path: must be set\n")
+    assert "omegaconf" in result.stderr and not re.search(r"\| +torch\n", result.stderr)

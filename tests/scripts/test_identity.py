@@ -345,3 +345,16 @@ def test_a_tokenizer_may_be_saved_for_any_run(run, others, tmp_path):
         assert build_tokenizer(settings).identity() == load(run / "tokenizer.json").identity()
     with pytest.raises(CorpusError, match=rf"data\.tokenizer\.path={others}: must be "):
         build_tokenizer(compose("data=files", *place, "data/tokenizer=saved", f"data.tokenizer.path={others}"))
+
+
+@pytest.mark.parametrize(
+    "overrides, error",
+    [
+        (["model.width=48"], r"must be a run with the sizes of this model: model\.width=48, there \d+$"),
+        (["model.vocabulary=512"], r"must have an embedding of 512 rows, and has 320; .* model\.vocabulary=320$"),
+    ],
+)
+def test_weights_of_other_sizes_are_refused_by_key(run, books, tmp_path, overrides, error):
+    with pytest.raises(ConfigError, match=f"^init_from={run}: {error}"):
+        train(heir(run, books, tmp_path, *overrides))
+    assert not (tmp_path / "heir").exists(), "no run folder"
