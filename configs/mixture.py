@@ -74,8 +74,20 @@ def build_mixed_sources(data: Mapping[str, Any]) -> list[MixedSource]:
     ]
 
 
+def choice_of(source: Mapping[str, Any]) -> str | None:
+    """Returns the name of the file of configs/data whose `source` is of the same class and has the most settings in
+    common; None for a class of the user."""
+    defaults = {choice: _defaults(choice)["source"] for choice in _choices()}
+    same = {choice: settings for choice, settings in defaults.items() if settings[TARGET] == source.get(TARGET)}
+    return max(same, key=lambda choice: sum(source.get(k) == v for k, v in same[choice].items()), default=None)
+
+
+def _choices() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in NOT_MIXED)
+
+
 def _whole(entry: Entry) -> dict[str, Any]:
-    choices = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in NOT_MIXED)
+    choices = _choices()
     defaults: dict[str, Any] = {"source": {}, "path": None}
     if entry.data is not None:
         if entry.data not in choices:

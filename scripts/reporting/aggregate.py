@@ -18,11 +18,16 @@ from scripts.reporting.jobs import TOTALS, Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
 
 QUALITY = "bits_per_byte"
+LOSS = "loss"
+"""The quality of jobs whose tokens have no text. Rows of other jobs do not have it."""
+
+QUALITY_UNITS = {QUALITY: "bits per byte", LOSS: "nats per token"}
+
 COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
 """The costs: each has a panel of quality against it, and a Pareto front."""
 
 MEASURED = (
-    QUALITY,
+    *(QUALITY, LOSS),
     *COSTS,
     *("tokens_per_second", "density_pairs", "density_tiles", "flops_per_token", "train_tokens", "train_seconds"),
     *("parameters", "mfu_exact"),
@@ -75,18 +80,25 @@ class Row:
     values: Mapping[str, Estimate]  # keys of MEASURED, over the counted jobs
     fronts: frozenset[str] = frozenset()  # the costs on whose Pareto front the row is
     against: "Row | None" = field(default=None, repr=False)  # its dense baseline
-    difference: Estimate | None = None  # of bits per byte to `against`: negative is better
+    difference: Estimate | None = None  # of `quality` to `against`: negative is better
     ratios: Mapping[str, float] = field(default_factory=dict)  # {cost: ratio to that of `against`}
     control: "Row | None" = field(default=None, repr=False)  # the baseline at short context
-    over_control: Estimate | None = None  # bits per byte minus those of `control`, over seeds
+    over_control: Estimate | None = None  # `quality` minus that of `control`, over seeds
     over_control_paired: "Paired | None" = None  # the same over documents
 
     @property
     def counted(self) -> tuple[Job, ...]:
         return tuple(job for job in self.jobs if job.counted)
 
+    @property
+    def quality(self) -> str:
+        """QUALITY, or LOSS if the tokens of its jobs have no text."""
+        return LOSS if LOSS in self.values else QUALITY
+
     def seeded(self, name: str) -> list[Seeded]:
-        """Returns (seed, number) of the counted jobs."""
+        """Returns (seed, number) of the counted jobs, for a key of `values`."""
+        if name not in self.values:
+            return []
         return [(job.seed, number) for job in self.counted if (number := job.number(name)) is not None]
 
     @property
@@ -101,6 +113,12 @@ class Row:
     @property
     def sequence_length(self) -> int | None:
         return self.example.setting("data", "sequence_length")
+
+
+def quality_of(rows: Sequence[Row]) -> str:
+    """Returns QUALITY, or LOSS if no row has QUALITY and one has LOSS."""
+    found = {row.quality for row in rows if row.quality in row.values}
+    return LOSS if found == {LOSS} else QUALITY
 
 
 def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
@@ -121,6 +139,8 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
         label += " (lossy tokenizer)" * any(job.lossy for job in jobs)
         counted = [job for job in jobs if job.counted]
         found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
+        if found[QUALITY]:
+            found[LOSS] = []
         rows.append(
             Row(
                 sweep=name,
@@ -171,7 +191,7 @@ def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | No
     if not ours or not theirs or None in found:
         return None
     sizes = np.array(found[0]["bytes"])
-    if len({str(job.evaluation.get("documents_digest")) for job in jobs}) > 1:
+    if not sizes.any() or len({str(job.evaluation.get("documents_digest")) for job in jobs}) > 1:
         return None
     nats = np.array([each["nats"] for each in found])
     less = nats[: len(ours)].mean(0) - nats[len(ours) :].mean(0)
@@ -199,9 +219,10 @@ def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
 
 def _mark_fronts(rows: list[Row]) -> list[Row]:
     fronts: list[set[str]] = [set() for _ in rows]
+    quality = quality_of(rows)
     for cost in COSTS:
-        numbered = [index for index, row in enumerate(rows) if cost in row.values and QUALITY in row.values]
-        points = [(rows[index].values[cost].mean, rows[index].values[QUALITY].mean) for index in numbered]
+        numbered = [index for index, row in enumerate(rows) if cost in row.values and quality in row.values]
+        points = [(rows[index].values[cost].mean, rows[index].values[quality].mean) for index in numbered]
         for place in pareto_front(points):
             fronts[numbered[place]].add(cost)
     return [replace(row, fronts=frozenset(found)) for row, found in zip(rows, fronts, strict=True)]
@@ -219,11 +240,8 @@ def _compare_with_baselines(rows: list[Row]) -> list[Row]:
             for key in COSTS
             if key in row.values and key in against.values and against.values[key].mean
         }
-        result.append(
-            replace(
-                row, against=against, difference=difference(row.seeded(QUALITY), against.seeded(QUALITY)), ratios=ratios
-            )
-        )
+        less = difference(row.seeded(row.quality), against.seeded(row.quality))
+        result.append(replace(row, against=against, difference=less, ratios=ratios))
     return result
 
 
@@ -232,7 +250,7 @@ def _compare_with_controls(rows: list[Row]) -> list[Row]:
     for row in rows:
         control = None if row.is_control else _control_of(row, rows)
         if control is not None:
-            over_seeds = difference(row.seeded(QUALITY), control.seeded(QUALITY))
+            over_seeds = difference(row.seeded(row.quality), control.seeded(row.quality))
             over_documents = paired_difference(row.counted, control.counted)
             row = replace(row, control=control, over_control=over_seeds, over_control_paired=over_documents)
         result.append(row)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from scripts.reporting import findings
-from scripts.reporting.aggregate import Row, make_rows
+from scripts.reporting.aggregate import LOSS, QUALITY, QUALITY_UNITS, Row, make_rows
 from scripts.reporting.contexts import by_context_of
 from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
 from scripts.reporting.figures import (
@@ -32,6 +32,12 @@ CURVES = (
     ("validation/bits_per_byte", "validation", "bits per byte", False),
 )
 """(column of metrics.csv, title of the figure, label of its axis, whether it is smoothed)."""
+
+CURVES_WITHOUT_TEXT = (
+    ("train/loss", "training", "nats per token, smoothed", True),
+    ("validation/loss", "validation", "nats per token", False),
+)
+"""As CURVES, where no job's tokens have text."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +90,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
     laws = [line for each in scaling for line in sentences(each)]
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
-    curves = []
-    for name, kind, label, smooth in CURVES:
-        found = [curve_of(row, name, smooth) for row in rows]
-        if any(curve is not None for curve in found):
-            curves += [
-                (f"{kind}, by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
-                for along, title in (("tokens", "tokens"), ("seconds", "training time"))
-            ]
-    if curves:
+    if curves := _panels_of_curves(rows, styles, CURVES) or _panels_of_curves(rows, styles, CURVES_WITHOUT_TEXT):
         figures["loss_curves"] = tuple(curves)
     positions = [positions_of(row) for row in rows]
     if any(positions):
@@ -131,6 +129,21 @@ def gather(folders: Sequence[str | Path]) -> Content:
     )
 
 
+def _panels_of_curves(
+    rows: Sequence[Row], styles: Sequence[Style], columns: Sequence[tuple[str, str, str, bool]]
+) -> list[tuple[str, Draw]]:
+    """Returns (title, drawing) of the columns, as CURVES has them, that a job logged at two steps."""
+    panels = []
+    for name, kind, label, smooth in columns:
+        found = [curve_of(row, name, smooth) for row in rows]
+        if any(curve is not None for curve in found):
+            panels += [
+                (f"{kind}, by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
+                for along, title in (("tokens", "tokens"), ("seconds", "training time"))
+            ]
+    return panels
+
+
 def surroundings(content: Content) -> list[tuple[str, str]]:
     """Returns (name, value) of device and versions, from the jobs' summaries or, before any, from their sweeps."""
     told: dict[str, list[str]] = {}
@@ -161,7 +174,8 @@ def standing(job: Job) -> str:
     steps = [row["step"] for row in job.metrics]
     if not steps:
         return "nothing logged yet" if job.state == "running" else ""
-    train = [row["train/bits_per_byte"] for row in job.metrics if "train/bits_per_byte" in row]
+    logged = {name: row[f"train/{name}"] for row in job.metrics for name in QUALITY_UNITS if f"train/{name}" in row}
+    name = QUALITY if QUALITY in logged else LOSS
     most = job.setting("trainer", "max_steps")
     parts = [f"step {int(steps[-1]):,}" + (f" of {most:,}" if isinstance(most, int) else "")]
-    return ", ".join(parts + ([f"training bits per byte {train[-1]:.4f}"] if train else []))
+    return ", ".join(parts + ([f"training {QUALITY_UNITS[name]} {logged[name]:.4f}"] if name in logged else []))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from scripts.reporting.aggregate import COSTS, QUALITY, Row, pareto_front
+from scripts.reporting.aggregate import COSTS, QUALITY_UNITS, Row, pareto_front, quality_of
 from scripts.reporting.curves import Curve
 from scripts.reporting.labels import Point, literal, place_labels
 from scripts.reporting.pictures import plot_loss_by_position
@@ -63,20 +63,21 @@ SETTINGS = {
 
 
 def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: str) -> Callable[[], None] | None:
-    """Draws bits per byte against `cost`, with intervals over seeds, lines through dense, and the Pareto front."""
+    """Draws the quality against `cost`, with intervals over seeds, lines through dense, and the Pareto front."""
     kind, title = COST_AXES[cost]
+    quality = quality_of(rows)
     shown = [
         (row, style, number)
         for number, (row, style) in enumerate(zip(rows, styles, strict=True), 1)
-        if cost in row.values and QUALITY in row.values
+        if cost in row.values and quality in row.values
     ]
     size, unit = unit_of(kind, max((row.values[cost].mean for row, _, _ in shown), default=0.0))
     axes.set_xlabel(f"{title} ({unit})")
-    axes.set_ylabel("held-out bits per byte")
+    axes.set_ylabel(f"held-out {QUALITY_UNITS[quality]}")
     if not shown:
         _write_notice(axes, "no finished job yet")
         return None
-    points = [(row.values[cost].mean / size, row.values[QUALITY].mean) for row, _, _ in shown]
+    points = [(row.values[cost].mean / size, row.values[quality].mean) for row, _, _ in shown]
     xs = [x for x, _ in points]
     if min(xs) > 0 and max(xs) / min(xs) > 8:
         axes.set_xscale("log")
@@ -88,7 +89,7 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
             axes.axhline(y, **dots | ({"linestyle": (0, (5, 3))} if row.is_control else {}))
             if row.baseline:
                 axes.axvline(x, **dots)
-        half_x, half_y = ((row.values[name].half_width or 0.0) / scale for name, scale in ((cost, size), (QUALITY, 1)))
+        half_x, half_y = ((row.values[name].half_width or 0.0) / scale for name, scale in ((cost, size), (quality, 1)))
         error = {"ecolor": style.color, "elinewidth": 1.1, "capsize": 2.5, "alpha": 0.75, "zorder": 2}
         axes.errorbar([x], [y], xerr=half_x or None, yerr=half_y or None, fmt="none", **error)
         bars += [((x - half_x, y), (x + half_x, y)), ((x, y - half_y), (x, y + half_y))]

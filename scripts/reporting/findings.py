@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from scripts.reporting.aggregate import COSTS, QUALITY, Estimate, Paired, Row
+from scripts.reporting.aggregate import COSTS, LOSS, QUALITY, QUALITY_UNITS, Estimate, Paired, Row, quality_of
 from scripts.reporting.contexts import useless_contexts
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
 from scripts.reporting.manifest import FIRST_STAGE, PATTERN
@@ -67,7 +67,8 @@ def _first_stages(sweep: Sweep) -> str:
 
 def comparisons(rows: Sequence[Row]) -> list[str]:
     """Returns the findings, most important first."""
-    evaluated = [row for row in rows if QUALITY in row.values]
+    quality = quality_of(rows)
+    evaluated = [row for row in rows if quality in row.values]
     if not evaluated:
         return ["No job has been evaluated yet, so there is nothing to compare."]
     found = useless_contexts(evaluated)
@@ -90,8 +91,8 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
         elif len(evaluated) > len([row for row in evaluated if row.baseline]):
             found.append("No dense baseline has the same settings as these patterns.")
     if len(evaluated) > 1:
-        best = min(evaluated, key=lambda row: row.values[QUALITY].mean)
-        found.append(f"Best in quality: {best.label}, {best.values[QUALITY].mean:.4f} bits per byte.")
+        best = min(evaluated, key=lambda row: row.values[quality].mean)
+        found.append(f"Best in quality: {best.label}, {best.values[quality].mean:.4f} {QUALITY_UNITS[quality]}.")
         fronts: dict[tuple[str, ...], list[str]] = {}
         for cost in COSTS:
             front = sorted((row for row in evaluated if cost in row.fronts), key=lambda row: row.values[cost].mean)
@@ -104,17 +105,18 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
 
 def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     """Returns the limits of these comparisons."""
-    evaluated = [row for row in rows if QUALITY in row.values]
+    quality = quality_of(rows)
+    evaluated = [row for row in rows if quality in row.values]
     jobs = [job for row in evaluated for job in row.counted]
     found = []
-    single = [row for row in evaluated if row.values[QUALITY].count == 1]
+    single = [row for row in evaluated if row.values[quality].count == 1]
     if single and len(evaluated) > 1:
         which = "Every pattern" if len(single) == len(evaluated) else ", ".join(row.label for row in single)
         found.append(
             f"{which} ran with one seed: no interval contains the noise of training, and small differences may be "
             "chance."
         )
-    bounds = [row.values[QUALITY] for row in evaluated if row.values[QUALITY].low is not None]
+    bounds = [row.values[quality] for row in evaluated if row.values[quality].low is not None]
     if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
         found.append("Pareto fronts use means: where intervals overlap, a pattern may be on a front by chance.")
     if len(evaluated) > 1 and any(sweep.match is None for sweep in sweeps):
@@ -127,6 +129,11 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             for low, high in [_range(evaluated, key, kind)]
             if low != high
         ]
+    if without_text := [row.label for row in rows if LOSS in row.values]:
+        found.append(
+            f"The tokens of {_and(without_text)} have no text: their losses, in nats per token, compare only runs on"
+            " the same token files."
+        )
     found += _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
@@ -134,7 +141,9 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
         for job in jobs
     }
     if len(texts) > 1:
-        found.append("The jobs were evaluated on different held-out text: do not compare their bits per byte.")
+        found.append(
+            f"The jobs were evaluated on different held-out text: do not compare their {QUALITY_UNITS[quality]}."
+        )
     protocols = {
         str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs if job.role == PATTERN
     }
@@ -188,9 +197,9 @@ def _against_dense(row: Row) -> str:
     if "attention_flops_per_token" in row.ratios:
         costs.append(f"{row.ratios['attention_flops_per_token']:.2f} of its attention FLOPs")
     found = row.difference
-    size = f"{abs(found.mean):.4f} bits per byte"
+    size = f"{abs(found.mean):.4f} {QUALITY_UNITS[row.quality]}"
     better = "worse" if found.mean > 0 else "better"
-    change = f"is {better} by {size}" if found.mean else "has the same bits per byte"
+    change = f"is {better} by {size}" if found.mean else f"has the same {QUALITY_UNITS[row.quality]}"
     if found.low is None:
         certainty = "one seed, no interval"
     else:
@@ -205,7 +214,7 @@ def _against_control(row: Row) -> str:
     """Returns whether a pattern beats the baseline at short context, with the intervals over documents and seeds."""
     mean, bounds = row.over_control.mean, [each for each in (row.over_control_paired, row.over_control) if each]
     intervals = [_interval(each) for each in bounds if each.low is not None]
-    size = f"{abs(mean):.4f} bits per byte"
+    size = f"{abs(mean):.4f} {QUALITY_UNITS[row.quality]}"
     shown = bool(intervals) and all(each.high < 0 for each in bounds if each.low is not None)
     if shown:
         verdict = f"beats {row.control.label} by {size}"

@@ -93,10 +93,10 @@ class Job:
         return "lossy" in ((self.evaluation or {}).get("tokenizer") or {})
 
     def number(self, name: str) -> float | None:
-        """Returns a finite number of the held-out evaluation (bits_per_byte) or of the summary; None if missing."""
+        """Returns a finite number of the held-out evaluation (bits_per_byte, loss) or summary; None if missing."""
         if name in TOTALS:
             return self._total(name)
-        source = self.evaluation if name == "bits_per_byte" else self.summary
+        source = self.evaluation if name in ("bits_per_byte", "loss") else self.summary
         return finite((source or {}).get(name))
 
     def _total(self, name: str) -> float | None:
@@ -260,8 +260,10 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
     recall = {}
     if (folder / "recall.json").is_file():  # that of the last checkpoint on the run's own documents
         recall = read("recall.json", lambda: _exact_match(folder / "recall.json"), {})
-    if evaluation is not None and finite(evaluation.get("bits_per_byte")) is None:
-        problems.append("evaluation.json has no finite bits_per_byte")
+    # Tokens without text have no bits per byte.
+    quality = "loss" if evaluation is not None and evaluation.get("bits_per_byte") is None else "bits_per_byte"
+    if evaluation is not None and finite(evaluation.get(quality)) is None:
+        problems.append(f"evaluation.json has no finite {quality}")
         evaluation = None
     return {
         "config": config,
@@ -279,7 +281,7 @@ def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any])
     if not rows:
         raise ValueError("it has no rows")
     split = _group(config, "evaluation").get("split")
-    own = [row for row in rows if row.get("bits_per_byte") == summary.get("bits_per_byte")]
+    own = [row for row in rows if all(row.get(key) == summary.get(key) for key in ("bits_per_byte", "loss"))]
     last = [
         row
         for row in rows

@@ -14,7 +14,7 @@ def write_markdown(content: Content) -> str:
         _list([*content.comparisons, *content.cautions]),
         *_scaling(content),
         "## Quality against cost",
-        "![Held-out bits per byte against step time, attention FLOPs and peak memory](pareto.png)",
+        "![Held-out quality against step time, attention FLOPs and peak memory](pareto.png)",
         _table(content),
     ]
     titles = {

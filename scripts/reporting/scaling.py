@@ -83,6 +83,8 @@ def fit_sweep(sweep: Sweep) -> Scaling:
     held_out = max(job.flops for job in jobs)
     missing = tuple(f"{job.label}, seed {job.seed} ({job.state})" for job in jobs if not job.counted)
     done = [job for job in jobs if job.counted]
+    if any(job.number(QUALITY) is None for job in done):
+        return Scaling(sweep.name, held_out, missing=missing, refused=("jobs have no text, and so no bits per byte",))
     if len({_text_of(job) for job in done}) > 1:
         return Scaling(sweep.name, held_out, missing=missing, refused=("the jobs were evaluated on different text",))
     resampling = _resampling(done)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.mixture import choice_of
 from scripts.console import counted
 from scripts.reporting.jobs import Job
 
@@ -25,7 +26,7 @@ def subject(jobs: Sequence[Job]) -> list[str]:
     of_evaluation = [
         _each(evaluated, lambda row: row.get("documents_from")),
         _each(evaluated, lambda row: row.get("documents") and counted(row["documents"], "document")),
-        _each(evaluated, lambda row: row.get("bytes"), "{:,} bytes"),
+        _each(evaluated, lambda row: row.get("bytes") or None, "{:,} bytes"),
         _each(evaluated, lambda row: (row.get("protocol") or {}).get("name"), "protocol {}"),
     ]
     days = sorted({str(time)[:10] for job in jobs for time in (job.started, job.ended) if time})
@@ -39,9 +40,12 @@ def subject(jobs: Sequence[Job]) -> list[str]:
 
 
 def _text(job: Job) -> str | None:
-    """Returns the class of the documents' source, and the name of their file or folder."""
+    """Returns the choice of `data`, and the name of the file or folder."""
     source, path = job.setting("data", "source"), job.setting("data", "path")
-    name = str(source.get("_target_", "")).rpartition(".")[2] if isinstance(source, Mapping) else ""
+    name = ""
+    if isinstance(source, Mapping):
+        choice = "mixture" if "sources" in source else choice_of(source)
+        name = f"data={choice}" if choice else str(source.get("_target_", ""))
     return " ".join(filter(None, (name, Path(path).name if isinstance(path, str) else ""))) or None
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scripts.reporting.aggregate import COSTS, MEASURED, QUALITY, Estimate, Row
+from scripts.reporting.aggregate import COSTS, LOSS, MEASURED, QUALITY, QUALITY_UNITS, Estimate, Row, quality_of
 from scripts.reporting.contexts import recall_length, recall_of
 from scripts.reporting.jobs import STATES
 
@@ -60,6 +60,7 @@ class Column:
 def make_columns(rows: Sequence[Row]) -> list[Column]:
     """Returns the readable table of `rows`, without empty columns."""
     several_seeds = any(len(row.counted) > 1 for row in rows)
+    unit = QUALITY_UNITS[quality_of(rows)]
     quality = "held out; lower is better" + ("; ± 95 % over seeds" if several_seeds else "")
     found = [
         Column(
@@ -69,10 +70,9 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
             numeric=False,
         ),
         _estimates(rows, QUALITY, "bits/byte", quality, _fixed(4)),
-        Column("vs dense", "difference of bits per byte to dense; ± 95 %", tuple(map(_difference, rows))),
-        Column(
-            "vs control", "difference of bits per byte to the control; 95 % over documents", tuple(map(_over, rows))
-        ),
+        _estimates(rows, LOSS, "nats/token", f"of tokens without text; {quality}", _fixed(4)),
+        Column("vs dense", f"difference of {unit} to dense; ± 95 %", tuple(map(_difference, rows))),
+        Column("vs control", f"difference of {unit} to the control; 95 % over documents", tuple(map(_over, rows))),
         _in_units(rows, "step_seconds", "step time", "median of an optimizer step", "seconds"),
         _ratios(rows, "step_seconds", "time/dense", "step time divided by dense's"),
         _in_units(
@@ -179,7 +179,7 @@ def _state(row: Row) -> Cell:
 
 def _difference(row: Row) -> Cell:
     if row.difference is None:
-        return Cell("baseline", 0.0) if row.baseline and QUALITY in row.values else Cell("", None)
+        return Cell("baseline", 0.0) if row.baseline and row.quality in row.values else Cell("", None)
     return Cell(_with_bounds(row.difference, signed, _fixed(4)), row.difference.mean)
 
 
@@ -187,7 +187,7 @@ def _over(row: Row) -> Cell:
     """The difference to the control, with its bounds over documents, or over seeds where there are none."""
     found = row.over_control_paired or row.over_control
     if found is None:
-        return Cell("control", 0.0) if row.is_control and QUALITY in row.values else Cell("", None)
+        return Cell("control", 0.0) if row.is_control and row.quality in row.values else Cell("", None)
     bounds = "" if found.low is None else f" ({signed(found.low)} to {signed(found.high)})"
     return Cell(signed(found.mean) + bounds, found.mean)
 
@@ -221,7 +221,7 @@ def _estimates(rows: Sequence[Row], name: str, title: str, hint: str, form: Call
     cells = []
     for row in rows:
         found = row.values.get(name)
-        bounds = found is not None and name == QUALITY
+        bounds = found is not None and name in (QUALITY, LOSS)
         text = "" if found is None else _with_bounds(found, form, form) if bounds else form(found.mean)
         cells.append(Cell(text, None if found is None else found.mean))
     return Column(title, hint, tuple(cells))

@@ -27,8 +27,6 @@ from scripts.sweeping.short_context import control_of, first_stage_of
 
 log = logging.getLogger(__name__)
 
-TOKENS_WITHOUT_TEXT = "data.tokenizers.TokenIds"
-
 
 @dataclass
 class Draft:
@@ -113,8 +111,6 @@ class Plan:
         if logger["name"] == "wandb" and logger["group"] is None:
             job = job | {"logger.group": self.settings.name}
         validated(Seed, self._plain(job)["seed"], "seed")  # the manifest holds it
-        if (tokenizer := self._plain(job)["data"]["tokenizer"]["_target_"]) == TOKENS_WITHOUT_TEXT:
-            raise ConfigError(f"data.tokenizer={tokenizer}: must have text in a sweep, which compares bits per byte")
         compute = self.first_compute if role == FIRST_STAGE else self.compute
         compute = compute if flops is None else compute.of(flops)
         job = compute.overrides(job, self._plain(job))

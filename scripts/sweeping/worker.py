@@ -122,12 +122,20 @@ def run_job(train: Train, folder: Path, hash: str, settings: dict[str, Any], tit
         with changing(folder) as manifest:
             manifest.job(hash).end(state, seconds, reason, trace)
             manifest.device = summary.get("device") or manifest.device
-        quality = summary.get("bits_per_byte")
-        result = f"{quality:.4f} bits per byte" if state == DONE and quality is not None else reason
-        log.info("%s %s after %.0f s: %s", title, state, seconds, result)
+        log.info("%s %s after %.0f s: %s", title, state, seconds, _result(summary) if state == DONE else reason)
     _free_process_state()
     report(folder)
     return state
+
+
+def _result(summary: dict[str, Any]) -> str | None:
+    """Returns the quality of a run in words: bits per byte, or nats per token if its tokens have no text."""
+    from scripts.reporting.aggregate import QUALITY_UNITS
+
+    measured = (
+        f"{number:.4f} {unit}" for key, unit in QUALITY_UNITS.items() if (number := summary.get(key)) is not None
+    )
+    return next(measured, None)
 
 
 def _attempt(

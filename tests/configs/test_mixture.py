@@ -4,7 +4,7 @@ import pytest
 
 from configs.build import build_data, build_source
 from configs.errors import ConfigError
-from configs.mixture import with_whole_sources
+from configs.mixture import choice_of, with_whole_sources
 from data import Code, Files
 from tests.commands import ROOT, compose, resolved
 
@@ -36,6 +36,14 @@ def test_a_change_within_a_group_of_settings_keeps_the_others():
     default = compose("data=recall")["data"]["source"]["tasks"]
     assert tasks == default | {"copy": None, "needles": default["needles"] | {"values": [1]}}
     assert set(build_source(group).generating["recall"].tasks) == set(default) - {"copy"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "changes"), [("books", ("data.path=x",)), ("recall", ()), ("retrieval", ("data.source.targets=all",))]
+)
+def test_the_choice_of_a_source_is_the_most_similar_one(choice, changes):
+    assert choice_of(compose(f"data={choice}", *changes)["data"]["source"]) == choice
+    assert choice_of({"_target_": "my_package.MySource"}) is None
 
 
 def test_a_run_stores_whole_entries():

@@ -1,10 +1,12 @@
 """The sentences at the top of a report: their numbers and their uncertainty."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
@@ -191,7 +193,7 @@ def test_the_head_says_what_was_trained_and_judged_and_when(tmp_path):
     model, data, parameters = (*map(make_config("dense", 1).get, ("model", "data")), sweep.jobs[0].number("parameters"))
     assert subject(sweep.jobs) == [
         f"Model: {model['name']}, {model['layers']} layers, width {model['width']}, {parameters:,} parameters",
-        f"Trained on: StandardLibrary, sequences of {data['sequence_length']:,} tokens",
+        f"Trained on: data=stdlib, sequences of {data['sequence_length']:,} tokens",
         "Evaluated on: test, 7 documents, 455,672 bytes, protocol sliding",
         "Ran: 2026-11-24",
     ]
@@ -215,3 +217,47 @@ def test_what_goes_on_has_not_failed(tmp_path, states, title):
     seeds = range(len(states))
     folder = make_sweep(tmp_path / "s", ["window"], seeds, {("window", seed): states[seed] for seed in seeds})
     assert gather([folder]).ended_title == title
+
+
+@pytest.fixture
+def without_text(tmp_path):
+    """A sweep whose tokens have no text: no bits per byte anywhere."""
+    folder = make_sweep(tmp_path / "patterns", ["dense", "window"], [1, 2])
+    for run in folder.iterdir():
+        if run.is_dir():
+            summary = json.loads((run / "summary.json").read_text())
+            rows = json.loads((run / "evaluation.json").read_text())["rows"]
+            changes = {"loss": 2 * rows[0]["bits_per_byte"], "bits_per_byte": None}
+            (run / "summary.json").write_text(json.dumps(summary | changes))
+            rows = [row | changes | {"bytes": 0, "baselines": {}, "by_document": None} for row in rows]
+            (run / "evaluation.json").write_text(json.dumps({"rows": rows}))
+            (run / "metrics.csv").write_text((run / "metrics.csv").read_text().replace("bits_per_byte", "other"))
+    return folder
+
+
+def test_tokens_without_text_are_compared_by_their_loss(without_text):
+    content = gather([without_text])
+    assert not content.ended and content.progress == "4 of 4 jobs done"
+    dense, window = (row.values["loss"] for row in content.rows)
+    columns = {column.title: column for column in content.columns}
+    assert [cell.order for cell in columns["nats/token"].cells] == [dense.mean, window.mean]
+    assert "bits/byte" not in columns and "nats per token" in columns["vs dense"].hint
+    assert content.rows[1].difference.mean == pytest.approx(window.mean - dense.mean)
+    size, better = f"{abs(window.mean - dense.mean):.4f}", min(dense.mean, window.mean)
+    assert f"by {size} nats per token" in content.comparisons[0]
+    assert any(f"{better:.4f} nats per token" in line for line in content.comparisons)
+    assert any(line.startswith("The tokens of dense and window have no text") for line in content.cautions)
+    assert not any("bits" in line for line in (*content.comparisons, *content.cautions))
+    assert "front" in columns and set(content.figures) >= {"pareto", "loss_curves"}
+    axes = Figure().subplots()
+    content.figures["pareto"][0][1](axes)
+    assert axes.get_ylabel() == "held-out nats per token" and len(axes.lines) > 2
+    content.figures["loss_curves"][0][1](axes)
+    assert axes.get_ylabel() == "nats per token, smoothed"
+
+
+def test_losses_of_tokens_are_not_compared_with_bits_per_byte(without_text, tmp_path):
+    content = gather([make_sweep(tmp_path / "text", ["dense", "window"], [1]), without_text])
+    assert [row.quality for row in content.rows] == ["bits_per_byte"] * 2 + ["loss"] * 2
+    assert content.rows[2].fronts == set() != content.rows[0].fronts | content.rows[1].fronts
+    assert {"bits/byte", "nats/token"} < {column.title for column in content.columns}
