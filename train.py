@@ -132,7 +132,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
                     data.tokenizer.save(Path(file.name))
         if warning:
             log.warning(warning)
-        log.info(f"corpus {data.corpus.fingerprint}, {data.describe_training()}")
+        log.info(f"corpus {data.corpus.fingerprint[:12]}, {data.describe_training()}")
         module = LanguageModel(model, config["optimizer"], data.token_bytes, config)
         loggers = build_loggers(config["logger"], config, folder)
         trainer = {key: value for key, value in config["trainer"].items() if key not in OF_THE_MODEL}

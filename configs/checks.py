@@ -38,7 +38,7 @@ def check_types(config: Mapping[str, Any]) -> schema.Train:
     ConfigError."""
     if "sweep" in config:
         name = config["sweep"]["name"]
-        raise ConfigError(f"sweep={name}: a sweep takes -m and overrides alone: python train.py -m sweep={name}")
+        raise ConfigError(f"sweep={name}: must be null without -m; to start the sweep: python train.py -m sweep={name}")
     return validated(schema.Preflight if "output" in config else schema.Train, config)
 
 
@@ -187,7 +187,8 @@ def check_device(accelerator: str, precision: str, prefix: str = "") -> None:
 
     present = ("cpu", "auto", *(["cuda", "gpu"] if torch.cuda.is_available() else []))
     if accelerator not in present:
-        raise refused(f"{prefix}accelerator", accelerator, f"{' or '.join(present)} on this machine")
+        lacks = "" if torch.cuda.is_available() else ", which has no CUDA GPU"
+        raise refused(f"{prefix}accelerator", accelerator, f"{' or '.join(present)} on this machine{lacks}")
     on_gpu = torch.cuda.is_available() and accelerator != "cpu"
     if precision == "16-mixed" and not on_gpu:
         raise ConfigError(f"{prefix}precision=16-mixed: must be 32-true, 64-true, bf16-mixed or bf16-true on a CPU")

@@ -165,7 +165,11 @@ class DataModule(LightningDataModule):
         if self.streams:
             return self.streams.describe()
         weighted = f", {self.tokens_per_pass:,} a pass" if self.length_weights else ""
-        return f"{self.corpus.splits['train'].total_tokens:,} tokens to train on{weighted}"
+        tokens = f"{self.corpus.splits['train'].total_tokens:,} tokens"
+        if self.text_sources == []:
+            return f"endless generated sequences to train on, with text of its {tokens}"
+        beside = " beside generated sequences" if self.text_sources else ""
+        return f"{tokens} to train on{weighted}{beside}"
 
     @property
     def source_names(self) -> list[str]:

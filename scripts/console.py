@@ -64,6 +64,8 @@ def run(main: Callable[[], None]) -> None:
 
     if _full_error:
         return main()
+    if unfinished := _explain_choice([argument for argument in sys.argv[1:] if argument.endswith("=base")]):
+        sys.exit(_fail(unfinished))  # for Hydra, the file that the choices of a group share is one of them
     os.environ[FULL_ERROR] = os.environ[SINGLE_LINES] = "1"  # Hydra then raises its exceptions and prints none
     try:
         main()
@@ -126,7 +128,8 @@ def _choices_with(key: str) -> str:
 
 
 def _explain_choice(arguments: Sequence[str]) -> str | None:
-    """Returns the error for an override of a config group that is no name: Hydra parses nan, null and 3 as values."""
+    """Returns the error for an override of a config group that is none of its choices, where Hydra has none of its own:
+    it parses nan, null and 3 as values, and accepts base."""
     for argument in arguments:
         group, _, choice = argument.partition("=")
         options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if file.stem != "base")

@@ -66,7 +66,7 @@ def probe(config: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, An
     for table in (layer_table(run.label, result), schedule_table(result)):
         console.print(table)
     if result["documents"] == 1:
-        log.warning("one document: the bounds are equal to the change")
+        log.warning("one document: the changes have no bounds")
     console.print(recommendation(result, run.start), soft_wrap=True, highlight=False, markup=False)
     log.info("written to %s, %s and %s", output, output.with_suffix(".csv"), picture)
     return result

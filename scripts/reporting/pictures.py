@@ -111,6 +111,7 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     bounds = np.array([[row["low"], row["high"]] for row in units], dtype=float).T  # None becomes NaN
     panels[0].barh(rows, change, xerr=np.abs(bounds - change), color="#1f4e79", error_kw={"ecolor": "#888888"})
     panels[0].axvline(0, color="black", linewidth=0.8)
+    panels[0].set_title(f"loss change{' with 95 % bounds' * (not np.isnan(bounds).any())}", fontsize=9)
     panels[0].set_xlabel("loss change (nats/token)")
     panels[0].locator_params(axis="x", nbins=4)
     panels[0].set_ylabel("changed layer" if units[0]["head"] is None else "changed layer.head")
@@ -122,14 +123,16 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     heat = panels[1].imshow(by_position, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
     starts = [each["start"] for each in units[0]["by_position"]]
     panels[1].set_xticks(range(len(starts)), [f"{start:,}" for start in starts], rotation=45)
-    panels[1].set_xlabel("position from (tokens)")
+    panels[1].set_title("loss change by position", fontsize=9)
+    panels[1].set_xlabel("first position (tokens)")
     figure.colorbar(heat, label="loss change (nats/token)")
 
     heat = panels[2].imshow([row["mass"] for row in units], cmap=SHADES, vmin=0, aspect="auto")
     starts = result["mass_edges"][:-1]
     panels[2].set_xticks(range(len(starts)), [f"{start:,}" for start in starts], rotation=45)
     panels[2].axvline(starts.index(result["near"]) - 0.5, color="#c0392b", linewidth=1)
-    panels[2].set_xlabel("distance from (tokens)")
+    panels[2].set_title("attention by distance; red line: the end of the window", fontsize=9)
+    panels[2].set_xlabel("shortest distance (tokens)")
     figure.colorbar(heat, label="share of dense attention")
     _save(figure, file)
 

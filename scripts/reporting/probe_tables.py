@@ -12,6 +12,7 @@ from rich.table import Table
 
 from model.training.failures import size
 from model.training.storage import make_folder, write_atomically, write_json
+from scripts.console import counted
 from scripts.reporting.markdown_table import bounded
 from scripts.reporting.pictures import draw_probe, unit_name
 
@@ -25,8 +26,9 @@ def layer_table(label: str, result: Mapping[str, Any]) -> Table:
     settings = ", ".join(f"{key} {value}" for key, value in pattern.items() if key != "_target_")
     table = Table(
         title=f"{label} with one change at a time: {name}, {settings}",
-        caption=f"{result['documents_from']}: {result['documents']} documents, {result['tokens']:,} tokens in chunks "
-        f"of up to {result['longest']:,}; dense loss {result['dense_loss']:.4f} nats/token; 95 % bounds over documents",
+        caption=f"{result['documents_from']}: {counted(result['documents'], 'document')}, {result['tokens']:,} tokens "
+        f"in chunks of up to {result['longest']:,}; dense loss {result['dense_loss']:.4f} nats/token; 95 % bounds "
+        "over documents",
     )
     last = result["units"][0]["by_position"][-1]
     far = result["mass_edges"].index(result["near"])

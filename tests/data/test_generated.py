@@ -114,7 +114,8 @@ def test_answers_alone_are_targets_unless_all_are_asked_for(recall):
     assert torch.equal(other["targets"][:, :-1], other["tokens"][:, 1:])
     scored = one["targets"] != NO_TARGET
     assert 0 < scored.double().mean() < 0.5 and torch.equal(one["targets"][scored], other["targets"][scored])
-    assert answers.text_sources == [] and one["document"].dtype == one["position"].dtype == torch.int32
+    assert answers.text_sources == [] and "endless generated sequences" in answers.describe_training()
+    assert one["document"].dtype == one["position"].dtype == torch.int32
 
 
 def test_it_resumes_exactly(recall, tmp_path):
@@ -132,6 +133,7 @@ def test_a_mixture_has_its_shares_of_text_and_generated_sequences(mixed, make):
     text.setup()
     assert data.corpus.contents == text.corpus.contents, "recall adds no documents"
     assert data.text_sources == ["books"]
+    assert data.describe_training().endswith(" tokens to train on beside generated sequences")
     batches = list(islice(data.train_dataloader(), 60))
     generated = [bool((batch["targets"][0, :20] == NO_TARGET).all()) for batch in batches]
     assert all(sum(generated[start : start + 3]) == 2 for start in range(0, 60, 3))

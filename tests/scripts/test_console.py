@@ -56,7 +56,7 @@ def test_a_run_that_began_from_anothers_weights_resumes_without_them(tmp_path):
     assert (again["state"], again["step"], again["config_hash"]) == ("finished", 2, begun["config_hash"])
 
 
-@pytest.mark.parametrize("argument", ["model=nan", "model=null", "attention=3"])
+@pytest.mark.parametrize("argument", ["model=nan", "model=null", "attention=3", "attention=base"])
 def test_a_choice_that_hydra_reads_as_a_value_is_one_line(argument, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train.py", "seed=2", argument])
     monkeypatch.setattr("scripts.console._full_error", False)
