@@ -54,7 +54,7 @@ class _StandardError(logging.StreamHandler):
     """Writes to `sys.stderr` as it is at that time: while rich shows a bar, lines appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr  # setStream would flush the earlier stream, which may be closed
         super().emit(record)
 
 

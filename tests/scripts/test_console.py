@@ -200,7 +200,10 @@ def test_progress_without_a_terminal_is_a_line_each_minute(monkeypatch, caplog, 
 def test_log_lines_go_to_the_standard_error_of_their_time(monkeypatch):
     """rich replaces it while it shows a bar, so that lines appear above the bar."""
     logger = logging.Logger("test")
+    monkeypatch.setattr("sys.stderr", earlier := io.StringIO())
     logger.addHandler(console._StandardError())
+    logger.warning("an earlier line")
+    earlier.close()
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
     logger.warning("a line")
     assert shown.getvalue() == "a line\n"
