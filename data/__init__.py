@@ -12,9 +12,11 @@
     packing.py         documents to sequences of one length
     best_fit.py        best-fit decreasing: which documents share a sequence
     collation.py       token arrays of sequences to a batch of tensors
+    packed_splits.py   the sequences of a corpus, by split
     sampler.py         the endless order of training samples, which resumes at any sample
     permutation.py     permutations of any size; the elements of large ones are computed when they are read
     mixing.py          samples of several sources by weight
+    sample_order.py    the settings that determine this order; unchanged.py: whether a resumed run finds its documents
     streamed.py        sequences of documents that are read in their files, from any position on (streamed_loader.py)
     generated.py       the endless sequences of a source that generates them
     module.py          all of this as a LightningDataModule

@@ -1,7 +1,5 @@
 """The data of a run for Lightning: the corpus, packed sequences, loaders, and the cursor at which a run resumes."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,13 +11,14 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, Subset
 
 from .collation import collate
-from .corpus import Corpus, Split
+from .corpus import Corpus
 from .errors import CorpusError
-from .generated import ENDLESS, Generated
+from .generated import ENDLESS
 from .mixing import MixedSampler, MixedSequences
-from .packing import Contiguous, SeveralLengths, SplitSubset, pack, weighted
-from .permutation import EXPLICIT
+from .packed_splits import PackedSplits
+from .packing import SeveralLengths, weighted
 from .preparation import prepare
+from .sample_order import SampleOrder
 from .sampler import Batches, Phase, ResumableSampler
 from .sources import Hub, Source
 from .streamed import ShardStreams
@@ -104,7 +103,7 @@ class DataModule(LightningDataModule):
         self.corpus: Corpus | None = None
         self.streams: StreamCursor | None = None  # of a source that is streamed; `setup` makes it
         self._resumed_order: int | None = None
-        self._packed: dict[tuple, Dataset] = {}
+        self._packed: PackedSplits | None = None
 
     # The corpus
 
@@ -146,7 +145,8 @@ class DataModule(LightningDataModule):
 
     def check_unchanged(self, state: Mapping[str, Any], run: str) -> None:
         """Raises CorpusError unless the corpus is the one of `run`, whose checkpoint has `state` (unchanged.py)."""
-        check_unchanged(self, state, run)
+        shards = self.streams.shards if self.streams else None
+        check_unchanged(run, state, self.path, self.corpus.contents, shards, lambda: self._order().number)
 
     @property
     def vocabulary(self) -> int:
@@ -198,23 +198,8 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> "DataLoader | StreamedLoader":
         """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
-        if self._resumed_order not in (None, self._order_number()):
-            weights = (
-                ""
-                if self.source.weights is None
-                else ", data.source.tokens_at_a_time, the weights of data.source.sources"
-            )
-            weights += ", the tasks of data.source" if self.source.generating else ""
-            weights += ", data.source.streams" if self.streams else ""
-            large = f"; earlier versions read passes of more than {EXPLICIT:,} samples in another order"
-            raise CorpusError(
-                f"data.packing={self.packing}, data.document_mask={str(self.document_mask).lower()},"
-                f" data.length_weights={self.length_weights or 'null'}, data.sequence_length={self.sequence_length},"
-                f" data.seed={self.seed}"
-                f"{weights}: must be those of the checkpoint, as must the corpus and the tokenizer, because the"
-                f" checkpoint counts the samples that it consumed ({self.cursor}) in their order; or start from its"
-                f" weights with init_from{large if self._large() and not self.source.generating else ''}"
-            )
+        if self._resumed_order is not None and self._resumed_order != (order := self._order()).number:
+            raise order.refusal(self.cursor)
         if self.streams:
             if self.trainer and self.trainer.max_steps < 1:
                 raise CorpusError("max_epochs: must be left out with data.source.streaming=true, which needs max_steps")
@@ -264,32 +249,11 @@ class DataModule(LightningDataModule):
         return [names[document] for document in dict.fromkeys(documents)]
 
     def _sequences(self, split: str, seed: int | None = None, cuts: int | None = None) -> Dataset:
-        """The packed sequences of a split, or those of a phase, each cut into `cuts` samples."""
-        key = split, seed, cuts
-        if key not in self._packed:
-            self._packed[key] = self._pack(split, seed, cuts)
-        return self._packed[key]
-
-    def _pack(self, split: str, seed: int | None, cuts: int | None) -> Dataset:
-        bos = self.tokenizer.bos
-        documents, weights = self.corpus.splits[split], self.source.weights
-        length = self.sequence_length // (cuts or 1)
-        generated = {
-            name: Generated(source, documents.texts, self.tokenizer, length, self.seed, cuts or 1)
-            for name, source in self.source.generating.items()
-        }
-
-        def packed(documents: Split | SplitSubset) -> Dataset:
-            if split == "train" and self.length_weights:
-                documents = weighted(documents, self.length_weights)
-            if cuts is None:
-                return pack(self.packing, documents, self.sequence_length, bos, seed, self.document_mask)
-            return Contiguous(documents, self.sequence_length // cuts, bos, seed, self.document_mask, cuts)
-
-        if weights is None:
-            return next(iter(generated.values()), None) or packed(documents)
-        at_a_time = max(1, (self.source.tokens_at_a_time or 0) // self.sequence_length)
-        return MixedSequences(documents, weights, packed, split == "validation", generated, at_a_time)
+        """The sequences of a split, or the samples of a phase, into `cuts` of which each sequence is cut."""
+        if self._packed is None:
+            shared = self.packing, self.sequence_length, self.length_weights, self.document_mask, self.seed
+            self._packed = PackedSplits(self.corpus, self.source, *shared)
+        return self._packed.of(split, seed, cuts)
 
     def _samples(self) -> SeveralLengths:
         """The training samples of all lengths, in the order of the phases."""
@@ -361,7 +325,7 @@ class DataModule(LightningDataModule):
             self.streams.log_left_out()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"cursor": self.cursor, "stream": self._order_number(), "contents": self.corpus.contents}
+        state = {"cursor": self.cursor, "stream": self._order().number, "contents": self.corpus.contents}
         return state | (self.streams.state(self.trainer.world_size if self.trainer else 1) if self.streams else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -370,28 +334,18 @@ class DataModule(LightningDataModule):
         self.cursor = state["cursor"]
         self._resumed_order = state["stream"]
 
-    def _large(self) -> bool:
-        """Returns whether a pass has so many samples that its order is computed lazily."""
-        return max(map(len, self._samples().datasets)) > EXPLICIT
-
-    def _order_number(self) -> int:
-        """A hash of the training tokens and of the settings that cut and order them."""
-        content = self.corpus.splits["train"].metadata.content
-        settings = f"{content} {self.packing} {self.sequence_length} {self.seed}"
-        if not self.document_mask:
-            settings += " document_mask=false"
-        if self.length_weights:
-            settings += f" length_weights={sorted(self.length_weights.items())}"
-        if self.lengths:
-            settings += f" {list(self.lengths)}"
-        if self.source.weights is not None:
-            settings += f" {dict(self.source.weights)}"
-            if self.source.tokens_at_a_time:
-                settings += f" {self.source.tokens_at_a_time}"
-        if self.streams:
-            settings += f" streams={self.streams.streams.streams}"
-        elif self._large():
-            settings += " lazy"  # earlier versions read so many samples in another order
-        if generating := {name: source.settings for name, source in self.source.generating.items()}:
-            settings += f" {json.dumps(generating.get('', generating))}"  # '' names a source that is in no mixture
-        return int(hashlib.sha256(settings.encode()).hexdigest()[:15], 16)
+    def _order(self) -> SampleOrder:
+        return SampleOrder(
+            content=self.corpus.splits["train"].metadata.content,
+            packing=self.packing,
+            sequence_length=self.sequence_length,
+            seed=self.seed,
+            document_mask=self.document_mask,
+            length_weights=self.length_weights,
+            lengths=self.lengths,
+            weights=self.source.weights,
+            tokens_at_a_time=self.source.tokens_at_a_time,
+            streams=self.streams and self.streams.streams.streams,
+            samples=None if self.streams else max(map(len, self._samples().datasets)),
+            generating={name: source.settings for name, source in self.source.generating.items()},
+        )

@@ -42,6 +42,11 @@ class StreamCursor:
         self._taken: list[Streamed] = []  # of the batch that is trained on next
         self._trained: deque[tuple[int, Streamed]] = deque(maxlen=REMEMBERED)
 
+    @property
+    def shards(self) -> list[list[Any]]:
+        """Plain values that identify the files: (name, size, hash) of each."""
+        return [shard.identity for shard in self.streams.shards]
+
     def take(self, batch: dict[str, Any]) -> None:
         """Removes the places of the sequences from a batch, which is trained on next."""
         self._taken = batch.pop(PLACES, self._taken)
@@ -67,10 +72,7 @@ class StreamCursor:
             dist.all_gather_object(gathered, self.positions)
             # One rank has moved the position of a stream, and on all others it is an earlier one.
             self.positions = [max(each) for each in zip(*gathered, strict=True)]
-        return {
-            "positions": [list(position) for position in self.positions],
-            "shards": [shard.identity for shard in self.streams.shards],
-        }
+        return {"positions": [list(position) for position in self.positions], "shards": self.shards}
 
     def load_state(self, state: dict[str, Any], any_number: bool) -> None:
         """Takes over the positions. A checkpoint that has none, or of other streams, is refused by its order.

@@ -1,26 +1,37 @@
 """A check that a run which is resumed or evaluated finds the documents that it was trained on."""
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .errors import CorpusError
-
-if TYPE_CHECKING:
-    from .module import DataModule
+from .sources.base import Paths
 
 log = logging.getLogger(__name__)
 
 
-def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> None:
-    """Raises CorpusError unless the corpus is the one that `run` was trained on.
+def check_unchanged(
+    run: str,
+    state: Mapping[str, Any],
+    path: Paths,
+    contents: Mapping[str, str],
+    shards: Sequence[Sequence[Any]] | None,
+    order_number: Callable[[], int],
+) -> None:
+    """Raises CorpusError unless the documents are those that `run` was trained on.
 
-    data: set up. state: its `state_dict` in the checkpoint of `run`. Older checkpoints have no `contents`: then only
-    the training split is checked, by `stream`, and a warning names the splits that are not checked.
+    Older checkpoints have no `contents`: then only the training split is checked, by `stream`, and a warning names the
+    splits that are not checked.
+
+    Args:
+        run: names it in messages.
+        state: the data module's `state_dict` in its checkpoint.
+        path, contents: of the corpus as it is now (`Corpus.contents`).
+        shards: (name, size, hash) of the files as they are now, if training streams them.
+        order_number: computes the `stream` of the state as it is now.
     """
-    key = f"data.path={'null' if data.path is None else data.path}"
-    if data.streams and "shards" in state:
-        shards = [shard.identity for shard in data.streams.streams.shards]
+    key = f"data.path={'null' if path is None else path}"
+    if shards is not None and "shards" in state:
         stored, found = ({name: about for name, *about in listed} for listed in (state["shards"], shards))
         changed = sorted(name for name in stored.keys() | found.keys() if stored.get(name) != found.get(name))
         if changed:
@@ -30,16 +41,16 @@ def check_unchanged(data: "DataModule", state: Mapping[str, Any], run: str) -> N
                 f" them ({old} then, {new} now)"
             )
     if "contents" in state:
-        stored, found = state["contents"], data.corpus.contents
+        stored, found = state["contents"], contents
         changed = [name for name in stored if found.get(name) != stored[name]]
         if changed:
-            old, new = (contents.get(changed[0], "none")[:12] for contents in (stored, found))
+            old, new = (each.get(changed[0], "none")[:12] for each in (stored, found))
             raise CorpusError(
                 f"{key}: must hold the documents that {run} was trained with; its {' and '.join(changed)} split"
                 f" changed (fingerprint of {changed[0]}: {old} then, {new} now)"
             )
     elif "stream" in state:
-        if state["stream"] != data.state_dict()["stream"]:
+        if state["stream"] != order_number():
             raise CorpusError(
                 f"{key}: must hold the documents that {run} was trained with; its train split, or the tokenizer"
                 " that was learned from it, changed"
