@@ -45,9 +45,18 @@ def start_logging() -> None:
     """Sends log messages to standard error, without prefixes."""
     handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] in OUR_LOGGERS)
+    handler.addFilter(_is_shown)
     handler.addFilter(lambda record: not getattr(record, "file_alone", False))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Whether a message is ours, or a library's warning that the library itself does not write to standard error."""
+    library = record.name.split(".")[0]
+    if library in OUR_LOGGERS:
+        return True
+    own = any(isinstance(handler, logging.StreamHandler) for handler in logging.getLogger(library).handlers)
+    return record.levelno >= logging.WARNING and not own
 
 
 class _StandardError(logging.StreamHandler):

@@ -122,5 +122,5 @@ def test_every_experiment_passes_the_checks():
 
 
 def test_extending_the_context_needs_a_model():
-    with pytest.raises(ConfigError, match="init_from=RUN: no checkpoint"):
+    with pytest.raises(ConfigError, match="init_from=RUN_DIR: no checkpoint"):
         check(compose("experiment=extend_context", f"data.path={ROOT / 'kernels'}", "trainer=cpu"))

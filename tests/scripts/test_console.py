@@ -213,3 +213,19 @@ def test_a_missing_key_is_refused_before_pytorch_is_imported():
     result = run("-X", "importtime", "train.py", "data=files", check=False)
     assert result.returncode == 2 and result.stderr.endswith("error: data.path: must be set\n")
     assert "omegaconf" in result.stderr and not re.search(r"\| +torch\n", result.stderr)
+
+
+def test_a_librarys_warning_is_written_once(monkeypatch):
+    """huggingface_hub and datasets have a handler of their own, and also pass their messages to ours."""
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    console.start_logging()
+    noisy, quiet = logging.getLogger("noisy_library"), logging.getLogger("quiet_library")
+    noisy.addHandler(logging.StreamHandler(shown))
+    noisy.setLevel(logging.WARNING)
+    for logger in (noisy, quiet, logging.getLogger("farsight")):
+        logger.warning("from %s", logger.name)
+        logger.info("and what is only for %s", logger.name)
+    lines = ["from noisy_library", "from quiet_library", "from farsight", "and what is only for farsight"]
+    assert shown.getvalue().splitlines() == lines
