@@ -55,6 +55,7 @@ format: .venv/installed  ## fix what can be fixed
 # Python compiles a module when it is first imported; pip would compile all that no command imports, in one process.
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Farsight needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	@echo "installing packages into .venv; PyTorch is large, so this takes minutes where it is downloaded"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@

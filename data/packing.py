@@ -196,8 +196,8 @@ class BestFit(PackedSequences):
         self.first = np.concatenate([[0], np.cumsum(np.bincount(sequence))])  # piece of each sequence
         padding = np.maximum(0, sequence_length - held).sum() / max(1, len(self) * sequence_length)
         log.info(
-            f"data.packing=best_fit: {len(documents):,} documents in {len(self):,} sequences, {padding:.2%} padding,"
-            f" {np.count_nonzero(full):,} documents cut because they are longer than a sequence"
+            f"data.packing=best_fit: {len(documents):,} documents in {len(self):,} sequences, {padding:.2%} padding;"
+            f" {np.count_nonzero(full):,} longer than a sequence, and cut"
         )
 
     def __len__(self) -> int:

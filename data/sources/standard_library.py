@@ -72,7 +72,8 @@ class StandardLibrary(Source):
         warn_not_utf8(not_utf8)
 
         tests = sum("/" in name for name in texts)
-        log.info(f"Python library {root}: {len(texts) - tests} modules and packages, {tests} documents of tests")
+        of_tests = f", {tests} documents of tests" if self.tests else ""
+        log.info(f"Python library {root}: {len(texts) - tests} modules and packages{of_tests}")
         if self.tests and tests == 0:
             log.warning(f"{root} has no tests (some distributions leave them out): the corpus is about half as long")
 

@@ -129,7 +129,7 @@ def test_best_fit_by_hand(caplog):
     assert sequences[1]["tokens"].tolist() == [0, 2, 3, 4, 0, 18]
     assert sequences[1]["targets"].tolist() == [2, 3, 4, -100, 18, 19]
     assert sequences[3]["targets"].tolist() == [6, 7, 8, 9, 10, 11]
-    assert "4 documents in 4 sequences, 16.67% padding, 1 documents cut" in caplog.text
+    assert "4 documents in 4 sequences, 16.67% padding; 1 longer than a sequence, and cut" in caplog.text
 
 
 @pytest.mark.parametrize("packing", ["contiguous", "whole", "best_fit"])
