@@ -9,6 +9,8 @@ pytest.importorskip("triton")
 
 from kernels import Axis, attention, build_layout
 from kernels.backends import hopper
+from kernels.backends.hopper.backward_queries import grad_queries
+from kernels.backends.triton.dense.backward import compute_row_stats
 from kernels.layout.block_layout import FULL, BlockLayout
 from kernels.layout.builder import list_tiles
 from kernels.patterns import BlockSparse, Dense, Hierarchical, Strided, Window
@@ -77,6 +79,21 @@ def test_the_results_are_those_of_triton(make, head_dim):
     layout = make()
     tensors = draw(layout, 2, 4, 2, head_dim, torch.bfloat16)
     assert_close(results("hopper", layout, *tensors), results("triton", layout, *tensors))
+
+
+@pytest.mark.parametrize("with_grad_lse", [True, False])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_kernel_of_dq_writes_the_statistics_of_all_rows(make, head_dim, with_grad_lse):
+    layout = make()
+    q, k, v, grad, grad_lse = draw(layout, 2, 4, 2, head_dim, torch.float16)
+    grad_lse = grad_lse if with_grad_lse else None
+    out, lse = hopper.forward(q, k, v, layout, 0.1)
+    want = compute_row_stats(grad, grad_lse, out, lse, 128)
+    nan = torch.full_like(want, torch.nan)
+    del nan  # its memory is that of the next tensor of this size: what the kernel does not write stays NaN
+    _, got = grad_queries(grad, grad_lse, q, k, v, out, lse, layout, 0.1)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_a_negative_scale_and_contiguous_tensors():

@@ -8,9 +8,6 @@ Letters in the kernels: s scores, p weights, dp gradient of p, ds gradient of s;
 delta = rowsum(dO * O) - grad_lse (Dao 2023).
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -38,30 +35,12 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv), like q, k, v; see kernels/backends/__init__.py. by_rows, by_columns: launch settings, for
     benchmarks."""
-    kernels = partial(grad_queries, config=by_rows), partial(grad_keys, config=by_columns)
-    return compute_gradients(*kernels, grad_out, grad_lse, q, k, v, out, lse, layout, scale)
-
-
-def compute_gradients(
-    grad_queries: Callable[..., Tensor],
-    grad_keys: Callable[..., tuple[Tensor, Tensor]],
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    layout: BlockLayout,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) by two functions of (grad_out, q, k, v, row_stats, layout, scale), whose tensors are addressable."""
     flipped = scale < 0
     q, scale = positive_scale(q, scale)
     q, k, v, grad_out = addressable(q), addressable(k), addressable(v), addressable(grad_out)
     row_stats = compute_row_stats(grad_out, grad_lse, out, lse, layout.block)
-    dq = grad_queries(grad_out, q, k, v, row_stats, layout, scale)
-    dk, dv = grad_keys(grad_out, q, k, v, row_stats, layout, scale)
+    dq = grad_queries(grad_out, q, k, v, row_stats, layout, scale, by_rows)
+    dk, dv = grad_keys(grad_out, q, k, v, row_stats, layout, scale, by_columns)
     return -dq if flipped else dq, dk, dv
 
 
