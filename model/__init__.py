@@ -1,4 +1,4 @@
-"""The language model: transformer, decoding, training and evaluation. Knows kernels, not where data comes from."""
+"""The language model: transformer, decoding, training and evaluation. Imports kernels, and neither data nor configs."""
 
 from model.config import AttentionPlan, ModelConfig
 from model.decoding import Cache, Sampling, generate
