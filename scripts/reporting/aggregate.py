@@ -16,6 +16,7 @@ from scipy import stats
 from model.evaluation.comparison import bits_per_byte
 from scripts.reporting.jobs import TOTALS, Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
+from scripts.reporting.sharing import TIMES, shared_a_device
 
 QUALITY = "bits_per_byte"
 LOSS = "loss"
@@ -124,8 +125,10 @@ def quality_of(rows: Sequence[Row]) -> str:
 def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
     """Returns a row for every label of every sweep, in the order of their jobs, also without finished jobs.
 
-    First stages have no row, because they are not compared; their costs are part of the jobs' totals.
+    First stages have no row, because they are not compared; their costs are part of the jobs' totals. Times of a sweep
+    whose jobs shared a device are left out, because they do not compare.
     """
+    untimed = {str(sweep.folder) for sweep in sweeps if shared_a_device(sweep.jobs)}
     grouped: dict[tuple[str, str, str], list[Job]] = {}
     for sweep in sweeps:
         for job in sweep.jobs:
@@ -141,6 +144,8 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
         found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
         if found[QUALITY]:
             found[LOSS] = []
+        if place in untimed:
+            found |= {key: [] for key in TIMES}
         rows.append(
             Row(
                 sweep=name,

@@ -23,6 +23,7 @@ from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
 from scripts.reporting.scaling import Scaling, at_largest_budget, fit_sweep, is_scaling
 from scripts.reporting.scaling_figure import draw_scaling
 from scripts.reporting.scaling_text import limits, sentences
+from scripts.reporting.sharing import shared_a_device
 from scripts.reporting.style import Style, make_styles
 from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns
@@ -90,7 +91,10 @@ def gather(folders: Sequence[str | Path]) -> Content:
     laws = [line for each in scaling for line in sentences(each)]
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
-    if curves := _panels_of_curves(rows, styles, CURVES) or _panels_of_curves(rows, styles, CURVES_WITHOUT_TEXT):
+    timed = not any(shared_a_device(sweep.jobs) for sweep in sweeps)
+    if curves := _panels_of_curves(rows, styles, CURVES, timed) or _panels_of_curves(
+        rows, styles, CURVES_WITHOUT_TEXT, timed
+    ):
         figures["loss_curves"] = tuple(curves)
     positions = [positions_of(row) for row in rows]
     if any(positions):
@@ -120,7 +124,9 @@ def gather(folders: Sequence[str | Path]) -> Content:
         progress=findings.progress(sweeps),
         budgets=tuple(findings.budgets(sweeps)),
         subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
-        comparisons=tuple(laws + (findings.comparisons(rows) if measured or not laws else [])),
+        comparisons=tuple(
+            ([] if timed else [findings.UNTIMED]) + laws + (findings.comparisons(rows) if measured or not laws else [])
+        ),
         cautions=tuple([line for each in scaling for line in limits(each)] + findings.cautions(sweeps, rows)),
         figures=figures,
         contexts=tuple((row, each) for row, each in zip(rows, contexts, strict=True) if each),
@@ -130,9 +136,12 @@ def gather(folders: Sequence[str | Path]) -> Content:
 
 
 def _panels_of_curves(
-    rows: Sequence[Row], styles: Sequence[Style], columns: Sequence[tuple[str, str, str, bool]]
+    rows: Sequence[Row], styles: Sequence[Style], columns: Sequence[tuple[str, str, str, bool]], timed: bool
 ) -> list[tuple[str, Draw]]:
-    """Returns (title, drawing) of the columns, as CURVES has them, that a job logged at two steps."""
+    """Returns (title, drawing) of the columns, as CURVES has them, that a job logged at two steps.
+
+    timed: whether the jobs' times compare.
+    """
     panels = []
     for name, kind, label, smooth in columns:
         found = [curve_of(row, name, smooth) for row in rows]
@@ -140,6 +149,7 @@ def _panels_of_curves(
             panels += [
                 (f"{kind}, by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
                 for along, title in (("tokens", "tokens"), ("seconds", "training time"))
+                if along == "tokens" or timed
             ]
     return panels
 

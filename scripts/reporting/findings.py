@@ -11,10 +11,15 @@ from scripts.reporting.manifest import FIRST_STAGE, PATTERN
 from scripts.reporting.table import signed, significant, unit_of
 
 MOST_SENTENCES = 8
-"""Largest number of patterns with a sentence each; of more, only those on the front of step time have one."""
+"""Largest number of patterns with a sentence each; of more, only those on the front of the first cost have one."""
 
 LONG = 4096
 """Tokens of a sequence from which on a report without a control has a caution."""
+
+UNTIMED = (
+    "Jobs ran at the same time on one device, so their step times, throughput and decoding times do not compare and "
+    "are left out (each run's summary.json has them)."
+)
 
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
 BIGRAM = "bigram_bits_per_byte"
@@ -75,8 +80,11 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     found += [_against_control(row) for row in evaluated if row.over_control is not None]
     compared = [row for row in evaluated if row.difference is not None]
     if len(compared) > MOST_SENTENCES:
-        shown = [row for row in compared if "step_seconds" in row.fronts] or compared[:MOST_SENTENCES]
-        found.append(f"{len(compared)} patterns were compared with dense. Those on the Pareto front of step time:")
+        cost = next(cost for cost in COSTS if any(cost in row.values for row in compared))
+        shown = [row for row in compared if cost in row.fronts] or compared[:MOST_SENTENCES]
+        found.append(
+            f"{len(compared)} patterns were compared with dense. Those on the Pareto front of {COST_NAMES[cost]}:"
+        )
     else:
         shown = compared
     found += [_against_dense(row) for row in shown]
@@ -192,10 +200,10 @@ def _untrained(jobs: Sequence[Job]) -> list[str]:
 
 def _against_dense(row: Row) -> str:
     costs = []
-    if "step_seconds" in row.ratios:
-        costs.append(f"{row.ratios['step_seconds']:.2f} of {row.against.label}'s step time")
-    if "attention_flops_per_token" in row.ratios:
-        costs.append(f"{row.ratios['attention_flops_per_token']:.2f} of its attention FLOPs")
+    for cost in ("step_seconds", "attention_flops_per_token"):
+        if cost in row.ratios:
+            whose = "its" if costs else f"{row.against.label}'s"
+            costs.append(f"{row.ratios[cost]:.2f} of {whose} {COST_NAMES[cost]}")
     found = row.difference
     size = f"{abs(found.mean):.4f} {QUALITY_UNITS[row.quality]}"
     better = "worse" if found.mean > 0 else "better"

@@ -75,6 +75,8 @@ class Job:
     traceback: str | None = None
     started: str | None = None
     ended: str | None = None
+    seconds: float | None = None  # that it ran, over all attempts
+    ran_on: str | None = None  # the machine and the devices that it could see
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json with the summary's results
@@ -208,6 +210,8 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_st
         traceback=entry.traceback,
         started=entry.started,
         ended=entry.ended,
+        seconds=entry.seconds,
+        ran_on=entry.ran_on,
         **_read_run(path, entry.state),
     )
 

@@ -6,6 +6,7 @@ lock is free was killed.
 """
 
 import json
+import os
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
@@ -47,6 +48,7 @@ class JobEntry:
     exit_reason: str | None = None  # one line
     traceback: str | None = None
     host: str | None = None  # the machine that runs it; None before and after
+    ran_on: str | None = None  # the machine and the devices that its last attempt could see
 
     @property
     def name(self) -> str:
@@ -56,6 +58,7 @@ class JobEntry:
         self.state, self.started = RUNNING, self.started or _now()
         self.ended = self.exit_reason = self.traceback = None
         self.host = platform.node()
+        self.ran_on = f"{self.host}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
 
     def end(self, state: str, seconds: float, reason: str | None = None, traceback: str | None = None) -> None:
         self.state, self.ended, self.seconds = state, _now(), (self.seconds or 0.0) + seconds

@@ -14,7 +14,7 @@ def write_markdown(content: Content) -> str:
         _list([*content.comparisons, *content.cautions]),
         *_scaling(content),
         "## Quality against cost",
-        "![Held-out quality against step time, attention FLOPs and peak memory](pareto.png)",
+        f"![Held-out quality against {', '.join(title for title, _ in content.figures['pareto'])}](pareto.png)",
         _table(content),
     ]
     titles = {

@@ -90,6 +90,7 @@ def make_job(folder: Path, label: str, seed: int, state: str = "done", pictures:
         "started": None if state == "waiting" else "2026-11-24T08:00:00+00:00",
         "ended": None if state in ("waiting", "running") else "2026-11-24T08:05:00+00:00",
         "seconds": None if state in ("waiting", "running") else 300.0,
+        "ran_on": f"machine, CUDA_VISIBLE_DEVICES={hash_}",  # each job on a device of its own
         "exit_reason": None,
         "traceback": None,
     }

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
-from scripts.reporting.findings import budgets, cautions, comparisons, progress
+from scripts.reporting.findings import UNTIMED, budgets, cautions, comparisons, progress
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.manifest import CONTROL
 from scripts.reporting.subject import subject
@@ -217,6 +217,30 @@ def test_what_goes_on_has_not_failed(tmp_path, states, title):
     seeds = range(len(states))
     folder = make_sweep(tmp_path / "s", ["window"], seeds, {("window", seed): states[seed] for seed in seeds})
     assert gather([folder]).ended_title == title
+
+
+@pytest.mark.parametrize(
+    ("ran_on", "ends", "compare"),
+    [
+        (("one", "one"), ("05:00", "05:00"), False),
+        ((None, "one"), ("05:00", "07:00"), False),  # earlier versions did not record the devices
+        (("one", "other"), ("05:00", "05:00"), True),
+        (("one", "one"), ("05:00", "10:01"), True),  # one after the other: each took 300 s
+    ],
+)
+def test_times_of_jobs_that_shared_a_device_are_left_out(tmp_path, ran_on, ends, compare):
+    folder = make_sweep(tmp_path / "s", ["dense", "window"], [1])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry, where, end in zip(manifest["jobs"], ran_on, ends, strict=True):
+        entry |= {"ran_on": where, "ended": f"2026-11-24T08:{end}+00:00"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    content = gather([folder])
+    assert (content.comparisons[0] == UNTIMED) is not compare
+    assert any("step time" in line for line in content.comparisons[1:]) is compare
+    heads = {column.title for column in content.columns}
+    assert ({"tokens/s", "train time (s)"} <= heads) is compare and "FLOPs/dense" in heads
+    assert content.figures["summary"][0][0] == ("step time" if compare else "attention FLOPs")
+    assert any("by training time" in title for title, _ in content.figures["loss_curves"]) is compare
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_jobs_evaluated_on_other_text_have_no_law(tmp_path):
 def test_the_report_has_the_numbers_of_the_fit_and_compares_the_largest_budget(tmp_path):
     folder = make_scaling(tmp_path / "scaling")
     content = gather([folder])
-    content = replace(content, figures={"scaling": content.figures["scaling"]})  # to draw no others
+    content = replace(content, figures={name: content.figures[name] for name in ("pareto", "scaling")})  # to draw few
     page, report = write_page(content, {}), write_markdown(content)
     for fit in fitted(folder).fits:
         for number in (fit.exponent.value, fit.exponent.low, fit.predicted.value, fit.held_out.loss):

@@ -16,7 +16,7 @@ JOB = {
     "baseline": False, "folder": "0123456789ab", "command": "python train.py attention=window seed=1",
     "role": "pattern", "first_stage": None, "flops": None, "pattern": None, "state": "done",
     "started": "2026-01-31T12:00:00+00:00", "ended": "2026-01-31T12:01:00+00:00", "seconds": 60.0, "exit_reason": None,
-    "traceback": None, "host": None,
+    "traceback": None, "host": None, "ran_on": "machine, CUDA_VISIBLE_DEVICES=0",
 }  # fmt: skip
 MANIFEST = {
     "sweep": "patterns", "match": "tokens", "budget": {"tokens": 1000}, "command": "python train.py -m sweep=patterns",
