@@ -1,5 +1,7 @@
 """What the three kernels share: descriptors, layouts of accumulators, masks of bits, pairs of 16-bit numbers."""
 
+import functools
+
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -12,6 +14,8 @@ from kernels.backends.triton.dense.work import ITEM_FIELDS
 
 GLUON_DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
 
+ROW_STATS_LAYOUT = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
+
 CONSUMER_REGISTERS = gl.constexpr(240)
 PRODUCER_REGISTERS = gl.constexpr(24)
 
@@ -19,16 +23,19 @@ PRODUCER_REGISTERS = gl.constexpr(24)
 def describe(x: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor of x `[batch, heads, length, head_dim]` with blocks of `rows` rows; TMA reads 0 beyond the end, and
     writes nothing there. x must be `addressable` (kernels/backends/triton/common.py)."""
-    block = [1, 1, rows, x.shape[-1]]
-    layout = gl.NVMMASharedLayout.get_default_for(block, GLUON_DTYPES[x.dtype])
-    return TensorDescriptor(x, list(x.shape), tma_strides(x), block, layout)
+    block = 1, 1, rows, x.shape[-1]
+    return TensorDescriptor(x, list(x.shape), tma_strides(x), list(block), _shared_layout(block, x.dtype))
+
+
+@functools.cache  # a layer has 16 descriptors of a few kinds, and computing a layout took most of their time
+def _shared_layout(block: tuple[int, ...], dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for(list(block), GLUON_DTYPES[dtype])
 
 
 def describe_row_stats(row_stats: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor of `row_stats` (compute_row_stats) with blocks of both statistics of `rows` queries."""
     flat = row_stats.view(-1, row_stats.shape[-1])
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
-    return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [2, rows], layout)
+    return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [2, rows], ROW_STATS_LAYOUT)
 
 
 def processors(device: torch.device) -> int:
