@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.validation import STRICT
-from data.packing import PACKINGS
+from data.sequences.packing import PACKINGS
 from data.sources import SPLITS
 from kernels.dispatch import BACKENDS
 from kernels.shapes import BLOCK_SIZES

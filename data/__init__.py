@@ -1,27 +1,19 @@
 """Data: sources of documents -> tokens -> packed sequences with document ids.
 
-    sources/           documents of the standard library, of code, of files, of the Hugging Face hub
-    tokenizers/        text to integers and back, exactly
-    preparation.py     the corpus of given settings: opened from the cache, or written once (corpus_writer.py)
-    encoding.py        tokenizes documents in several processes, in ranges
-    kept.py            what a preparation finished before it was killed
-    corpus.py          a corpus on disk; split.py: the documents of one of its splits
-    token_shards.py    files of tokens that others prepared, read in place (shard_index.py finds their documents)
-    joined.py          the corpus of a mixture with token files
-    in_memory.py       documents in memory, for an existing tokenizer
-    packing.py         documents to sequences of one length
-    best_fit.py        best-fit decreasing: which documents share a sequence
-    collation.py       token arrays of sequences to a batch of tensors
-    packed_splits.py   the sequences of a corpus, by split
-    sampler.py         the endless order of training samples, which resumes at any sample
-    permutation.py     permutations of any size; the elements of large ones are computed when they are read
-    mixing.py          samples of several sources by weight
-    sample_order.py    the settings that determine this order; unchanged.py: whether a resumed run finds its documents
-    streamed.py        sequences of documents that are read in their files, from any position on (streamed_loader.py)
-    generated.py       the endless sequences of a source that generates them
-    module.py          all of this as a LightningDataModule
-    recall/            sequences with questions about facts from far back
-    baselines.py       gzip and a bigram model on the same documents
+    sources/        documents of the standard library, of code, of files, of the Hugging Face hub
+    tokenizers/     text to integers and back, exactly
+    corpus/         tokenized documents on disk
+    preparation/    from documents to a corpus, once
+    sequences/      the documents of a corpus, packed to sequences of one length
+    ordering/       the order in which training reads them, which resumes at any sample
+    streaming/      training on documents that are read in their files, instead of a corpus
+    module.py       all of this as a LightningDataModule
+    unchanged.py    whether a resumed run finds the documents that it was trained on
+    recall/         sequences with questions about facts from far back
+    in_memory.py    documents in memory, for an existing tokenizer
+    baselines.py    gzip and a bigram model on the same documents
+    collation.py    the tensors of a sequence and of a batch
+    digests.py      sha256 of files, remembered; worker.py: what a process that loads batches sets first
 
 This package imports nothing of attention or models. A batch is a dict of tensors (collation.py).
 """

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .encoding import SECTION
 from .errors import CorpusError
+from .preparation.encoding import SECTION
 from .sources import BadDocuments, Source
 from .sources.bad_documents import describe_bad
 from .sources.base import Paths

@@ -13,16 +13,17 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from .collation import collate
 from .corpus import Corpus
 from .errors import CorpusError
-from .generated import ENDLESS
-from .mixing import MixedSampler, MixedSequences
-from .packed_splits import PackedSplits
-from .packing import SeveralLengths, weighted
+from .ordering.mixed_sampler import MixedSampler
+from .ordering.sample_order import SampleOrder
+from .ordering.sampler import Batches, Phase, ResumableSampler
 from .preparation import prepare
-from .sample_order import SampleOrder
-from .sampler import Batches, Phase, ResumableSampler
+from .sequences.generated import ENDLESS
+from .sequences.mixed_sequences import MixedSequences
+from .sequences.packed_splits import PackedSplits
+from .sequences.packing import SeveralLengths, weighted
 from .sources import Hub, Source
-from .streamed import ShardStreams
-from .streamed_loader import StreamCursor, StreamedLoader
+from .streaming.streamed import ShardStreams
+from .streaming.streamed_loader import StreamCursor, StreamedLoader
 from .tokenizers import Tokenizer
 from .unchanged import check_unchanged
 from .worker import start_worker
@@ -34,8 +35,8 @@ class DataModule(LightningDataModule):
     source, path: a reader of documents, and the path or paths that it reads: `Files(...)` and a folder, `Hub(...)` and
         a dataset's name
     tokenizer: converts text to tokens; after `setup`, the trained one
-    packing: `contiguous`, `whole` or `best_fit` (data/packing.py)
-    document_mask: whether attention and positions end with a document (data/collation.py)
+    packing: `contiguous`, `whole` or `best_fit` (sequences/packing.py)
+    document_mask: whether attention and positions end with a document (collation.py)
     length_weights: how often training reads documents of at least so many tokens in a pass; None is once
     sequence_length: tokens in a sequence
     batch_size: sequences per device and batch
@@ -197,7 +198,7 @@ class DataModule(LightningDataModule):
     # Loaders
 
     def train_dataloader(self) -> "DataLoader | StreamedLoader":
-        """Returns an endless loader from the cursor on. Its length is that of the whole run (see data/sampler.py)."""
+        """Returns an endless loader from the cursor on. Its length is that of the whole run (ordering/sampler.py)."""
         if self._resumed_order is not None and self._resumed_order != (order := self._order()).number:
             raise order.refusal(self.cursor)
         if self.streams:
@@ -212,7 +213,8 @@ class DataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Returns a loader of the validation split in order, or of `validation_sequences` evenly spread over it.
 
-        A batch of a mixture has the tensor `source` (data/mixing.py), and each source has as many of the sequences.
+        A batch of a mixture has the tensor `source` (sequences/mixed_sequences.py), and each source has as many of the
+        sequences.
         """
         dataset = self._sequences("validation")
         if self.validation_sequences is not None and self.validation_sequences < len(dataset):

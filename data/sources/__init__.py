@@ -7,7 +7,7 @@
     time_series.py        columns of numbers in .csv files
     token_shards.py       files of tokens that others prepared
     hub.py                datasets of the Hugging Face hub, and local dataset folders (hub_shards.py reads their files)
-    recall.py             recall tasks in text, which generate their sequences (data/generated.py)
+    recall.py             recall tasks in text, which generate their sequences (../sequences/generated.py)
     mixture.py            several of these, with weights
 
 bad_documents.py has the policy for documents that cannot be read. A new source is a subclass of `Source`, or of

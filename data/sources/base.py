@@ -38,7 +38,7 @@ class Source(ABC):
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
-    streaming: whether training reads the documents from their files (data/streamed.py). Then the corpus holds the
+    streaming: whether training reads the documents from their files (../streaming). Then the corpus holds the
         documents of validation and test alone, and its training split is a sample of the training documents.
     """
 

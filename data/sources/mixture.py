@@ -41,10 +41,11 @@ class MixedSource:
 
 
 class Mixture(Source):
-    """A corpus of the documents of several sources; training draws its samples from them by weight (data/mixing.py).
+    """A corpus of the documents of several sources; training draws its samples from them by weight
+    (../ordering/mixed_sampler.py).
 
     Each source must have documents in every split. A source that generates its sequences has no documents of its own:
-    it uses those of the sources of text. Files of tokens (`TokenShards`) are read in place (data/joined.py).
+    it uses those of the sources of text. Files of tokens (`TokenShards`) are read in place (../corpus/joined.py).
 
     tokens_at_a_time: the tokens of consecutive training sequences from one source, before the next source is drawn;
         None draws a source for each sequence.

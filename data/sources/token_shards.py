@@ -26,8 +26,8 @@ _SPLIT_IN_NAME = re.compile(rf"(?<![a-z])({'|'.join(NAMES)})(?![a-z])", re.IGNOR
 
 
 class TokenShards(Source):
-    """Files of tokens in the formats of data/token_shards.py, which are read in place. The tokenizer is the one that
-    wrote them, and its `bos` separates documents.
+    """Files of tokens in the formats of ../corpus/token_files.py, which are read in place. The tokenizer is the one
+    that wrote them, and its `bos` separates documents.
 
     A file belongs to the split that a word of its name, or of a folder of it below `path`, names: train, val (valid,
     validation) or test. If no file has such a word, a hash of each document's tokens decides.

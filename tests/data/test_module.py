@@ -193,7 +193,7 @@ def test_resuming_a_large_run_of_an_earlier_version_is_refused(make, monkeypatch
     now.setup()
     now.load_state_dict(before.state_dict())
     now.train_dataloader()
-    monkeypatch.setattr("data.sample_order.EXPLICIT", 10)
+    monkeypatch.setattr("data.ordering.sample_order.EXPLICIT", 10)
     with pytest.raises(CorpusError, match=r"^data\.packing=.* earlier versions read passes of more than 10 samples"):
         now.train_dataloader()
 

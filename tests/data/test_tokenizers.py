@@ -313,7 +313,7 @@ def test_a_tokenizer_whose_settings_lose_text_is_refused(bpe, tmp_path, change):
 @pytest.mark.parametrize("change", [without_spaces, with_a_token_that_strips])
 def test_a_tokenizer_that_loses_text_of_a_document_is_refused(bpe, books, tmp_path, monkeypatch, change, processes):
     if processes > 1:
-        monkeypatch.setattr("data.encoding.PARALLEL_BYTES", 1)
+        monkeypatch.setattr("data.preparation.encoding.PARALLEL_BYTES", 1)
         monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     (books / "train" / "00.txt").write_text("a stone !")
     for file in set(books.rglob("*.txt")) - {books / "train" / "00.txt"}:
@@ -377,7 +377,7 @@ def test_a_text_that_a_tokenizer_of_others_cannot_cut_is_a_warning(bpe, books, t
         pattern = settings["pre_tokenizer"]["pretokenizers"][0]["pattern"]
         pattern["Regex"] = pattern["Regex"].replace("{1,256}", "+")
 
-    monkeypatch.setattr("data.encoding.SECTION", 1000)
+    monkeypatch.setattr("data.preparation.encoding.SECTION", 1000)
     (books / "train" / "00.txt").write_text("ACGT" * 501)
     prepare(Files("text"), str(books), bpe, 0, tmp_path / "cache", "error")
     assert "without a place to cut" not in caplog.text

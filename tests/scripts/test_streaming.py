@@ -38,7 +38,7 @@ def losses(folder) -> list[tuple[str, ...]]:
 def test_a_run_that_a_document_stopped_goes_on_without_it(settings, tmp_path, monkeypatch, caplog):
     """Exactly, with another number of workers, and on the same files alone."""
     monkeypatch.setattr("data.sources.hub.SAMPLE", 100)  # the document is behind it
-    monkeypatch.setattr("data.streamed.GROUP", 100)
+    monkeypatch.setattr("data.streaming.streamed.GROUP", 100)
     for file in (tmp_path / "files").iterdir():
         lines = file.read_text().splitlines()
         file.write_text("\n".join([*lines[:9], '{"text": 1}', *lines[9:]]))

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.sampler import ResumableSampler
+from data.ordering.sampler import ResumableSampler
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
