@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError, create_model
@@ -21,6 +22,8 @@ STRICT = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=Fals
 
 Schema = Mapping[str, Any]
 """A JSON schema, as pydantic writes it."""
+
+FOLDER = Path(__file__).parent
 
 _MISSING = object()
 
@@ -115,6 +118,9 @@ def _message(error: Mapping[str, Any], schema: Schema, value: Any, key: str) -> 
         name = group["discriminator"]["propertyName"]
         key, value = f"{key}.{name}", value.get(name, _MISSING)
         node = {"enum": list(group["discriminator"]["mapping"])}
+    group_of_files = key.replace(".", "/")
+    if isinstance(value, str) and (FOLDER / group_of_files / f"{value}.yaml").is_file():  # data.tokenizer=bytes
+        return f"{key}={value}: must be {group_of_files}={value}, as the choice of a file is written"
     accepted = _either(_alternatives(node, definitions))
     if error["type"] == "finite_number":
         accepted = accepted.replace("a number", "a finite number")

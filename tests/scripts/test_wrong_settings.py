@@ -38,6 +38,7 @@ COMMANDS = {
         ("train.py", ["init_from=5"], "init_from=5"),
         ("train.py", ["~optimizer.epsilon"], "optimizer.epsilon: missing"),
         ("train.py", ["sede=3"], "sede: no such key; ... seed"),
+        ("train.py", ["data.tokenizer=bytes"], "data.tokenizer=bytes: must be data/tokenizer=bytes"),
         ("train.py", ["logger.mode=offline"], "logger.mode: no such key; the keys here are name; logger=wandb has it"),
         (
             "train.py",

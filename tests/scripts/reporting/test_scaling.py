@@ -127,6 +127,15 @@ def test_jobs_evaluated_on_other_text_have_no_law(tmp_path):
     assert not scaling.fits and any("different text" in line for line in limits(scaling))
 
 
+def test_jobs_without_text_have_no_law(tmp_path):
+    folder = make_scaling(tmp_path / "scaling")
+    for file in folder.glob("*/evaluation.json"):
+        rows = [row | {"bits_per_byte": None} for row in json.loads(file.read_text())["rows"]]
+        file.write_text(json.dumps({"rows": rows}))
+    scaling = fitted(folder)
+    assert not scaling.fits and any("have no text" in line for line in limits(scaling))
+
+
 def test_the_report_has_the_numbers_of_the_fit_and_compares_the_largest_budget(tmp_path):
     folder = make_scaling(tmp_path / "scaling")
     content = gather([folder])
