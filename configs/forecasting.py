@@ -1,6 +1,9 @@
 """The forecast of the run that a composed training config describes."""
 
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +17,11 @@ from model.forecasting import Forecast, PhaseCosts, Sample, forecast, sequences_
 from model.precision import device_of
 from model.training.failures import MEMORY_ADVICE, size
 from model.training.freezing import freeze_parameters
+
+log = logging.getLogger(__name__)
+
+SLOW = 10
+"""Seconds after which a forecast logs that it runs."""
 
 
 def why_no_forecast(config: Mapping[str, Any]) -> str | None:
@@ -57,8 +65,21 @@ def flops_of_phases(config: Mapping[str, Any], data: DataModule, last: Sample | 
 
 def forecast_run(config: Mapping[str, Any], data: DataModule, plan: AttentionPlan | None = None) -> Forecast:
     """Returns the forecast of a run. On a CPU, call it before the model is built (model.forecasting.forecast)."""
-    sample = draw_sample(config, data, plan)
-    return forecast(sample, flops_of_phases(config, data, sample))
+    with _telling_if_slow():
+        sample = draw_sample(config, data, plan)
+        return forecast(sample, flops_of_phases(config, data, sample))
+
+
+@contextmanager
+def _telling_if_slow() -> Iterator[None]:
+    """Logs a line where the forecast takes long, as for dense attention in very long sequences on a CPU."""
+    timer = threading.Timer(SLOW, log.info, ("forecasting memory and FLOPs; train.py preflight=off leaves it out",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def forecast_before_training(
@@ -86,8 +107,8 @@ def check_memory(result: Forecast, preflight: str) -> str | None:
     if not result.exceeds:
         return None
     warning = (
-        f"the forecast of {size(result.memory.peak_bytes)} exceeds the {size(result.device_bytes or 0)} of "
-        f"{result.device}; {MEMORY_ADVICE}"
+        f"the forecast of {size(result.memory.peak_bytes)} exceeds the memory of the {result.device}, "
+        f"{size(result.device_bytes or 0)}; {MEMORY_ADVICE}"
     )
     if preflight == "refuse":
         raise ConfigError(f"preflight=refuse: must be warn, or the run must take less memory: {warning}")

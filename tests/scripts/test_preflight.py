@@ -50,6 +50,18 @@ def test_a_forecast_takes_no_time(composed):  # noqa: F811
     assert time.process_time() - started < 2
 
 
+def test_a_forecast_that_takes_long_says_so(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("configs.forecasting.flops_of_phases", lambda *_: time.sleep(0.2))
+    monkeypatch.setattr("configs.forecasting.draw_sample", lambda *_: None)
+    monkeypatch.setattr("configs.forecasting.forecast", lambda *_: "forecast")
+    assert forecast_run({}, None) == "forecast" and not caplog.records
+    monkeypatch.setattr("configs.forecasting.SLOW", 0.05)
+    assert forecast_run({}, None) == "forecast"
+    (record,) = caplog.records
+    assert "preflight=off" in record.getMessage()
+
+
 def test_a_heap_that_keeps_holes_is_in_the_forecast(composed, monkeypatch):  # noqa: F811
     config, data = composed("attention=window")
     held = {}
