@@ -46,7 +46,7 @@ lint: .venv/installed  ## check style, spelling, types, imports between packages
 	git ls-files -z -- ':!docs' | xargs -0 $(BIN)/check-added-large-files --maxkb=100 --enforce-all
 
 docs: .venv/installed  ## write the tables and numbers of README.md and docs/ from docs/results
-	PYTHONPATH=. $(BIN)/cog -r -P -p 'from docs.tables import *' README.md docs/*.md
+	PYTHONPATH=. $(BIN)/cog -r -P -p 'from docs.tables import *' README.md docs/*.md docs/log/*.md
 
 format: .venv/installed  ## fix what can be fixed
 	$(BIN)/ruff check --fix .

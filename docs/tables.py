@@ -33,9 +33,9 @@ def report_rows(sweep: str) -> dict[str, dict[str, str]]:
 
 def table(file: str, columns: Iterable[str] | None = None, **equal: Any) -> str:
     """Returns the rows of a result file as a Markdown table: the given columns of those rows whose values equal
-    `equal`."""
+    `equal`. Default: all columns but those of `equal`."""
     rows = [row for row in read(file)["rows"] if all(row[key] == value for key, value in equal.items())]
-    return markdown([{key: row[key] for key in columns or row} for row in rows])
+    return markdown([{key: row[key] for key in columns or row if columns or key not in equal} for row in rows])
 
 
 def where(rows: Iterable[Mapping[str, Any]], **equal: Any) -> Mapping[str, Any]:
