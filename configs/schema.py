@@ -349,6 +349,7 @@ class FirstStage(Settings):
     sequence_length: Count
     tokens: Positive
     learning_rate: Positive | None
+    init_from: Text | None = None  # sweeps of one's own may lack it
 
 
 class Sweep(Settings):

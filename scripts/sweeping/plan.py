@@ -125,7 +125,7 @@ class Plan:
         if job.get("init_from", "null") != "null":
             raise ConfigError(
                 f"init_from={job['init_from']}: must be left out with sweep.first_stage, whose weights the jobs start "
-                "from; sweep.first_stage=null starts them from a run"
+                "from; sweep.first_stage.init_from starts it from a run, and sweep.first_stage=null the jobs"
             )
         return job if self._plain(job)["init_from"] is None else job | {"init_from": "null"}  # an experiment's
 
@@ -143,7 +143,7 @@ class Plan:
     def _first_stage(self, job: Overrides) -> Draft:
         settings = self.settings.first_stage
         assert settings is not None
-        shorter = first_stage_of(job, self._plain(job), settings.sequence_length, settings.learning_rate)
+        shorter = first_stage_of(job, self._plain(job), settings)
         return self.draft(shorter, FIRST_STAGE)
 
     @cached_property

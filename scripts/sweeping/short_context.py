@@ -11,6 +11,7 @@ from typing import Any
 
 from configs.errors import as_override, refused
 from configs.pretrained import is_pretrained
+from configs.schema import FirstStage
 from model.evaluation.context import WHOLE, default_contexts, least_tokens
 from scripts.sweeping.points import Overrides
 
@@ -80,30 +81,31 @@ def control_of(job: Overrides, config: Mapping[str, Any], length: int, extended:
     return kept | shortened(config, length, "sweep.control") | (without_extension(config) if unscaled else {})
 
 
-def first_stage_of(job: Overrides, config: Mapping[str, Any], length: int, learning_rate: float | None) -> Overrides:
+def first_stage_of(job: Overrides, config: Mapping[str, Any], settings: FirstStage) -> Overrides:
     """Returns the overrides of the run from whose weights a job starts, without its number of steps.
 
     Args:
         job: the job's overrides; settings of both stages are kept, such as the seed and the model.
         config: the job's composed config.
-        length: tokens of a sequence of the first stage.
-        learning_rate: null is the optimizer's own.
+        settings: `sweep.first_stage`.
     """
     own = ("attention", "optimizer.learning_rate", *OF_ONE_STAGE)
     kept = {
         key: value for key, value in job.items() if key in OF_EVERY_ATTENTION or not key.lstrip("+~").startswith(own)
     }
-    short = shortened(config, length, "sweep.first_stage.sequence_length")
+    short = shortened(config, settings.sequence_length, "sweep.first_stage.sequence_length")
     stage = {"attention": "dense"} | kept | short | without_extension(config)
     # In the order of the jobs' seed, the control would repeat the sequences with which this stage began, and a job of
     # longer sequences would not: they would differ in how lately they read what they read again.
     stage["data.seed"] = str((config["data"]["seed"] + 2**31) % 2**32)
-    if config["init_from"] is not None:
+    if settings.init_from is not None:
+        stage["init_from"] = as_override(settings.init_from)
+    elif config["init_from"] is not None:
         stage["init_from"] = "null"
     if config["trainer"]["max_seconds"] is not None:
         stage["trainer.max_seconds"] = "null"
-    if learning_rate is not None:
-        stage["optimizer.learning_rate"] = str(learning_rate)
+    if settings.learning_rate is not None:
+        stage["optimizer.learning_rate"] = str(settings.learning_rate)
     return stage
 
 

@@ -249,7 +249,11 @@ def _of_attention(overrides: Overrides) -> Overrides:
 
 def describe_budget(match: str | None, budget: Budget, first_stage: Mapping[str, Any] | None = None) -> str:
     """Returns a match, its budget and the first stage as overrides."""
-    stage = [f"sweep.first_stage.{key}={as_override(value)}" for key, value in (first_stage or {}).items()]
+    stage = [
+        f"sweep.first_stage.{key}={as_override(value)}"
+        for key, value in (first_stage or {}).items()
+        if value is not None
+    ]
     if match is None or budget is None:
         return " ".join(["sweep.match=null", *stage])
     ((key, value),) = budget.items()

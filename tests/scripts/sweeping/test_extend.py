@@ -42,11 +42,16 @@ def test_every_pattern_starts_from_one_first_stage_for_each_seed(small):
 
 def test_both_stages_share_settings_but_not_those_of_longer_context(small):
     longer = ("model.rope_scaling=yarn_hf", "model.rope_factor=4", "model.rope_original_length=16")
-    own = ("sweep.first_stage.learning_rate=0.01", "attention.patterns.local.width=32", "trainer.accumulate=2")
+    own = (
+        "sweep.first_stage.learning_rate=0.01",
+        "sweep.first_stage.init_from=outputs/a/last",
+        "attention.patterns.local.width=32",
+        "trainer.accumulate=2",
+    )
     first, dense, window = jobs_of(*PAIR, *small, *longer, *own, "evaluation=whole", "sweep.first_stage.tokens=256")
     assert first.config["model"] == dense.config["model"] | {"rope_scaling": "none", "rope_factor": 1}
     assert window.config["model"]["rope_scaling"] == "yarn_hf"
-    assert first.config["optimizer"]["learning_rate"] == 0.01
+    assert (first.config["optimizer"]["learning_rate"], first.config["init_from"]) == (0.01, "outputs/a/last")
     assert first.config["attention"]["block"] == 16
     assert (first.config["trainer"]["accumulate"], first.config["trainer"]["max_steps"]) == (2, 2)
     assert first.config["evaluation"]["protocol"] == {"name": "sliding", "window": None, "stride": None}
