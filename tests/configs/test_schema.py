@@ -28,6 +28,7 @@ TEXT = (
     "logger.group",
 )
 TEXT += ("data.source.text_column", "data.source.config", "data.source.split", "data.source.revision", "*/checkpoint")
+TEXT += ("sweep.first_stage.init_from",)
 TEXT += (
     "data.source.time_column",
     "*/output",
@@ -67,7 +68,7 @@ NULL += (
 )
 NULL += ("sweep.seconds", "sweep.flops", "sweep.search", "preflight/output", "evaluate/output")
 NULL += ("optimizer.indexer_learning_rate", "model.rope_attention_factor", "trainer.profile")
-NULL += ("sweep.first_stage", "sweep.first_stage.learning_rate")
+NULL += ("sweep.first_stage", "sweep.first_stage.learning_rate", "sweep.first_stage.init_from")
 NULL += (
     "data.source.streams",
     "data.length_weights",
