@@ -349,7 +349,7 @@ class FirstStage(Settings):
     sequence_length: Count
     tokens: Positive
     learning_rate: Positive | None
-    init_from: Text | None = None  # sweeps of one's own may lack it
+    init_from: Text | None
 
 
 class Sweep(Settings):

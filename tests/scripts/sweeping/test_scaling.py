@@ -87,7 +87,7 @@ def test_labels_name_pattern_size_and_budget_and_more_budgets_continue_the_sweep
             r"^data\.packing=whole,contiguous: must be one value with",
         ),
         (
-            [LIST, "sweep.first_stage={sequence_length:32,tokens:999,learning_rate:null}"],
+            [LIST, "sweep.first_stage={sequence_length:32,tokens:999,learning_rate:null,init_from:null}"],
             r"^sweep\.flops=\[.*: must be one budget with sweep\.first_stage",
         ),
     ],
