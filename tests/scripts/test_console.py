@@ -190,6 +190,7 @@ def test_a_command_leaves_hydras_switch_as_it_was(monkeypatch):
 
 def test_progress_without_a_terminal_is_a_line_each_minute(monkeypatch, caplog, capsys):
     monkeypatch.setattr("scripts.console.SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])  # without that of an earlier command
     with caplog.at_level("INFO"), console.progress_bar("books", 400) as advance:
         advance(100)
         advance(300)
