@@ -48,22 +48,23 @@ def find_tiles(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> Til
     batch, row, column = candidate_tiles(pattern, queries, keys)
     block = queries.block
     tile = torch.full_like(batch, FULL)
+    kept = _inside_window(pattern, queries, keys, batch, row, column)
     pairs = torch.zeros(_batch(queries, keys), dtype=torch.int64, device=batch.device)
-    kept = torch.zeros_like(batch, dtype=torch.bool)
+    pairs.index_add_(0, batch, kept * block**2)
+    unknown = (~kept).nonzero().flatten()
     # One growing table: small tensors kept from every chunk would fragment the memory between the large freed ones, and
     # waste hundreds of megabytes.
     masks, used = torch.empty(64, block, -(-block // 32), dtype=torch.int32, device=batch.device), 0
     # Chunks fit in a CPU's cache, or fill a GPU.
     chunk = max(1, (1 << 19 if batch.device.type == "cpu" else 1 << 26) // block**2)
-    for first in range(0, len(batch), chunk):
-        selected = slice(first, first + chunk)
+    for selected in unknown.split(chunk):
         visible = _visible(pattern, *_coordinates(queries, keys, batch[selected], row[selected], column[selected]))
         count = visible.sum((1, 2), dtype=torch.int32)  # twice as fast as in int64
         pairs.index_add_(0, batch[selected], count.long())
         partial = (count > 0) & (count < block**2)
         kept[selected] = count > 0
         packed, index = unique_masks(_pack(visible[partial]))
-        tile[selected][partial] = index + used
+        tile[selected[partial]] = index + used
         if used + len(packed) > len(masks):
             masks = torch.cat([masks[:used], torch.empty_like(masks), torch.empty_like(packed)])
         masks[used : used + len(packed)] = packed
@@ -116,6 +117,29 @@ def unique_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.equal(masks[first[index]], masks):
         return masks, torch.arange(len(masks), device=masks.device)
     return masks[first], index
+
+
+def _inside_window(
+    pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis, batch: Tensor, row: Tensor, column: Tensor
+) -> Tensor:
+    """Which tiles, bool `[tiles]`, certainly hold visible pairs alone: those inside a plain window and one document.
+
+    Their pairs need no evaluation; full attention over T tokens has T^2 / 2 of them.
+    """
+    width = pattern.plain_window(1 << 30)  # of full attention: farther than any position
+    if width is None or keys.axis.span > 1:
+        return torch.zeros_like(batch, dtype=torch.bool)
+
+    def bounds(of: BlockedAxis, index: Tensor) -> list[Tensor]:
+        """The (first document, last document, first position, last position) of each tile's block."""
+        place = batch.clamp(max=of.axis.batch - 1), index
+        return [t[place] for x in (of.document, of.start) for t in (x.amin(-1), x.amax(-1))]
+
+    of_queries, of_keys = bounds(queries, row), bounds(keys, column)
+    low, high, first_query, last_query = of_queries
+    key_low, key_high, first_key, last_key = of_keys
+    one_document = (low == high) & (key_low == key_high) & (low == key_low) & (low >= 0)  # padding is document -1
+    return one_document & (last_key <= first_query) & (last_query - first_key < width)
 
 
 def _batch(queries: BlockedAxis, keys: BlockedAxis) -> int:

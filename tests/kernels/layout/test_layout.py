@@ -245,6 +245,23 @@ def test_a_million_token_window_is_built_in_seconds_and_below_a_gigabyte():
     assert masks == 2
 
 
+@pytest.mark.parametrize(("pattern", "tiles"), [(Dense(), 16), (Window(256), 16 + 8)])
+def test_tiles_inside_a_plain_window_are_not_evaluated(pattern, tiles, monkeypatch):
+    """Else the layout of full attention over T tokens takes T^2 / 2 evaluations: minutes at 131,072 tokens."""
+    evaluated, visible = [], type(pattern).visible
+
+    def counting(self, query, key_start, key_end):
+        seen = visible(self, query, key_start, key_end)
+        evaluated.append(torch.broadcast_tensors(seen, query, key_start)[0].numel())
+        return seen
+
+    monkeypatch.setattr(type(pattern), "visible", counting)
+    documents = torch.arange(2048)[None] // 512  # 4 documents of 4 blocks each
+    layout = build_layout(pattern, Axis.tokens(2048, documents))
+    assert sum(evaluated) == tiles * 128**2  # the diagonal, and the window's other edge
+    assert int(layout.pairs) == int(brute_force_mask(pattern, Axis.tokens(2048, documents)).sum())
+
+
 def test_flat_tensors_and_back():
     layout = build_layout(Window(9), Axis.tokens(50), block=16)
     again = BlockLayout.from_tensors(layout.tensors(), layout.queries, layout.keys, layout.block)
