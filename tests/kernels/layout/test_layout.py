@@ -245,7 +245,7 @@ def test_a_million_token_window_is_built_in_seconds_and_below_a_gigabyte():
     assert masks == 2
 
 
-@pytest.mark.parametrize(("pattern", "tiles"), [(Dense(), 16), (Window(256), 16 + 8)])
+@pytest.mark.parametrize(("pattern", "tiles"), [(Dense(), 16), (Window(256), 16 + 8), (Window(255), 16 + 12 + 8)])
 def test_tiles_inside_a_plain_window_are_not_evaluated(pattern, tiles, monkeypatch):
     """Else the layout of full attention over T tokens takes T^2 / 2 evaluations: minutes at 131,072 tokens."""
     evaluated, visible = [], type(pattern).visible
