@@ -59,6 +59,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     from configs.checks import check
     from configs.evaluation import evaluate_trained
     from configs.forecasting import forecast_before_training
+    from configs.graphed_step import resolve_cuda_graph
     from configs.runs import start_from
     from configs.tokenizer import as_resumed
     from model.decoding import decoding_cost
@@ -141,6 +142,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         resume = resumed if checkpoint else None
         with telling_other_ranks(folder):
             settings = trainer | {"phases": checked.phases, "forecast": forecast}
+            settings["cuda_graph"] = resolve_cuda_graph(config, log_reason=True)
             result = fit(module, data, folder, **settings, loggers=loggers, resume=resume)
         if result.state != "finished" or not first_rank:
             return result.summary

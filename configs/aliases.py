@@ -20,6 +20,7 @@ ADDED: dict[str, Any] = {
     "model.rope_attention_factor": None,
     "model.rope_truncate": True,
     "trainer.context_parallel": 1,
+    "trainer.cuda_graph": False,
     "trainer.fp8": False,
     "trainer.rank_timeout": 600,
     "trainer.nodes": 1,

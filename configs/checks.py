@@ -15,6 +15,7 @@ from configs import schema
 from configs.build import build_data, build_model, build_model_config, build_plan, build_protocol, build_task
 from configs.errors import ConfigError, refused
 from configs.fp8 import check_fp8
+from configs.graphed_step import check_cuda_graph
 from configs.phases import build_phases, phase_configs
 from configs.pretrained import is_pretrained, weights_of
 from configs.trust import TARGET
@@ -69,6 +70,7 @@ def check(config: Mapping[str, Any]) -> Checked:
     data = check_data(config, phases)
     check_trainer(settings.trainer)
     check_fp8(settings)
+    check_cuda_graph(config)
     check_backend(config, plan)
     for each, phase in zip(phase_configs(config), phases or [None], strict=True):
         check_context_parallel(each, phase.plan if phase else plan)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from configs.build import ConfigError, build_model
+from configs.graphed_step import resolve_cuda_graph
 from configs.phases import phase_configs
 from data import DataModule
 from kernels.attention import AUTOGRAD_BACKENDS
@@ -49,6 +50,7 @@ def draw_sample(
     freeze_parameters(model, config["optimizer"]["freeze"])
     model.set_step(model.indexers_alone)  # the stage in which all parameters train
     device = device_of(config["trainer"]["accelerator"])
+    config = {**config, "trainer": {**config["trainer"], "cuda_graph": resolve_cuda_graph(config)}}
     length = config["data"]["sequence_length"]
     sequences = sequences or sequences_to_sample(device, length)
     return Sample(model, data.sample(sequences, length)["document"].to(device), config)

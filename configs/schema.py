@@ -161,6 +161,7 @@ class Trainer(Settings):
     max_skipped_steps: CountOrZero
     compile: bool
     fp8: Literal[False] | Literal[FP8]
+    cuda_graph: bool | Literal["auto"]
     profile: Count | None
 
 

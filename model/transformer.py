@@ -3,7 +3,7 @@
 Attribute names and shapes are those of the Qwen3 family, so that weights can be carried over both ways.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -164,7 +164,7 @@ class Transformer(nn.Module):
         self.rotaries = nn.ModuleList(different[rope] for rope in ropes)
         """The rotary embeddings of each layer; those with the same settings are one module."""
         self.compiled = self.head_trains_in_fp8 = False
-        self._diagnostics: list[dict[str, Tensor]] = []  # of each layer, in the latest call
+        self.layer_diagnostics: list[dict[str, Tensor]] = []  # of each layer, in the latest call
         self.initialize()
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -231,10 +231,10 @@ class Transformer(nn.Module):
         if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
             x = x.bfloat16()  # the residual stream, as in a model whose weights are bf16; sums and norms are in float32
         rotations = {rotary: rotary(position) for rotary in dict.fromkeys(self.rotaries)}
-        losses, self._diagnostics = [], []
+        losses, self.layer_diagnostics = [], []
         for layer, rotary, layout in zip(self.layers, self.rotaries, layouts, strict=True):
             x, auxiliary, diagnostics = layer(x, rotations[rotary], layout)
-            self._diagnostics.append(diagnostics)
+            self.layer_diagnostics.append(diagnostics)
             if auxiliary is not None:
                 losses.append(auxiliary)
         return self.norm(x), losses
@@ -293,6 +293,11 @@ class Transformer(nn.Module):
         for core in self.cores:
             core.set_step(step)
 
+    @property
+    def stage(self) -> Hashable:
+        """What changes during a training besides batches and parameters: equal in two steps that compute alike."""
+        return self.plan, tuple(core.stage for core in self.cores)
+
     def collect_diagnostics(self, collect: bool) -> None:
         """Sets whether layers also compute diagnostics that are too expensive for every step, such as a router's
         recall."""
@@ -301,8 +306,8 @@ class Transformer(nn.Module):
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Returns the mean of each diagnostic over the layers that reported it in their latest call; on the device."""
-        names = dict.fromkeys(name for layer in self._diagnostics for name in layer)
-        found = {name: [layer[name] for layer in self._diagnostics if name in layer] for name in names}
+        names = dict.fromkeys(name for layer in self.layer_diagnostics for name in layer)
+        found = {name: [layer[name] for layer in self.layer_diagnostics if name in layer] for name in names}
         return {name: torch.stack(values).mean() for name, values in found.items()}
 
     def cost(self, layouts: Sequence[AttentionLayout], batch: int = 1) -> ModelCost:

@@ -211,9 +211,10 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from model.training.ranks import RankLostError
     from model.training.run_folder import RunFolderError
     from model.training.slurm import SlurmError
+    from model.training.step_graph import CaptureError
 
     ours = ConfigError, CorpusError, CheckpointError, PretrainedError, RunFolderError, DivergedError
-    return *ours, LayoutOverflowError, SlurmError, RunOutOfMemoryError, RankLostError
+    return *ours, LayoutOverflowError, CaptureError, SlurmError, RunOutOfMemoryError, RankLostError
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 Value = TypeVar("Value")
 
@@ -13,6 +14,7 @@ class LRUCache(Generic[Value]):
     def __init__(self, size: int) -> None:
         self.size = size
         self.values: OrderedDict[Hashable, Value] = OrderedDict()
+        _caches.add(self)
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         if key not in self.values:
@@ -21,3 +23,11 @@ class LRUCache(Generic[Value]):
                 self.values.popitem(last=False)
         self.values.move_to_end(key)
         return self.values[key]
+
+
+_caches: WeakSet[LRUCache] = WeakSet()
+
+
+def cached_values() -> list[Any]:
+    """The values that all caches hold now."""
+    return [value for cache in _caches for value in cache.values.values()]

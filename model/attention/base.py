@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T length, W width, H heads, K KV heads, D head_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -125,6 +125,11 @@ class AttentionCore(nn.Module):
 
     def set_step(self, step: int) -> None:
         """Sets the number of optimizer steps done, for a core that has a schedule of its own."""
+
+    @property
+    def stage(self) -> Hashable:
+        """What `set_step` changes, for a core that has a schedule of its own: equal in two steps that compute alike."""
+        return None
 
     def forward(self, inputs: Inputs, layout: AttentionLayout) -> tuple[Tensor, Tensor] | AttentionOutput:
         """Returns out `[batch, heads, length, head_dim]` and lse `[batch, heads, length]` of one softmax without sinks,

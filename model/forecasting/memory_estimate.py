@@ -107,6 +107,7 @@ class FakeStep:
         self.ranks, sharded = devices_of(trainer), trainer["strategy"] == SHARDED
         self.shards = self.ranks if sharded else 1
         self.keeps_gradients = trainer["accumulate"] > 1 or (self.ranks > 1 and not sharded)
+        self.in_graph = bool(trainer["cuda_graph"])
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.tracker = MemoryTracker(GRANULARITY[device.type], workspace_bytes)
         self.kinds = [model.plan.entry(layer) for layer in layers]
@@ -227,12 +228,20 @@ class FakeStep:
             copies_in_forward.update({COPIES: more * self.tracker.peak_by_label["forward"].get(COPIES_OF + name, 0)})
             copies_kept.update({COPIES: more * self.held.get(COPIES_OF + name, 0)})
         accumulated = gradients if self.keeps_gradients else Counter[str]()
+        stacks = self._stacks(layers)
         phases = [
-            ("update", fixed + gradients + self._stacks(layers)),
             ("forward", fixed + gradients + activations + copies_in_forward),
             ("backward", fixed + accumulated + activations + copies_kept),
             ("backward", fixed + gradients),
         ]
+        if self.in_graph:  # the update can use no memory of a CUDA graph, nor can sums of its gradients
+            if self.keeps_gradients:
+                own = sum(
+                    self._rounded(p.numel() * p.element_size()) for p in self.model.parameters() if p.requires_grad
+                )
+                phases[-1] = ("backward", fixed + gradients + gradients + Counter({GRADIENTS: own}))
+            phases = [(phase, more + stacks) for phase, more in phases]
+        phases.append(("update", fixed + gradients + stacks))
         layer = max(self.tracker.heap_peak[LAYER + name] for name in self.names.values())
         steps = [
             StepMemory(self._of_one_rank(self._at_peak(phase) + more, phase), phase, layer) for phase, more in phases

@@ -130,6 +130,7 @@ class Efficiency(Callback):
         self.logged = 0  # number of these steps
         self.earlier_phases: list[tuple[int, dict[str, float]]] = []  # tokens and mean costs of each
         self.device = torch.device("cpu")  # of the training; Lightning moves the module away after it
+        self.graph_bytes = 0  # as the module's
         self.train_tokens = 0  # positions, over all ranks and sessions
         self.earlier_seconds = 0.0  # training time of earlier sessions
         self.counted = 0.0  # seconds of the finished windows of all sessions
@@ -217,7 +218,8 @@ class Efficiency(Callback):
         if self.session_steps >= SKIPPED_STEPS:
             self.counted += seconds
             self._new_window()
-        return values | {"peak_memory_bytes": peak_memory_bytes(module.device)}
+        self.graph_bytes = module.graph_bytes
+        return values | {"peak_memory_bytes": peak_memory_bytes(module.device) + self.graph_bytes}
 
     def end_phase(self) -> None:
         """Ends a phase, at a logged step. The costs of a run are the means of its phases, weighted by tokens."""
@@ -274,7 +276,7 @@ class Efficiency(Callback):
         return {
             "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "peak_memory_bytes": peak_memory_bytes(self.device) + self.graph_bytes,
             **{key: time_average(key) for key in SESSION_RATIOS},
             **self._mean_costs(),
             "train_tokens": self.train_tokens,

@@ -83,6 +83,7 @@ def fit(
     rank_timeout: float,
     on_nan: str,
     max_skipped_steps: int,
+    cuda_graph: bool | str = False,
     profile: int | None = None,
     phases: Sequence[Phase] = (),
     loggers: Sequence[Logger] = (),
@@ -112,6 +113,8 @@ def fit(
         on_nan: "stop" ends the run at a loss or gradient that is not finite. "skip_step" leaves weights and optimizer
             unchanged and continues; each step then waits for the device.
         max_skipped_steps: largest number of skipped steps in the whole run.
+        cuda_graph: replay forward and backward passes from a CUDA graph (step_graph.py), on one GPU. "auto": steps that
+            cannot be captured run kernel by kernel, with a warning.
         profile: steps to profile (profiling.py); None for none.
         phases: those of a run whose sequences or windows grow (phases.py); `datamodule` must give the sequences.
         loggers, callbacks: further ones (wandb, ...).
@@ -120,6 +123,7 @@ def fit(
         forecast: the run's memory forecast, for summary.json and for the message of an out-of-memory error.
 
     Raises:
+        CaptureError: cuda_graph is true, and a step cannot be captured; the state in summary.json is `failed`.
         CheckpointError: `resume` does not fit the model, or a run cannot continue from it. No file has changed.
         DivergedError: the loss or gradient is not finite; the state in summary.json is `failed`.
         RankLostError: another rank was killed, has failed or hangs; the state in summary.json is that rank's.
@@ -132,7 +136,7 @@ def fit(
         max_skipped_steps,
         folder.checkpoints / "last.ckpt",
     )
-    module.context_parallel = context_parallel
+    module.context_parallel, module.cuda_graph = context_parallel, cuda_graph
     if context_parallel > 1:
         datamodule.ranks_per_sequence = context_parallel
     quieten_lightning()

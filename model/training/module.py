@@ -17,9 +17,9 @@ router's) is a sum over queries and is added to the nats: it trains, weighted al
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -34,6 +34,7 @@ from model.training.checkpoints import check_keys
 from model.training.failures import ON_NAN, DivergedError, diverged_message, size
 from model.training.freezing import IndexersFirst, freeze_parameters
 from model.training.optimizer import build_optimizer, build_schedule
+from model.training.step_graph import CudaRecorder, Recorder, StepGraph
 from model.training.strategies import FullyShardedStrategy, WatchedRanks
 from model.transformer import ModelCost
 
@@ -44,6 +45,20 @@ FIRST_TOKENS = 512
 
 class LayoutOverflowError(RuntimeError):
     """A layout of fixed sizes had too little room, so that a step attended to other tokens than its pattern's."""
+
+
+class BatchResults(NamedTuple):
+    """What a training step reads of its batch besides the loss.
+
+    totals: float64 `[3]`: nats, scored tokens and bytes. overflow: as Transformer.overflow. tokens: positions.
+    diagnostics: of each layer.
+    """
+
+    totals: Tensor
+    overflow: Tensor | None
+    layouts: list
+    tokens: int
+    diagnostics: list[dict[str, Tensor]]
 
 
 class LanguageModel(lightning.LightningModule):
@@ -89,6 +104,9 @@ class LanguageModel(lightning.LightningModule):
         self.context_group: dist.ProcessGroup | None = None  # of this rank and those that share its sequences
         self.hosts: dist.ProcessGroup | None = None  # of all ranks, in the memory of their hosts
         self.bytes_sent: float | None = None  # a rank's mean bytes sent in the layers of a batch; None: not counted yet
+        self.cuda_graph: bool | str = False  # true, or "auto": replay steps from a CUDA graph; fit() sets it
+        self.graph: StepGraph[BatchResults] | None = None
+        self.graph_bytes = 0  # memory of the latest CUDA graph that holds no tensor between steps
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_model(self) -> None:
@@ -117,6 +135,16 @@ class LanguageModel(lightning.LightningModule):
         self.gradient_norm = torch.zeros((), device=self.device)
         self.diverged_at = torch.full((), -1, dtype=torch.int64, device=self.device)
         self.overflowed = torch.zeros((), dtype=torch.bool, device=self.device)
+        if self.cuda_graph:
+            accumulate, required = self.trainer.accumulate_grad_batches, self.cuda_graph is True
+            parameters = list(self.model.parameters())
+            self.graph = StepGraph(self._compute, parameters, self._recorder(), accumulate, required)
+
+    def _recorder(self) -> Recorder:
+        return CudaRecorder(self.device)
+
+    def on_train_end(self) -> None:
+        self.graph = None  # its memory serves what follows the training
 
     def on_train_start(self) -> None:
         """Sets the learning rate of the first step from this session's schedule. The checkpoint holds the rate of the
@@ -131,7 +159,8 @@ class LanguageModel(lightning.LightningModule):
             scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        if self.stepped:
+        first = self.stepped
+        if first:
             self.sums.zero_()
             self.stepped = False
         # The cursor moves here and not in on_train_batch_end: callbacks run before that hook, and would save it late.
@@ -142,17 +171,39 @@ class LanguageModel(lightning.LightningModule):
 
         self.model.set_step(self.trainer.global_step)
         self.indexers_first.set_step(self.trainer.global_step, self.trainer.world_size)
-        out, self.layouts = self._forward(batch)
-        overflow = self.model.overflow(self.layouts)
-        if overflow is not None:
-            self.overflowed |= overflow
-        self.batch_size, self.batch_tokens = len(batch["tokens"]), out.per_token.numel()
+        if self.graph is None:
+            loss, results = self._compute(batch)
+        else:
+            loss, results = self.graph.run(batch, (self.model.stage, self.indexers_first.alone), first)
+            self.graph_bytes = self.graph.recorder.idle_bytes
+        self.layouts, self.model.layer_diagnostics = results.layouts, results.diagnostics
+        if results.overflow is not None:
+            self.overflowed |= results.overflow
+        self.batch_size, self.batch_tokens = len(batch["tokens"]), results.tokens
         if self.context_group is not None and self.bytes_sent is None:
             self._log_traffic(batch["tokens"].shape[1])
-        self.sums += self._totals(out.per_token, self._own(batch)["targets"])
-        loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / self.batch_tokens
+        self.sums += results.totals
         self._watch(loss)
         return loss
+
+    def _compute(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, BatchResults]:
+        """The loss of a training batch, with gradients, and what else is needed of it. A CUDA graph replays this
+        function: it reads no Python value that changes from batch to batch, and has no side effects."""
+        out, layouts = self._forward(batch)
+        tokens = out.per_token.numel()
+        loss = (out.total if out.auxiliary is None else out.total + out.auxiliary) / tokens
+        totals = self._totals(out.per_token, self._own(batch)["targets"])
+        diagnostics = [
+            {name: value.detach() for name, value in layer.items()} for layer in self.model.layer_diagnostics
+        ]
+        return loss, BatchResults(totals, self.model.overflow(layouts), layouts, tokens, diagnostics)
+
+    def backward(self, loss: Tensor, *arguments: Any, **settings: Any) -> None:
+        """With a CUDA graph, `training_step` has computed the gradients."""
+        if self.graph is None:
+            super().backward(loss, *arguments, **settings)
+        else:
+            self.graph.attach_gradients()
 
     def configure_gradient_clipping(
         self,
@@ -344,7 +395,7 @@ class LanguageModel(lightning.LightningModule):
 
     # Shared
 
-    def _forward(self, batch: dict[str, Tensor]) -> tuple[Any, list]:
+    def _forward(self, batch: Mapping[str, Tensor]) -> tuple[Any, list]:
         length = batch["tokens"].shape[1]
         context = self._context(length)
         layouts = self.model.build_layouts(batch["document"], length, *([] if context is None else [context]))
@@ -355,7 +406,7 @@ class LanguageModel(lightning.LightningModule):
         """Returns how ranks share sequences of `length` tokens; None if each rank has its own sequences."""
         return None if self.context_group is None else self.model.share_sequences(self.context_group, length)
 
-    def _own(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _own(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tokens of a batch of whole sequences that this rank computes."""
         context = self._context(batch["tokens"].shape[1])
         return batch if context is None else {name: take(x, context.own) for name, x in batch.items()}

@@ -83,6 +83,7 @@ def train_steps(config: dict[str, Any], steps: int = STEPS, log_every: int = 1) 
     import torch
 
     from configs.build import build_data, build_model
+    from configs.graphed_step import resolve_cuda_graph
     from model.precision import OF_THE_MODEL
     from model.training.fit import fit
     from model.training.module import LanguageModel
@@ -92,6 +93,7 @@ def train_steps(config: dict[str, Any], steps: int = STEPS, log_every: int = 1) 
     data.setup()
     trainer = {key: value for key, value in config["trainer"].items() if key not in OF_THE_MODEL}
     trainer |= {"max_steps": steps, "validate_every": None, "save_every": None, "log_every": log_every}
+    trainer["cuda_graph"] = resolve_cuda_graph(config)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config["seed"])

@@ -12,14 +12,18 @@ import argparse
 import itertools
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
 PROFILED = 10
 """Steps of a profile: the device waits for the first one alone."""
+
+BUSY = 0.9
+"""Share of a step below which the host's operators are profiled, too."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fp8", nargs="+", default=[None], help="values of trainer.fp8, in turn; the config's without it"
+    )
+    parser.add_argument(
+        "--cuda-graph", nargs="+", default=[None], help="values of trainer.cuda_graph, in turn; the config's without it"
     )
     parser.add_argument("--model", default="nano", help="a choice of configs/model")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens a step: shorter sequences are batched")
@@ -51,12 +58,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     if min(arguments.lengths) < 1:
         raise SystemExit(f"error: --lengths {min(arguments.lengths)}: must be at least 1 token")
-    kinds = itertools.product(arguments.attention, arguments.lengths, arguments.backends, arguments.fp8)
-    steps = {kind: TrainingStep(*kind, arguments) for kind in kinds}
+    sides = arguments.backends, arguments.fp8, arguments.cuda_graph
+    kinds = itertools.starmap(Kind, itertools.product(arguments.attention, arguments.lengths, *sides))
+    steps = {kind: TrainingStep(kind, arguments) for kind in kinds}
     first = {key: step.seconds(1) for key, step in steps.items()}  # compiles, and allocates memory
     for step in steps.values():
         step.seconds(2)
-    seconds: dict[tuple, list[float]] = {key: [] for key in steps}
+    seconds: dict[Kind, list[float]] = {key: [] for key in steps}
     for _ in range(arguments.rounds):
         for key, step in steps.items():
             seconds[key].append(step.seconds(arguments.steps) / arguments.steps)
@@ -64,14 +72,11 @@ def run(arguments: argparse.Namespace) -> None:
     ceiling = matrix_product_rate(device, next(iter(steps.values())).dtype)
     rows = []
     for kind, times in seconds.items():
-        (attention, length, backend, fp8), step, median = kind, steps[kind], statistics.median(times)
+        step, median = steps[kind], statistics.median(times)
         density, flops = step.density_and_flops()
         rows.append(
             {
-                "attention": attention,
-                **({"backend": backend} if backend else {}),
-                **({"fp8": fp8} if fp8 else {}),
-                "length": length,
+                **{name: value for name, value in kind._asdict().items() if value},
                 "density_pairs": round(density, 4),
                 "tokens_per_second": round(step.tokens / median),
                 "microseconds_per_token": round(1e6 * median / step.tokens, 3),
@@ -87,34 +92,51 @@ def run(arguments: argparse.Namespace) -> None:
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
     if arguments.profile:
-        for (attention, length, backend, fp8), step in steps.items():
-            kind = ", ".join(filter(None, [attention, backend, fp8 and f"fp8={fp8}", f"{length:,} tokens"]))
+        for kind, step in steps.items():
             print(f"\n{kind}\n{step.profile()}")
+
+
+class Kind(NamedTuple):
+    """What is measured: a choice of configs/attention, tokens a sequence, and settings, of the config where None."""
+
+    attention: str
+    length: int
+    backend: str | None = None
+    fp8: str | None = None
+    cuda_graph: str | None = None
+
+    def __str__(self) -> str:
+        settings = [f"{name}={value}" for name, value in self._asdict().items() if value]
+        return ", ".join(settings)
+
+    def overrides(self) -> list[str]:
+        """Those of the training config."""
+        keys = {"attention.backend": self.backend, "trainer.fp8": self.fp8, "trainer.cuda_graph": self.cuda_graph}
+        return [f"attention={self.attention}", *(f"{key}={value}" for key, value in keys.items() if value)]
 
 
 class TrainingStep:
     """The training step of one config on random tokens, whose documents differ from step to step."""
 
-    def __init__(
-        self, attention: str, length: int, backend: str | None, fp8: str | None, arguments: argparse.Namespace
-    ) -> None:
+    def __init__(self, kind: Kind, arguments: argparse.Namespace) -> None:
         import torch
 
         from configs.build import build_model
         from configs.checks import check_types
         from configs.errors import ConfigError
         from configs.fp8 import check_fp8
+        from configs.graphed_step import check_cuda_graph, resolve_cuda_graph
         from model.precision import AUTOCAST, device_of
         from model.training.freezing import freeze_parameters
         from model.training.optimizer import build_optimizer
+        from model.training.step_graph import CudaRecorder, StepGraph
         from scripts.benchmarks.models import composed
 
-        overrides = [f"attention={attention}", f"model={arguments.model}", *arguments.overrides]
-        overrides += [f"attention.backend={backend}"] if backend else []
-        overrides += [f"trainer.fp8={fp8}"] if fp8 else []
-        self.config = config = composed(*overrides)
+        attention, *settings = kind.overrides()
+        self.config = config = composed(attention, f"model={arguments.model}", *arguments.overrides, *settings)
         try:
             check_fp8(check_types(config))
+            check_cuda_graph(config)
         except ConfigError as error:
             raise SystemExit(f"error: {error}") from None
         self.device = device_of(config["trainer"]["accelerator"])
@@ -127,16 +149,19 @@ class TrainingStep:
         freeze_parameters(self.model, config["optimizer"]["freeze"])
         settings = {key: value for key, value in config["optimizer"].items() if key not in ("schedule", "freeze")}
         self.optimizer = build_optimizer(self.model, **settings)
-        self.batch = max(1, arguments.tokens // length)
-        self.length, self.tokens = length, self.batch * length
+        self.graph: StepGraph[torch.Tensor] | None = None
+        if resolve_cuda_graph(config):
+            self.graph = StepGraph(self._compute, list(self.model.parameters()), CudaRecorder(self.device))
+        self.length, self.batch = kind.length, max(1, arguments.tokens // kind.length)
+        self.tokens = self.batch * self.length
         self.generator = torch.Generator().manual_seed(0)
         self.mean_document = arguments.documents
         # Made before: drawing them is no part of a step. Each measurement takes all of them.
         self.batches = [self._batch() for _ in range(arguments.steps)]
         self.count = 0
 
-    def _batch(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]":
-        """(tokens `[batch, length + 1]`, position, document `[batch, length]` or None), on the device."""
+    def _batch(self) -> "dict[str, torch.Tensor | None]":
+        """tokens `[batch, length + 1]`, position and document `[batch, length]` or None, on the device."""
         import torch
 
         shape = self.batch, self.length
@@ -149,7 +174,7 @@ class TrainingStep:
             document = begins.int().cumsum(1, dtype=torch.int32)
             position = position - torch.where(begins, position, 0).cummax(1).values
             document = document.to(self.device)
-        return tokens.to(self.device), position.to(self.device), document
+        return dict(tokens=tokens.to(self.device), position=position.to(self.device), document=document)
 
     def seconds(self, steps: int) -> float:
         """Runs so many steps and returns how long they took."""
@@ -165,23 +190,36 @@ class TrainingStep:
     def _step(self) -> "torch.Tensor":
         import torch
 
-        tokens, position, document = self.batches[self.count % len(self.batches)]
+        batch = self.batches[self.count % len(self.batches)]
         self.count += 1
-        layouts = self.model.build_layouts(document, self.length)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = self.model.loss(tokens[:, :-1], tokens[:, 1:], position, layouts)
-        total = out.total if out.auxiliary is None else out.total + out.auxiliary
-        (total / out.count).backward()
+        if self.graph is None:
+            loss, reported = self._compute(batch)
+            loss.backward()
+        else:
+            _, reported = self.graph.run(batch, None, first=True)
+            self.graph.attach_gradients()
         clip = self.config["trainer"]["gradient_clip"]
         if clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return (out.total / out.count).detach()
+        return reported
+
+    def _compute(self, batch: "Mapping[str, torch.Tensor | None]") -> "tuple[torch.Tensor, torch.Tensor]":
+        """(what is differentiated, the loss that is reported) of a batch."""
+        import torch
+
+        tokens, position, document = batch["tokens"], batch["position"], batch["document"]
+        assert tokens is not None and position is not None
+        layouts = self.model.build_layouts(document, self.length)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = self.model.loss(tokens[:, :-1], tokens[:, 1:], position, layouts)
+        total = out.total if out.auxiliary is None else out.total + out.auxiliary
+        return total / out.count, (out.total / out.count).detach()
 
     def density_and_flops(self) -> tuple[float, float]:
         """Visible pairs over those of dense causal attention, and FLOPs of a step: means over the batches."""
-        layouts = (self.model.build_layouts(document, self.length) for _, _, document in self.batches)
+        layouts = (self.model.build_layouts(batch["document"], self.length) for batch in self.batches)
         costs = [self.model.cost(each, self.batch) for each in layouts]
         density = statistics.mean(cost.attention.density_pairs for cost in costs)
         return density, statistics.mean(cost.flops for cost in costs)
@@ -193,16 +231,22 @@ class TrainingStep:
         if self.device.type == "cuda":
             reset_peak_memory(self.device)
             self.seconds(1)
-        return peak_memory_bytes(self.device)
+        return peak_memory_bytes(self.device) + (self.graph.recorder.idle_bytes if self.graph else 0)
 
     def profile(self) -> str:
-        """A table of the device's time by kernel over PROFILED steps, and the share of time in which it was busy."""
-        from model.training.profiling import record, step_profile
+        """A table of the device's time by kernel over PROFILED steps, and the share of time in which it was busy. Where
+        it waits for the host, one of the host's time by operator as well, over as many further steps."""
+        from model.training.profiling import host_table, record, step_profile
 
         with record() as profiler:
             elapsed = self.seconds(PROFILED)
         profile = step_profile(profiler, elapsed, PROFILED)
-        return f"{profile}\n\n{profile.table()}"
+        report = f"{profile}\n\n{profile.table()}"
+        if profile.busy >= BUSY * profile.step:
+            return report
+        with record(on_host=True) as profiler:
+            elapsed = self.seconds(PROFILED)
+        return f"{report}\n\n{host_table(profiler, elapsed, PROFILED)}"
 
     def _wait(self) -> None:
         import torch

@@ -1,10 +1,14 @@
 """Impossible settings fail before any work starts, in one line that names the key, the value and what is accepted."""
 
+import logging
+import re
+
 import pytest
 
 from configs.build import ConfigError, build_plan
 from configs.checks import check, check_backend, check_data, check_types
 from configs.fp8 import check_fp8
+from configs.graphed_step import check_cuda_graph, resolve_cuda_graph
 from data import CorpusError
 from tests.commands import compose
 
@@ -158,6 +162,8 @@ WRONG = [
     (["trainer.max_steps=true"], ["trainer.max_steps=true", "an integer >= 1"]),
     (["trainer.gradient_clip=abc"], ["trainer.gradient_clip=abc", "a number > 0"]),
     (["trainer.fp8=true"], ["trainer.fp8=true", "false, mlp or mlp_and_head"]),
+    (["trainer.cuda_graph=yes_please"], ["trainer.cuda_graph=yes_please", "auto"]),
+    (["trainer=cpu", "trainer.cuda_graph=true"], ["trainer.cuda_graph=true", "false or auto on a CPU"]),
     (["trainer.fp8=mlp", "trainer.precision=bf16-mixed"], ["trainer.fp8=mlp", "false on a CPU"]),
     (["trainer.compile=1"], ["trainer.compile=1", "true or false"]),
     (["trainer.max_skipped_steps=-1"], ["trainer.max_skipped_steps=-1", ">= 0"]),
@@ -282,6 +288,44 @@ def test_where_fp8_cannot_run_it_is_refused(capability, overrides, message, monk
     with pytest.raises(ConfigError, match=message):
         check_fp8(check_types(compose("trainer=gpu", "trainer.fp8=mlp", *overrides)))
     check_fp8(check_types(compose("trainer=gpu", *overrides, "trainer.fp8=false")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["trainer=cpu"], "on a CPU"),
+        (["trainer.devices=2"], "on several devices"),
+        (["trainer.devices=auto"], "on several devices"),
+        (["trainer.strategy=ddp"], "with trainer.strategy=ddp"),
+        (["trainer.precision=16-mixed"], "with trainer.precision=16-mixed"),
+        (["attention.backend=flex"], "with attention.backend=flex, and true with auto, triton, hopper"),
+        (
+            ["model.activation_checkpointing=selective", "trainer.compile=false"],
+            "with model.activation_checkpointing and trainer.compile=false",
+        ),
+    ],
+)
+def test_where_a_step_cannot_be_replayed_true_is_refused_and_auto_is_false(overrides, reason, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    settings = ("trainer=gpu", *overrides)
+    message = f"trainer.cuda_graph=true: must be false or auto {reason}"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check_cuda_graph(compose(*settings, "trainer.cuda_graph=true"))
+    check_cuda_graph(compose(*settings, "trainer.cuda_graph=auto"))
+    with caplog.at_level(logging.INFO):
+        assert resolve_cuda_graph(compose(*settings, "trainer.cuda_graph=auto"), log_reason=True) is False
+    lines = [f"trainer.cuda_graph=auto: false, as always {reason}"] if "on a CPU" not in reason else []
+    assert [record.message for record in caplog.records] == lines
+
+
+@pytest.mark.parametrize("value", [True, "auto"])
+def test_a_step_is_replayed_on_one_gpu(value, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for more in ([], ["model.activation_checkpointing=true"], ["trainer.on_nan=skip_step"], ["attention=routed"]):
+        config = compose("trainer=gpu", f"trainer.cuda_graph={str(value).lower()}", *more)
+        check_cuda_graph(config)
+        assert resolve_cuda_graph(config) == value
 
 
 def test_fp8_is_accepted_on_a_gpu_that_has_it(monkeypatch):

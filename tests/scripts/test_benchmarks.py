@@ -11,7 +11,7 @@ from model.training.storage import StorageError
 from scripts.benchmarks.data import add_arguments
 from scripts.benchmarks.data import run as measure_loaders
 from scripts.benchmarks.results import write
-from scripts.benchmarks.training import TrainingStep
+from scripts.benchmarks.training import Kind, TrainingStep
 from tests.commands import run, run_forked
 from tests.scripts.runs import write_books
 
@@ -46,16 +46,18 @@ def test_data_measures_each_loader_beside_a_memory_map(tmp_path, capsys):
 def test_training_counts_the_pairs_of_every_batch_that_it_measures():
     overrides = ["trainer=cpu", "model.layers=1", "attention.block=32"]
     arguments = argparse.Namespace(model="nano", tokens=128, documents=50, steps=3, overrides=overrides)
-    step = TrainingStep("dense", 128, None, None, arguments)
+    step = TrainingStep(Kind("dense", 128), arguments)
     causal = torch.ones(128, 128, dtype=torch.bool).tril()
     densities = [
         float(((document[:, :, None] == document[:, None]) & causal).sum() / causal.sum())
-        for _, _, document in step.batches
+        for document in (batch["document"] for batch in step.batches)
     ]
     assert len(densities) == 3 and max(densities) - min(densities) > 0.1
     assert step.density_and_flops()[0] == pytest.approx(sum(densities) / 3, rel=1e-5)
     with pytest.raises(SystemExit, match=r"^error: trainer\.fp8=mlp: must be false on a CPU$"):
-        TrainingStep("dense", 128, None, "mlp", arguments)
+        TrainingStep(Kind("dense", 128, fp8="mlp"), arguments)
+    with pytest.raises(SystemExit, match=r"^error: trainer\.cuda_graph=true: must be false or auto on a CPU$"):
+        TrainingStep(Kind("dense", 128, cuda_graph="true"), arguments)
 
 
 @pytest.mark.slow

@@ -111,6 +111,10 @@ class RoutedAttention(AttentionCore):
         self.warming_up = self.indexer is not None and step < self.training_settings.indexer_warmup
 
     @property
+    def stage(self) -> bool:
+        return self.warming_up
+
+    @property
     def attends_densely(self) -> bool:
         """Whether the layer sees every past token, as in training while its indexer trains alone."""
         return self.training and self.warming_up and self.indexer_alone > 0

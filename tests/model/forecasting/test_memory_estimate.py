@@ -15,6 +15,7 @@ from model.forecasting.memory_estimate import (
     GRADIENTS,
     LAYER,
     OPTIMIZER,
+    UPDATE,
     WEIGHTS,
     FakeStep,
     estimate_step,
@@ -136,6 +137,17 @@ def test_gradients_are_held_in_the_backward_pass_where_they_are_accumulated(comp
         backward.append(Counter(fake_step.tracker.peak_by_label["backward"])[GRADIENTS])
     assert backward[0] < backward[1]
     assert backward[1] == pytest.approx(sum(p.numel() * 4 for p in model.parameters()), rel=0.01)
+
+
+def test_the_update_needs_memory_beside_that_of_a_cuda_graph(composed):
+    config, model, _, layouts = model_and_layouts(composed, "window", "optimizer=muon")
+    settings = [config["trainer"] | {"cuda_graph": graph} for graph in (False, True)]
+    plain, graph = (
+        estimate_step(model, layouts, BATCH, LENGTH, config | {"trainer": each}, CPU).parts for each in settings
+    )
+    assert UPDATE not in plain, "smaller than the activations"
+    assert graph.pop(UPDATE) > sum(p.numel() * 2 for p in model.layers.parameters()) / model.config.layers
+    assert graph == plain
 
 
 def test_compiled_layers_keep_less_and_nothing_of_the_tracing(composed):

@@ -3,9 +3,10 @@
 Run as a program it trains, slowly, until it is done or told to stop: python stand_ins.py RUN_DIR MAX_STEPS
 """
 
+import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,7 @@ class TinyModel(nn.Module):
         self.hidden = nn.Linear(WIDTH, WIDTH)
         self.dropout = nn.Dropout(dropout)
         self.lm_head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.layer_diagnostics: list[dict[str, Tensor]] = []
 
     def build_layouts(self, document: Tensor, length: int) -> list:
         return [length, document.double().mean().item()]
@@ -77,6 +79,7 @@ class TinyModel(nn.Module):
         )
 
     indexers_alone = 0
+    stage = None
 
     def set_step(self, step: int) -> None:
         """Nothing here has a schedule of its own."""
@@ -170,6 +173,48 @@ class BestAt(lightning.Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: LanguageModel) -> None:
         module.validation_metrics["validation/loss"] = float(abs(trainer.global_step - self.step))
+
+
+class StandInRecorder:
+    """Captures and replays on a CPU as a CUDA graph does: a capture gives no values; a replay computes them from the
+    values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured."""
+
+    def __init__(self) -> None:
+        self.idle_bytes = self.captures = self.replays = self.runs = 0
+
+    def run(self, function: Callable[[], Any]) -> Any:
+        self.runs += 1
+        return function()
+
+    def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        self.captures += 1
+        random = torch.get_rng_state()
+        captured = function()
+        torch.set_rng_state(random)
+        self.idle_bytes = 10**15
+        _refresh(captured, None)
+
+        def replay() -> None:
+            self.replays += 1
+            _refresh(captured, function())
+
+        return captured, replay
+
+
+def _refresh(captured: Any, new: Any) -> None:
+    """Copies the tensors of `new` into those of `captured`, or NaN and -1 where `new` is None. Objects that hold
+    tensors, such as layouts, are replaced in their list."""
+    if isinstance(captured, Tensor):
+        nothing = torch.full_like(captured, math.nan if captured.is_floating_point() else -1)
+        captured.copy_(nothing if new is None else new)
+    elif isinstance(captured, dict):
+        for key, value in captured.items():
+            _refresh(value, None if new is None else new[key])
+    elif isinstance(captured, list) and not all(isinstance(each, Tensor | dict) for each in captured):
+        captured[:] = [None] * len(captured) if new is None else new
+    elif isinstance(captured, list | tuple):
+        for value, other in zip(captured, [None] * len(captured) if new is None else new, strict=True):
+            _refresh(value, other)
 
 
 def new_module(optimizer: dict | None = None, model: nn.Module | None = None, seed: int = 0) -> LanguageModel:

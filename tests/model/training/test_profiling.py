@@ -52,7 +52,8 @@ def test_profiled_steps_count_in_no_speed(tmp_path, monkeypatch):
 def test_waiting_for_batches_of_profiled_steps_counts_in_no_share(tmp_path):
     """A logged step within the profile ends the window of the steps before the profile."""
     timer = FetchTimer()
-    efficiency, module = Efficiency(timer), SimpleNamespace(device=torch.device("cpu"), batch_tokens=8, stepped=True)
+    module = SimpleNamespace(device=torch.device("cpu"), batch_tokens=8, stepped=True, graph_bytes=0)
+    efficiency = Efficiency(timer)
     module.step_cost = lambda: (ModelCost(AttentionCost(1, 1, 1, 1), 1, 1), 8)
     trainer = SimpleNamespace(world_size=1, precision="32-true")
     module.trainer = trainer

@@ -1,0 +1,208 @@
+"""The forward pass, loss and backward pass of a training batch, captured once in a CUDA graph and replayed.
+
+A step of a small model consists of more than a thousand short kernels. To launch them one by one takes the host longer
+than it takes the device to run them; a graph is launched at once.
+
+    first WARM_UP batches of one shape    run kernel by kernel: layers are compiled, caches are filled
+    next batch                            captured, and replayed
+    later batches                         batch --copy--> inputs of the graph --replay--> results and gradients
+
+A replay runs the same kernels on the same addresses, and none of the Python code. So everything that changes from batch
+to batch must be a tensor that depends on the batch's tensors. What does not stays outside of the graph: the position in
+the data, the sums that are logged, clipping, the optimizer. What is neither, such as patterns or the parameters that
+train, is the `stage`: another stage or another shape of the batch is captured anew.
+
+Memory. A graph has memory of its own for activations, gradients and results. The warm-ups free as much before the
+capture; but nothing else, such as the optimizer's stacks or a validation, can use the graph's memory between replays.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kernels.layout.lru_cache import cached_values
+from model.training.efficiency import reset_peak_memory
+from model.training.failures import size
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 2
+"""Batches of one shape that run kernel by kernel, before the capture."""
+
+Results = TypeVar("Results")
+Batch = Mapping[str, Tensor | None]
+
+
+class CaptureError(RuntimeError):
+    """A training step that cannot be captured in a CUDA graph."""
+
+
+class Recorder(Protocol):
+    """Captures functions; CudaRecorder, or a stand-in for it on a CPU."""
+
+    idle_bytes: int
+    """Memory of the latest graph that holds no tensor between replays."""
+
+    def run(self, function: Callable[[], Results]) -> Results:
+        """Runs `function` once, where it would be captured."""
+
+    def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
+        """Returns the results of `function`, which hold no values yet, and a function that computes their values."""
+
+
+class CudaRecorder:
+    """Captures on a stream of its own, on which warm-ups run too: autograd and cuBLAS keep state by stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream, self.idle_bytes = device, torch.cuda.Stream(device), 0
+        self.unfinished: torch.cuda.CUDAGraph | None = None
+
+    def run(self, function: Callable[[], Results]) -> Results:
+        caller = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
+        with torch.cuda.stream(self.stream):
+            results = function()
+        caller.wait_stream(self.stream)
+        return results
+
+    def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
+        gc.collect()
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # the graph's memory takes the place of that of the warm-ups
+        before = self._idle()
+        graph = torch.cuda.CUDAGraph()
+        self.unfinished = graph  # the allocator refers to it after a capture that fails
+        # The outer context restores the caller's stream even if the capture fails, where the inner one does not.
+        # thread_local: a loader's thread may allocate pinned memory meanwhile, which a global capture forbids.
+        with (
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            results = function()
+        self.unfinished = None
+        self.idle_bytes = self._idle() - before
+        reset_peak_memory(self.device)  # `idle_bytes` counts from now on what the warm-ups' peak has counted
+        return results, graph.replay
+
+    def _idle(self) -> int:
+        return torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+
+class StepGraph(Generic[Results]):
+    """Computes gradients of batches, by replays of a graph where the batch has the shape of the ones before it.
+
+    Args:
+        compute: maps a batch to (loss, results): a scalar with gradients, and tensors in any structure, without. It may
+            read nothing else that changes, and must change nothing.
+        accumulate: batches whose gradients are added. The loss of each is divided by it, as Lightning does.
+        required: raise CaptureError if a step cannot be captured; otherwise warn, and run kernel by kernel.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Batch], tuple[Tensor, Results]],
+        parameters: Sequence[nn.Parameter],
+        recorder: Recorder,
+        accumulate: int = 1,
+        required: bool = True,
+    ) -> None:
+        self.compute, self.parameters, self.recorder = compute, list(parameters), recorder
+        self.accumulate, self.required = accumulate, required
+        self.gradients: dict[nn.Parameter, Tensor] = {}
+        """Of the batches since the last one that was the first of its step."""
+        self.fails = False
+        self._key: Hashable = None
+        self.release()
+
+    def release(self) -> None:
+        """Frees the graph and its memory."""
+        self.runs = 0  # of the present shape and stage
+        self._replay: Callable[[], None] | None = None
+        self._captured: Any = None
+        self._inputs: Batch = {}
+        self._cached: list[Any] = []
+        self.recorder.idle_bytes = 0
+
+    def run(self, batch: Batch, stage: Hashable, first: bool) -> tuple[Tensor, Results]:
+        """Returns (loss, results) of a batch, which the next call may overwrite, and computes its gradients, which
+        `attach_gradients` gives to the parameters.
+
+        stage: what else the results depend on. first: this is the first batch of an optimizer step.
+        """
+        shapes = {name: None if x is None else (x.shape, x.dtype) for name, x in batch.items()}
+        key = stage, tuple(shapes.items())
+        earlier = {} if first else self.gradients
+        self.gradients = {}
+        if key != self._key:
+            self.release()
+            self._key = key
+        if self._replay is None and self.runs >= WARM_UP and not self.fails:
+            self._capture(batch)
+        if self._replay is None:
+            outputs, gradients = self.recorder.run(lambda: self._run(batch))
+        else:
+            for name, tensor in batch.items():
+                if tensor is not None:
+                    self._inputs[name].copy_(tensor)
+            self._replay()
+            outputs, gradients = self._captured
+        self.runs += 1
+        self.gradients = self._accumulated(earlier, gradients)
+        return outputs
+
+    def attach_gradients(self) -> None:
+        """Sets the gradients of all parameters to the sums over the batches of this step so far. Whoever set them to
+        None since `run`, as the optimizer's `zero_grad` does, has not lost them."""
+        for parameter, gradient in self.gradients.items():
+            parameter.grad = gradient
+
+    def _run(self, batch: Batch) -> tuple[tuple[Tensor, Results], dict[nn.Parameter, Tensor]]:
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss, results = self.compute(batch)
+        torch.clear_autocast_cache()  # its copies of weights would stay in memory during the backward pass
+        with torch.autocast(loss.device.type, enabled=False):
+            (loss / self.accumulate).backward()
+        gradients = {p: p.grad for p in self.parameters if p.grad is not None}
+        for parameter in gradients:
+            parameter.grad = None
+        return (loss.detach(), results), gradients
+
+    def _capture(self, batch: Batch) -> None:
+        inputs = {name: None if x is None else x.clone() for name, x in batch.items()}
+        torch.clear_autocast_cache()  # its copies of weights are freed, and the graph must not read them
+        try:
+            self._captured, self._replay = self.recorder.capture(lambda: self._run(inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # CUDA, PyTorch and Triton have an exception each for what they cannot capture
+            cause = error.__context__ or error  # the end of a failed capture raises an error of its own
+            reason = next(iter(str(cause).splitlines()), "")
+            message = f"a training step cannot be captured in a CUDA graph: {type(cause).__name__}: {reason}"
+            if self.required:
+                raise CaptureError(f"trainer.cuda_graph=true: must be false or auto: {message}") from error
+            log.warning("trainer.cuda_graph=auto: %s. Steps run without one.", message)
+            self.fails = True
+            return
+        self._inputs = inputs
+        # The graph reads their tensors by address: they must outlive their place in a cache.
+        self._cached = cached_values()
+        log.info(
+            "training steps are replayed from a CUDA graph; it keeps %s between them", size(self.recorder.idle_bytes)
+        )
+
+    def _accumulated(
+        self, earlier: dict[nn.Parameter, Tensor], gradients: dict[nn.Parameter, Tensor]
+    ) -> dict[nn.Parameter, Tensor]:
+        """Adds the gradients of a batch to those of earlier batches of the same step."""
+        if self.accumulate == 1:
+            return gradients
+        if not earlier:  # the next replay overwrites those of a graph
+            return gradients if self._replay is None else {p: x.clone() for p, x in gradients.items()}
+        assert earlier.keys() == gradients.keys(), "the batches of a step train the same parameters"
+        torch._foreach_add_([earlier[p] for p in gradients], list(gradients.values()))
+        return earlier

@@ -1,0 +1,186 @@
+"""Steps that are replayed from a CUDA graph are the steps without one. On a CPU a stand-in replays."""
+
+import copy
+import math
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from stand_ins import TRAINER, StandInRecorder, Stream, TinyData, TinyModel, new_module, run_folder
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from kernels.layout.lru_cache import LRUCache, cached_values
+from model.training.checkpoints import CheckpointFile
+from model.training.failures import DivergedError
+from model.training.fit import fit
+from model.training.metrics import read_rows
+from model.training.module import LanguageModel
+from model.training.step_graph import WARM_UP, CaptureError, StepGraph
+
+
+class Layouts(TinyModel):
+    """Layouts of tensors, as those of real models are."""
+
+    def build_layouts(self, document: Tensor, length: int) -> list:
+        return [torch.tensor(length), document.double().mean()]
+
+    def cost(self, layouts: list, batch: int = 1) -> Any:
+        return super().cost([layout.item() for layout in layouts], batch)
+
+
+class OddBatches(TinyData):
+    """Every fifth batch has one sequence instead of two."""
+
+    def train_dataloader(self) -> DataLoader:
+        loader = super().train_dataloader()
+
+        class Batches(BatchSampler):
+            def __iter__(self):
+                indices = iter(self.sampler)
+                for number in range(len(self)):
+                    yield [next(indices) for _ in range(1 if number % 5 == 4 else 2)]
+
+        stream = loader.sampler
+        assert isinstance(stream, Stream)
+        return DataLoader(loader.dataset, batch_sampler=Batches(stream, 2, drop_last=False))
+
+
+def trained(path, monkeypatch, *, graph: bool, model: Callable = Layouts, data=None, resume=False, seed=0, **changes):
+    """(weights, rows of metrics.csv, summary, stand-in) of a run."""
+    recorder = StandInRecorder()
+    monkeypatch.setattr(LanguageModel, "_recorder", lambda self: recorder)
+    torch.manual_seed(seed)
+    module, folder = new_module(model=model()), run_folder(path)
+    checkpoint = CheckpointFile(folder.checkpoints / "last.ckpt") if resume else None
+    settings = TRAINER | dict(validate_every=5, gradient_clip=0.3, cuda_graph=graph) | changes
+    result = fit(module, data or TinyData(), folder, resume=checkpoint, **settings)
+    weights = copy.deepcopy(module.model.state_dict())
+    rows = read_rows(folder.metrics_file)[1]
+    kept = [{k: v for k, v in row.items() if k.startswith(("train/", "validation/", "density"))} for row in rows]
+    return weights, kept, result.summary, recorder
+
+
+def assert_same(one, other) -> None:
+    for name, value in one[0].items():
+        assert torch.equal(value, other[0][name]), name
+    assert one[1] == other[1]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_replayed_steps_have_the_bits_of_the_others(accumulate, tmp_path, monkeypatch):
+    """Weights, losses, norms, densities: batches that differ, dropout, clipping, validations in between."""
+    settings = dict(accumulate=accumulate, max_steps=12)
+    plain = trained(tmp_path / "plain", monkeypatch, graph=False, **settings)
+    replayed = trained(tmp_path / "graph", monkeypatch, graph=True, **settings)
+    assert_same(plain, replayed)
+    assert plain[3].runs == plain[3].captures == 0, "without a graph, nothing takes its way"
+    recorder = replayed[3]
+    assert (recorder.captures, recorder.runs, recorder.replays) == (1, WARM_UP, 12 * accumulate - WARM_UP)
+    assert plain[2]["peak_memory_bytes"] < 10**15 < replayed[2]["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_smaller_batch_runs_without_the_graph_which_is_then_captured_anew(accumulate, tmp_path, monkeypatch):
+    settings = dict(accumulate=accumulate, max_steps=10)
+    plain = trained(tmp_path / "plain", monkeypatch, graph=False, data=OddBatches(), **settings)
+    replayed = trained(tmp_path / "graph", monkeypatch, graph=True, data=OddBatches(), **settings)
+    assert_same(plain, replayed)
+    odd = 2 * accumulate
+    recorder = replayed[3]
+    assert (recorder.captures, recorder.runs) == (odd, odd * (WARM_UP + 1))
+
+
+class StopAfter(lightning.Callback):
+    """Presses Ctrl-C in the second micro-batch of step 7."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 6 and batch_idx % 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_resumed_run_captures_again_and_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
+    settings = dict(graph=True, accumulate=2, max_steps=12)
+    whole = trained(tmp_path / "whole", monkeypatch, **settings)
+    first = trained(tmp_path / "parts", monkeypatch, callbacks=[StopAfter()], **settings)
+    assert first[2]["state"] == "interrupted" and first[2]["step"] == 7
+    parts = trained(tmp_path / "parts", monkeypatch, resume=True, seed=5, **settings)
+    assert_same(whole, parts)
+    assert (parts[3].captures, parts[3].replays) == (1, 10 - WARM_UP)
+
+
+def test_a_step_that_is_not_finite_is_skipped_or_stops_the_run(tmp_path, monkeypatch):
+    class Exploding(Layouts):
+        """Infinite at the batches whose first document ends at the fifth token."""
+
+        def loss(self, tokens, targets, position, layouts):
+            out = super().loss(tokens, targets, position, layouts)
+            broken = (position[:, 5] == 0).any() & self.training
+            return type(out)(**vars(out) | {"total": out.total * torch.where(broken, math.inf, 1.0)})
+
+    settings = dict(max_steps=12, model=Exploding, validate_every=None)
+    skipping = settings | dict(on_nan="skip_step", max_skipped_steps=12)
+    plain, replayed = (trained(tmp_path / str(g), monkeypatch, graph=g, **skipping) for g in (False, True))
+    assert_same(plain, replayed)
+    assert 0 < plain[2]["skipped_steps"] == replayed[2]["skipped_steps"] < 12
+    messages = []
+    for graph in (False, True):
+        with pytest.raises(DivergedError, match="step") as caught:
+            trained(tmp_path / f"stop{graph}", monkeypatch, graph=graph, **settings)
+        messages.append(str(caught.value).partition(":")[0])
+    assert messages[0] == messages[1]
+
+
+def weight_and_loss() -> tuple[torch.nn.Parameter, Callable]:
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    return weight, lambda batch: ((weight * batch["x"]).sum(), {"double": 2 * batch["x"]})
+
+
+def test_another_stage_is_captured_anew():
+    weight, compute = weight_and_loss()
+    recorder = StandInRecorder()
+    graph = StepGraph(compute, [weight], recorder)
+    for number in range(8):
+        stage = number >= 4
+        loss, results = graph.run({"x": torch.tensor([float(number)])}, stage, first=True)
+        weight.grad = None  # as zero_grad
+        graph.attach_gradients()
+        assert (loss.item(), weight.grad.item(), results["double"].item()) == (2 * number, number, 2 * number)
+        assert not loss.requires_grad
+    assert (recorder.captures, recorder.runs, recorder.replays) == (2, 4, 4)
+    graph.release()
+    assert recorder.idle_bytes == 0
+
+
+class Refusing(StandInRecorder):
+    def capture(self, function):
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+
+def test_a_step_that_cannot_be_captured_is_one_line_or_runs_without_a_graph(caplog):
+    weight, compute = weight_and_loss()
+    graph = StepGraph(compute, [weight], Refusing(), required=False)
+    for number in range(WARM_UP + 3):
+        loss, _ = graph.run({"x": torch.tensor([float(number)])}, None, first=True)
+        graph.attach_gradients()
+        assert (loss.item(), weight.grad.item()) == (2 * number, number)
+    (warning,) = [record.message for record in caplog.records]
+    assert warning.startswith("trainer.cuda_graph=auto: a training step cannot be captured") and "\n" not in warning
+    graph = StepGraph(compute, [weight], Refusing(), required=True)
+    with pytest.raises(
+        CaptureError, match=r"^trainer\.cuda_graph=true: must be false or auto: .*not permitted.*capturing$"
+    ):
+        for number in range(WARM_UP + 1):
+            graph.run({"x": torch.tensor([float(number)])}, None, first=True)
+
+
+def test_a_graph_keeps_what_caches_may_forget():
+    cache: LRUCache[object] = LRUCache(size=1)
+    kept = cache.get("a", object)
+    found = cached_values()
+    cache.get("b", object)
+    assert any(each is kept for each in found) and not any(each is kept for each in cached_values())
