@@ -177,10 +177,14 @@ class BestAt(lightning.Callback):
 
 class StandInRecorder:
     """Captures and replays on a CPU as a CUDA graph does: a capture gives no values; a replay computes them from the
-    values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured."""
+    values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured.
 
-    def __init__(self) -> None:
+    undo: undoes the side effects of the Python code, which a graph does not run.
+    """
+
+    def __init__(self, undo: Callable[[], None] = lambda: None) -> None:
         self.idle_bytes = self.captures = self.replays = self.runs = 0
+        self.undo = undo
 
     def run(self, function: Callable[[], Any]) -> Any:
         self.runs += 1
@@ -197,6 +201,7 @@ class StandInRecorder:
         def replay() -> None:
             self.replays += 1
             _refresh(captured, function())
+            self.undo()
 
         return captured, replay
 
