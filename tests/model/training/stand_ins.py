@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.training.checkpoints import CheckpointFile
@@ -175,6 +176,28 @@ class BestAt(lightning.Callback):
         module.validation_metrics["validation/loss"] = float(abs(trainer.global_step - self.step))
 
 
+class WithoutHost(TorchDispatchMode):
+    """Raises RuntimeError where the host reads a value of a tensor, or copies numbers to one, which no capture permits.
+    It does not see into operators of our own."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "lift_fresh", "equal")
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
+        name, indices = operator.overloadpacket.__name__, tensors_in(list(arguments[1:]))
+        masked = name.startswith("index") and any(each.dtype == torch.bool for each in indices)
+        if name in self.FORBIDDEN or (masked and name in ("index", "index_put", "index_put_")):
+            raise RuntimeError(f"{operator}: not permitted in a capture")
+        return operator(*arguments, **(settings or {}))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of nested sequences and mappings."""
+    if isinstance(value, Tensor):
+        return [value]
+    value = list(value.values()) if isinstance(value, dict) else value
+    return [tensor for each in value for tensor in tensors_in(each)] if isinstance(value, list | tuple) else []
+
+
 class StandInRecorder:
     """Captures and replays on a CPU as a CUDA graph does: a capture gives no values; a replay computes them from the
     values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured.
@@ -193,7 +216,8 @@ class StandInRecorder:
     def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.captures += 1
         random = torch.get_rng_state()
-        captured = function()
+        with WithoutHost():
+            captured = function()
         torch.set_rng_state(random)
         self.idle_bytes = 10**15
         _refresh(captured, None)

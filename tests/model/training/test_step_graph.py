@@ -26,7 +26,7 @@ class Layouts(TinyModel):
     """Layouts of tensors, as those of real models are."""
 
     def build_layouts(self, document: Tensor, length: int) -> list:
-        return [torch.tensor(length), document.double().mean()]
+        return [torch.full((), length), document.double().mean()]
 
     def cost(self, layouts: list, batch: int = 1) -> Any:
         return super().cost([layout.item() for layout in layouts], batch)
