@@ -93,11 +93,11 @@ def trained(
     **changes: Any,
 ) -> tuple[dict[str, Tensor], list[dict[str, str]], LanguageModel]:
     torch.manual_seed(int(resume))
-    torch._dynamo.reset()
     indexer = dataclasses.replace(INDEXER, indexer_warmup=2)
     block = 16 if device == "cpu" else 128
     model = Transformer(config(max_length=4096, **SIZES[device]), plan(pattern, block=block, indexer=indexer))
     if compiled:
+        torch._dynamo.reset()
         model.compile_layers()
     model.compiled = True  # layouts have fixed sizes on a CPU, too
     module = LanguageModel(model, MUON, torch.ones(VOCABULARY, dtype=torch.int64), {"name": "graph"})
@@ -167,6 +167,7 @@ def test_a_run_resumes_with_a_cuda_graph(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone  # a capture that has failed leaves traces in the process
 @GPU
 def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_on(tmp_path, monkeypatch, caplog):
     plain = trained(tmp_path / "plain", PATTERNS["dense"], "cuda", False)
