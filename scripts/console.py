@@ -206,8 +206,7 @@ def user_error_types() -> tuple[type[Exception], ...]:
     from data import CorpusError
     from model.pretrained.errors import PretrainedError
     from model.training.checkpoints import CheckpointError
-    from model.training.failures import DivergedError, RunOutOfMemoryError
-    from model.training.module import LayoutOverflowError
+    from model.training.failures import DivergedError, LayoutOverflowError, RunOutOfMemoryError
     from model.training.ranks import RankLostError
     from model.training.run_folder import RunFolderError
     from model.training.slurm import SlurmError

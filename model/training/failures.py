@@ -1,4 +1,4 @@
-"""Failures of training: a device out of memory, and a loss or gradient that is not finite."""
+"""Failures of training: a device out of memory, a layout without room, a loss or gradient that is not finite."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +22,14 @@ MEMORY_ADVICE = (
 )
 
 
+OVERFLOW = (
+    "the documents of a batch need more different mask tiles than a layout of fixed size has room for "
+    "(kernels.layout.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. The pattern's blocks "
+    "and strides must be multiples of attention.block, align must be sequence, or documents must be longer"
+)
+"""The message of a LayoutOverflowError."""
+
+
 class RunOutOfMemoryError(RuntimeError):
     """A device had too little memory for a step. The message is that of `out_of_memory_message`.
 
@@ -31,6 +39,10 @@ class RunOutOfMemoryError(RuntimeError):
     def __init__(self, message: str, reported: bool = False):
         super().__init__(message)
         self.reported = reported
+
+
+class LayoutOverflowError(RuntimeError):
+    """A layout of fixed sizes had too little room, so that a step attended to other tokens than its pattern's."""
 
 
 class DivergedError(ArithmeticError):

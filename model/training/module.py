@@ -2,9 +2,8 @@
 
     batch --build_layouts--> one layout a layer --loss--> nats of every scored token --sums--> loss, bits per byte
 
-Units. `loss` is in nats per scored token; `bits_per_byte` = nats / ln 2 / bytes of text that the scored tokens stand
-for, which makes runs with different tokenizers comparable; `perplexity` = exp(loss). Sums are kept in float64 and
-divided once at the end, so a validation loss is exact over its tokens and no mean of batch means.
+The units of metrics are those of loss_sums.py. Sums are kept in float64 and divided once at the end, so a validation
+loss is exact over its tokens and no mean of batch means.
 
 Weights under accumulation. Micro-batches (and ranks) may hold different numbers of scored tokens, and a mean of their
 means would weigh a token more where it has fewer companions. Here each micro-batch back-propagates its *sum* of nats
@@ -16,7 +15,6 @@ router's) is a sum over queries and is added to the nats: it trains, weighted al
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,20 +29,15 @@ from model.loss import IGNORE
 from model.parallel.context import Context, context_group
 from model.parallel.ranges import take
 from model.training.checkpoints import check_keys
-from model.training.failures import ON_NAN, DivergedError, diverged_message, size
+from model.training.failures import ON_NAN, OVERFLOW, DivergedError, LayoutOverflowError, diverged_message, size
 from model.training.freezing import IndexersFirst, freeze_parameters
+from model.training.loss_sums import PARTS, train_units, validation_parts, validation_units
 from model.training.optimizer import build_optimizer, build_schedule
 from model.training.step_graph import CudaRecorder, Recorder, StepGraph
 from model.training.strategies import FullyShardedStrategy, WatchedRanks
 from model.transformer import ModelCost
 
 log = logging.getLogger(__name__)
-
-FIRST_TOKENS = 512
-
-
-class LayoutOverflowError(RuntimeError):
-    """A layout of fixed sizes had too little room, so that a step attended to other tokens than its pattern's."""
 
 
 class BatchResults(NamedTuple):
@@ -242,11 +235,9 @@ class LanguageModel(lightning.LightningModule):
     def train_metrics(self) -> dict[str, float]:
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
         self.check_sound()
-        units = _units("train", self._over_ranks(self.sums).tolist(), self.lossy, self.has_text)
-        if self._text_sources() is not None:
-            del units["train/bits_per_byte"]
+        sums = self._over_ranks(self.sums).tolist()
         return {
-            **units,
+            **train_units(sums, self._text_sources(), self.lossy, self.has_text),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
             **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
@@ -269,11 +260,7 @@ class LanguageModel(lightning.LightningModule):
         every step would make the host wait for the device every time.
         """
         if self.overflowed:
-            raise LayoutOverflowError(
-                "the documents of a batch need more different mask tiles than a layout of fixed size has room for "
-                "(kernels.layout.tiles.MASKS_PER_ROW). checkpoints/last.ckpt is from before that. The pattern's blocks "
-                "and strides must be multiples of attention.block, align must be sequence, or documents must be longer"
-            )
+            raise LayoutOverflowError(OVERFLOW)
         step = int(self.diverged_at)
         if step >= 0:
             raise DivergedError(self._diverged(step))
@@ -315,10 +302,9 @@ class LanguageModel(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self.check_sound()
-        # Rows: all tokens; positions < 512; the last quarter of the sequence length; each source of a mixture.
-        # Columns: nats, tokens, bytes.
         self.validation_sources: list[str] = getattr(self.trainer.datamodule, "source_names", [])
-        rows = 3 + len(self.validation_sources)
+        # Rows: `validation_parts`. Columns: nats, tokens, bytes.
+        rows = PARTS + len(self.validation_sources)
         self.validation_sums = torch.zeros(rows, 3, dtype=torch.float64, device=self.device)
         self.validation_diagnostics: dict[str, list[Tensor]] = {}
         self.model.collect_diagnostics(True)
@@ -329,33 +315,14 @@ class LanguageModel(lightning.LightningModule):
         batch = self._own(batch)
         for name, value in self.model.diagnostics().items():
             self.validation_diagnostics.setdefault(name, []).append(value)
-        targets, position = batch["targets"], batch["position"]
-        parts = [position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4]
-        parts += [batch["source"] == number for number in range(len(self.validation_sources))]
-        for row, part in enumerate(parts):
-            self.validation_sums[row] += self._totals(out.per_token, targets.where(part, IGNORE))
+        for row, part in enumerate(validation_parts(batch, length, len(self.validation_sources))):
+            self.validation_sums[row] += self._totals(out.per_token, batch["targets"].where(part, IGNORE))
 
     def on_validation_epoch_end(self) -> None:
-        whole, first, last, *sources = self._over_ranks(self.validation_sums).tolist()
-        self.validation_metrics = _units("validation", whole, self.lossy, self.has_text)
-        for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
-            if tokens:  # no document may be that long
-                self.validation_metrics[f"validation/loss_{name}"] = nats / tokens
-        text = self._text_sources()
-        if text is not None:
-            self.validation_metrics.pop("validation/bits_per_byte")
-            of_text = [sums for name, sums in zip(self.validation_sources, sources, strict=True) if name in text]
-            if of_text:
-                units = _units("validation", [sum(column) for column in zip(*of_text, strict=True)], self.lossy)
-                self.validation_metrics["validation/bits_per_byte"] = units["validation/bits_per_byte"]
-        for name, sums in zip(self.validation_sources, sources, strict=True):
-            if sums[1]:  # Lightning's check before the training may not reach every source
-                units = {
-                    f"{key}_{name}": value for key, value in _units("validation", sums, False, self.has_text).items()
-                }
-                if text is not None and name not in text:
-                    del units[f"validation/bits_per_byte_{name}"]
-                self.validation_metrics |= units
+        sums = self._over_ranks(self.validation_sums).tolist()
+        self.validation_metrics = validation_units(
+            sums, self.validation_sources, self._text_sources(), self.lossy, self.has_text
+        )
         self.model.collect_diagnostics(False)
         for name, values in self.validation_diagnostics.items():
             sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
@@ -365,8 +332,7 @@ class LanguageModel(lightning.LightningModule):
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
 
     def _text_sources(self) -> list[str] | None:
-        """The sources whose targets are text; None if all are. Bits per byte count the targets of these alone: the
-        answers of generated sequences are few bytes that other bytes of the same sequence give away."""
+        """The sources whose targets are text; None if all are."""
         return getattr(self.trainer.datamodule, "text_sources", None)
 
     def step_cost(self) -> tuple[ModelCost, int]:
@@ -446,14 +412,3 @@ def _multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiplies tensors in place, in few kernels."""
     for dtype in {tensor.dtype for tensor in tensors}:
         torch._foreach_mul_([tensor for tensor in tensors if tensor.dtype == dtype], factor.to(dtype))
-
-
-def _units(stage: str, sums: list[float], lossy: bool, has_text: bool = True) -> dict[str, float]:
-    nats, tokens, bytes_ = sums
-    loss = nats / tokens if tokens else math.nan
-    return {
-        f"{stage}/loss": loss,
-        **({f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan} if has_text else {}),
-        f"{stage}/perplexity": math.exp(loss) if not loss > 700 else math.inf,
-        **({f"{stage}/lossy_tokenizer": 1.0} if lossy else {}),
-    }

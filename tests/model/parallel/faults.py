@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from model.training import ranks
-from model.training.module import LayoutOverflowError
+from model.training.failures import LayoutOverflowError
 from model.training.run_folder import RunFolder
 from scripts.console import run, user_errors
 from tests.commands import Signalled

@@ -8,10 +8,9 @@ import torch
 from stand_ins import OPTIMIZER, TOKEN_BYTES, TRAINER, Sequences, TinyData, TinyModel, new_module, run_folder, train
 from torch.utils.data import DataLoader
 
-from model.training.failures import DivergedError
+from model.training.failures import DivergedError, LayoutOverflowError
 from model.training.fit import fit
 from model.training.metrics import read_rows
-from model.training.module import LayoutOverflowError
 
 
 def test_accumulation_weighs_every_token_the_same(tmp_path):

@@ -1,0 +1,83 @@
+"""Metrics made of sums over targets: nats, scored tokens, and bytes of the text that they stand for.
+
+`loss` is in nats per scored token; `bits_per_byte` = nats / ln 2 / bytes of text that the scored tokens stand for,
+which makes runs with different tokenizers comparable; `perplexity` = exp(loss).
+
+Where a mixture has sources of text and others, bits per byte count those of text alone (`text_sources`): the answers of
+generated sequences are few bytes that other bytes of the same sequence give away.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor
+
+FIRST_TOKENS = 512
+
+PARTS = 3
+"""Of a validation, besides its sources: all tokens; positions < FIRST_TOKENS; the last quarter of the sequence."""
+
+
+def train_units(
+    sums: Sequence[float], text_sources: Collection[str] | None, lossy: bool, has_text: bool
+) -> dict[str, float]:
+    """Returns the metrics `train/*` of a step's nats, tokens and bytes.
+
+    text_sources: those of a mixture whose targets are text; None: all are. lossy: the tokenizer loses text, which marks
+    the metrics. has_text: tokens stand for text at all.
+    """
+    units = _units("train", sums, lossy, has_text)
+    if text_sources is not None:
+        del units["train/bits_per_byte"]
+    return units
+
+
+def validation_parts(batch: Mapping[str, Tensor], length: int, sources: int) -> list[Tensor]:
+    """Which targets of a batch of sequences of `length` belong to each part of a validation: bool, like the batch's
+    position; first the PARTS, then the `sources` of a mixture."""
+    position = batch["position"]
+    parts = [position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4]
+    return parts + [batch["source"] == number for number in range(sources)]
+
+
+def validation_units(
+    sums: Sequence[Sequence[float]],
+    sources: Sequence[str],
+    text_sources: Collection[str] | None,
+    lossy: bool,
+    has_text: bool,
+) -> dict[str, float]:
+    """Returns the metrics `validation/*`.
+
+    sums: nats, tokens and bytes of each of the `validation_parts`, over the whole validation. sources: the names of a
+    mixture's. The other arguments are those of `train_units`.
+    """
+    whole, first, last, *by_source = sums
+    metrics = _units("validation", whole, lossy, has_text)
+    for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
+        if tokens:  # no document may be that long
+            metrics[f"validation/loss_{name}"] = nats / tokens
+    if text_sources is not None:
+        metrics.pop("validation/bits_per_byte")
+        of_text = [part for name, part in zip(sources, by_source, strict=True) if name in text_sources]
+        if of_text:
+            units = _units("validation", [sum(column) for column in zip(*of_text, strict=True)], lossy)
+            metrics["validation/bits_per_byte"] = units["validation/bits_per_byte"]
+    for name, part in zip(sources, by_source, strict=True):
+        if part[1]:  # a short validation may not reach every source
+            units = {f"{key}_{name}": value for key, value in _units("validation", part, False, has_text).items()}
+            if text_sources is not None and name not in text_sources:
+                del units[f"validation/bits_per_byte_{name}"]
+            metrics |= units
+    return metrics
+
+
+def _units(stage: str, sums: Sequence[float], lossy: bool, has_text: bool = True) -> dict[str, float]:
+    nats, tokens, bytes_ = sums
+    loss = nats / tokens if tokens else math.nan
+    return {
+        f"{stage}/loss": loss,
+        **({f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan} if has_text else {}),
+        f"{stage}/perplexity": math.exp(loss) if not loss > 700 else math.inf,
+        **({f"{stage}/lossy_tokenizer": 1.0} if lossy else {}),
+    }
