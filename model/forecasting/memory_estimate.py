@@ -230,6 +230,7 @@ class FakeStep:
         accumulated = gradients if self.keeps_gradients else Counter[str]()
         stacks = self._stacks(layers)
         phases = [
+            ("update", fixed + gradients + stacks),
             ("forward", fixed + gradients + activations + copies_in_forward),
             ("backward", fixed + accumulated + activations + copies_kept),
             ("backward", fixed + gradients),
@@ -240,8 +241,7 @@ class FakeStep:
                     self._rounded(p.numel() * p.element_size()) for p in self.model.parameters() if p.requires_grad
                 )
                 phases[-1] = ("backward", fixed + gradients + gradients + Counter({GRADIENTS: own}))
-            phases = [(phase, more + stacks) for phase, more in phases]
-        phases.append(("update", fixed + gradients + stacks))
+            phases[1:] = [(phase, more + stacks) for phase, more in phases[1:]]
         layer = max(self.tracker.heap_peak[LAYER + name] for name in self.names.values())
         steps = [
             StepMemory(self._of_one_rank(self._at_peak(phase) + more, phase), phase, layer) for phase, more in phases

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from kernels.layout.lru_cache import cached_values
 from model.training.efficiency import reset_peak_memory
-from model.training.failures import size
+from model.training.failures import is_out_of_memory, size
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,6 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream, self.idle_bytes = device, torch.cuda.Stream(device), 0
-        self.unfinished: torch.cuda.CUDAGraph | None = None
 
     def run(self, function: Callable[[], Results]) -> Results:
         caller = torch.cuda.current_stream(self.device)
@@ -75,7 +74,7 @@ class CudaRecorder:
         torch.cuda.empty_cache()  # the graph's memory takes the place of that of the warm-ups
         before = self._idle()
         graph = torch.cuda.CUDAGraph()
-        self.unfinished = graph  # the allocator refers to it after a capture that fails
+        _unfinished.append(graph)
         # The outer context restores the caller's stream even if the capture fails, where the inner one does not.
         # thread_local: a loader's thread may allocate pinned memory meanwhile, which a global capture forbids.
         with (
@@ -83,13 +82,17 @@ class CudaRecorder:
             torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
         ):
             results = function()
-        self.unfinished = None
+        _unfinished.remove(graph)
         self.idle_bytes = self._idle() - before
         reset_peak_memory(self.device)  # `idle_bytes` counts from now on what the warm-ups' peak has counted
         return results, graph.replay
 
     def _idle(self) -> int:
         return torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+
+_unfinished: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture has failed. The allocator asks each of them, until the process ends, which memory is its own."""
 
 
 class StepGraph(Generic[Results]):
@@ -177,10 +180,11 @@ class StepGraph(Generic[Results]):
         torch.clear_autocast_cache()  # its copies of weights are freed, and the graph must not read them
         try:
             self._captured, self._replay = self.recorder.capture(lambda: self._run(inputs))
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # CUDA, PyTorch and Triton have an exception each for what they cannot capture
             cause = error.__context__ or error  # the end of a failed capture raises an error of its own
+            for each in (error, cause):
+                if is_out_of_memory(each):
+                    raise each from None
             reason = next(iter(str(cause).splitlines()), "")
             message = f"a training step cannot be captured in a CUDA graph: {type(cause).__name__}: {reason}"
             if self.required:

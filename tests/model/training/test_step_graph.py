@@ -178,6 +178,25 @@ def test_a_step_that_cannot_be_captured_is_one_line_or_runs_without_a_graph(capl
             graph.run({"x": torch.tensor([float(number)])}, None, first=True)
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_capture_without_enough_memory_says_so(chained):
+    """Also where the end of the capture raises an error of its own."""
+
+    class Full(StandInRecorder):
+        def capture(self, function):
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            finally:
+                if chained:
+                    raise RuntimeError("capture ended")
+
+    weight, compute = weight_and_loss()
+    graph = StepGraph(compute, [weight], Full(), required=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        for number in range(WARM_UP + 1):
+            graph.run({"x": torch.tensor([float(number)])}, None, first=True)
+
+
 def test_a_graph_keeps_what_caches_may_forget():
     cache: LRUCache[object] = LRUCache(size=1)
     kept = cache.get("a", object)
