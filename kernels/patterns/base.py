@@ -7,7 +7,7 @@ a query sees only its own document and never the future.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ class Pattern:
     is_mask: ClassVar[bool] = True
     """Whether `visible` over the tokens describes the attention completely. False if a layer must first compute the
     keys (summaries) or choose them (a router); such a pattern covers a whole layer, not single KV heads."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "visible" in vars(cls) and "plain_window" not in vars(cls):  # that of another rule
+            cls.plain_window = Pattern.plain_window
 
     @property
     def anchor(self) -> str:
@@ -91,7 +96,8 @@ class Pattern:
 
     def plain_window(self, keys: int) -> int | None:
         """The width w if the pattern is "the last w tokens" (`keys`: all earlier tokens), else None. Some libraries
-        support this pattern alone."""
+        support this pattern alone, and tiles inside it need no evaluation. A class that defines `visible` anew inherits
+        no width."""
         return None
 
 

@@ -262,6 +262,19 @@ def test_tiles_inside_a_plain_window_are_not_evaluated(pattern, tiles, monkeypat
     assert int(layout.pairs) == int(brute_force_mask(pattern, Axis.tokens(2048, documents)).sum())
 
 
+def test_a_class_with_another_rule_inherits_no_plain_window():
+    class Even(Window):
+        def visible(self, query, key_start, key_end):
+            return (query - key_start < self.width) & (key_start % 2 == 0)
+
+    class Renamed(Window):
+        pass
+
+    assert Even(300).plain_window(1000) is None and Renamed(300).plain_window(1000) == 300
+    axis = Axis.tokens(700)
+    assert_exact(build_layout(Even(300), axis), brute_force_mask(Even(300), axis))
+
+
 def test_flat_tensors_and_back():
     layout = build_layout(Window(9), Axis.tokens(50), block=16)
     again = BlockLayout.from_tensors(layout.tensors(), layout.queries, layout.keys, layout.block)

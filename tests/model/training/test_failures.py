@@ -34,6 +34,7 @@ class Poisoned(TinyModel):
     """Its loss is NaN in the given calls while it trains."""
 
     def __init__(self, *at: int):
+        torch.manual_seed(0)  # runs that are compared begin with equal weights, whatever ran before in this process
         super().__init__(dropout=0.0)
         self.at, self.calls = at, 0
 
