@@ -213,8 +213,8 @@ class DataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Returns a loader of the validation split in order, or of `validation_sequences` evenly spread over it.
 
-        A batch of a mixture has the tensor `source` (sequences/mixed_sequences.py), and each source has as many of the
-        sequences.
+        For a mixture, each source gives equally many sequences, and a batch has the tensor `source`, the number of each
+        sequence's source (sequences/mixed_sequences.py).
         """
         dataset = self._sequences("validation")
         if self.validation_sequences is not None and self.validation_sequences < len(dataset):

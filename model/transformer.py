@@ -295,7 +295,8 @@ class Transformer(nn.Module):
 
     @property
     def stage(self) -> Hashable:
-        """What changes during a training besides batches and parameters: equal in two steps that compute alike."""
+        """A value that changes when the model computes something else of the same batch and parameters: with another
+        plan, or at another stage of a core."""
         return self.plan, tuple(core.stage for core in self.cores)
 
     def collect_diagnostics(self, collect: bool) -> None:

@@ -137,8 +137,8 @@ def _choices_with(key: str) -> str:
 
 
 def _explain_choice(arguments: Sequence[str]) -> str | None:
-    """Returns the error for an override of a config group that is none of its choices, where Hydra has none of its own:
-    it parses nan, null and 3 as values, and accepts base."""
+    """Returns the error for an override that sets a config group to something that is not one of its choices. Hydra has
+    no clear error for nan, null or 3, which it parses as values, and accepts base."""
     for argument in arguments:
         group, _, choice = argument.partition("=")
         options = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if file.stem != "base")

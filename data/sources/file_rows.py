@@ -96,7 +96,7 @@ def _read(
             yield {"name": name, "text": text}
         return
     for row, (place, value, fault) in enumerate(READERS[kind](stream, name, text_column, bad)):
-        text = checked(value, fault, f"{name}, {place}", f"a string as {text_column}", bad)
+        text = checked(value, fault, f"{name}, {place}", f"a string in the field {text_column},", bad)
         if text is not None:
             yield {"name": f"{name}:{row}", "text": text}
 

@@ -88,7 +88,7 @@ def read_shard(shard: ShardFile, start: int, text_column: str, bad: BadDocuments
             stream = opened if kind == ".parquet" else io.BufferedReader(opened, READ_AT_ONCE)
             rows = READERS[kind](decompressed(stream, name.suffix.lower()), shard.name, text_column, bad, start)
             for row, (where, value, fault) in enumerate(rows, start):
-                yield row, checked(value, fault, f"{shard.name}, {where}", f"a string as {text_column}", bad)
+                yield row, checked(value, fault, f"{shard.name}, {where}", f"a string in the field {text_column},", bad)
     except unreadable() as error:
         reason = " ".join(str(error).split())
         raise CorpusError(

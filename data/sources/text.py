@@ -48,7 +48,7 @@ def name_and_text(rows: "Dataset", text_column: str, name: str, bad: BadDocument
         kept = []
         for row, (place, value, _) in enumerate(values(column.chunks)):
             if fault := fault_of_text(value):
-                bad.add(f"{name}, {place}", fault, f"a string as {text_column}")
+                bad.add(f"{name}, {place}", fault, f"a string in the field {text_column},")
             else:
                 kept.append(row)
         rows = rows.select(kept)

@@ -128,7 +128,7 @@ class AttentionCore(nn.Module):
 
     @property
     def stage(self) -> Hashable:
-        """What `set_step` changes, for a core that has a schedule of its own: equal in two steps that compute alike."""
+        """A value that changes when `set_step` changes what this core computes; None for a core without a schedule."""
         return None
 
     def forward(self, inputs: Inputs, layout: AttentionLayout) -> tuple[Tensor, Tensor] | AttentionOutput:

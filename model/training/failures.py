@@ -1,4 +1,4 @@
-"""Failures of training: a device out of memory, a layout without room, a loss or gradient that is not finite."""
+"""Failures of training: no memory left, a layout with too little room, a loss or gradient that is not finite."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -8,9 +8,9 @@ than it takes the device to run them; a graph is launched at once.
     later batches                         batch --copy--> inputs of the graph --replay--> results and gradients
 
 A replay runs the same kernels on the same addresses, and none of the Python code. So everything that changes from batch
-to batch must be a tensor that depends on the batch's tensors. What does not stays outside of the graph: the position in
-the data, the sums that are logged, clipping, the optimizer. What is neither, such as patterns or the parameters that
-train, is the `stage`: another stage or another shape of the batch is captured anew.
+to batch must be a tensor that is computed from the batch's tensors. Other work of a step stays outside of the graph:
+the position in the data, the sums that are logged, clipping, the optimizer. Settings that change rarely, such as
+patterns or which parameters train, are the `stage`: a batch of another stage or another shape is captured anew.
 
 Memory. A graph has memory of its own for activations, gradients and results. The warm-ups free as much before the
 capture; but nothing else, such as the optimizer's stacks or a validation, can use the graph's memory between replays.
@@ -48,7 +48,7 @@ class Recorder(Protocol):
     """Memory of the latest graph that holds no tensor between replays."""
 
     def run(self, function: Callable[[], Results]) -> Results:
-        """Runs `function` once, where it would be captured."""
+        """Runs `function` once, on the stream on which it would be captured."""
 
     def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
         """Returns the results of `function`, which hold no values yet, and a function that computes their values."""
@@ -96,7 +96,7 @@ _unfinished: list[torch.cuda.CUDAGraph] = []
 
 
 class StepGraph(Generic[Results]):
-    """Computes gradients of batches, by replays of a graph where the batch has the shape of the ones before it.
+    """Computes the gradients of batches. From the third batch of one shape on, it replays a CUDA graph.
 
     Args:
         compute: maps a batch to (loss, results): a scalar with gradients, and tensors in any structure, without. It may
@@ -116,7 +116,7 @@ class StepGraph(Generic[Results]):
         self.compute, self.parameters, self.recorder = compute, list(parameters), recorder
         self.accumulate, self.required = accumulate, required
         self.gradients: dict[nn.Parameter, Tensor] = {}
-        """Of the batches since the last one that was the first of its step."""
+        """Sums over the batches of the present optimizer step so far."""
         self.fails = False
         self._key: Hashable = None
         self.release()

@@ -16,7 +16,6 @@ from scipy import stats
 from model.evaluation.comparison import bits_per_byte
 from scripts.reporting.jobs import TOTALS, Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
-from scripts.reporting.sharing import TIMES, shared_a_device
 
 QUALITY = "bits_per_byte"
 LOSS = "loss"
@@ -36,6 +35,9 @@ MEASURED = (
     *("cache_bytes", "decode_ms_per_token"),
 )
 """Numbers of a job that rows aggregate over seeds."""
+
+TIMES = ("step_seconds", "tokens_per_second", "mfu_exact", "train_seconds", "total_seconds", "decode_ms_per_token")
+"""Those of MEASURED that change if another job runs on the same device."""
 
 CONFIDENCE = 0.95
 
@@ -128,7 +130,7 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
     First stages have no row, because they are not compared; their costs are part of the jobs' totals. Times of a sweep
     whose jobs shared a device are left out, because they do not compare.
     """
-    untimed = {str(sweep.folder) for sweep in sweeps if shared_a_device(sweep.jobs)}
+    untimed = {str(sweep.folder) for sweep in sweeps if not sweep.timed}
     grouped: dict[tuple[str, str, str], list[Job]] = {}
     for sweep in sweeps:
         for job in sweep.jobs:

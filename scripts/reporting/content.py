@@ -23,7 +23,6 @@ from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
 from scripts.reporting.scaling import Scaling, at_largest_budget, fit_sweep, is_scaling
 from scripts.reporting.scaling_figure import draw_scaling
 from scripts.reporting.scaling_text import limits, sentences
-from scripts.reporting.sharing import shared_a_device
 from scripts.reporting.style import Style, make_styles
 from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns
@@ -91,7 +90,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
     laws = [line for each in scaling for line in sentences(each)]
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
-    timed = not any(shared_a_device(sweep.jobs) for sweep in sweeps)
+    timed = all(sweep.timed for sweep in sweeps)
     if curves := _panels_of_curves(rows, styles, CURVES, timed) or _panels_of_curves(
         rows, styles, CURVES_WITHOUT_TEXT, timed
     ):

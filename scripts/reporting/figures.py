@@ -232,7 +232,7 @@ def legend_names(rows: Sequence[Row]) -> list[str]:
 
 
 def cost_panels(rows: Sequence[Row], styles: Sequence[Style]) -> dict[str, Draw]:
-    """Returns a panel for each of COSTS that a row has, or for all where none has one yet."""
+    """Returns a panel for each cost that a row has. Before the first result, all costs have an empty panel."""
     known = [cost for cost in COSTS if any(cost in row.values for row in rows)]
     return {cost: partial(draw_cost, rows=rows, styles=styles, cost=cost) for cost in known or COSTS}
 

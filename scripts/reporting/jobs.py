@@ -29,6 +29,7 @@ from scripts.reporting.manifest import (
     read_manifest,
     was_killed,
 )
+from scripts.reporting.sharing import shared_a_device
 
 STATES = (DONE, RUNNING, WAITING, INTERRUPTED, OUT_OF_MEMORY, FAILED)
 """States of a job, in the order of the report."""
@@ -75,8 +76,6 @@ class Job:
     traceback: str | None = None
     started: str | None = None
     ended: str | None = None
-    seconds: float | None = None  # that it ran, over all attempts
-    ran_on: str | None = None  # the machine and the devices that it could see
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json with the summary's results
@@ -125,6 +124,7 @@ class Sweep:
     command: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
+    timed: bool = True  # whether the jobs' times compare: none of them shared its device with another
 
 
 def finite(value: Any) -> float | None:
@@ -180,6 +180,7 @@ def _read_sweep(folder: Path) -> Sweep:
         command=manifest.command,
         versions=manifest.versions,
         device=manifest.device,
+        timed=not shared_a_device(manifest.jobs),
     )
 
 
@@ -210,8 +211,6 @@ def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_st
         traceback=entry.traceback,
         started=entry.started,
         ended=entry.ended,
-        seconds=entry.seconds,
-        ran_on=entry.ran_on,
         **_read_run(path, entry.state),
     )
 

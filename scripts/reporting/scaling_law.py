@@ -2,11 +2,11 @@
 
     loss(C) = E + A C^-alpha     C in training FLOPs; E is the loss that no compute removes
 
-The points are those of Hoffmann et al. 2022 (arXiv:2203.15556, approach 2): the best loss over sizes at a budget. They
-take the minimum of a parabola through many sizes; with few sizes we take the best one. A fit of the whole L(N, D) has
-five parameters, which the budgets and few sizes of such a sweep do not determine. With fewer than FREE_OFFSET budgets E
-is 0, which is the line in log-log axes of Kaplan et al. 2020 (arXiv:2001.08361): three parameters pass through three
-points exactly, and would extrapolate their noise.
+The fit has one point per budget: the lowest loss over the sizes of the model, as in approach 2 of Hoffmann et al. 2022
+(arXiv:2203.15556). They take the minimum of a parabola through many sizes; with few sizes we take the best size. A fit
+of the whole L(N, D) has five parameters, which the budgets and few sizes of such a sweep do not determine. With fewer
+than FREE_OFFSET budgets E is 0, which is the line in log-log axes of Kaplan et al. 2020 (arXiv:2001.08361): three
+parameters pass through three points exactly, and would extrapolate their noise.
 """
 
 from dataclasses import dataclass

@@ -1,22 +1,19 @@
-"""Whether jobs of a sweep ran at the same time on one device, so that their times do not compare."""
+"""Finds out whether jobs of a sweep ran at the same time on one device: their times then do not compare."""
 
 from collections.abc import Iterable
 from datetime import datetime
 from itertools import combinations
 
-from scripts.reporting.jobs import Job
-
-TIMES = ("step_seconds", "tokens_per_second", "mfu_exact", "train_seconds", "total_seconds", "decode_ms_per_token")
-"""Measured numbers of a job that another job on its device changes."""
+from scripts.reporting.manifest import JobEntry
 
 ROUNDING = 2.0
-"""Seconds by which jobs may seem to overlap that ran one after the other: a manifest has whole seconds."""
+"""A manifest has times in whole seconds, so jobs that ran one after the other may seem to overlap by so much."""
 
 
-def shared_a_device(jobs: Iterable[Job]) -> bool:
-    """Returns whether two of the jobs ran at the same time where both saw the same devices.
+def shared_a_device(jobs: Iterable[JobEntry]) -> bool:
+    """Returns whether two of the jobs overlapped in time and could see the same devices.
 
-    Sweeps of earlier versions did not record the devices: there any two jobs at the same time count.
+    Earlier versions did not record the devices. A job without them counts as one that could see the other's.
     """
     spans = [
         (end - job.seconds, end, job.ran_on)

@@ -46,7 +46,7 @@ def test_a_run_that_a_document_stopped_goes_on_without_it(settings, tmp_path, mo
     with (
         caplog.at_level("INFO"),
         pytest.raises(
-            CorpusError, match=r"must hold a string as text in \d\.jsonl, line 10, and holds the number 1; "
+            CorpusError, match=r"must hold a string in the field text, in \d\.jsonl, line 10, and holds the number 1; "
         ) as error,
     ):
         train(resolved(*settings, "name=run", "data.workers=2"))

@@ -132,7 +132,7 @@ def test_the_sequences_of_a_run(stream, tmp_path, kind):
 
 
 def test_short_documents_and_files_without_any(stream, tmp_path):
-    """Short documents are left out. A stream whose files of a pass have no other ones goes on in the next pass."""
+    """Short documents are left out. A stream whose files hold no other documents continues with the next pass."""
     texts = [TEXTS[0], ["", "short"], TEXTS[2], []]
     folder = write_files(tmp_path / "other", ".parquet", texts)
     datamodule = stream(path=str(folder), batch_size=1, minimum_tokens=50, document_mask=False)
@@ -244,9 +244,9 @@ def test_a_document_that_cannot_be_read(stream, files, caplog):
     lines = file.read_text().splitlines()
     lines[8:8] = ["{", json.dumps({"text": None})]
     file.write_text("\n".join(lines))
-    with pytest.raises(CorpusError, match=r"must hold a string as text in part-3\.jsonl, line 9, and"):
+    with pytest.raises(CorpusError, match=r"must hold a string in the field text, in part-3\.jsonl, line 9, and"):
         stream()  # the sample has it
-    line = rf"^data\.path={files}: must hold a string as text in part-3\.jsonl, line 9, and holds no whole JSON object"
+    line = rf"^data\.path={files}: must hold a string in .* part-3\.jsonl, line 9, and holds no whole JSON object"
     for workers in (0, 2):
         datamodule = stream(on_bad_document="skip", workers=workers)
         datamodule.streams.streams.on_bad_document = "error"
@@ -349,7 +349,7 @@ def test_the_default_number_of_streams_is_a_multiple_of_the_ranks(stream, monkey
 
 
 def test_a_resumed_run_keeps_its_default_number_of_streams(stream):
-    """Two ranks begin with four streams of five files, and one rank goes on with them."""
+    """A run on two ranks reads five files in four streams. Resumed on one rank, it still has four streams."""
     whole = rows_of(read(stream(batch_size=1), 30))
     before = stream(streams=None, ranks=2, batch_size=1)
     assert rows_of(read(before, 10)) == whole[:10]
