@@ -1,6 +1,8 @@
 """Runs a function on several ranks: processes of this machine that communicate through gloo, or GPUs through NCCL."""
 
 import datetime
+import faulthandler
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +22,20 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, back
         # Ranks are forked from a server that has imported what they need: each would take seconds for that. It begins
         # with the first call of all tests, which may be of a module that needs less.
         torch.multiprocessing.set_forkserver_preload([function.__module__, "datasets", "lightning.pytorch"])
+        # A process that is forked should have one thread: pyarrow's allocator starts another one unless told not to.
+        os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
         arguments = (function, ranks, folder, arguments, backend)
-        torch.multiprocessing.start_processes(_run, arguments, ranks, start_method="forkserver")
+        try:
+            torch.multiprocessing.start_processes(_run, arguments, ranks, start_method="forkserver")
+        except torch.multiprocessing.ProcessExitedException as error:
+            for path in sorted(Path(folder).glob("*.crash")):
+                error.add_note(f"rank {path.stem}: {path.read_text().partition('Extension modules')[0] or 'no crash'}")
+            raise
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
 def _run(rank: int, function: Callable[..., Any], ranks: int, folder: str, arguments: tuple, backend: str) -> None:
+    faulthandler.enable(os.open(f"{folder}/{rank}.crash", os.O_CREAT | os.O_WRONLY))
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     timeout = datetime.timedelta(seconds=60)
