@@ -71,10 +71,10 @@ def test_all_groups_of_ranks_wait_as_long_as_rank_timeout_allows(tmp_path):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """A run folder, and what its runs measure: 2 sharded ranks, then one process, then 2 sharded ranks."""
+    """A run folder, and what its runs measure: 4 sharded ranks, then one process, then 2 sharded ranks."""
     root, settings = tmp_path_factory.mktemp("resumed"), dict(sizes=dict(tie_embeddings=False), validate_every=None)
     sharded = settings | dict(strategy="fsdp2")
-    run_on_ranks(training.train_on_ranks, 2, {"run": sharded | dict(max_steps=2)}, str(root))
+    run_on_ranks(training.train_on_ranks, 4, {"run": sharded | dict(max_steps=2)}, str(root))
     training.train(root / "run", resume=True, max_steps=4, **settings)
     cases = {"run": sharded | dict(resume=True, max_steps=6)}
     rows = run_on_ranks(training.train_on_ranks, 2, cases, str(root))[0]["run"]
