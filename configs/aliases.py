@@ -15,6 +15,7 @@ ADDED: dict[str, Any] = {
     "optimizer.freeze": [],
     "optimizer.indexer_learning_rate": None,
     "model.qk_norm": True,
+    "model.qkv_bias": False,
     "model.rope_beta_fast": 32.0,
     "model.rope_beta_slow": 1.0,
     "model.rope_attention_factor": None,

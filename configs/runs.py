@@ -25,7 +25,8 @@ from model.training.run_folder import find_checkpoint, folder_of
 
 log = logging.getLogger(__name__)
 
-SIZES = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "tie_embeddings", "sink_logits", "qk_norm")
+SIZES = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")
+SIZES += ("tie_embeddings", "sink_logits", "qk_norm", "qkv_bias")
 """Keys of a model's config that decide which parameters it has, and their shapes."""
 
 

@@ -83,6 +83,7 @@ class Model(Settings):
     sink_logits: bool
     norm_epsilon: Positive
     qk_norm: bool
+    qkv_bias: bool
     activation_checkpointing: bool | Literal["selective"]
     z_loss: NotNegative
 

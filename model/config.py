@@ -50,7 +50,9 @@ class ModelConfig:
     """Each head has a learned logit in its softmax, which takes weight and adds no value (gpt-oss)."""
     norm_epsilon: float
     qk_norm: bool
-    """RMSNorm on each head's queries and keys before the rotation, as in Qwen3; Llama and Mistral have none."""
+    """RMSNorm on each head's queries and keys before the rotation, as in Qwen3; Qwen2, Llama and Mistral have none."""
+    qkv_bias: bool
+    """Queries, keys and values have a bias, as in Qwen2."""
     activation_checkpointing: bool | str
     """Recompute each layer in the backward pass from its input alone (True), or from its input and the results of its
     attention ("selective")."""

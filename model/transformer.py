@@ -172,13 +172,16 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def initialize(self) -> None:
         """Initializes as GPT-2: N(0, 0.02), and matrices that write to the residual stream divided by sqrt(2 * layers).
+        Biases are zero.
 
         Wide matrices get N(0, 1 / sqrt(width)) if that is smaller, so that the variance depends on neither depth nor
         width.
         """
         std = min(0.02, self.config.width**-0.5)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2 and not parameter.is_meta:
+            if name.endswith("proj.bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2 and not parameter.is_meta:
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=std / (2 * self.config.layers) ** 0.5 if residual else std)
 

@@ -1,4 +1,4 @@
-"""Models in Hugging Face's format: Qwen3, Llama, Mistral, Ministral and SmolLM3.
+"""Models in Hugging Face's format: Qwen3, Qwen2, Llama, Mistral, Ministral and SmolLM3.
 
 names.py                the names of parameters, there and here
 config_file.py          config.json -> sizes, and the window of each layer

@@ -1,5 +1,5 @@
-"""Reads config.json: the sizes of a Qwen3, Llama, Mistral, Ministral or SmolLM3 model, and the window of each of its
-layers; of SmolLM3 also which layers have no rotary embeddings.
+"""Reads config.json: the sizes of a Qwen3, Qwen2, Llama, Mistral, Ministral or SmolLM3 model, and the window of each
+of its layers; of SmolLM3 also which layers have no rotary embeddings.
 
 A missing key has the default of transformers' class of that model. Keys that change nothing in the forward pass of
 these models are not read.
@@ -21,6 +21,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {
         "num_key_value_heads": 32,
         "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+    },
+    "qwen2": {
+        "num_key_value_heads": 32,
+        "head_dim": None,
         "max_position_embeddings": 32768,
         "sliding_window": 4096,
     },
@@ -46,7 +52,7 @@ DEFAULTS["ministral"] = DEFAULTS["mistral"]
 ONLY = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "attention_dropout": 0}
 """Key -> the one value that our model can compute."""
 
-SWITCHED = ("qwen3", "smollm3")
+SWITCHED = ("qwen3", "qwen2", "smollm3")
 """Model types whose windows need use_sliding_window=true."""
 
 WINDOWS = {"full_attention": False, "sliding_attention": True}
@@ -97,6 +103,7 @@ def read_architecture(folder: Path) -> Architecture:
         "tie_embeddings": keys.flag("tie_word_embeddings", default.get("tie_word_embeddings", False)),
         "norm_epsilon": keys.number("rms_norm_eps", 1e-6),
         "qk_norm": kind == "qwen3",
+        "qkv_bias": kind == "qwen2",
     }
     return Architecture(settings, keys.windows(kind, layers, default["sliding_window"], unrotated), unrotated)
 
@@ -188,7 +195,7 @@ class ConfigFile:
         if types is None and kind == "smollm3":
             return tuple(width if layer in unrotated else None for layer in range(layers))
         if types is None:
-            first = self.count("max_window_layers", 28, least=0) if kind == "qwen3" else 0
+            first = self.count("max_window_layers", 28, least=0) if kind in ("qwen3", "qwen2") else 0
             return tuple(width if layer >= first else None for layer in range(layers))
         if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= set(WINDOWS):
             raise self.refused("layer_types", f"a list of {layers}, each {' or '.join(WINDOWS)}")

@@ -1,10 +1,10 @@
 """Writes a model as a folder that Hugging Face's transformers loads: its configs, safetensors and tokenizer.
 
 config.json names the class Qwen3ForCausalLM, whose parameters are ours (names.py). Without `qk_norm` it is the class of
-Llama, Mistral or Ministral, or of SmolLM3 if some layers have no rotary embeddings. Layers have full attention or a
-sliding window, which is counted as ours: a query sees the last `sliding_window` tokens, itself included. Of other masks
-over the tokens config.json holds the settings, under a model type that transformers has once attention_interface.py is
-imported.
+Qwen2 (with `qkv_bias`), of Llama, Mistral or Ministral, or of SmolLM3 if some layers have no rotary embeddings. Layers
+have full attention or a sliding window, which is counted as ours: a query sees the last `sliding_window` tokens, itself
+included. Of other masks over the tokens config.json holds the settings, under a model type that transformers has once
+attention_interface.py is imported.
 """
 
 import json
@@ -93,6 +93,8 @@ def hugging_face_config(config: ModelConfig, plan: AttentionPlan, bos: int, dtyp
         raise ExportError(
             "model.sink_logits=true: must be false for format=hf, since no class with our layers has sinks"
         )
+    if config.qkv_bias and config.qk_norm:
+        raise ExportError("model.qkv_bias=true: must be false for format=hf with model.qk_norm=true")
     windows, rotated = layer_windows(config, plan), _rotated_layers(config, plan)
     if windows is None:
         attention = _own_class(config, plan)
@@ -133,11 +135,11 @@ def _class_of_transformers(config: ModelConfig, windows: Sequence[int | None]) -
     """Returns the keys that depend on the class: that of transformers whose layers have these windows."""
     width = next((window for window in windows if window is not None), None)
     types = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    if config.qk_norm:
+    if config.qk_norm or config.qkv_bias:
         first = windows.index(width) if width is not None else config.layers
         return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
+            "architectures": ["Qwen2ForCausalLM" if config.qkv_bias else "Qwen3ForCausalLM"],
+            "model_type": "qwen2" if config.qkv_bias else "qwen3",
             "layer_types": types,
             "use_sliding_window": width is not None,
             "sliding_window": width,
@@ -160,9 +162,10 @@ def _rotated_layers(config: ModelConfig, plan: AttentionPlan) -> list[bool]:
     """
     for layer in range(config.layers):
         rope = plan.rope_of(layer)
-        stock = not config.qk_norm and layer_windows(config, plan) is not None
-        if rope != MODEL_ROPE and not (rope == NO_ROPE and stock):
-            accepted = f"{MODEL_ROPE} for format=hf; {NO_ROPE} needs model.qk_norm=false and {STOCK}"
+        smol_lm3 = not config.qk_norm and not config.qkv_bias and layer_windows(config, plan) is not None
+        if rope != MODEL_ROPE and not (rope == NO_ROPE and smol_lm3):
+            needed = f"model.qk_norm=false, model.qkv_bias=false and {STOCK}"
+            accepted = f"{MODEL_ROPE} for format=hf; {NO_ROPE} needs {needed}"
             raise ExportError(f"attention.patterns.{plan.entry(layer)}.rope={rope}: must be {accepted}")
     return [plan.rope_of(layer) == MODEL_ROPE for layer in range(config.layers)]
 

@@ -1,7 +1,7 @@
-"""The names of a model's parameters in Hugging Face's Qwen3, Llama and Mistral classes, and here.
+"""The names of a model's parameters in Hugging Face's Qwen3, Qwen2, Llama and Mistral classes, and here.
 
 Our names are those of Qwen3 without the prefix `model.`, which Hugging Face's classes give to every parameter but the
-head's. Llama and Mistral have the same names, without `q_norm` and `k_norm`.
+head's. The others have the same names without `q_norm` and `k_norm`; Qwen2 has biases of queries, keys and values.
 """
 
 import re
@@ -10,7 +10,8 @@ PREFIX = "model."
 HEAD = "lm_head.weight"
 
 _IN_LAYER = r"input_layernorm|post_attention_layernorm|self_attn\.([qkvo]_proj|[qk]_norm)|mlp\.(gate|up|down)_proj"
-_SHARED = re.compile(rf"(embed_tokens|norm|layers\.(0|[1-9]\d*)\.({_IN_LAYER}))\.weight")
+_LAYER = r"layers\.(0|[1-9]\d*)"
+_SHARED = re.compile(rf"(embed_tokens|norm|{_LAYER}\.({_IN_LAYER}))\.weight|{_LAYER}\.self_attn\.[qkv]_proj\.bias")
 """Our names of the parameters that both sides have; the head is the only other one."""
 
 

@@ -66,7 +66,7 @@ class Weights:
             return
         own, where = from_hugging_face(tensor.name), f"{tensor.file}: {tensor.name}"
         if own is None:
-            raise PretrainedError(f"{where}: must be a parameter of Qwen3, Llama or Mistral without biases")
+            raise PretrainedError(f"{where}: must be a parameter of Qwen3, Qwen2, Llama or Mistral")
         if own in self.stored:
             raise PretrainedError(f"{where}: must be in one file, and is in {self.stored[own].file.name} as well")
         if tensor.dtype not in DTYPES:

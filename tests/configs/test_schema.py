@@ -109,6 +109,7 @@ TRUE += (
     "data.document_mask",
     "model.rope_truncate",
     "model.qk_norm",
+    "model.qkv_bias",
 )
 TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
 TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")

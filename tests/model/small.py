@@ -32,6 +32,7 @@ SIZES: dict[str, Any] = dict(
     sink_logits=False,
     norm_epsilon=1e-6,
     qk_norm=True,
+    qkv_bias=False,
     activation_checkpointing=False,
     z_loss=0.0,
 )

@@ -27,11 +27,18 @@ SIZES: dict[str, Any] = dict(
     eos_token_id=0,
 )
 
-CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral", "ministral": "Ministral", "smollm3": "SmolLM3"}
+CLASSES = {
+    "qwen3": "Qwen3",
+    "qwen2": "Qwen2",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "ministral": "Ministral",
+    "smollm3": "SmolLM3",
+}
 
 
 def their_model(kind: str, seed: int = 0, **changes: Any) -> Any:
-    """A model of transformers with random weights, norms included, in evaluation mode."""
+    """A model of transformers with random weights, norms and biases included, in evaluation mode."""
     settings = getattr(transformers, f"{CLASSES[kind]}Config")(**SIZES | changes)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{CLASSES[kind]}ForCausalLM")(settings)
@@ -39,6 +46,8 @@ def their_model(kind: str, seed: int = 0, **changes: Any) -> Any:
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, generator=generator)
     return model.eval()
 
 

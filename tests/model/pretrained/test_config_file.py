@@ -45,6 +45,10 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
     assert (smol.settings["rope_theta"], smol.settings["tie_embeddings"], smol.settings["kv_heads"]) == (2e6, True, 4)
     qwen = architecture(tmp_path, model_type="qwen3", architectures=["Qwen3ForCausalLM"], num_key_value_heads=2)
     assert qwen.settings["head_dim"] == 128 and qwen.settings["qk_norm"] and qwen.windows == (None,) * 3
+    assert not qwen.settings["qkv_bias"] and not smol.settings["qkv_bias"]
+    qwen2 = architecture(tmp_path, model_type="qwen2", architectures=["Qwen2ForCausalLM"], num_key_value_heads=2)
+    assert qwen2.settings["head_dim"] == 8 and qwen2.settings["qkv_bias"] and not qwen2.settings["qk_norm"]
+    assert qwen2.windows == (None,) * 3
 
 
 @pytest.mark.parametrize(
@@ -103,8 +107,8 @@ def yarn(**changes: Any) -> dict[str, Any]:
 
 
 REFUSED = [
-    (dict(model_type="gemma3_text"), ['model_type="gemma3_text"', "one of qwen3, llama, mistral"]),
-    (dict(model_type="qwen2"), ['model_type="qwen2"', "qwen3"]),
+    (dict(model_type="gemma3_text"), ['model_type="gemma3_text"', "one of qwen3, qwen2, llama, mistral"]),
+    (dict(model_type="qwen2_moe"), ['model_type="qwen2_moe"', "qwen3", "qwen2"]),
     (dict(model_type=None), ["model_type=null", "qwen3"]),
     (dict(model_type=["llama"]), ['model_type=["llama"]', "qwen3"]),
     (dict(architectures=7), ["architectures=7", "ForCausalLM"]),

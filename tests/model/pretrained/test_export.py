@@ -118,6 +118,17 @@ def test_a_model_without_norms_of_queries_and_keys_has_another_class(tmp_path, n
     close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_a_model_with_biases_of_queries_keys_and_values_is_qwen2(tmp_path, name):
+    model = build(PLANS[name], qk_norm=False, qkv_bias=True)
+    for layer in model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(projection.bias)
+    folder = exported(tmp_path, model)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
+    close(their_logits(folder, tokens_of()), our_logits(model, tokens_of()))
+
+
 @pytest.mark.parametrize("unrotated", ["full", "local"])
 def test_layers_without_rotary_embeddings_are_those_of_smollm3(tmp_path, unrotated):
     model = build(dataclasses.replace(HYBRID, rope={unrotated: "none"}), qk_norm=False)
@@ -160,7 +171,11 @@ def test_the_file_holds_every_weight_once_bit_for_bit(tmp_path, tied):
         assert torch.equal(stored[name if name == "lm_head.weight" else f"model.{name}"], value)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"qk_norm": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"tie_embeddings": False}, {"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 8000])
 def test_the_folder_read_back_is_the_same_model_bit_for_bit(tmp_path, name, changes, shard_bytes):
@@ -254,6 +269,12 @@ class Own(Dense):
     [
         (plan(Dense()), {"sink_logits": True}, ("model.sink_logits=true: must be false",)),
         (plan(Strided(window=16, stride=32)), {"qk_norm": False}, ("model.qk_norm=false: must be true",)),
+        (plan(Dense()), {"qkv_bias": True}, ("model.qkv_bias=true: must be false", "model.qk_norm=true")),
+        (
+            dataclasses.replace(HYBRID, rope={"full": "none"}),
+            {"qk_norm": False, "qkv_bias": True},
+            ("attention.patterns.full.rope=none: must be model", "model.qkv_bias=false"),
+        ),
         (
             plan({"own": Own()}),
             {},

@@ -26,6 +26,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         ),
     ),
+    "qwen2": ("qwen2", {}),
+    "qwen2, windows in the last layers, tied": (
+        "qwen2",
+        dict(use_sliding_window=True, sliding_window=10, max_window_layers=1, tie_word_embeddings=True),
+    ),
     "llama": ("llama", dict(rope_parameters=dict(rope_type="default", rope_theta=500.0))),
     "llama, head_dim": ("llama", dict(head_dim=12, num_key_value_heads=4)),
     "llama, linear": ("llama", dict(rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=500.0))),

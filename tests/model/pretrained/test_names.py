@@ -20,6 +20,12 @@ def test_every_parameter_of_a_masked_model_has_a_name_of_its_own_and_comes_back(
     assert [from_hugging_face(name) for name in theirs] == own
 
 
+def test_biases_of_queries_keys_and_values_have_names():
+    own = names_of(Transformer(config(qkv_bias=True), plan()))
+    theirs = [to_hugging_face(name) for name in own]
+    assert "model.layers.0.self_attn.q_proj.bias" in theirs and [from_hugging_face(name) for name in theirs] == own
+
+
 def test_parameters_that_only_we_have_are_not_translated():
     pattern = Hierarchical(window=8, spans=(4, 16), reaches=(32,), pooling="learned")
     model = Transformer(config(sink_logits=True), plan(pattern))
@@ -33,7 +39,7 @@ def test_parameters_that_only_we_have_are_not_translated():
     [
         "embed_tokens.weight",
         "model.lm_head.weight",
-        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.o_proj.bias",
         "model.layers.00.mlp.up_proj.weight",
         "model.layers.0.mlp.experts.0.up_proj.weight",
         "model.layers.0.self_attn.q_proj.lora_A.weight",

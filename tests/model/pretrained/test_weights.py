@@ -142,13 +142,13 @@ BROKEN = {
         lambda folder: save_file(
             values() | {"model.layers.0.mlp.router.weight": torch.ones(1)}, folder / "model.safetensors"
         ),
-        ["model.layers.0.mlp.router.weight: must be a parameter of Qwen3, Llama or Mistral"],
+        ["model.layers.0.mlp.router.weight: must be a parameter of Qwen3, Qwen2, Llama or Mistral"],
     ),
     "a bias": (
         lambda folder: save_file(
             values() | {"model.layers.0.self_attn.q_proj.bias": torch.ones(1)}, folder / "model.safetensors"
         ),
-        ["q_proj.bias", "without biases"],
+        ["q_proj.bias: must be a parameter of the model, by its config.json"],
     ),
     "one layer too many": (
         lambda folder: save_file(
