@@ -129,11 +129,17 @@ def _refused_with_resume(arguments: Sequence[str]) -> str | None:
 
 
 def _choices_with(key: str) -> str:
-    """Returns, as the end of a sentence, the choices of a key's group that have a key of its name."""
-    group, _, name = key.partition(".")
-    named = re.compile(rf"^[^#]*\b{re.escape(name.rpartition('.')[2])}:", re.MULTILINE)
-    choices = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml") if named.search(file.read_text()))
-    return f"; {group}={' or '.join(choices)} has it" if name and choices else ""
+    """Returns, as the end of a sentence, the choices that have a key of this name: those of the innermost group around
+    the key of which one has it (data/tokenizer before data, for data.tokenizer.path)."""
+    *around, name = key.split(".")
+    named = re.compile(rf"^[^#]*\b{re.escape(name)}:", re.MULTILINE)
+    for depth in range(len(around), 0, -1):
+        group = "/".join(around[:depth])
+        files = sorted((CONFIGS / group).glob("*.yaml"))
+        choices = [file.stem for file in files if file.stem != "base" and named.search(file.read_text())]
+        if choices:
+            return f"; {group}={' or '.join(choices)} has it"
+    return ""
 
 
 def _explain_choice(arguments: Sequence[str]) -> str | None:
@@ -181,12 +187,27 @@ def user_errors(config: DictConfig | None = None) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """Returns the error's message in one line."""
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: must be set"
+        return f"{error.full_key}: must be set{_comment_on(error.full_key)}"
     from model.training.storage import StorageError
 
     if not isinstance(error, StorageError) and isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _comment_on(key: str) -> str:
+    """Returns the comment of a mandatory key in the YAML file that asks for it, which tells what is accepted."""
+    if not HydraConfig.initialized():
+        return ""
+    hydra = HydraConfig.get()
+    *around, name = key.split(".")
+    groups = ["/".join(around[:depth]) for depth in range(len(around), 0, -1)]
+    files = [f"{group}/{hydra.runtime.choices[group]}" for group in groups if group in hydra.runtime.choices]
+    asked = re.compile(rf"^ *{re.escape(name)}: \?\?\? *# *(.*)", re.MULTILINE)
+    for file in [*files, hydra.job.config_name]:
+        if found := asked.search((CONFIGS / f"{file}.yaml").read_text()):
+            return f": {found[1].rstrip(' ;')}"
+    return ""
 
 
 def is_for_users(error: BaseException) -> bool:
