@@ -25,7 +25,8 @@ class TileList:
     """Tiles listed by one side of the matrix: by rows (query blocks) or by columns (key blocks).
 
     The tiles of one row are `blocks[start : start + count]`, with the row's own `start` and `count`: first the
-    `partial` tiles with a mask, then the fully visible ones, each in ascending order.
+    `partial` tiles with a mask, then the fully visible ones, each in ascending order. ValueError: there are more tiles
+    than int32 can count.
     """
 
     start: Tensor  # int32 [batch, heads, rows]
@@ -33,6 +34,10 @@ class TileList:
     partial: Tensor  # int32 [batch, heads, rows]
     blocks: Tensor  # int32 [entries]: the other side's block index
     tiles: Tensor  # int32 [entries]: FULL, or an index into the mask table
+
+    def __post_init__(self) -> None:
+        if len(self.blocks) >= 1 << 31:
+            raise ValueError(f"a layout of {len(self.blocks):,} tiles: must have fewer than {1 << 31:,}")
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Returns the fields in order. (torch.compile of PyTorch 2.11 cannot trace `vars`.)"""

@@ -93,8 +93,11 @@ class Selection:
 
 
 def transpose(chosen: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """(offsets, entries) of a Selection, from `chosen`: a stable sort by block, which never waits for the device."""
+    """(offsets, entries) of a Selection, from `chosen`: a stable sort by block, which never waits for the device.
+    ValueError: a sequence has more choices than int32 counts."""
     batch, selectors, length, slots = chosen.shape
+    if length * slots >= 1 << 31:  # entries are int32
+        raise ValueError(f"a selection of {length:,} queries and {slots} slots: must be fewer than {1 << 31:,} choices")
     flat = torch.where(chosen < 0, blocks, chosen).view(batch * selectors, length * slots)
     row = torch.arange(batch * selectors, dtype=torch.int32, device=chosen.device)[:, None]
     block_index = torch.arange(blocks + 1, dtype=torch.int32, device=chosen.device)

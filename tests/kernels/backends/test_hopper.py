@@ -102,6 +102,16 @@ def test_a_negative_scale_and_contiguous_tensors():
     assert_close(results("hopper", layout, *tensors, scale=-0.2), results("triton", layout, *tensors, scale=-0.2))
 
 
+@pytest.mark.alone
+def test_a_million_tokens_and_more_than_2_31_elements():
+    layout = build_layout(Window(1024), tokens(1 << 20))
+    tensors = draw(layout, 1, 20, 4, 128, torch.bfloat16)
+    assert tensors[0].numel() > 2**31
+    ours, theirs = (results(backend, layout, *tensors) for backend in ("hopper", "triton"))
+    # Of the last head, whose addresses are beyond 2^31 in out and dq.
+    assert_close({name: t[:, -1] for name, t in ours.items()}, {name: t[:, -1] for name, t in theirs.items()})
+
+
 def random_layout(generator: np.random.Generator, batch: int, heads: int) -> BlockLayout:
     """Lists of random density, with rows and columns that are empty or full, and random masks, of `batch` x `heads`."""
     length = int(generator.integers(1, 1200))

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels import Axis, BlockLayout, build_layout
-from kernels.layout.block_layout import FULL
+from kernels.layout.block_layout import FULL, TileList
 from kernels.patterns import BlockSparse, Dense, Dilated, Fixed, Pattern, Strided, Window
 from tests.kernels.oracle import PATTERNS, Chosen, brute_force_mask, packing
 
@@ -303,3 +303,11 @@ def test_an_impossible_layout_is_refused(arguments, message):
     keys = Axis.tokens(20, torch.zeros(arguments.pop("keys", (1, 20)), device=arguments.pop("device", "cpu")))
     with pytest.raises(ValueError, match=message):
         build_layout(arguments.pop("pattern"), queries, keys, **arguments)
+
+
+def test_more_tiles_than_int32_counts_are_refused():
+    one = torch.zeros(1, 1, 1, dtype=torch.int32)
+    entries = one.view(1).expand(1 << 31)  # takes no memory
+    with pytest.raises(ValueError, match="a layout of 2,147,483,648 tiles: must have fewer than 2,147,483,648"):
+        TileList(one, one, one, entries, entries)
+    TileList(one, one, one, entries[1:], entries[1:])

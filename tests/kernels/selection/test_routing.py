@@ -111,6 +111,12 @@ def test_transpose_lists_every_choice_once(documents):
             assert len(selection.entries[b, s].unique()) == len(chosen)
 
 
+def test_more_choices_than_int32_counts_are_refused():
+    chosen = torch.zeros(1, dtype=torch.int32).expand(1, 1, 1 << 27, 16)  # takes no memory
+    with pytest.raises(ValueError, match="134,217,728 queries and 16 slots: must be fewer than 2,147,483,648 choices"):
+        Selection.from_chosen(chosen, 1 << 27, 64)
+
+
 @every_packing
 def test_mask_and_pairs(documents):
     queries, keys = router(documents)
