@@ -370,7 +370,10 @@ def check_runs(config: Mapping[str, Any]) -> None:
     if config["resume"]:
         RunFolder.open(folder_of(checkpoint_of("resume", config["resume"], prefer="last")))
     if config["init_from"] and not is_pretrained(config["init_from"]):
+        from configs.runs import check_sizes
+
         checkpoint_of("init_from", config["init_from"])
+        check_sizes(config["init_from"], build_model_config(config["model"], tokenizer_vocabulary=1))
     new_run_path(config["outputs"], config["name"])
 
 

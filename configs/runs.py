@@ -17,7 +17,7 @@ from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
 from data.tokenizers import Bins, Tokenizer
 from data.tokenizers import load as load_tokenizer
-from model import Transformer
+from model import ModelConfig, Transformer
 from model.precision import DTYPES, device_of
 from model.pretrained import Weights
 from model.training.checkpoints import CheckpointFile, load_weights
@@ -152,7 +152,7 @@ def start_from(start: str, model: Transformer, data: DataModule) -> None:
                 f"init_from={start}: was trained on the same text, and this run begins with what it read first;"
                 f" data.seed={data.seed + 1} reads the text in another order"
             )
-        _check_sizes(start, model, file.read("hyper_parameters", "state_dict"))
+        _check_rows(start, model.config, file.read())
         load_weights(model, file)
     before = tokenizer_of(start)
     try:
@@ -163,16 +163,23 @@ def start_from(start: str, model: Transformer, data: DataModule) -> None:
         log.warning("init_from=%s: its weights were trained with another tokenizer", start)
 
 
-def _check_sizes(start: str, model: Transformer, checkpoint: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the run of a checkpoint has other sizes than `model`, with their keys and values."""
-    theirs, ours = upgrade(checkpoint["hyper_parameters"])["model"], model.config
+def check_sizes(start: str, ours: ModelConfig) -> None:
+    """Raises ConfigError where the run `start` has other sizes than `ours`, with their keys and values."""
+    theirs = upgrade(CheckpointFile(find_checkpoint(start)).read("hyper_parameters")["hyper_parameters"])["model"]
     differ = [
         f"model.{key}={getattr(ours, key)}, there {theirs[key]}"
         for key in SIZES
         if key in theirs and theirs[key] != getattr(ours, key)
     ]
     if differ:
-        raise ConfigError(f"init_from={start}: must be a run with the sizes of this model: {'; '.join(differ)}")
+        raise ConfigError(
+            f"init_from={start}: must be a run with the sizes of this model: {'; '.join(differ)}; model=hf"
+            " attention=... has those of the run"
+        )
+
+
+def _check_rows(start: str, ours: ModelConfig, checkpoint: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the embedding of a checkpoint has another number of rows."""
     rows = len(checkpoint["state_dict"]["model.embed_tokens.weight"])
     if rows != ours.vocabulary:
         raise ConfigError(

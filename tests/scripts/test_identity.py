@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from configs.build import ConfigError, build_data
+from configs.checks import check
 from configs.runs import open_run
 from data import CorpusError
 from data.tokenizers import Tokenizer, load
@@ -350,7 +351,7 @@ def test_a_tokenizer_may_be_saved_for_any_run(run, others, tmp_path):
 @pytest.mark.parametrize(
     "overrides, error",
     [
-        (["model.width=48"], r"must be a run with the sizes of this model: model\.width=48, there \d+$"),
+        (["model.width=48"], r"must be a run with the sizes of this model: model\.width=48, there \d+; model=hf "),
         (["model.vocabulary=512"], r"must have an embedding of 512 rows, and has 320; .* model\.vocabulary=320$"),
     ],
 )
@@ -358,3 +359,9 @@ def test_weights_of_other_sizes_are_refused_by_key(run, books, tmp_path, overrid
     with pytest.raises(ConfigError, match=f"^init_from={run}: {error}"):
         train(heir(run, books, tmp_path, *overrides))
     assert not (tmp_path / "heir").exists(), "no run folder"
+
+
+def test_other_sizes_are_refused_before_documents_are_read(run, books, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.layers=3, there "):
+        check(heir(run, books, tmp_path, "model.layers=3"))
+    assert not (tmp_path / "cache").exists(), "no corpus"
