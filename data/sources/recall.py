@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
-from .base import GeneratingSource, Source
+from .base import GeneratingSource, Name, Source
 from .files import Files
 from .standard_library import StandardLibrary
 
@@ -39,11 +39,18 @@ class Recall(GeneratingSource):
     tasks: for each task its `weight`, the share of the sequences, and for each of its settings a list of values, from
         which every sequence draws one. None leaves a task out.
     targets: `answers`: only the tokens of answers are targets; `all`: all tokens are.
+    text_column: of the tables below `path`, as `Files` reads them.
     """
 
-    def __init__(self, tasks: dict[str, dict[str, Weight | Values] | None], targets: Literal["answers", "all"]):
+    def __init__(
+        self,
+        tasks: dict[str, dict[str, Weight | Values] | None],
+        targets: Literal["answers", "all"],
+        text_column: Name = "text",
+    ):
         self.tasks = {name: dict(tasks[name]) for name in sorted(tasks) if tasks[name] is not None}
         self.targets = targets
+        self.text_column = text_column
         self._check_tasks()
         weights = np.array([entry["weight"] for entry in self.tasks.values()])
         self._shares = weights / weights.sum()
@@ -79,9 +86,8 @@ class Recall(GeneratingSource):
 
     # The text
 
-    @staticmethod
-    def _text(path: str | None) -> Source:
-        return StandardLibrary(tests=False) if path is None else Files("text", split_by="content")
+    def _text(self, path: str | None) -> Source:
+        return StandardLibrary(tests=False) if path is None else Files(self.text_column, split_by="content")
 
     def check(self, path: str | None) -> None:
         self._text(path).check(path)

@@ -1,5 +1,6 @@
 """Generated sequences: each is a function of (seed, split, number), alone and in a mixture, whatever was stopped."""
 
+import json
 import re
 from itertools import islice
 
@@ -105,6 +106,14 @@ def test_the_same_index_holds_other_facts_for_another_seed_or_split(recall):
     train, other = found["train", 7], found["train", 8]
     assert len({*train, *other}) == 10
     assert found["validation", 7] == found["validation", 8] and len({*train, *other, *found["validation", 7]}) == 15
+
+
+def test_the_text_is_that_of_a_column(recall, tmp_path):
+    rows = [{"id": number, "body": f"text {number} " * 30} for number in range(100)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = recall(source=Recall(TASKS, "answers", text_column="body"), path=str(tmp_path / "rows.jsonl"))
+    texts = {split.text(n) for split in data.corpus.splits.values() for n in range(len(split))}
+    assert texts == {row["body"] for row in rows}
 
 
 def test_answers_alone_are_targets_unless_all_are_asked_for(recall):
