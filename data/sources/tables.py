@@ -9,6 +9,7 @@ CorpusError if the table has no such column. A byte of text that is not UTF-8 be
 import csv
 import io
 import json
+import logging
 import re
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ from .bad_documents import BadDocuments, fault_of_text
 
 if TYPE_CHECKING:
     import pyarrow
+
+log = logging.getLogger(__name__)
 
 Row = tuple[str, Any, str | None]
 
@@ -138,16 +141,22 @@ def fasta(stream: BinaryIO, name: str, text_column: str, bad: BadDocuments) -> I
     """Reads DNA. A row is a run of A, C, G and T in capital letters; small letters (repeats) become capital ones.
 
     N and the other letters of IUPAC for an uncertain base, and gaps, end a run and are in none. So no model is trained
-    or scored on a base that is unknown, and none reads across it.
+    or scored on a base that is unknown, and none reads across it. The log counts them.
     """
+    left_out = letters = 0
     for record, (header, lines) in enumerate(_records(stream)):
         place = f"record {record} ({header.decode('utf-8', 'backslashreplace')[:40]})"
         sequence = b"".join(lines).translate(None, b" \t\r\n").upper()
         if other := re.search(rb"[^ACGTNRYSWKMBDHV.*-]", sequence):
             yield place, None, f"the letter {other[0].decode('latin-1')!r}, which stands for no base of DNA"
             continue
+        letters += len(sequence)
+        left_out += len(sequence)
         for run in re.finditer(rb"[ACGT]+", sequence):
+            left_out -= len(run[0])
             yield f"{place} at {run.start()}", run[0].decode("ascii"), None
+    if left_out:
+        log.warning(f"{name}: {left_out:,} of {letters:,} letters are N or another uncertain base, and are left out")
 
 
 def _records(stream: BinaryIO) -> Iterator[tuple[bytes, list[bytes]]]:

@@ -33,7 +33,7 @@ def genome(reverse_complement: bool = False) -> Genome:
     return Genome((".fa", ".fna"), "name", reverse_complement)
 
 
-def test_documents_are_runs_of_certain_bases(genomes, tmp_path):
+def test_documents_are_runs_of_certain_bases(genomes, tmp_path, caplog):
     assert by_name(genome().load(str(genomes), tmp_path / "arrow", STRICT)) == {
         "train/a.fna:0": "ACGT",
         "train/a.fna:1": "ACGT",
@@ -42,6 +42,10 @@ def test_documents_are_runs_of_certain_bases(genomes, tmp_path):
         "train/a.fna:4": "TTTT",
         "valid/b.FA.gz:0": "AACC",
     }
+    assert [record.getMessage().partition(" letters ")[0] for record in caplog.records] == [
+        "train/a.fna: 5 of 21",
+        "valid/b.FA.gz: 1 of 5",
+    ]
 
 
 def test_training_reads_both_strands(genomes, tmp_path):
