@@ -62,7 +62,7 @@ def write(
         "fingerprint": fingerprint,
         "made_from": made_from,
         "dtype": source.dtype,
-        "splits": splits,
+        "splits": {name: splits[name] for name in SPLITS},
         "shards": shards,
     }
     finish(folder, made)

@@ -89,6 +89,7 @@ def opened(shards, tokenizer, dtype: str = "uint16", minimum_tokens: int = 0) ->
 def test_every_format_gives_its_documents(shards, tokenizer, write, dtype):
     write(shards, tokenizer)
     corpus = opened(shards, tokenizer, dtype)
+    assert list(corpus.splits) == ["train", "validation", "test"]  # the order of the table
     first_has_none = write in (nanogpt, olmo)  # of the first document of a split, the separator is missing
     for split, texts in (("train", TEXTS[:9]), ("validation", TEXTS[9:]), ("test", TEXTS[9:])):
         found = corpus.splits[split]
