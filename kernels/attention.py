@@ -146,6 +146,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     # Here and not in `attention`, which a compiler may have traced.
     backend, backward_backend = (_checked(name, automatic, q, k, block) for name in (backend, backward_backend))
+    dispatch.check_capture("attention", backend, q)
     _log_once(backend, backward_backend)
     with _without_autocast(q):
         return _module(backend).forward(q, k, v, BlockLayout.from_tensors(layout, queries, keys, block, window), scale)
@@ -192,6 +193,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = _checked(backend, automatic, q, k, block)
+    dispatch.check_capture("attention", backend, q)
     layout = BlockLayout.from_tensors(layout, queries, keys, block, window)
     with _without_autocast(q):
         return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, layout, scale)

@@ -13,6 +13,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from kernels.shapes import is_captured
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,19 @@ BACKENDS = tuple(OPERATIONS["attention"].modules)
 """The names that `attention(backend=)` accepts besides "auto"."""
 
 GPU_BACKENDS = ("triton", "hopper", "flex", "flash")
+
+CAPTURABLE = ("triton", "hopper")
+"""Backends of attention whose calls can be captured in a CUDA graph after a first call outside of it. `blocked` reads
+values on the host, `flex` compiles for each layout, and FlashAttention-4 has not been captured."""
+
+
+def check_capture(operation: str, backend: str, x: Tensor) -> None:
+    """Raises RuntimeError if a call on `x` is captured in a CUDA graph, and `backend` is not one of CAPTURABLE."""
+    if backend not in CAPTURABLE and is_captured(x):
+        accepted = " or ".join(name for name in CAPTURABLE if name in OPERATIONS[operation].modules)
+        raise RuntimeError(
+            f"backend={backend!r} cannot be captured in a CUDA graph: must be {accepted} for {operation}"
+        )
 
 
 def choose(

@@ -19,6 +19,11 @@ def is_concrete(q: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not isinstance(q, FakeTensor)
 
 
+def is_captured(x: Tensor) -> bool:
+    """Whether a call on `x` is captured in a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @torch.compiler.assume_constant_result
 def compute_capability(device: torch.device | str) -> tuple[int, int]:
     """The compute capability of a CUDA device."""

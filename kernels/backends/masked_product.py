@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.shapes import is_concrete
+from kernels.shapes import is_captured, is_concrete
 
 
 def all_finite(*tensors: Tensor) -> bool:
@@ -14,7 +14,7 @@ def all_finite(*tensors: Tensor) -> bool:
 
 def can_synchronize(x: Tensor) -> bool:
     """Whether the host may read a value of x: not while a call is traced, or captured in a CUDA graph."""
-    return is_concrete(x) and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return is_concrete(x) and not is_captured(x)
 
 
 def masked_product(left: Tensor, right: Tensor, visible: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, selection: list[Tensor], block: int, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
+    dispatch.check_capture("selected_attention", backend, q)
     selection = Selection.from_tensors(selection, k.shape[2], block)
     if backend == "triton" and q.is_cuda:  # here and not above, where a compiler may trace
         group = q.shape[1] // selection.selectors
@@ -101,6 +102,7 @@ def _backward(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    dispatch.check_capture("selected_attention", backend, q)
     with torch.autocast(q.device.type, enabled=False):
         selection = Selection.from_tensors(selection, k.shape[2], block)
         return _module(backend).backward(grad_out, grad_lse, q, k, v, out, lse, selection, scale)
@@ -130,6 +132,7 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 def _block_mass(
     q: Tensor, k: Tensor, lse: Tensor, selection: list[Tensor], block: int, scale: float, backend: str
 ) -> Tensor:
+    dispatch.check_capture("selected_attention", backend, q)
     with torch.autocast(q.device.type, enabled=False):
         selection = Selection.from_tensors(selection, k.shape[2], block)
         return _module(backend).block_mass(q, k, lse, selection, scale)

@@ -1,12 +1,14 @@
 """One rule chooses the backend of every operation, and one form of error refuses it."""
 
+import importlib
 import importlib.util
 
 import pytest
 import torch
 
-from kernels import dispatch
-from kernels.dispatch import OPERATIONS, choose, triton_refusal
+from kernels import Axis, Selection, attention, block_mass, build_layout, dispatch
+from kernels.dispatch import CAPTURABLE, OPERATIONS, choose, triton_refusal
+from kernels.patterns import Window
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS)
 PAIRS = [(operation, backend) for operation, candidates in OPERATIONS.items() for backend in candidates.modules]
@@ -42,3 +44,48 @@ def test_without_the_package_triton_a_gpu_runs_pytorch(operation, monkeypatch):
     assert choose(operation, "auto", True, refusal) == OPERATIONS[operation].portable
     with pytest.raises(ValueError, match=r"backend='triton'.*the package triton is not installed"):
         choose(operation, "triton", True, refusal)
+
+
+@pytest.mark.parametrize("passes", [("blocked", "blocked"), ("triton", "flash"), ("flash", "hopper")])
+def test_a_backend_whose_capture_is_unknown_is_refused_in_a_cuda_graph(passes, monkeypatch):
+    """By name, and before it runs: `auto` may choose FlashAttention-4 for each of both passes. Outside it runs."""
+    ran: list[str] = []
+
+    class Recorded:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def forward(self, q, k, v, layout, scale):
+            ran.append(self.name)
+            return torch.zeros_like(q), q.new_zeros(q.shape[:3])
+
+        def backward(self, grad_out, grad_lse, q, k, v, out, lse, layout, scale):
+            ran.append(self.name)
+            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+
+    module = importlib.import_module("kernels.attention")  # `kernels.attention` is the function
+    monkeypatch.setattr(module, "choose_backends", lambda *_: passes)
+    monkeypatch.setattr(module, "_module", Recorded)
+    q = torch.randn(1, 2, 32, 8, requires_grad=True)
+    layout = build_layout(Window(8), Axis.tokens(32), block=16)
+    attention(q, q, q, layout).sum().backward()
+    assert ran == list(passes)
+    monkeypatch.setattr(dispatch, "is_captured", lambda x: True)
+    unknown = next(name for name in passes if name not in CAPTURABLE)
+    with pytest.raises(RuntimeError, match=f"^backend='{unknown}' cannot be captured.*must be triton or hopper"):
+        attention(q, q, q, layout).sum().backward()
+    assert ran[2:] == list(passes[: passes.index(unknown)])
+
+
+def test_chosen_blocks_are_attended_to_by_triton_alone_in_a_cuda_graph(monkeypatch):
+    q, chosen = torch.randn(1, 1, 32, 8, requires_grad=True), torch.zeros(1, 1, 32, 1, dtype=torch.int32)
+    selection = Selection.from_chosen(chosen, 32, 16)
+    out, lse = attention(q, q, q, selection, return_lse=True)
+    monkeypatch.setattr(dispatch, "is_captured", lambda x: True)
+    for call in (
+        lambda: attention(q, q, q, selection),
+        lambda: out.sum().backward(),
+        lambda: block_mass(q, q, lse, selection),
+    ):
+        with pytest.raises(RuntimeError, match=r"^backend='blocked' .*must be triton for selected_attention$"):
+            call()
