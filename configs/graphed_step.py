@@ -5,17 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.errors import refused
+from kernels.dispatch import CAPTURABLE, has_triton
 
 log = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "triton", "hopper")
-"""Those whose kernels can be captured: the others read values on the host, or compile for each layout."""
 
 
 def check_cuda_graph(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for `trainer.cuda_graph=true` where a step cannot be replayed from a CUDA graph."""
-    reason = refusal(config)
-    if config["trainer"]["cuda_graph"] is True and reason:
+    reason = refusal(config) if config["trainer"]["cuda_graph"] is True else None
+    if reason:
         raise refused("trainer.cuda_graph", True, f"false or auto {reason}")
 
 
@@ -24,8 +22,9 @@ def resolve_cuda_graph(config: Mapping[str, Any], log_reason: bool = False) -> b
     replayed. log_reason: write a line to the log where that is so on a GPU."""
     from model.precision import device_of
 
-    wanted, reason = config["trainer"]["cuda_graph"], refusal(config)
-    if wanted != "auto" or not reason:
+    wanted = config["trainer"]["cuda_graph"]
+    reason = refusal(config) if wanted == "auto" else None
+    if not reason:
         return wanted
     if log_reason and device_of(config["trainer"]["accelerator"]).type == "cuda":
         log.info("trainer.cuda_graph=auto: false, as always %s", reason)
@@ -47,8 +46,26 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"with trainer.strategy={trainer['strategy']}"
     if trainer["precision"].startswith("16"):  # it multiplies the loss by a number that the host changes
         return f"with trainer.precision={trainer['precision']}"
-    if backend not in BACKENDS:
-        return f"with attention.backend={backend}, and true with {', '.join(BACKENDS)}"
+    if backend not in ("auto", *CAPTURABLE):
+        return f"with attention.backend={backend}, and true with auto, {', '.join(CAPTURABLE)}"
+    missing = _missing_kernels(config)
+    if missing:  # `auto` then runs plain PyTorch, which reads values on the host
+        return f"where Triton's kernels cannot run: {missing}"
     if checkpointing and not trainer["compile"]:  # PyTorch's checkpoint() then reads the state of random generators
         return "with model.activation_checkpointing and trainer.compile=false"
     return None
+
+
+def _missing_kernels(config: Mapping[str, Any]) -> str | None:
+    """Returns why the kernels of attention that can be captured do not serve a model on this GPU; None if they do."""
+    import torch
+
+    from model.precision import AUTOCAST, DTYPES, device_of
+
+    if not has_triton():
+        return "the package triton is not installed"
+    from kernels.backends.triton.common import unsupported
+
+    precision = config["trainer"]["precision"]
+    dtype = AUTOCAST.get(precision) or DTYPES.get(precision, torch.float32)
+    return unsupported(device_of(config["trainer"]["accelerator"]), dtype, config["model"]["head_dim"])

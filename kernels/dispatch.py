@@ -76,9 +76,7 @@ def check_capture(operation: str, backend: str, x: Tensor) -> None:
     """Raises RuntimeError if a call on `x` is captured in a CUDA graph, and `backend` is not one of CAPTURABLE."""
     if backend not in CAPTURABLE and is_captured(x):
         accepted = " or ".join(name for name in CAPTURABLE if name in OPERATIONS[operation].modules)
-        raise RuntimeError(
-            f"backend={backend!r} cannot be captured in a CUDA graph: must be {accepted} for {operation}"
-        )
+        raise RuntimeError(f"backend={backend!r} of {operation} in a CUDA graph: must be {accepted}")
 
 
 def choose(
