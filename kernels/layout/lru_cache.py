@@ -1,7 +1,7 @@
 """A least-recently-used cache."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -31,3 +31,11 @@ _caches: WeakSet[LRUCache] = WeakSet()
 def cached_values() -> list[Any]:
     """The values that all caches hold now."""
     return [value for cache in _caches for value in cache.values.values()]
+
+
+def forget_all_but(kept: Sequence[Any]) -> None:
+    """Removes from all caches the values that are not among `kept`."""
+    known = {id(value) for value in kept}
+    for cache in _caches:
+        for key in [key for key, value in cache.values.items() if id(value) not in known]:
+            del cache.values[key]

@@ -130,7 +130,7 @@ class Efficiency(Callback):
         self.logged = 0  # number of these steps
         self.earlier_phases: list[tuple[int, dict[str, float]]] = []  # tokens and mean costs of each
         self.device = torch.device("cpu")  # of the training; Lightning moves the module away after it
-        self.graph_bytes = 0  # as the module's
+        self.graph_bytes = self.earlier_peak = 0  # as the module's
         self.train_tokens = 0  # positions, over all ranks and sessions
         self.earlier_seconds = 0.0  # training time of earlier sessions
         self.counted = 0.0  # seconds of the finished windows of all sessions
@@ -218,8 +218,11 @@ class Efficiency(Callback):
         if self.session_steps >= SKIPPED_STEPS:
             self.counted += seconds
             self._new_window()
-        self.graph_bytes = module.graph_bytes
-        return values | {"peak_memory_bytes": peak_memory_bytes(module.device) + self.graph_bytes}
+        self.graph_bytes, self.earlier_peak = module.graph_bytes, module.earlier_peak
+        return values | {"peak_memory_bytes": self._peak_memory()}
+
+    def _peak_memory(self) -> int:
+        return max(self.earlier_peak, peak_memory_bytes(self.device) + self.graph_bytes)
 
     def end_phase(self) -> None:
         """Ends a phase, at a logged step. The costs of a run are the means of its phases, weighted by tokens."""
@@ -276,7 +279,7 @@ class Efficiency(Callback):
         return {
             "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
-            "peak_memory_bytes": peak_memory_bytes(self.device) + self.graph_bytes,
+            "peak_memory_bytes": self._peak_memory(),
             **{key: time_average(key) for key in SESSION_RATIOS},
             **self._mean_costs(),
             "train_tokens": self.train_tokens,

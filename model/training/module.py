@@ -99,7 +99,7 @@ class LanguageModel(lightning.LightningModule):
         self.bytes_sent: float | None = None  # a rank's mean bytes sent in the layers of a batch; None: not counted yet
         self.cuda_graph: bool | str = False  # true, or "auto": replay steps from a CUDA graph; fit() sets it
         self.graph: StepGraph[BatchResults] | None = None
-        self.graph_bytes = 0  # memory of the latest CUDA graph that holds no tensor between steps
+        self.graph_bytes = self.earlier_peak = 0  # `idle_bytes` and `earlier_peak` of the graph's Recorder
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_model(self) -> None:
@@ -168,7 +168,8 @@ class LanguageModel(lightning.LightningModule):
             loss, results = self._compute(batch)
         else:
             loss, results = self.graph.run(batch, (self.model.stage, self.indexers_first.alone), first)
-            self.graph_bytes = self.graph.recorder.idle_bytes
+            recorder = self.graph.recorder
+            self.graph_bytes, self.earlier_peak = recorder.idle_bytes, recorder.earlier_peak
         self.layouts, self.model.layer_diagnostics = results.layouts, results.diagnostics
         if results.overflow is not None:
             self.overflowed |= results.overflow

@@ -16,16 +16,18 @@ Memory. A graph has memory of its own for activations, gradients and results. Th
 capture; but nothing else, such as the optimizer's stacks or a validation, can use the graph's memory between replays.
 """
 
+import abc
 import gc
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from kernels.layout.lru_cache import cached_values
-from model.training.efficiency import reset_peak_memory
+from kernels.layout.lru_cache import cached_values, forget_all_but
+from model.training.efficiency import peak_memory_bytes, reset_peak_memory
 from model.training.failures import is_out_of_memory, size
 
 log = logging.getLogger(__name__)
@@ -41,24 +43,37 @@ class CaptureError(RuntimeError):
     """A training step that cannot be captured in a CUDA graph."""
 
 
-class Recorder(Protocol):
+class Recorder(abc.ABC):
     """Captures functions; CudaRecorder, or a stand-in for it on a CPU."""
 
-    idle_bytes: int
-    """Memory of the latest graph that holds no tensor between replays."""
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.idle_bytes = 0
+        """Memory of the latest graph that holds no tensor between replays."""
+        self.earlier_peak = 0
+        """Peak memory before the latest graph, in bytes, with the `idle_bytes` of earlier graphs."""
 
+    def release(self) -> None:
+        """Counts the memory of the latest graph as free from now on."""
+        self.earlier_peak = max(self.earlier_peak, peak_memory_bytes(self.device) + self.idle_bytes)
+        self.idle_bytes = 0
+
+    @abc.abstractmethod
     def run(self, function: Callable[[], Results]) -> Results:
         """Runs `function` once, on the stream on which it would be captured."""
 
+    @abc.abstractmethod
     def capture(self, function: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        """Returns the results of `function`, which hold no values yet, and a function that computes their values."""
+        """Returns the results of `function`, which hold no values yet, and a function that computes their values.
+        Raises the error of `function` if it fails."""
 
 
-class CudaRecorder:
+class CudaRecorder(Recorder):
     """Captures on a stream of its own, on which warm-ups run too: autograd and cuBLAS keep state by stream."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream, self.idle_bytes = device, torch.cuda.Stream(device), 0
+        super().__init__(device)
+        self.stream = torch.cuda.Stream(device)
 
     def run(self, function: Callable[[], Results]) -> Results:
         caller = torch.cuda.current_stream(self.device)
@@ -73,26 +88,57 @@ class CudaRecorder:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # the graph's memory takes the place of that of the warm-ups
         before = self._idle()
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         _unfinished.append(graph)
-        # The outer context restores the caller's stream even if the capture fails, where the inner one does not.
-        # thread_local: a loader's thread may allocate pinned memory meanwhile, which a global capture forbids.
-        with (
-            torch.cuda.stream(self.stream),
-            torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
-        ):
-            results = function()
+        failure: Exception | None = None
+        try:
+            with self._capturing(graph, pool):
+                try:
+                    results = function()
+                except Exception as error:
+                    failure = error
+                    raise
+        except Exception as error:  # the end of a failed capture raises an error of its own, which hides the cause
+            failure = failure or error
+        if failure is not None:
+            self._end_failed(pool)
+            try:
+                raise failure
+            finally:
+                failure = None  # its traceback refers to this frame, and would keep the step's tensors in memory
         _unfinished.remove(graph)
+        self.release()
         self.idle_bytes = self._idle() - before
         reset_peak_memory(self.device)  # `idle_bytes` counts from now on what the warm-ups' peak has counted
         return results, graph.replay
+
+    @contextmanager
+    def _capturing(self, graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+        # The outer context restores the caller's stream even if the capture fails, where the inner one does not.
+        # thread_local: a loader's thread may allocate pinned memory meanwhile, which a global capture forbids.
+        with torch.cuda.stream(self.stream), torch.cuda.graph(graph, pool, self.stream, "thread_local"):
+            yield
+
+    def _end_failed(self, pool: Any) -> None:
+        """Ends what a failed capture leaves begun in PyTorch 2.11 to 2.13. Otherwise the allocator returns no memory to
+        the device any more, and the next random number on it is an error."""
+        device = self.stream.device_index
+        try:
+            torch._C._cuda_endAllocateToPool(device, pool)
+        except RuntimeError:  # the end of the capture has got as far
+            pass
+        else:
+            torch._C._cuda_releasePool(device, pool)
+        # A capture that ends well resets the random generator.
+        with self._capturing(torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()):
+            torch.zeros(1, device=self.device)
 
     def _idle(self) -> int:
         return torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
 
 _unfinished: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose capture has failed. The allocator asks each of them, until the process ends, which memory is its own."""
+"""Graphs whose capture has failed. PyTorch's allocators may refer to them until the process ends."""
 
 
 class StepGraph(Generic[Results]):
@@ -119,16 +165,19 @@ class StepGraph(Generic[Results]):
         """Sums over the batches of the present optimizer step so far."""
         self.fails = False
         self._key: Hashable = None
-        self.release()
+        self._forget()
 
     def release(self) -> None:
         """Frees the graph and its memory."""
+        self._forget()
+        self.recorder.release()
+
+    def _forget(self) -> None:
         self.runs = 0  # of the present shape and stage
         self._replay: Callable[[], None] | None = None
         self._captured: Any = None
         self._inputs: Batch = {}
         self._cached: list[Any] = []
-        self.recorder.idle_bytes = 0
 
     def run(self, batch: Batch, stage: Hashable, first: bool) -> tuple[Tensor, Results]:
         """Returns (loss, results) of a batch, which the next call may overwrite, and computes its gradients, which
@@ -151,6 +200,7 @@ class StepGraph(Generic[Results]):
             for name, tensor in batch.items():
                 if tensor is not None:
                     self._inputs[name].copy_(tensor)
+            self._take_gradients()  # those that an optimizer may set to zero are the graph's
             self._replay()
             outputs, gradients = self._captured
         self.runs += 1
@@ -164,29 +214,33 @@ class StepGraph(Generic[Results]):
             parameter.grad = gradient
 
     def _run(self, batch: Batch) -> tuple[tuple[Tensor, Results], dict[nn.Parameter, Tensor]]:
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._take_gradients()
+        # A graph must not read its copies of weights, which are freed; and a capture that failed has computed none.
+        torch.clear_autocast_cache()
         loss, results = self.compute(batch)
         torch.clear_autocast_cache()  # its copies of weights would stay in memory during the backward pass
         with torch.autocast(loss.device.type, enabled=False):
             (loss / self.accumulate).backward()
+        return (loss.detach(), results), self._take_gradients()
+
+    def _take_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Returns the gradients of the parameters, which have none afterwards."""
         gradients = {p: p.grad for p in self.parameters if p.grad is not None}
         for parameter in gradients:
             parameter.grad = None
-        return (loss.detach(), results), gradients
+        return gradients
 
     def _capture(self, batch: Batch) -> None:
         inputs = {name: None if x is None else x.clone() for name, x in batch.items()}
-        torch.clear_autocast_cache()  # its copies of weights are freed, and the graph must not read them
+        cached = cached_values()
         try:
             self._captured, self._replay = self.recorder.capture(lambda: self._run(inputs))
         except Exception as error:  # CUDA, PyTorch and Triton have an exception each for what they cannot capture
-            cause = error.__context__ or error  # the end of a failed capture raises an error of its own
-            for each in (error, cause):
-                if is_out_of_memory(each):
-                    raise each from None
-            reason = next(iter(str(cause).splitlines()), "")
-            message = f"a training step cannot be captured in a CUDA graph: {type(cause).__name__}: {reason}"
+            forget_all_but(cached)  # what the capture has added to caches was not computed
+            if is_out_of_memory(error):
+                raise
+            reason = next(iter(str(error).splitlines()), "")
+            message = f"a training step cannot be captured in a CUDA graph: {type(error).__name__}: {reason}"
             if self.required:
                 raise CaptureError(f"trainer.cuda_graph=true: must be false or auto: {message}") from error
             log.warning("trainer.cuda_graph=auto: %s. Steps run without one.", message)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -21,6 +22,7 @@ from model.training.checkpoints import CheckpointFile
 from model.training.fit import FitResult, fit
 from model.training.module import LanguageModel
 from model.training.run_folder import RunFolder
+from model.training.step_graph import Recorder
 
 VOCABULARY, LENGTH, WIDTH = 11, 16, 8
 TOKEN_BYTES = torch.arange(VOCABULARY)  # token 0 is the beginning of a document, and stands for no text
@@ -176,18 +178,31 @@ class BestAt(lightning.Callback):
         module.validation_metrics["validation/loss"] = float(abs(trainer.global_step - self.step))
 
 
-class WithoutHost(TorchDispatchMode):
+class Capture(TorchDispatchMode):
     """Raises RuntimeError where the host reads a value of a tensor, or copies numbers to one, which no capture permits.
-    It does not see into operators of our own."""
+    It does not see into operators of our own.
+
+    read: the memory that the captured operators read and did not allocate, which each replay reads again.
+    """
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "lift_fresh", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[int, StorageWeakRef] = {}
+        self.allocated: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
         name, indices = operator.overloadpacket.__name__, tensors_in(list(arguments[1:]))
         masked = name.startswith("index") and any(each.dtype == torch.bool for each in indices)
         if name in self.FORBIDDEN or (masked and name in ("index", "index_put", "index_put_")):
             raise RuntimeError(f"{operator}: not permitted in a capture")
-        return operator(*arguments, **(settings or {}))
+        results = operator(*arguments, **(settings or {}))
+        given = [StorageWeakRef(each.untyped_storage()) for each in tensors_in([*arguments, settings or {}])]
+        self.read |= {each.cdata: each for each in given if each.cdata not in self.allocated}
+        made = [StorageWeakRef(each.untyped_storage()) for each in tensors_in([results])]
+        self.allocated |= {each.cdata: each for each in made if each.cdata not in self.read}
+        return results
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -198,15 +213,17 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for each in value for tensor in tensors_in(each)] if isinstance(value, list | tuple) else []
 
 
-class StandInRecorder:
+class StandInRecorder(Recorder):
     """Captures and replays on a CPU as a CUDA graph does: a capture gives no values; a replay computes them from the
-    values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured.
+    values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured. A replay
+    raises RuntimeError if memory that it reads has been freed, where a CUDA graph would read other numbers.
 
-    undo: undoes the side effects of the Python code, which a graph does not run.
+    undo: undoes the side effects of the Python code, which a graph does not run; those on `.grad` are undone here.
     """
 
     def __init__(self, undo: Callable[[], None] = lambda: None) -> None:
-        self.idle_bytes = self.captures = self.replays = self.runs = 0
+        super().__init__(torch.device("cpu"))
+        self.captures = self.replays = self.runs = 0
         self.undo = undo
 
     def run(self, function: Callable[[], Any]) -> Any:
@@ -215,8 +232,8 @@ class StandInRecorder:
 
     def capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self.captures += 1
-        random = torch.get_rng_state()
-        with WithoutHost():
+        random, capture = torch.get_rng_state(), Capture()
+        with capture:
             captured = function()
         torch.set_rng_state(random)
         self.idle_bytes = 10**15
@@ -224,7 +241,12 @@ class StandInRecorder:
 
         def replay() -> None:
             self.replays += 1
+            if any(storage.expired() for storage in capture.read.values()):
+                raise RuntimeError("a replay reads memory that has been freed")
+            own = {parameter: parameter.grad for parameter in captured[1]}
             _refresh(captured, function())
+            for parameter, gradient in own.items():
+                parameter.grad = gradient
             self.undo()
 
         return captured, replay

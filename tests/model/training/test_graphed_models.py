@@ -90,12 +90,17 @@ def trained(
     compiled: bool = False,
     resume: bool = False,
     recorder: StandInRecorder | None = None,
+    backend: str = "auto",
+    checkpointing: str | bool = False,
+    fp8: str | bool = False,
     **changes: Any,
 ) -> tuple[dict[str, Tensor], list[dict[str, str]], LanguageModel]:
     torch.manual_seed(int(resume))
     indexer = dataclasses.replace(INDEXER, indexer_warmup=2)
     block = 16 if device == "cpu" else 128
-    model = Transformer(config(max_length=4096, **SIZES[device]), plan(pattern, block=block, indexer=indexer))
+    sizes = config(max_length=4096, activation_checkpointing=checkpointing, **SIZES[device])
+    model = Transformer(sizes, plan(pattern, backend=backend, block=block, indexer=indexer))
+    model.train_in_fp8(fp8)
     if compiled:
         torch._dynamo.reset()
         model.compile_layers()
@@ -138,17 +143,17 @@ def test_a_stand_in_replays_the_steps_of_a_model(name, tmp_path, monkeypatch):
 @pytest.mark.gpu
 @GPU
 @pytest.mark.parametrize(
-    ("name", "compiled", "accumulate"),
+    ("name", "settings"),
     [
-        ("window", True, 2),
-        ("hierarchical", False, 1),
-        ("routed", True, 1),
-        ("dense", False, 1),
-        ("native_sparse", False, 2),
+        ("window", dict(compiled=True, accumulate=2)),
+        ("window", dict(compiled=True, backend="triton", checkpointing="selective", fp8="mlp_and_head")),
+        ("hierarchical", dict()),
+        ("routed", dict(compiled=True)),
+        ("dense", dict()),
+        ("native_sparse", dict(accumulate=2)),
     ],
 )
-def test_a_cuda_graph_replays_the_steps_of_a_model(name, compiled, accumulate, tmp_path, caplog):
-    settings = dict(compiled=compiled, accumulate=accumulate)
+def test_a_cuda_graph_replays_the_steps_of_a_model(name, settings, tmp_path, caplog):
     plain = trained(tmp_path / "plain", PATTERNS[name], "cuda", False, **settings)
     with caplog.at_level(logging.INFO):
         replayed = trained(tmp_path / "graph", PATTERNS[name], "cuda", True, **settings)
@@ -167,17 +172,28 @@ def test_a_run_resumes_with_a_cuda_graph(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.alone  # a capture that has failed leaves traces in the process
+@pytest.mark.alone  # where it fails, captures after it fail, too
 @GPU
 def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_on(tmp_path, monkeypatch, caplog):
+    """It waits after the forward pass, which has left copies of weights in autocast's cache. After the run the process
+    is as before: it draws random numbers, returns memory to the device, and captures."""
     plain = trained(tmp_path / "plain", PATTERNS["dense"], "cuda", False)
     loss = Transformer.loss
 
-    def waiting(self, tokens, *arguments):
-        tokens.sum().item()
-        return loss(self, tokens, *arguments)
+    def waiting(self, *arguments):
+        out = loss(self, *arguments)
+        out.total.item()
+        return out
 
     monkeypatch.setattr(Transformer, "loss", waiting)
     assert_same(plain, trained(tmp_path / "auto", PATTERNS["dense"], "cuda", "auto"))
     (warning,) = [record.message for record in caplog.records if "cuda_graph=auto" in record.message]
-    assert "cannot be captured" in warning and "\n" not in warning
+    assert "cannot be captured" in warning and "capturing" in warning and "\n" not in warning
+    assert torch.rand(8, device="cuda").isfinite().all()
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved()
+    torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == reserved
+    monkeypatch.undo()
+    assert_same(plain, trained(tmp_path / "graph", PATTERNS["dense"], "cuda", True))
