@@ -39,7 +39,7 @@ class Recall(GeneratingSource):
     tasks: for each task its `weight`, the share of the sequences, and for each of its settings a list of values, from
         which every sequence draws one. None leaves a task out.
     targets: `answers`: only the tokens of answers are targets; `all`: all tokens are.
-    text_column: of the tables below `path`, as `Files` reads them.
+    text_column: of the tables below `path`, as `Files` reads them. Runs of earlier versions were saved without it.
     """
 
     def __init__(

@@ -140,7 +140,8 @@ the only task."""
 EARLIER = ("data.source.extensions", "data.source.split_by")
 EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time")
 EARLIER += ("data.source.streaming", "data.source.streams", "data.source.held_out_documents")
-"""Keys that saved configs of earlier versions lack: the class has the value of those versions."""
+EARLIER += tuple((f"data={each}", "data.source.text_column") for each in ("recall", "retrieval"))
+"""Keys, some of one choice alone, that saved configs of earlier versions lack: the class has the value of those."""
 
 
 def has_meaning(key: str, value: object) -> bool:
@@ -264,6 +265,6 @@ def test_every_key_accepts_a_value_with_a_meaning_or_is_named(command, choice):
         if isinstance(default, dict) and not dotted.endswith((".patterns", ".tasks")):
             error = error_of(check, changed(config, (*path, "nonsense"), 1))
             assert error is not None and f"{dotted}.nonsense=1: must be left out" in error, f"{dotted}: {error}"
-        if not {"patterns", "tasks"} & set(path) and dotted not in (*OPTIONAL, *EARLIER):
+        if not {"patterns", "tasks"} & set(path) and not {dotted, (choice, dotted)} & {*OPTIONAL, *EARLIER}:
             error = error_of(check, changed(config, path))
             assert error is not None and f"{dotted}: missing" in error, f"without {dotted}: {error}"
