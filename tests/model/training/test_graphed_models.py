@@ -93,10 +93,11 @@ def trained(
     backend: str = "auto",
     checkpointing: str | bool = False,
     fp8: str | bool = False,
+    warmup: int = 2,
     **changes: Any,
 ) -> tuple[dict[str, Tensor], list[dict[str, str]], LanguageModel]:
     torch.manual_seed(int(resume))
-    indexer = dataclasses.replace(INDEXER, indexer_warmup=2)
+    indexer = dataclasses.replace(INDEXER, indexer_warmup=warmup)
     block = 16 if device == "cpu" else 128
     sizes = config(max_length=4096, activation_checkpointing=checkpointing, **SIZES[device])
     model = Transformer(sizes, plan(pattern, backend=backend, block=block, indexer=indexer))
@@ -149,6 +150,7 @@ def test_a_stand_in_replays_the_steps_of_a_model(name, tmp_path, monkeypatch):
         ("window", dict(compiled=True, backend="triton", checkpointing="selective", fp8="mlp_and_head")),
         ("hierarchical", dict()),
         ("routed", dict(compiled=True)),
+        ("routed", dict(warmup=6)),
         ("dense", dict()),
         ("native_sparse", dict(accumulate=2)),
     ],
