@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,14 +258,16 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _logged_progress(label: str, total: int) -> Callable[[int], None]:
-    done, logged = 0, time.monotonic()
+    done, started = 0, time.monotonic()
+    logged = started
 
     def advance(more: int) -> None:
         nonlocal done, logged
-        done += more
-        if time.monotonic() - logged >= SECONDS_BETWEEN_LINES:
-            logged = time.monotonic()
-            log.info("%s: %.0f%%", label, 100 * done / max(total, 1))
+        done, now = done + more, time.monotonic()
+        if done and now - logged >= SECONDS_BETWEEN_LINES:
+            logged = now
+            left = timedelta(seconds=round((now - started) * (total - done) / done))
+            log.info("%s: %.0f%%  ETA %s", label, 100 * done / total, left)
 
     return advance
 
