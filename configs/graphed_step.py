@@ -18,10 +18,11 @@ def check_cuda_graph(config: Mapping[str, Any]) -> None:
 
 
 def resolve_cuda_graph(config: Mapping[str, Any], log_reason: bool = False) -> bool | str:
-    """Returns `trainer.cuda_graph` of a checked config as fit() takes it: `auto` becomes false where a step cannot be
-    replayed. log_reason: write a line to the log where that is so on a GPU."""
+    """Returns `trainer.cuda_graph` as fit() takes it: `auto` becomes false where a step cannot be replayed. log_reason:
+    write a line to the log where that is so on a GPU. Raises as `check_cuda_graph`."""
     from model.precision import device_of
 
+    check_cuda_graph(config)
     wanted = config["trainer"]["cuda_graph"]
     reason = refusal(config) if wanted == "auto" else None
     if not reason:

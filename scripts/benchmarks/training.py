@@ -125,7 +125,7 @@ class TrainingStep:
         from configs.checks import check_types
         from configs.errors import ConfigError
         from configs.fp8 import check_fp8
-        from configs.graphed_step import check_cuda_graph, resolve_cuda_graph
+        from configs.graphed_step import resolve_cuda_graph
         from model.precision import AUTOCAST, device_of
         from model.training.freezing import freeze_parameters
         from model.training.optimizer import build_optimizer
@@ -136,7 +136,7 @@ class TrainingStep:
         self.config = config = composed(attention, f"model={arguments.model}", *arguments.overrides, *settings)
         try:
             check_fp8(check_types(config))
-            check_cuda_graph(config)
+            in_graph = resolve_cuda_graph(config)
         except ConfigError as error:
             raise SystemExit(f"error: {error}") from None
         self.device = device_of(config["trainer"]["accelerator"])
@@ -150,8 +150,9 @@ class TrainingStep:
         settings = {key: value for key, value in config["optimizer"].items() if key not in ("schedule", "freeze")}
         self.optimizer = build_optimizer(self.model, **settings)
         self.graph: StepGraph[torch.Tensor] | None = None
-        if resolve_cuda_graph(config):
-            self.graph = StepGraph(self._compute, list(self.model.parameters()), CudaRecorder(self.device))
+        if in_graph:
+            parameters, required = list(self.model.parameters()), in_graph is True
+            self.graph = StepGraph(self._compute, parameters, CudaRecorder(self.device), required=required)
         self.length, self.batch = kind.length, max(1, arguments.tokens // kind.length)
         self.tokens = self.batch * self.length
         self.generator = torch.Generator().manual_seed(0)

@@ -320,8 +320,9 @@ def test_where_a_step_cannot_be_replayed_true_is_refused_and_auto_is_false(overr
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     settings = ("trainer=gpu", *overrides)
     message = f"trainer.cuda_graph=true: must be false or auto {reason}"
-    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        check_cuda_graph(compose(*settings, "trainer.cuda_graph=true"))
+    for refuse in (check_cuda_graph, resolve_cuda_graph):
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            refuse(compose(*settings, "trainer.cuda_graph=true"))
     check_cuda_graph(compose(*settings, "trainer.cuda_graph=auto"))
     with caplog.at_level(logging.INFO):
         assert resolve_cuda_graph(compose(*settings, "trainer.cuda_graph=auto"), log_reason=True) is False

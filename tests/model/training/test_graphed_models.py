@@ -196,6 +196,6 @@ def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_on(tmp_path
     reserved = torch.cuda.memory_reserved()
     torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() == reserved
+    assert torch.cuda.memory_reserved() <= reserved
     monkeypatch.undo()
     assert_same(plain, trained(tmp_path / "graph", PATTERNS["dense"], "cuda", True))
