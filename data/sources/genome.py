@@ -2,16 +2,21 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from ..errors import CorpusError
 from .bad_documents import BadDocuments
 from .base import Extensions, Paths
 from .file_rows import names_of, texts_of, write_rows
 from .files import Files
+from .strains import pairs
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Regions = Annotated[tuple[Annotated[int, Field(ge=256)], ...], Field(min_length=1)]
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
@@ -21,11 +26,20 @@ class Genome(Files):
     file of another extension is one document of these four letters.
 
     reverse_complement: training has the opposite strand of each document, too, as a document of its own.
+    pairs: a document is instead a region of one sequence followed by the region of another one that is nearly the same
+        (strains.py). Training has regions of each of these lengths, in bases, and validation and test of the longest.
     """
 
-    def __init__(self, extensions: Extensions, split_by: Literal["name", "folder"], reverse_complement: bool):
+    def __init__(
+        self,
+        extensions: Extensions,
+        split_by: Literal["name", "folder"],
+        reverse_complement: bool,
+        pairs: Regions | None = None,
+    ):
         super().__init__("text", extensions, split_by)
         self.reverse_complement = reverse_complement
+        self.pairs = None if pairs is None else tuple(pairs)
 
     def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
         splits = super().load(path, arrow_cache, bad)
@@ -36,9 +50,23 @@ class Genome(Files):
                         f"data.source.extensions={list(self.extensions)}: must be those of FASTA files (.fa, .fna,"
                         f" .fasta), or of texts of A, C, G and T alone, and {name} has {other[0]!r}"
                     )
+        if self.pairs:
+            splits = {split: self._paired(split, rows, arrow_cache) for split, rows in splits.items()}
         if self.reverse_complement:
             splits["train"] = write_rows(_both_strands(splits["train"]), arrow_cache / "both_strands.rows")
         return splits
+
+    def _paired(self, split: str, rows: "Dataset", arrow_cache: Path) -> "Dataset":
+        """Returns the pairs of regions of a split's sequences, as rows."""
+        lengths = self.pairs if split == "train" else (max(self.pairs),)
+        texts = dict(zip(names_of(rows), texts_of(rows), strict=True))
+        paired = write_rows(pairs(texts, lengths), arrow_cache / f"{split}_pairs.rows")
+        if not len(paired):
+            raise CorpusError(
+                f"data.source.pairs={list(self.pairs)}: must be lengths of regions that two sequences of each split "
+                f"share, and {split} has none of {lengths[-1]} bases among {', '.join(texts)}"
+            )
+        return paired
 
 
 def _both_strands(rows: "Dataset") -> Iterator[dict[str, str]]:

@@ -118,6 +118,7 @@ TEXTS = ("evaluate/checkpoint", "*/prompt", "*/stop", "*/trust", "logger.tags")
 """Keys that take a list of texts."""
 
 INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths", "series.horizons")
+INTEGERS += ("data.source.pairs",)
 INTEGERS += tuple(
     f"data.source.tasks.*.{each}"
     for each in ("spacing", "pairs", "keys", "values", "cue", "size", "excerpt", "passage")

@@ -2,6 +2,7 @@
 
 import gzip
 
+import numpy as np
 import pytest
 
 from data import CorpusError
@@ -73,3 +74,59 @@ def test_a_text_that_is_no_fasta_file_has_the_four_letters_alone(genomes, tmp_pa
     (genomes / "train" / "c.txt").write_text(text)
     with pytest.raises(CorpusError, match=r"^data\.source\.extensions=\[.*\.txt'\]: must be .* train/c\.txt has '"):
         source.load(str(genomes), tmp_path / "again", STRICT)
+
+
+def strains(seed: int, bases: int = 5000) -> tuple[str, str]:
+    """A random sequence and a strain of it: 2 % of the bases differ, 300 are inserted, and the first 40 are missing."""
+    generator = np.random.default_rng(seed)
+    first = generator.choice(list("ACGT"), bases)
+    second = np.where(generator.random(bases) < 0.02, generator.choice(list("ACGT"), bases), first)
+    second = np.concatenate([second[40:2000], generator.choice(list("ACGT"), 300), second[2000:]])
+    return "".join(first), "".join(second)
+
+
+@pytest.fixture
+def species(tmp_path):
+    """Two strains of one species and a sequence of another for training, and two strains of a third for validation."""
+    for number, split in enumerate(("train", "valid")):
+        (tmp_path / "species" / split).mkdir(parents=True)
+        for name, text in zip("ab", strains(number), strict=True):
+            (tmp_path / "species" / split / f"{name}.fa").write_text(f">{name}\n{text}\n")
+    (tmp_path / "species" / "train" / "other.fa").write_text(f">other\n{strains(2)[0]}\n")
+    return tmp_path / "species"
+
+
+def test_a_pair_is_a_region_and_its_like_in_another_strain(species, tmp_path):
+    splits = Genome((".fa",), "name", False, (512, 1024)).load(str(species), tmp_path / "arrow", STRICT)
+    names, texts = splits["train"]["name"][:], splits["train"]["text"][:]
+    assert {tuple(part.split(":")[0] for part in name.split("+")) for name in names} == {
+        ("train/a.fa", "train/b.fa"),
+        ("train/b.fa", "train/a.fa"),
+    }, "the other species shares nothing with them"
+    assert {len(text) for text in texts} == {1024, 2048}
+    assert {len(text) for text in splits["validation"]["text"][:]} == {2048}, "the longest alone"
+    documents = dict(zip(names, texts, strict=True))
+    text = documents["train/a.fa:0:0+train/b.fa:0:0:512"]
+    assert text[:512] == strains(0)[0][:512], "the region begins 40 bases before the strain does"
+    text = documents["train/a.fa:0:512+train/b.fa:0:472:512"]
+    same = np.mean([one == other for one, other in zip(text[:512], text[512:], strict=True)])
+    assert same > 0.95, "all but the changed bases"
+    assert documents["train/a.fa:0:3072+train/b.fa:0:3332:1024"], "behind the insertion"
+
+
+def test_pairs_are_read_on_both_strands_and_belong_to_the_corpus(species, tmp_path):
+    source = Genome((".fa",), "name", True, (1024,))
+    (first, reverse, *_) = source.load(str(species), tmp_path / "arrow", STRICT)["train"]["text"][:]
+    assert reverse == first.translate(str.maketrans("ACGT", "TGCA"))[::-1]
+    assert source.identity(str(species)) != Genome((".fa",), "name", True, (512,)).identity(str(species))
+    assert "pairs" not in Genome((".fa",), "name", True).identity(str(species)), "as before there were pairs"
+
+
+@pytest.mark.parametrize("length", [2048, 8192])
+def test_a_split_without_pairs_is_one_line(species, tmp_path, length):
+    (species / "valid" / "b.fa").write_text(f">b\n{strains(3)[0]}\n")
+    error = (
+        rf"^data\.source\.pairs=\[{length}\]: must be .* and {'validation' if length == 2048 else 'train'} has none of"
+    )
+    with pytest.raises(CorpusError, match=error):
+        Genome((".fa",), "name", False, (length,)).load(str(species), tmp_path / "arrow", STRICT)
