@@ -55,12 +55,13 @@ def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
 
 def _shorter_contexts(by_context: Mapping[str, Any], longer: int, length: int) -> Overrides:
     """Returns the overrides that score the documents of the longer run, under those of its contexts that fit into
-    `length` tokens."""
+    `length` tokens, and by default under the longest that does."""
     targets, contexts = by_context["targets"], by_context["contexts"]
+    own = default_contexts(length, targets) if contexts is None else contexts
     contexts = default_contexts(longer, targets) if contexts is None else contexts
     if not contexts:
         return {}
-    fitting = [context for context in contexts if context != WHOLE and context + targets <= length]
+    fitting = [context for context in own if context != WHOLE and context + targets <= length]
     least = by_context["least_tokens"] or least_tokens(contexts, targets)
     key = "evaluation.by_context"
     return {f"{key}.contexts": as_override(fitting), f"{key}.least_tokens": str(least)}

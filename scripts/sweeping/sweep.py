@@ -73,6 +73,7 @@ class Sweep:
                     f"sweep.name={self.settings.name}: {self.folder} holds jobs with {before}, and this sweep has "
                     f"{now}: set another sweep.name, or that budget"
                 )
+            self._check_weights(drafts, manifest)
             manifest.match, manifest.budget, manifest.first_stage = match, budget, first
             manifest.command, manifest.versions = command, versions()
             manifest.jobs += [self._entry(draft) for draft in drafts if manifest.job(draft.hash) is None]
@@ -89,6 +90,20 @@ class Sweep:
                 # Run this command line's overrides: those of a manifest from elsewhere could name any code.
                 job.overrides, job.command, job.folder = self._overrides(draft)
         return [job for job in jobs if self._is_to_run(job)]
+
+    def _check_weights(self, drafts: Sequence[Draft], manifest: Manifest) -> None:
+        """Raises ConfigError if a finished first stage has lost the weights from which a job is to start."""
+        for draft in drafts:
+            stage, job = manifest.job(draft.first_stage or ""), manifest.job(draft.hash)
+            if stage is None or stage.state != DONE or (job is not None and job.state == DONE):
+                continue
+            weights, own = (self.folder / hash / "checkpoints" / "last.ckpt" for hash in (stage.hash, draft.hash))
+            if not weights.is_file() and not own.is_file():  # a job that has begun continues from its own
+                raise ConfigError(
+                    f"sweep.name={self.settings.name}: must have {weights}, the weights of the finished first stage "
+                    f"from which {draft.config['attention']['name']} seed={draft.config['seed']} starts: restore them, "
+                    "or set another sweep.name"
+                )
 
     def _entry(self, draft: Draft) -> JobEntry:
         overrides, command, folder = self._overrides(draft)
@@ -238,7 +253,7 @@ def settings_for_label(job: JobEntry) -> Overrides:
     if job.role == PATTERN:
         return {key: value for key, value in overrides.items() if job.first_stage is None or key != "init_from"}
     length = overrides["data.sequence_length"]
-    own = ("data.", "evaluation.", "model.rope_", "init_from")
+    own = ("data.sequence_length", "data.seed", "evaluation.by_context.", "init_from")
     shared = {key: value for key, value in overrides.items() if not key.startswith(own)}
     return shared | {"attention": f"{job.role} {length}"}
 

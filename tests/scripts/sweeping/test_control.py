@@ -5,6 +5,7 @@ import pytest
 from configs.build import ConfigError
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.jobs import read_sweeps
+from scripts.reporting.manifest import CONTROL, read_manifest
 from scripts.sweeping.composer import as_lines
 from scripts.sweeping.short_context import shortened
 from tests.commands import resolved
@@ -55,12 +56,21 @@ def test_a_control_reads_no_more_than_it_was_trained_for(protocol, expected):
 
 
 @pytest.mark.parametrize(
-    ("contexts", "own", "least"), [([512, 1024, 3000, "whole"], "[512]", "3256"), (None, "[512]", "4096")]
+    ("contexts", "own", "least"), [([512, 1024, 3000, "whole"], "[512]", "3256"), (None, "[512,768]", "4096")]
 )
 def test_a_control_is_scored_by_context_on_the_tokens_of_the_others(contexts, own, least):
-    """A context of 1,024 tokens and 256 targets do not fit into 1,024 tokens. The documents are as long as for all."""
+    """A context of 1,024 tokens and 256 targets do not fit into 1,024 tokens. The documents are as long as for all.
+    By default the control has the longest context that fits, too: it would seem worse without."""
     found = shortened_evaluation(1024, ("chunked", None, None), contexts)
     assert found == {"by_context.contexts": own, "by_context.least_tokens": least}
+
+
+def test_controls_of_different_data_have_different_labels(tmp_path, small, quick, reports):
+    """Runs of one label are seeds of one row, so a label that two controls share would average over corpora."""
+    own = [*small[:-1], "sweep.control=32", "data.packing=contiguous,whole", "seed=1,2"]
+    assert run_sweep(tmp_path, "sweep=patterns", "attention=dense", *own) == 0
+    controls = [job.label for job in read_manifest(tmp_path / "patterns").jobs if job.role == CONTROL]
+    assert sorted(controls) == [f"control 32 packing={each}" for each in ("contiguous", "contiguous", "whole", "whole")]
 
 
 def test_a_control_of_an_extended_model_continues_at_short_context(small):

@@ -100,6 +100,28 @@ def test_a_sweep_in_two_stages_trains_the_first_one_once(tmp_path, small, report
     assert "sweep.first_stage.tokens=128" in capsys.readouterr().err
 
 
+def test_a_finished_sweep_goes_on_with_another_pattern_and_another_seed(tmp_path, small, reports, capsys):
+    """The first stage of a seed is trained once. Without its weights nothing is trained in its place: those of another
+    machine or version would differ."""
+    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    capsys.readouterr()
+    more = ("sweep=extend", *STAGES, *small)
+    assert run_sweep(tmp_path, *more, "attention=window,strided") == 0
+    assert capsys.readouterr().err.count("already done") == 3
+    assert list(states(tmp_path / "extend")) == [
+        f"{name} seed=1" for name in ("first stage 16", "dense", "window", "strided")
+    ]
+    first = read_manifest(tmp_path / "extend").jobs[0]
+    (tmp_path / "extend" / first.hash / "checkpoints" / "last.ckpt").unlink()
+    assert run_sweep(tmp_path, *more, "attention=window,strided") == 0, "no job needs the weights"
+    with pytest.raises(SystemExit):
+        run_sweep(tmp_path, *more, "attention=window,block_sparse", "seed=1,2")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{first.hash}/checkpoints/last.ckpt" in error and "from which block_sparse seed=1 starts" in error
+    assert set(states(tmp_path / "extend").values()) == {"done"}, "nothing was entered"
+    assert run_sweep(tmp_path, *more, "attention=dense", "seed=2") == 0, "a seed of its own first stage"
+
+
 def _train_first_stage(folder: Path, hash: str, held, release) -> None:
     """Stands for another process, which trains the first stage and is interrupted."""
     with lock(folder, hash):
