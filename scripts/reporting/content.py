@@ -113,7 +113,8 @@ def gather(folders: Sequence[str | Path]) -> Content:
         figures["scaling"] = tuple((each.sweep, partial(draw_scaling, scaling=each)) for each in fitted)
     measured = any(row.values for row in rows)
     if measured:
-        figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ())[-1:])
+        # The losses themselves: what context saves is relative to a row's loss at short context, which differs by row.
+        figures["summary"] = (figures["pareto"][0], *figures.get("loss_by_context", ())[:1])
     return Content(
         sweeps=sweeps,
         rows=rows,

@@ -174,9 +174,12 @@ def draw_position_differences(
     draw_positions(axes, differences, styles)
     axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
     losses = [0.0, *(bucket["loss"] for buckets in differences for bucket in buckets)]
+    bounds = [bucket[key] for buckets in differences for bucket in buckets for key in ("low", "high")]
+    shown = [*losses, *(bound for bound in bounds if bound is not None)]
     span = max(losses) - min(losses)
     if span:  # wide intervals, as of two seeds, are cut off; they would flatten every line
-        axes.set_ylim(min(losses) - span, max(losses) + span)
+        low, high = max(min(shown), min(losses) - span), min(max(shown), max(losses) + span)
+        axes.set_ylim(low - 0.05 * span, high + 0.05 * span)
     axes.set_ylabel("loss minus dense's (nats/token)")
 
 

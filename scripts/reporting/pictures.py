@@ -77,8 +77,10 @@ def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]]
     low, high = (np.array([b[bound] for b in buckets], dtype=float) for bound in ("low", "high"))  # None becomes NaN
     axes.fill_between(middle, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
     axes.set_xscale("log", base=2)
-    long = axes.dataLim.x1 > 32 * axes.dataLim.x0
-    axes.xaxis.set_major_locator(LogLocator(base=4 if long else 2))  # more labels would touch
+    span = axes.dataLim.x1 / axes.dataLim.x0 if axes.dataLim.x0 > 0 else 1.0
+    axes.xaxis.set_major_locator(
+        LogLocator(base=2 if span <= 32 else 4 if span <= 512 else 16)
+    )  # more labels would touch
     axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
     axes.set_xlabel("position in the document (tokens)")
     axes.set_ylabel("loss (nats/token)")

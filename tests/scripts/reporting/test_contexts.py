@@ -71,7 +71,7 @@ def test_a_page_holds_quality_context_recall_and_price(tmp_path):
     text = write_markdown(content)
     for part in ("| 90% |", "| cache (kB) |", "## Loss by context", "2.0000 [1.9000, 2.1000]", "summary.pdf"):
         assert part in text, part
-    assert [title for title, _ in content.figures["summary"]] == ["step time", "what context saves"]
+    assert [title for title, _ in content.figures["summary"]] == ["step time", "loss of the same tokens"]
     figure = Figure().add_subplot()
     dict(content.figures["loss_by_context"])["what context saves"](figure)
     assert figure.lines[0].get_ydata().tolist() == pytest.approx([0.0, 1.0])

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
-from scripts.reporting.figures import cost_panels, to_inline_svg
+from scripts.reporting.figures import cost_panels, draw_position_differences, to_inline_svg
 from scripts.reporting.jobs import Sweep
 from scripts.reporting.labels import place_labels
 from scripts.reporting.style import DARK, LIGHT, make_styles
@@ -103,6 +103,18 @@ def test_the_inline_figure_follows_the_pages_colours_and_keeps_its_text():
     assert not re.search(r"#[0-9a-f]{6}\b", svg), "every colour is a variable"
     assert "var(--c0)" in svg and "var(--ink)" in svg and svg.startswith("<svg viewBox=")
     assert "window &lt;b&gt;&amp;" in svg and "a$b$c" in svg and "<b>" not in svg
+
+
+@pytest.mark.parametrize(
+    ("bounds", "shown"), [((None, None), (-0.01, 0.21)), ((-0.05, 0.3), (-0.06, 0.31)), ((-9.0, 9.0), (-0.21, 0.41))]
+)
+def test_differences_by_position_fill_their_panel(bounds, shown):
+    """Bands are shown in full, but for those of two seeds, which would flatten every line."""
+    bucket = {"start": 0, "stop": 512, "loss": 0.2} | dict(zip(("low", "high"), bounds, strict=True))
+    rows = rows_of("dense", "window")
+    axes = Figure().add_subplot()
+    draw_position_differences(axes, [[], [bucket]], make_styles(rows))
+    assert axes.get_ylim() == pytest.approx(shown)
 
 
 def test_beyond_what_has_room_points_are_numbered_as_in_the_table():

@@ -1,12 +1,18 @@
 """Pictures are made whatever the length, at bounded memory."""
 
+import itertools
+
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, Window
 from model.attention import build_attention_layout
+from scripts.reporting.figures import PANEL
 from scripts.reporting.pictures import _shades, draw_loss_by_position, draw_patterns, plot_loss_by_position
 
 
@@ -35,6 +41,22 @@ def test_a_bucket_that_one_document_reaches_has_no_band():
     assert band.get_paths()[0].vertices[:, 0].max() == 768, "the band ends with the last bucket of several documents"
     assert axes.lines[0].get_xdata()[-1] == 1536
     plt.close(figure)
+
+
+@pytest.mark.parametrize("doublings", [1, 4, 6, 8, 12, 16])
+def test_labels_of_positions_do_not_touch(doublings):
+    edges = [0, *(512 << doubling for doubling in range(doublings + 1))]
+    buckets = [{"start": a, "stop": b, "loss": 1.0, "low": None, "high": None} for a, b in itertools.pairwise(edges)]
+    figure = Figure(figsize=PANEL, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    plot_loss_by_position(axes, buckets)
+    figure.canvas.draw()
+    (left, right), labels = axes.get_xlim(), axes.get_xticklabels()
+    boxes = [label.get_window_extent() for label in labels if left <= label.get_position()[0] <= right]
+    assert len(boxes) >= 2
+    for one, other in itertools.pairwise(boxes):
+        assert one.x1 + 4 < other.x0
 
 
 def test_summaries_are_painted_lighter_than_tokens():
