@@ -1,8 +1,9 @@
 """Aggregates jobs to rows: means over seeds, differences to the dense baseline, and Pareto fronts.
 
 Intervals are Student's, 95 %, over seeds, with half-width t(0.975, n - 1) s / sqrt(n). The difference of two rows is
-paired by seed if both have the same seeds (at least two). Otherwise its interval is Welch's for unequal variances,
-with the degrees of freedom rounded down. A row of one seed has no interval.
+paired by seed, over the seeds that both have: in a sweep of two stages, jobs of one seed start from the same weights,
+and seeds often differ more than patterns do. Rows without a common seed have Welch's interval for unequal variances,
+with the degrees of freedom rounded down. One seed has no interval; one over documents stands beside it.
 """
 
 import math
@@ -83,11 +84,12 @@ class Row:
     values: Mapping[str, Estimate]  # keys of MEASURED, over the counted jobs
     fronts: frozenset[str] = frozenset()  # the costs on whose Pareto front the row is
     against: "Row | None" = field(default=None, repr=False)  # its dense baseline
-    difference: Estimate | None = None  # of `quality` to `against`: negative is better
+    difference: Estimate | None = None  # of `quality` to `against`, over seeds: negative is better
+    difference_paired: Paired | None = None  # the same over documents
     ratios: Mapping[str, float] = field(default_factory=dict)  # {cost: ratio to that of `against`}
     control: "Row | None" = field(default=None, repr=False)  # the baseline at short context
     over_control: Estimate | None = None  # `quality` minus that of `control`, over seeds
-    over_control_paired: "Paired | None" = None  # the same over documents
+    over_control_paired: Paired | None = None  # the same over documents
 
     @property
     def counted(self) -> tuple[Job, ...]:
@@ -170,12 +172,12 @@ def estimate(numbers: Sequence[float]) -> Estimate:
 
 
 def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | None:
-    """Returns the mean over seeds of `ours` minus `theirs`; None if one of them is empty."""
+    """Returns the mean of `ours` minus `theirs`, over the seeds that both have, or over all seeds if they have none in
+    common; None if one of them is empty."""
     if not ours or not theirs:
         return None
-    seeds, other_seeds = (sorted(str(seed) for seed, _ in numbers) for numbers in (ours, theirs))
-    if len(ours) > 1 and seeds == other_seeds and len(set(seeds)) == len(seeds):
-        return estimate([number - dict(theirs)[seed] for seed, number in ours])
+    if seeds := _common(ours, theirs):
+        return estimate([dict(ours)[seed] - dict(theirs)[seed] for seed in seeds])
     ours, theirs = [number for _, number in ours], [number for _, number in theirs]
     mean, count = statistics.fmean(ours) - statistics.fmean(theirs), min(len(ours), len(theirs))
     if count < 2:
@@ -189,10 +191,13 @@ def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | N
 
 
 def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | None:
-    """Returns the mean over documents of `ours` minus `theirs`, each averaged over its seeds.
+    """Returns the mean over documents of `ours` minus `theirs`, each averaged over the seeds that both have, or over
+    all of its own if they have none in common.
 
     None where a job has no losses by document, as those of early versions, or scored other documents.
     """
+    if seeds := _common([(job.seed, 0.0) for job in ours], [(job.seed, 0.0) for job in theirs]):
+        ours, theirs = ([job for job in each if job.seed in seeds] for each in (ours, theirs))
     jobs = [*ours, *theirs]
     found = [(job.evaluation or {}).get("by_document") for job in jobs]
     if not ours or not theirs or None in found:
@@ -203,6 +208,11 @@ def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | No
     nats = np.array([each["nats"] for each in found])
     less = nats[: len(ours)].mean(0) - nats[len(ours) :].mean(0)
     return Paired(*bits_per_byte(less, sizes), len(less), int((less < 0).sum()))
+
+
+def _common(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> list[int]:
+    """Returns the seeds of both. Runs of unknown seeds have none in common."""
+    return sorted({seed for seed, _ in ours if seed is not None} & {seed for seed, _ in theirs})
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -248,7 +258,8 @@ def _compare_with_baselines(rows: list[Row]) -> list[Row]:
             if key in row.values and key in against.values and against.values[key].mean
         }
         less = difference(row.seeded(row.quality), against.seeded(row.quality))
-        result.append(replace(row, against=against, difference=less, ratios=ratios))
+        paired = paired_difference(row.counted, against.counted)
+        result.append(replace(row, against=against, difference=less, difference_paired=paired, ratios=ratios))
     return result
 
 

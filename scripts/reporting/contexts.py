@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from scripts.console import counted
 from scripts.reporting.aggregate import Row
 from scripts.reporting.jobs import Job, finite
 
@@ -25,7 +26,7 @@ def by_context_of(row: Row) -> list[dict[str, float]]:
     result = []
     for context in sorted(set.intersection(*(set(each) for each in found))):
         numbers = [each[context] for each in found]
-        entry = {"context": context, "documents": numbers[0]["documents"]}
+        entry = {key: numbers[0][key] for key in ("context", "tokens", "documents") if key in numbers[0]}
         for key in KEYS:
             values = [finite(each.get(key)) for each in numbers]
             if None not in values:
@@ -67,15 +68,21 @@ def longest_useful(contexts: Sequence[Mapping[str, float]]) -> int | None:
 def useless_contexts(rows: Sequence[Row]) -> list[str]:
     """Returns a sentence for all rows whose longest useful context is shorter than the longest that was measured within
     the length of their training."""
-    labels: dict[tuple[int, int, int], list[str]] = {}
+    labels: dict[tuple[int, int, int, str], list[str]] = {}
     for row in rows:
         contexts = [entry for entry in by_context_of(row) if entry["context"] <= (row.sequence_length or 0)]
         useful = longest_useful(contexts)
         if useful is not None and useful < contexts[-1]["context"]:
-            key = useful, int(contexts[-1]["context"]), row.sequence_length
+            key = useful, int(contexts[-1]["context"]), row.sequence_length, _scored(contexts[-1])
             labels.setdefault(key, []).append(row.label)
     return [
-        f"Trained on sequences of {length:,} tokens, {', '.join(names)}: more than {useful:,} tokens of context do not "
-        f"lower the loss of the same tokens (measured up to {longest:,})."
-        for (useful, longest, length), names in labels.items()
+        f"Trained on sequences of {length:,} tokens, {', '.join(names)}: no context of more than {useful:,} tokens is "
+        f"shown to lower the loss of the same {scored} (measured up to {longest:,})."
+        for (useful, longest, length, scored), names in labels.items()
     ]
+
+
+def _scored(context: Mapping[str, float]) -> str:
+    """Returns what the losses by context are of: the fewer documents, the wider are the intervals of their changes."""
+    tokens = f"{context['tokens']:,.0f} tokens" if "tokens" in context else "tokens"
+    return f"{tokens} of {counted(context['documents'], 'document')}"

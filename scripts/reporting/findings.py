@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
+from scripts.console import counted
 from scripts.reporting.aggregate import COSTS, LOSS, QUALITY, QUALITY_UNITS, Estimate, Paired, Row, quality_of
 from scripts.reporting.contexts import useless_contexts
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
@@ -124,6 +125,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             f"{which} ran with one seed: no interval contains the noise of training, and small differences may be "
             "chance."
         )
+    found += _fewer_seeds(evaluated)
     bounds = [row.values[quality] for row in evaluated if row.values[quality].low is not None]
     if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
         found.append("Pareto fronts use means: where intervals overlap, a pattern may be on a front by chance.")
@@ -142,6 +144,11 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             f"The tokens of {_and(without_text)} have no text: their losses, in nats per token, compare only runs on"
             " the same token files."
         )
+    found += [
+        f"{counted(len(sweep.replaced), 'job')} of earlier settings left out: later jobs have the same overrides."
+        for sweep in sweeps
+        if sweep.replaced
+    ]
     found += _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     texts = {
@@ -167,6 +174,21 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             "On a CPU, peak memory includes the whole process and memory of earlier jobs: compare it with care."
         )
     return found
+
+
+def _fewer_seeds(evaluated: Sequence[Row]) -> list[str]:
+    """Returns a caution where rows of one sweep have different seeds: seeds may differ more than patterns do."""
+    seeds: dict[str, set[int | None]] = {}
+    for row in evaluated:
+        seeds.setdefault(row.sweep, set()).update(job.seed for job in row.counted)
+    fewer = [row.label for row in evaluated if {job.seed for job in row.counted} != seeds[row.sweep]]
+    if not fewer:
+        return []
+    return [
+        f"{_and(fewer)} {'lacks' if len(fewer) == 1 else 'lack'} seeds that others have: differences to dense and to "
+        "the control are of the seeds that both have, while the fronts and the best in quality compare means of "
+        "different seeds."
+    ]
 
 
 def _without_control(evaluated: Sequence[Row]) -> list[str]:
@@ -204,35 +226,40 @@ def _against_dense(row: Row) -> str:
         if cost in row.ratios:
             whose = "its" if costs else f"{row.against.label}'s"
             costs.append(f"{row.ratios[cost]:.2f} of {whose} {COST_NAMES[cost]}")
-    found = row.difference
-    size = f"{abs(found.mean):.4f} {QUALITY_UNITS[row.quality]}"
-    better = "worse" if found.mean > 0 else "better"
-    change = f"is {better} by {size}" if found.mean else f"has the same {QUALITY_UNITS[row.quality]}"
-    if found.low is None:
-        certainty = "one seed, no interval"
-    else:
-        certainty = f"95 % interval of the difference {signed(found.low)} to {signed(found.high)}, {found.count} seeds"
-        if found.low <= 0 <= found.high:
-            change = f"{change}, which may be chance"
+    bounds = _bounds(row.difference_paired, row.difference)
+    mean = row.difference.mean
+    better = "worse" if mean > 0 else "better"
+    unit = QUALITY_UNITS[row.quality]
+    change = f"is {better} by {abs(mean):.4f} {unit}" if mean else f"has the same {unit}"
+    if any(each.low <= 0 <= each.high for each in bounds):
+        change += ", which may be chance"
     took = f"takes {' and '.join(costs)} and " if costs else ""
-    return f"{row.label} {took}{change} ({certainty})."
+    return f"{row.label} {took}{change} ({_certainty(bounds, row.difference)})."
 
 
 def _against_control(row: Row) -> str:
     """Returns whether a pattern beats the baseline at short context, with the intervals over documents and seeds."""
-    mean, bounds = row.over_control.mean, [each for each in (row.over_control_paired, row.over_control) if each]
-    intervals = [_interval(each) for each in bounds if each.low is not None]
+    mean, bounds = row.over_control.mean, _bounds(row.over_control_paired, row.over_control)
     size = f"{abs(mean):.4f} {QUALITY_UNITS[row.quality]}"
-    shown = bool(intervals) and all(each.high < 0 for each in bounds if each.low is not None)
-    if shown:
+    if bounds and all(each.high < 0 for each in bounds):
         verdict = f"beats {row.control.label} by {size}"
     elif mean < 0:
         verdict = f"is not shown to beat {row.control.label}: it is better by {size}, which may be chance"
     else:
         verdict = f"does not beat {row.control.label}: it is worse by {size}" if mean else f"equals {row.control.label}"
-    certainty = f"95 % interval of the paired difference {' and '.join(intervals)}" if intervals else "no interval"
-    certainty += ", one seed" if row.over_control.low is None else ""
-    return f"{row.label} {verdict} ({certainty})."
+    return f"{row.label} {verdict} ({_certainty(bounds, row.over_control)})."
+
+
+def _bounds(*found: Estimate | Paired | None) -> list[Estimate | Paired]:
+    """Returns those that have an interval."""
+    return [each for each in found if each is not None and each.low is not None]
+
+
+def _certainty(bounds: Sequence[Estimate | Paired], over_seeds: Estimate) -> str:
+    """Returns the intervals of a difference in words."""
+    intervals = " and ".join(map(_interval, bounds))
+    certainty = f"95 % interval of the difference {intervals}" if bounds else "no interval"
+    return certainty + (", one seed" if over_seeds.low is None else "")
 
 
 def _interval(found: Estimate | Paired) -> str:

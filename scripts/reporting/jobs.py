@@ -124,6 +124,7 @@ class Sweep:
     command: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
+    replaced: tuple[str, ...] = ()  # the hashes of jobs that are left out: a later one has the same overrides and seed
     timed: bool = True  # whether the jobs' times compare: none of them shared its device with another
 
 
@@ -167,6 +168,8 @@ def _read_sweep(folder: Path) -> Sweep:
             )
         if entry.hash in killed and entry.state == RUNNING:
             entry.state, entry.exit_reason = INTERRUPTED, KILLED
+    latest = {_identity(entry): entry.hash for entry in manifest.jobs}
+    replaced = {entry.hash for entry in manifest.jobs if latest[_identity(entry)] != entry.hash}
     jobs: dict[str, Job] = {}
     for entry in sorted(manifest.jobs, key=lambda entry: entry.first_stage is not None):  # first stages first
         first_stage = jobs.get(entry.first_stage or "")
@@ -174,7 +177,8 @@ def _read_sweep(folder: Path) -> Sweep:
     return Sweep(
         name=manifest.sweep,
         folder=folder,
-        jobs=tuple(jobs[entry.hash] for entry in manifest.jobs),
+        jobs=tuple(jobs[entry.hash] for entry in manifest.jobs if entry.hash not in replaced),
+        replaced=tuple(sorted(replaced)),
         match=manifest.match,
         budget=manifest.budget,
         command=manifest.command,
@@ -182,6 +186,15 @@ def _read_sweep(folder: Path) -> Sweep:
         device=manifest.device,
         timed=not shared_a_device(manifest.jobs),
     )
+
+
+def _identity(entry: JobEntry) -> tuple:
+    """Returns what two jobs of one sweep have in common only if one replaces the other: a default in a YAML file has
+    changed since, and so has the config hash. Both would count as runs of one seed."""
+    derived = ("init_from=",) * (entry.first_stage is not None)
+    derived += ("evaluation.by_context.",) * (entry.role != PATTERN)
+    overrides = sorted(text for text in entry.overrides if not derived or not text.startswith(derived))
+    return entry.role, entry.seed, entry.flops, *overrides
 
 
 def _read_job(sweep: str, folder: Path, entry: JobEntry, matched: bool, first_stage: Job | None) -> Job:

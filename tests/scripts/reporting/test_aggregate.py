@@ -1,5 +1,6 @@
 """Seeds, differences and fronts, against hand arithmetic and brute force."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.reporting.aggregate import COSTS, Row, difference, estimate, make_rows, pareto_front, student_quantile
+from scripts.reporting.aggregate import (
+    COSTS,
+    Row,
+    difference,
+    estimate,
+    make_rows,
+    paired_difference,
+    pareto_front,
+    student_quantile,
+)
 from scripts.reporting.jobs import Job, Sweep
 
 T = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645, 5: 2.57058, 10: 2.22814, 30: 2.04227, 120: 1.97993}
@@ -66,14 +76,32 @@ def test_the_same_seeds_are_compared_pair_by_pair():
     assert found.mean == pytest.approx(0.4 / 3) and found.half_width == pytest.approx(half, rel=1e-4)
 
 
+def test_seeds_that_one_row_lacks_do_not_count():
+    found = difference([(1, 1.0), (2, 2.0)], [(1, 1.5), (2, 2.7), (3, 9.0)])
+    assert found.mean == pytest.approx(-0.6) and found.count == 2 and found.half_width is not None
+    found = difference([(1, 1.0)], [(1, 1.5), (2, 1.7)])
+    assert found.mean == pytest.approx(-0.5) and found.low is None and found.count == 1
+
+
+def test_the_documents_of_the_seeds_of_both_are_compared():
+    def judged(seed, *nats):
+        row = {"bits_per_byte": 1.0, "documents_digest": "d", "by_document": {"nats": nats, "bytes": [100, 100]}}
+        return job("window", seed, 1.0, evaluation=row)
+
+    ours, theirs = [judged(1, 70.0, 70.0)], [judged(1, 69.0, 68.0), judged(2, 90.0, 90.0)]
+    found = paired_difference(ours, theirs)
+    assert found.mean == pytest.approx(1.5 / 100 / math.log(2)) and found.better == 0
+    assert paired_difference([judged(3, 70.0, 70.0)], theirs).better == 2, "no seed in common: means of all"
+
+
 def test_other_seeds_are_compared_by_welch():
-    found = difference([(1, 1.0), (2, 3.0)], [(1, 5.0), (2, 6.0), (3, 7.0)])
+    found = difference([(4, 1.0), (5, 3.0)], [(1, 5.0), (2, 6.0), (3, 7.0)])
     # Variances 2 and 1 over 2 and 3: 1 + 1/3; freedom (4/3)^2 / (1 + 1/18) = 1.684, rounded down to 1.
     assert found.mean == pytest.approx(-4.0) and found.half_width == pytest.approx(12.7062 * (4 / 3) ** 0.5, rel=1e-5)
 
 
 def test_a_difference_with_a_single_seed_has_no_interval():
-    found = difference([(1, 1.0)], [(1, 1.5), (2, 1.7)])
+    found = difference([(3, 1.0)], [(1, 1.5), (2, 1.7)])
     assert found.mean == pytest.approx(-0.6) and found.low is None and found.count == 1
     assert difference([], [(1, 1.0)]) is None
 

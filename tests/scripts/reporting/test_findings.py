@@ -14,6 +14,7 @@ from scripts.reporting.findings import UNTIMED, budgets, cautions, comparisons, 
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.manifest import CONTROL
 from scripts.reporting.subject import subject
+from scripts.reporting.table import make_columns
 from tests.scripts.reporting.sweeps import make_config, make_sweep
 from tests.scripts.reporting.test_aggregate import job
 
@@ -31,7 +32,7 @@ def test_a_loss_that_all_seeds_show_is_told_with_its_interval():
     # Differences 0.02, 0.03, 0.025: mean 0.025, s = 0.005, half-width 4.30265 * 0.005 / sqrt(3) = 0.01242.
     assert told[0] == (
         "window takes 0.50 of dense's step time and 0.50 of its attention FLOPs and is worse by 0.0250 bits per byte "
-        "(95 % interval of the difference +0.0126 to +0.0374, 3 seeds)."
+        "(95 % interval of the difference +0.0126 to +0.0374 over 3 seeds)."
     )
 
 
@@ -44,8 +45,25 @@ def test_a_difference_within_the_noise_is_called_so():
 
 def test_one_seed_has_no_interval_and_says_so():
     told, warned = read(job("dense", 1, 1.0), job("window", 1, 1.1))
-    assert told[0].endswith("is worse by 0.1000 bits per byte (one seed, no interval).")
+    assert told[0].endswith("is worse by 0.1000 bits per byte (no interval, one seed).")
     assert any("one seed" in line for line in warned)
+
+
+@pytest.mark.parametrize(("nats", "chance"), [([80.0, 95.0, 130.0], False), ([60.0, 90.0, 129.0], True)])
+def test_one_seed_is_compared_with_dense_document_by_document(nats, chance):
+    theirs = [70.0, 80.0, 120.0]
+    bits = [sum(each) / math.log(2) / 300 for each in (nats, theirs)]
+    dense, window = judged_by_document("dense", bits[1], theirs), judged_by_document("window", bits[0], nats)
+    told, _ = read(dense, window)
+    less = [(own - other) / math.log(2) / 100 for own, other in zip(nats, theirs, strict=True)]
+    low, high = (f"{bound:+.4f}".replace("-", "\N{MINUS SIGN}") for bound in (min(less), max(less)))
+    change = f"is worse by {bits[0] - bits[1]:.4f} bits per byte{', which may be chance' * chance}"
+    better = sum(each < 0 for each in less)
+    certainty = f"95 % interval of the difference {low} to {high} over 3 documents, better on {better}, one seed"
+    assert told[0].endswith(f"{change} ({certainty}).")
+    (cell,) = [column.cells[1].text for column in make_columns(make_rows([Sweep("s", Path("s"), (dense, window))]))
+               if column.title == "vs dense"]  # fmt: skip
+    assert cell.endswith(f"({low} to {high})")
 
 
 def judged_by_document(label: str, bits: float, nats: list[float], **others) -> Job:
@@ -81,6 +99,17 @@ def test_a_control_on_other_documents_has_no_paired_interval():
     assert "window is not shown to beat control 32" in read(control, other)[0][0]
 
 
+def test_a_row_of_fewer_seeds_is_compared_over_the_seeds_of_both():
+    """Window is worse than dense and the control in its seed, but has a lower mean: its seed is an easy one."""
+    jobs = [job("dense", seed, 1.0 + seed / 10) for seed in (1, 2, 3)]
+    jobs += [job("control 32", seed, 1.0 + seed / 10, role=CONTROL) for seed in (1, 2, 3)]
+    told, warned = read(*jobs, job("window", 1, 1.12))
+    assert "window does not beat control 32: it is worse by 0.0200 bits per byte (no interval, one seed)." in told
+    assert any("is worse by 0.0200 bits per byte" in line and line.startswith("window takes") for line in told)
+    assert any(line.startswith("window lacks seeds that others have") for line in warned)
+    assert not any("seeds that others have" in line for line in read(*jobs)[1])
+
+
 def test_a_report_at_long_context_without_a_control_has_a_caution():
     def long(label, **others):
         return job(label, 1, 1.0, config={"data": {"sequence_length": 32768}}, **others)
@@ -108,14 +137,16 @@ def test_context_that_lowers_no_loss_is_told_first():
     window = judged_by_context("window", {512: None, 1024: sure, 2048: sure, 3840: sure, 8192: unsure})
     fixed = judged_by_context("fixed", {512: None, 1024: unsure})
     told, _ = read(dense, window, fixed)
-    first = "Trained on sequences of 4,096 tokens, dense: more than 1,024 tokens of context do not lower the loss"
-    assert told[0].startswith(first) and "measured up to 3,840" in told[0]
-    assert "fixed: more than 512 tokens" in told[1]
-    assert not any("window: more than" in line for line in told)
+    first = (
+        "Trained on sequences of 4,096 tokens, dense: no context of more than 1,024 tokens is shown to lower the loss"
+    )
+    assert told[0].startswith(first) and "tokens of 3 documents (measured up to 3,840)" in told[0]
+    assert "fixed: no context of more than 512 tokens" in told[1]
+    assert not any("window: no context" in line for line in told)
 
 
 def test_without_a_measured_change_no_context_is_called_useless():
-    assert not any("more than" in line for line in read(judged_by_context("dense", {512: None, 1024: None}))[0])
+    assert not any("no context" in line for line in read(judged_by_context("dense", {512: None, 1024: None}))[0])
 
 
 def test_without_dense_nothing_is_held_against_it():

@@ -11,6 +11,7 @@ from model.training.run_folder import RunFolderError
 from scripts.reporting import jobs
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.curves import curve_of, positions_of, routing_of
+from scripts.reporting.findings import cautions
 from scripts.reporting.jobs import STATES, read_sweeps
 from scripts.sweeping.locks import lock
 from tests.scripts.reporting.sweeps import SAMPLE, make_config, make_job, make_sweep, write_manifest
@@ -45,6 +46,21 @@ def test_a_sweep_is_read_whole(tmp_path):
     assert [job.counted for job in sweep.jobs if job.label == "window"] == [True, *[False] * (len(STATES) - 1)]
     assert all(job.counted and job.baseline and not job.problems for job in sweep.jobs if job.label == "dense")
     assert "RunOutOfMemoryError" in read_one(folder, seed=STATES.index("out of memory")).traceback
+
+
+def test_a_job_of_an_earlier_default_is_no_second_run_of_its_seed(tmp_path):
+    """A default in a YAML file that changed gives a job another hash, and the same overrides."""
+    folder = make_sweep(tmp_path / "s", ["dense", "window"], [1, 2])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    again = manifest["jobs"][0] | {"hash": "0" * 12, "folder": "0" * 12, "state": "waiting"}
+    changed = manifest["jobs"][1] | {"hash": "1" * 12, "overrides": [*manifest["jobs"][1]["overrides"], "data=code"]}
+    manifest["jobs"] += [again, changed]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (sweep,) = read_sweeps([folder])
+    assert sweep.replaced == (manifest["jobs"][0]["hash"],)
+    assert [job.hash for job in sweep.jobs] == [job["hash"] for job in manifest["jobs"][1:]]
+    told = cautions([sweep], make_rows([sweep]))
+    assert "1 job of earlier settings left out: later jobs have the same overrides." in told
 
 
 @pytest.fixture
