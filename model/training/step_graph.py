@@ -237,7 +237,7 @@ class StepGraph(Generic[Results]):
             self._captured, self._replay = self.recorder.capture(lambda: self._run(inputs))
         except Exception as error:  # CUDA, PyTorch and Triton have an exception each for what they cannot capture
             forget_all_but(cached)  # what the capture has added to caches was not computed
-            if is_out_of_memory(error):
+            if self.required and is_out_of_memory(error):
                 raise
             reason = next(iter(str(error).splitlines()), "")
             message = f"a training step cannot be captured in a CUDA graph: {type(error).__name__}: {reason}"

@@ -179,16 +179,23 @@ def test_a_step_that_cannot_be_captured_is_one_line_or_runs_without_a_graph(capl
             graph.run({"x": torch.tensor([float(number)])}, None, first=True)
 
 
-def test_a_capture_without_enough_memory_says_so():
+def test_a_capture_without_enough_memory_says_so(caplog):
+    """`auto` trains on: the batches before it had enough."""
+
     class Full(StandInRecorder):
         def capture(self, function):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     weight, compute = weight_and_loss()
-    graph = StepGraph(compute, [weight], Full(), required=False)
+    graphs = [StepGraph(compute, [weight], Full(), required=required) for required in (True, False)]
+    batches = [{"x": torch.tensor([float(number)])} for number in range(WARM_UP + 2)]
     with pytest.raises(torch.OutOfMemoryError):
-        for number in range(WARM_UP + 1):
-            graph.run({"x": torch.tensor([float(number)])}, None, first=True)
+        for batch in batches:
+            graphs[0].run(batch, None, first=True)
+    for number, batch in enumerate(batches):
+        assert graphs[1].run(batch, None, first=True)[0].item() == 2 * number
+    (warning,) = [record.message for record in caplog.records]
+    assert "OutOfMemoryError: CUDA out of memory. Steps run without one" in warning
 
 
 def test_a_failed_capture_leaves_nothing_that_it_has_not_computed():
