@@ -197,7 +197,7 @@ def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tupl
     """Returns (documents to evaluate `run` on, their name): those of a composed `data` group, or the run's split."""
     if data:
         source, path, policy = build_source(data), data["path"], data["on_bad_document"]
-        return InMemoryDocuments.load(source, path, run.tokenizer, policy), str(path)
+        return InMemoryDocuments.load(source, path, run.tokenizer, policy, split), str(path)
     try:
         splits = run.data.corpus.splits
     except ConfigError as error:

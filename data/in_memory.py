@@ -45,8 +45,11 @@ class InMemoryDocuments:
         self.left_out: dict[str, int] = {}
 
     @classmethod
-    def load(cls, source: Source, path: Paths, tokenizer: Tokenizer, on_bad_document: str) -> "InMemoryDocuments":
-        """Reads all documents of `path` that have text, from every split. Logs how many are left out.
+    def load(
+        cls, source: Source, path: Paths, tokenizer: Tokenizer, on_bad_document: str, split: str
+    ) -> "InMemoryDocuments":
+        """Reads the documents of `path` that have text, as `Source.load_evaluated` gives them. Logs how many are left
+        out.
 
         on_bad_document: `error`, `skip` or `replace`, for documents that cannot be read (sources/bad_documents.py).
 
@@ -61,9 +64,8 @@ class InMemoryDocuments:
         source.use_tokenizer(tokenizer)
         with tempfile.TemporaryDirectory() as scratch:
             bad = BadDocuments(on_bad_document, path)
-            splits = {name: rows for name, rows in source.load(path, Path(scratch), bad).items() if len(rows)}
-            distinct = {id(rows): rows for rows in splits.values()}  # validation may serve as test
-            rows = concatenate_datasets(list(distinct.values())) if distinct else []
+            found = [rows for rows in source.load_evaluated(path, Path(scratch), bad, split) if len(rows)]
+            rows = concatenate_datasets(found) if found else []
             documents = cls([row for row in rows if row["text"]], tokenizer)
         if not len(documents):
             raise CorpusError(f"data.path={path}: must hold documents with text, and none was found")

@@ -93,6 +93,12 @@ class Source(ABC):
         bad: counts the documents that cannot be read, or raises CorpusError for the first one (bad_documents.py).
         """
 
+    def load_evaluated(self, path: Paths, arrow_cache: Path, bad: BadDocuments, split: str) -> "list[Dataset]":
+        """Returns the rows that are scored where `path` is evaluated by a trained model: those of every split, each
+        once. `split` is that of the evaluation, which a source reads alone if it divides each document in time."""
+        splits = self.load(path, arrow_cache, bad)
+        return list({id(rows): rows for rows in splits.values()}.values())  # validation may serve as test
+
 
 class GeneratingSource(Source):
     """Generates sequences, in the text of its documents or of a mixture's other sources."""

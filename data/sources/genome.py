@@ -68,6 +68,12 @@ class Genome(Files):
             )
         return paired
 
+    def load_evaluated(self, path: Paths, arrow_cache: Path, bad: BadDocuments, split: str) -> "list[Dataset]":
+        if self.reverse_complement:
+            one_strand = Genome(self.extensions, self.split_by, False, self.pairs)
+            return one_strand.load_evaluated(path, arrow_cache, bad, split)
+        return super().load_evaluated(path, arrow_cache, bad, split)
+
 
 def _both_strands(rows: "Dataset") -> Iterator[dict[str, str]]:
     for row in rows:

@@ -3,8 +3,9 @@
 import csv
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -139,6 +140,9 @@ class TimeSeries(Source):
             )
         return {split: write_rows(found, arrow_cache / f"{split}.rows") for split, found in rows.items()}
 
+    def load_evaluated(self, path: Paths, arrow_cache: Path, bad: BadDocuments, split: str) -> "list[Dataset]":
+        return [self.load(path, arrow_cache, bad)[split]]
+
     def read(self, path: Paths, bad: BadDocuments) -> Iterator[Series]:
         """Yields the series of all files.
 
@@ -172,14 +176,15 @@ class TimeSeries(Source):
         ends = self._ends(len(rows), name)
         for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
             if column == self.time_column:
+                _warn_of_order(name, column, cells, lines)
                 continue
             values = np.array([_number(cell) for cell in cells])
             wrong = np.flatnonzero(~np.isfinite(values))
             if len(wrong):
                 place = f"{name}, line {lines[wrong[0]]}"
-                bad.add(
-                    place, repr(cells[wrong[0]]), f"a finite number as {column}, or another data.source.time_column"
-                )
+                but = f"data.source.time_column={self.time_column} alone has none"
+                accepted = f"a finite number in every row of {column} ({but})"
+                bad.add(place, repr(cells[wrong[0]]), accepted)
             else:
                 yield Series(f"{name}:{column}", values, ends)
 
@@ -203,6 +208,31 @@ class TimeSeries(Source):
         if ends[-1] < rows:
             log.info(f"{name}: {rows - ends[-1]:,} of {rows:,} rows come after the test part and are not read")
         return dict(zip(SPLITS, ends, strict=True))
+
+
+def _warn_of_order(name: str, column: str, cells: Sequence[str], lines: Sequence[int]) -> None:
+    """Warns if times decrease: the parts of a series are divided in the order of the rows. Times that are neither
+    numbers nor of ISO 8601 are not compared."""
+    times = np.array([_time(cell) for cell in cells])
+    earlier = np.flatnonzero(np.diff(times) < 0) + 1
+    if len(earlier):
+        log.warning(
+            f"{name}: {len(earlier):,} of {len(times):,} rows have an earlier {column} than the row before, the first"
+            f" in line {lines[earlier[0]]}: data.source.parts divides series in the order of the rows, not of the times"
+        )
+
+
+def _time(cell: str) -> float:
+    """Returns a number, or the seconds of a date and time in the form of ISO 8601; nan for other text."""
+    try:
+        return float(cell)
+    except ValueError:
+        pass
+    try:
+        time = datetime.fromisoformat(cell)
+    except ValueError:
+        return float("nan")
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _number(cell: str) -> float:

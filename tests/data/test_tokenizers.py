@@ -323,7 +323,7 @@ def test_a_tokenizer_that_loses_text_of_a_document_is_refused(bpe, books, tmp_pa
     with pytest.raises(CorpusError, match=message):
         prepare(Files("text"), str(books), Saved(changed(bpe, tmp_path, change)), 0, tmp_path / "cache", "error")
     with pytest.raises(CorpusError, match=message):
-        InMemoryDocuments.load(Files("text"), str(books), Saved(changed(bpe, tmp_path, change)), "error")
+        InMemoryDocuments.load(Files("text"), str(books), Saved(changed(bpe, tmp_path, change)), "error", "test")
 
 
 def test_a_cached_corpus_that_was_not_checked_is_prepared_again(bpe, books, tmp_path, monkeypatch):
@@ -422,7 +422,7 @@ def test_a_lossy_tokenizer_is_accepted_where_it_is_allowed(bpe, books, tmp_path,
     for marked in (corpus.tokenizer, load(tmp_path / "again.json"), pickle.loads(pickle.dumps(tokenizer))):
         assert marked.lossy and marked.identity() == tokenizer.identity() and marked.identity()["lossy"] == "allow"
         assert marked.encode("Text é").tolist() == tokenizer.encode("Text é").tolist()
-    own = InMemoryDocuments.load(Files("text"), str(books), tokenizer, "error")
+    own = InMemoryDocuments.load(Files("text"), str(books), tokenizer, "error", "test")
     assert own.total_bytes == sum(file.stat().st_size for file in books.rglob("*.txt"))
     if kind == "words":
         assert corpus.tokenizer.decode(split.tokens(0)[1:]) == "text stone é text"

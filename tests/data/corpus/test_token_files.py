@@ -285,7 +285,7 @@ def test_a_mixture_of_token_files_alone_and_what_it_refuses(mixture, shards, tok
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: data/tokenizer=bpe: must be "):
         prepare(mixture, None, BPE(300), 0, tmp_path / "cache", "error")
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: .* files of tokens .* are for training$"):
-        InMemoryDocuments.load(mixture, None, tokenizer, "error")
+        InMemoryDocuments.load(mixture, None, tokenizer, "error", "test")
     recall = MixedSource("recall", Generating(), None, 1)
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: must have a source of text for web and recall$"):
         Mixture([web, recall])
@@ -354,7 +354,7 @@ def test_texts_need_a_tokenizer_of_text(mixture, shards, tokenizer, books, tmp_p
     for function, arguments in (
         (prepare, (Files("text"), str(books), ids, 0, tmp_path / "cache", "error")),
         (prepare, (mixture, None, ids, 0, tmp_path / "cache", "error")),
-        (InMemoryDocuments.load, (Files("text"), str(books), ids, "error")),
+        (InMemoryDocuments.load, (Files("text"), str(books), ids, "error", "test")),
     ):
         with pytest.raises(CorpusError, match=r"data/tokenizer=token_ids: must be a tokenizer of text: only "):
             function(*arguments)

@@ -183,7 +183,7 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(place, tmp_path, caplo
     assert (
         bad.summary()["documents"] == 5 and bad.examples[0] == "a.txt: the byte 0xe9 at character 3, which is not UTF-8"
     )
-    documents = InMemoryDocuments.load(source, str(place), Bytes(), "replace")
+    documents = InMemoryDocuments.load(source, str(place), Bytes(), "replace", "test")
     assert documents.left_out == {"unreadable": 0, "empty": 0} and "5 documents have U+FFFD" in caplog.text
     (place / "e.jsonl").write_text('{"text": null}')
     with pytest.raises(CorpusError, match=r": must hold a string in the field text, in e\.jsonl, line 1, and .* null"):
@@ -201,15 +201,15 @@ def test_the_documents_of_an_evaluation_are_counted(place, caplog):
     (place / "null.jsonl").write_text('{"text": null}\n' + GOOD)
     (place / "empty.txt").write_text("")
     with pytest.raises(CorpusError, match=r": must hold .* null\.jsonl, line 1"):
-        InMemoryDocuments.load(Files("text"), str(place), Bytes(), "error")
-    documents = InMemoryDocuments.load(Files("text"), str(place), Bytes(), "skip")
+        InMemoryDocuments.load(Files("text"), str(place), Bytes(), "error", "test")
+    documents = InMemoryDocuments.load(Files("text"), str(place), Bytes(), "skip", "test")
     assert sorted(documents.names) == ["good.txt", "null.jsonl:1"]
     assert documents.left_out == {"unreadable": 1, "empty": 1}
     assert "1 documents cannot be read" in caplog.text and "1 of 3 documents are empty" in caplog.text
 
 
 def test_a_validation_split_that_serves_as_test_is_evaluated_once(books):
-    documents = InMemoryDocuments.load(Files("text"), str(books), Bytes(), "error")
+    documents = InMemoryDocuments.load(Files("text"), str(books), Bytes(), "error", "test")
     assert len(documents) == len(set(documents.names)) == 12 + 3
 
 

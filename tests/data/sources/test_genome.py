@@ -5,8 +5,9 @@ import gzip
 import numpy as np
 import pytest
 
-from data import CorpusError
+from data import CorpusError, InMemoryDocuments
 from data.sources import BadDocuments, Genome
+from data.tokenizers import Bytes
 from tests.data.sources.rows import STRICT, by_name
 
 FASTA = b""">one chromosome\r
@@ -130,3 +131,9 @@ def test_a_split_without_pairs_is_one_line(species, tmp_path, length):
     )
     with pytest.raises(CorpusError, match=error):
         Genome((".fa",), "name", False, (length,)).load(str(species), tmp_path / "arrow", STRICT)
+
+
+def test_ones_own_genome_is_scored_on_one_strand(genomes):
+    documents = InMemoryDocuments.load(genome(True), str(genomes), Bytes(), "error", "test")
+    texts = [documents.text(n) for n in range(len(documents))]
+    assert texts == ["ACGT", "ACGT", "ACC", "G", "TTTT", "AACC"]

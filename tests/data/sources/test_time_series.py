@@ -63,7 +63,7 @@ def test_shares_and_compressed_files(table):
 def test_a_value_that_is_no_number_is_one_line_or_its_series_is_skipped(table, tmp_path, caplog):
     table.write_text(table.read_text().replace("10:00", "").replace("-2,10", "-2,NA"))
     with pytest.raises(
-        CorpusError, match=r"a finite number as two, .* in power\.csv, line 3, and holds 'NA'; data\.on_bad"
+        CorpusError, match=r"a finite number in every row of two .* in power\.csv, line 3, and holds 'NA'; data\.on_bad"
     ):
         source().load(str(table), tmp_path / "arrow", STRICT)
     bad = BadDocuments("skip", str(table))
@@ -72,6 +72,24 @@ def test_a_value_that_is_no_number_is_one_line_or_its_series_is_skipped(table, t
     table.write_text(table.read_text() + "2020-01-02 01:00,7\n")
     with pytest.raises(CorpusError, match=r"line 11, and holds 2 fields instead of 3"):
         list(source().read(str(table), STRICT))
+
+
+@pytest.mark.parametrize(
+    ("times", "earlier"),
+    [
+        (["2020-01-01 00:00", "2020-01-01 01:00", "2020-01-01 01:00", "2020-01-02"], 0),
+        (["2020-10-25T02:30+02:00", "2020-10-25T02:00+01:00", "2020-10-25T03:00+01:00", "2020-10-25T04:00+01:00"], 0),
+        (["2020-01-04", "2020-01-03", "2020-01-02", "2020-01-01"], 3),
+        (["9", "10", "11", "2"], 1),
+        (["31.12.2020", "01.01.2021", "02.01.2021", "03.01.2021"], 0),
+    ],
+)
+def test_rows_in_another_order_than_their_times_are_counted(tmp_path, caplog, times, earlier):
+    (tmp_path / "a.csv").write_text("date,one\n" + "".join(f"{time},1\n" for time in times))
+    list(source(parts=(2, 1, 1)).read(str(tmp_path), STRICT))
+    assert [record.getMessage().partition(" rows ")[0] for record in caplog.records] == (
+        [f"a.csv: {earlier} of 4"] if earlier else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,8 +126,9 @@ def test_a_corpus_of_series_opens_with_the_tokenizer_that_it_saved(table, tmp_pa
     assert isinstance(saved, Bins) and saved.identity() == corpus.tokenizer.identity() == BINS.identity()
     again = prepare(source(), str(table), saved, 0, tmp_path / "cache", "error")
     assert again.fingerprint == corpus.fingerprint
-    documents = InMemoryDocuments.load(TimeSeries((".csv",), "date", (4, 2, 2)), str(table), saved, "error")
-    assert documents.tokens(1).tolist() == [9, 5, 5, 2, 5]
+    documents = InMemoryDocuments.load(TimeSeries((".csv",), "date", (4, 2, 2)), str(table), saved, "error", "test")
+    assert len(documents) == 2  # of the other parts, no value is scored
+    assert all(documents.tokens(n).tolist() == corpus.splits["test"].tokens(n).tolist() for n in (0, 1))
 
 
 @pytest.mark.parametrize(("choice", "tokenizer"), [("bytes", Bytes()), ("bpe", BPE(300))])

@@ -333,7 +333,7 @@ def test_where_documents_are_not_streamed(stream, files):
     with pytest.raises(CorpusError, match=r"^data\.source\.sources: hub: streaming=true: must be false in a mixture$"):
         Mixture([MixedSource("hub", source, str(files), 1)])
     with pytest.raises(CorpusError, match=r"^data\.source\.streaming=true: must be false for documents that are eval"):
-        InMemoryDocuments.load(source, str(files), Bytes(), "error")
+        InMemoryDocuments.load(source, str(files), Bytes(), "error", "test")
 
 
 @pytest.mark.parametrize(
