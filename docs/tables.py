@@ -118,13 +118,20 @@ def extension_table(sweep: str, timed: bool = False) -> str:
     for row in sorted(rows.values(), key=lambda row: number(row, "bits_per_byte")):
         quality, high = number(row, "bits_per_byte"), number(row, "bits_per_byte_high")
         spread = f" ± {high - quality:.4f}" if len(row["seeds"].split()) > 1 else ""
-        low, high = number(row, "control_low"), number(row, "control_high")
-        difference = f"{number(row, 'difference_from_control'):+.4f} [{low:+.4f}, {high:+.4f}]"
+        keys = {
+            "the control": ("difference_from_control", "control_low", "control_high"),
+            "dense": ("difference_from_baseline", "difference_low_over_documents", "difference_high_over_documents"),
+        }
+        beside = {name: [number(row, key) for key in own] for name, own in keys.items()}
         cells.append(
-            {
-                "pattern": row["label"],
-                "bits per byte": f"{quality:.4f}{spread}",
-                "beside the control": "-" if row["label"].startswith("control") else difference,
+            {"pattern": row["label"], "bits per byte": f"{quality:.4f}{spread}"}
+            | {
+                f"beside {name}": "-"
+                if mean != mean
+                else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"  # no difference: NaN
+                for name, (mean, low, high) in beside.items()
+            }
+            | {
                 "attention FLOPs / dense": f"{number(row, 'attention_flops_per_token') / attention:.2f}",
             }
             | ({"step time (ms)": f"{1e3 * number(row, 'step_seconds'):.0f}"} if timed else {})

@@ -67,7 +67,8 @@ def longest_useful(contexts: Sequence[Mapping[str, float]]) -> int | None:
 
 def useless_contexts(rows: Sequence[Row]) -> list[str]:
     """Returns a sentence for all rows whose longest useful context is shorter than the longest that was measured within
-    the length of their training."""
+    the length of their training, and one for the rows whose loss a longer context within it raises."""
+    harmed = []
     labels: dict[tuple[int, int, int, str], list[str]] = {}
     for row in rows:
         contexts = [entry for entry in by_context_of(row) if entry["context"] <= (row.sequence_length or 0)]
@@ -75,11 +76,13 @@ def useless_contexts(rows: Sequence[Row]) -> list[str]:
         if useful is not None and useful < contexts[-1]["context"]:
             key = useful, int(contexts[-1]["context"]), row.sequence_length, _scored(contexts[-1])
             labels.setdefault(key, []).append(row.label)
+        harmed += [f"{row.label} with {e['context']:,.0f}" for e in contexts if e.get("change_low", 0.0) > 0]
+    rises = f"More context raises the loss of the same tokens, beyond its interval: {', '.join(harmed)} tokens."
     return [
         f"Trained on sequences of {length:,} tokens, {', '.join(names)}: no context of more than {useful:,} tokens is "
         f"shown to lower the loss of the same {scored} (measured up to {longest:,})."
         for (useful, longest, length, scored), names in labels.items()
-    ]
+    ] + [rises] * bool(harmed)
 
 
 def _scored(context: Mapping[str, float]) -> str:

@@ -118,6 +118,8 @@ def test_every_experiment_passes_the_checks():
             overrides.append(f"data.path={ROOT / 'kernels'}")
         if not torch.cuda.is_available():
             overrides.append("trainer.accelerator=cpu")
+        if "genome" in experiment:
+            overrides.append("data.source.extensions=[.py]")
         check(compose(*overrides))
 
 

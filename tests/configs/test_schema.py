@@ -73,6 +73,7 @@ NULL += (
     "data.source.streams",
     "data.length_weights",
     "data.source.near_duplicates",
+    "data.source.pairs",
     "data.source.tokens_at_a_time",
     "sweep.control",
 )
@@ -118,7 +119,6 @@ TEXTS = ("evaluate/checkpoint", "*/prompt", "*/stop", "*/trust", "logger.tags")
 """Keys that take a list of texts."""
 
 INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths", "series.horizons")
-INTEGERS += ("data.source.pairs",)
 INTEGERS += tuple(
     f"data.source.tasks.*.{each}"
     for each in ("spacing", "pairs", "keys", "values", "cue", "size", "excerpt", "passage")
@@ -139,7 +139,7 @@ EXCEPTIONS = (
 the only task."""
 
 EARLIER = ("data.source.extensions", "data.source.split_by")
-EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time")
+EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time", "data.source.pairs")
 EARLIER += ("data.source.streaming", "data.source.streams", "data.source.held_out_documents")
 EARLIER += tuple((f"data={each}", "data.source.text_column") for each in ("recall", "retrieval"))
 """Keys, some of one choice alone, that saved configs of earlier versions lack: the class has the value of those."""
@@ -218,7 +218,7 @@ LATER = ("data/tokenizer=saved", "model=hf", "attention=hf")
 
 NEEDED = {
     "data=files": ["data.path=kernels"],
-    "data=genome": ["data.path=kernels", "data.source.extensions=[.py]"],
+    **{f"data={each}": ["data.path=kernels", "data.source.extensions=[.py]"] for each in ("genome", "strains")},
     "data=timeseries": ["data.path=docs"],
     "data=books": ["data.path=docs", "data.source.extensions=[.md]"],
     "data=hub": ["data.path=kernels"],

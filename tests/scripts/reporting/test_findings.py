@@ -145,6 +145,15 @@ def test_context_that_lowers_no_loss_is_told_first():
     assert not any("window: no context" in line for line in told)
 
 
+def test_context_that_raises_the_loss_is_told():
+    sure, unsure, worse = (-0.1, -0.2, -0.05), (0.1, -0.1, 0.3), (0.1, 0.01, 0.2)
+    dense = judged_by_context("dense", {512: None, 1024: sure, 2048: worse, 3840: worse})
+    window = judged_by_context("window", {512: None, 1024: sure, 2048: unsure, 8192: worse})
+    told, _ = read(dense, window)
+    expected = "beyond its interval: dense with 2,048, dense with 3,840 tokens."
+    assert next(line for line in told if line.startswith("More context raises")).endswith(expected)
+
+
 def test_without_a_measured_change_no_context_is_called_useless():
     assert not any("no context" in line for line in read(judged_by_context("dense", {512: None, 1024: None}))[0])
 
