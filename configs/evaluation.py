@@ -21,7 +21,7 @@ from data.baselines import (
     symbols_of,
 )
 from data.corpus import Corpus, Split
-from data.in_memory import digest
+from data.in_memory import count_copies, digest
 from data.tokenizers import Tokenizer
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
@@ -59,6 +59,10 @@ def measure_run(
 
     model, label: the run's weights under another attention, and the name of its row; by default the run's own.
     """
+    corpus = open_corpus(run) if settings["baselines"] else None
+    own = isinstance(documents, InMemoryDocuments)
+    if corpus and own and (copies := count_copies(documents, corpus.splits["train"])):
+        log.warning("%d of %d documents are in the training split of %s", copies, len(documents), run.label)
     return measure(
         model or run.model,
         documents,
@@ -66,7 +70,7 @@ def measure_run(
         scorer,
         tokenizer=run.tokenizer,
         sequence_length=run.sequence_length,
-        corpus=open_corpus(run) if settings["baselines"] else None,
+        corpus=corpus,
         checkpoint=run.checkpoint,
         label=label or run.label,
         sources=source_names(run.config["data"]) if isinstance(documents, Split) else (),

@@ -114,6 +114,16 @@ class InMemoryDocuments:
         return sum(self.bytes)
 
 
+def count_copies(documents: "Split | InMemoryDocuments", trained: "Split") -> int:
+    """Returns how many documents have the same tokens as one of `trained`, of the same tokenizer."""
+    copies = 0
+    for document in range(len(documents)):
+        tokens = documents.tokens(document)
+        alike = np.flatnonzero((trained.lengths == len(tokens)) & (trained.bytes == documents.bytes[document]))
+        copies += any(np.array_equal(trained.tokens(int(other)), tokens) for other in alike)
+    return copies
+
+
 def digest(documents: "Split | InMemoryDocuments") -> str:
     """Returns the sha256 of the texts of all documents in their order. Names and the tokenizer do not change it. For
     tokens without text, it is that of the tokens."""

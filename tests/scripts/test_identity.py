@@ -87,6 +87,16 @@ def test_documents_that_are_left_out_are_in_the_row(run, own):
     assert "documents_left_out" not in evaluate(run)
 
 
+def test_own_documents_that_the_run_was_trained_on_are_counted(run, own, books, caplog):
+    documents = ("data=files", f"data.path={own}", "evaluation.baselines=true")
+    evaluate(run, *documents)
+    assert "training split" not in caplog.text
+    shutil.copy(next((books / "train").iterdir()), own / "known.txt")
+    evaluate(run, *documents)
+    number = len(list(own.iterdir()))
+    assert f"1 of {number} documents are in the training split of " in caplog.text
+
+
 def test_a_bigram_model_that_cannot_be_counted_is_left_out(run, own, books, caplog):
     documents = ("data=files", f"data.path={own}", "evaluation.baselines=true")
     assert evaluate(run, *documents)["baselines"]["bigram_bits_per_byte"] > 0

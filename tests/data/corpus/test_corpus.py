@@ -12,9 +12,10 @@ import sys
 import numpy as np
 import pytest
 
-from data import BPE, CorpusError, Files
+from data import BPE, CorpusError, Files, InMemoryDocuments
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from data.corpus import Corpus
+from data.in_memory import count_copies
 from data.preparation import prepare
 from data.tokenizers import Bytes, Saved
 from tests.commands import ROOT
@@ -49,6 +50,13 @@ def test_everything_comes_back(books, cache, tokenizer):
         copy = pickle.loads(pickle.dumps(found))
         assert copy.tokens(1).tolist() == found.tokens(1).tolist()
     assert len(pickle.dumps(corpus.splits["train"])) < 1000  # workers open the file, they are not sent it
+
+
+def test_documents_that_were_trained_on_are_counted(books, cache):
+    trained = prepare_books(books, cache).splits["train"]
+    texts = [trained.text(3), trained.text(3)[:-1] + "~", trained.text(3) + "~", trained.text(5), "~"]
+    own = InMemoryDocuments([{"name": text, "text": text} for text in texts], Bytes())
+    assert count_copies(own, trained) == 2
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(books, cache, tmp_path):
