@@ -28,15 +28,15 @@ def main(config: DictConfig) -> None:
 
     with user_errors(config):
         from configs.resolve import resolve
+        from model.training.run_folder import RUN_FOLDER
 
-        settings = resolve(config)
+        run_folder = os.environ.get(RUN_FOLDER)
+        settings = resolve(config, new=not run_folder and not os.environ.get("SLURM_RESTART_COUNT"))
 
         from lightning.pytorch.utilities import rank_zero_only
 
-        from model.training.run_folder import RUN_FOLDER
         from scripts.sweeping.worker import run_as_job
 
-        run_folder = os.environ.get(RUN_FOLDER)
         if run_folder and rank_zero_only.rank == 0:
             sys.exit(run_as_job(settings, train))
         summary = train(settings, Path(run_folder) if run_folder else None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from configs.errors import ConfigError
+from configs.mixture import build_source
 from configs.trust import TARGET, construct, construct_with, function_of
 from configs.validation import check_arguments, validated
 from kernels.patterns import Pattern
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from data import DataModule
-    from data.sources import Source
     from model.evaluation import Protocol
     from model.training.run_folder import RunFolder
 
@@ -120,15 +120,6 @@ def build_data(data: Mapping[str, Any]) -> "DataModule":
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data: {error}") from None
-
-
-def build_source(data: Mapping[str, Any]) -> "Source":
-    """Returns the source of a composed `data` group, which reads its `path`."""
-    from configs.mixture import build_mixed_sources, is_mixture
-    from data.sources import Source
-
-    built = {"sources": build_mixed_sources(data)} if is_mixture(data) else None
-    return construct("data.source", data.get("source"), Source, built)
 
 
 def build_task(key: str, settings: Mapping[str, Any]) -> Callable:

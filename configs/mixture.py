@@ -1,4 +1,5 @@
-"""Completes the entries of `data.source.sources` (data=mixture) from configs/data, and builds their sources."""
+"""Builds the source of a composed `data` group. Completes the entries of a mixture (`data.source.sources`) from
+configs/data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,12 @@ def with_whole_sources(data: Mapping[str, Any]) -> dict[str, Any]:
 def source_names(data: Mapping[str, Any]) -> list[str]:
     """Returns the names of the sources of a composed `data` group; none if it is no mixture."""
     return [each["name"] for each in with_whole_sources(data)["source"]["sources"]] if is_mixture(data) else []
+
+
+def build_source(data: Mapping[str, Any]) -> Source:
+    """Returns the source of a composed `data` group, which reads its `path`."""
+    built = {"sources": build_mixed_sources(data)} if is_mixture(data) else None
+    return construct("data.source", data.get("source"), Source, built)
 
 
 def build_mixed_sources(data: Mapping[str, Any]) -> list[MixedSource]:

@@ -9,17 +9,19 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from configs.aliases import upgrade
 from configs.errors import ConfigError, refused
 from model.config import NO_ROPE
-from model.pretrained import Architecture, Weights, read_architecture
+from model.pretrained.config_file import Architecture, read_architecture
 from model.pretrained.rope_parameters import UNSCALED
-from model.training.checkpoints import CheckpointFile
 from model.training.run_folder import RunFolderError, find_checkpoint
+
+if TYPE_CHECKING:
+    from model.pretrained.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +84,22 @@ def with_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
         raise refused("model", model.get("name"), f"hf with init_from={start}, whose config.json gives the sizes")
     architecture = read_architecture(pretrained_folder(start))
     if architecture.unrotated and attention.get("patterns") is not None:
-        text = "attention=%s: rope=none of a pattern leaves out rotary embeddings, which layers %s of %s do not have"
-        log.warning(text, attention.get("name"), ", ".join(map(str, sorted(architecture.unrotated))), start)
+        _warn_of_unrotated(str(attention.get("name")), ", ".join(map(str, sorted(architecture.unrotated))), start)
     return {**config, "model": fill_model(model, architecture), "attention": fill_attention(attention, architecture)}
+
+
+@functools.cache
+def _warn_of_unrotated(attention: str, layers: str, start: str) -> None:
+    """Warns once: a command reads the same config.json for its checks and for its run, and a sweep for every job."""
+    text = "attention=%s: rope=none of a pattern leaves out rotary embeddings, which layers %s of %s do not have"
+    log.warning(text, attention, layers, start)
 
 
 def _model_of_run(start: str) -> dict[str, Any]:
     """Returns the group `model` of the run `start`. Its attention is not read: it may name classes outside this
     repository."""
+    from model.training.checkpoints import CheckpointFile
+
     try:
         saved = CheckpointFile(find_checkpoint(start)).read("hyper_parameters")
     except RunFolderError as error:
@@ -153,6 +163,8 @@ def groups_of(name: str) -> dict[str, Any]:
     return found
 
 
-def weights_of(name: str) -> Weights:
+def weights_of(name: str) -> "Weights":
     """Returns the weights of a model. Errors are those of `pretrained_folder` and `Weights`."""
+    from model.pretrained.weights import Weights
+
     return Weights(pretrained_folder(name))

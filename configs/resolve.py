@@ -7,14 +7,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from configs import on_any_machine
 from configs.aliases import upgrade
 from configs.checks import check_types
 from configs.errors import ConfigError
 from configs.mixture import with_whole_sources
+from configs.paths import check_documents, check_runs
 from configs.pretrained import with_pretrained
 from configs.tokenizer import inherit_tokenizer
 from configs.trust import trust, trust_named
-from model.precision import devices_of
 from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
 MOVABLE = ("data.path", "data.cache", "data.workers", "data.on_bad_document")
@@ -25,21 +26,24 @@ KEPT = ("attention", "model", "data", "optimizer", "experiment", "phases", "seed
 """Groups and keys that a resumed run keeps, `MOVABLE` and the batch size excepted."""
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """Returns the composed config as plain dicts, with all interpolations resolved.
+def resolve(config: DictConfig, new: bool = False) -> dict[str, Any]:
+    """Returns the composed config as plain dicts, with all interpolations resolved. A wrong type is refused before
+    PyTorch is imported.
 
     With `init_from=hf:...`, the sizes and the attention of model=hf and attention=hf are those of its config.json.
     With `resume`, this is the run's own config with the command line's overrides. Third-party classes in it are called
     only if `trust` names them (configs/trust.py). Overrides of its attention, model or data are a ConfigError; use
     `init_from` for those. The corpus may have moved (`MOVABLE`); train.py checks its fingerprint. Another number of
     devices may take another `data.batch_size`, so that a step trains on as many sequences as before.
+
+    new: the run has no checkpoint of its own, unless `resume` names one. A run in `init_from`, and documents, that do
+        not exist are then refused as early. Other runs may go on without them.
     """
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    with on_any_machine():
+        _check_before_pytorch(_as_plain(config), new)
+    plain = _as_plain(config)
     if not plain["resume"]:
-        plain = with_pretrained(plain)
-    check_types(plain)
-    if not plain["resume"]:
-        own = trust_named({**plain, "data": with_whole_sources(plain["data"])})
+        own = trust_named(plain)
         return inherit_tokenizer(own, HydraConfig.get().overrides.task) if own["init_from"] else own
     trust(plain.pop("trust", None))  # the run's own config trusts nothing
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
@@ -67,6 +71,23 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return resumed
 
 
+def _as_plain(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if plain["resume"]:
+        return plain
+    plain = with_pretrained(plain)
+    data = plain["data"]
+    return {**plain, "data": with_whole_sources(data) if isinstance(data, Mapping) else data}
+
+
+def _check_before_pytorch(plain: Mapping[str, Any], new: bool) -> None:
+    check_types(plain)
+    if plain["resume"] or new:
+        check_runs(plain)
+    if new and not plain["resume"]:
+        check_documents(trust_named(plain)["data"])
+
+
 def check_kept(overrides: Iterable[str]) -> None:
     """Raises ConfigError for the first override of a resumed run that changes what it keeps."""
     for override in overrides:
@@ -83,6 +104,8 @@ def check_kept(overrides: Iterable[str]) -> None:
 
 def sequences_of(config: DictConfig) -> int:
     """Sequences of a micro-batch on all devices together."""
+    from model.precision import devices_of  # imports PyTorch, which a wrong setting should not wait for
+
     devices = devices_of(OmegaConf.to_container(config.trainer, resolve=True))
     return config.data.batch_size * devices // config.trainer.context_parallel
 

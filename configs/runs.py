@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from configs.aliases import upgrade
-from configs.build import ConfigError, build_data, build_model, build_source
+from configs.build import ConfigError, build_data, build_model
+from configs.mixture import build_source
 from configs.pretrained import GROUP, PREFIX, groups_of, is_pretrained, pretrained_folder, weights_of
 from configs.tokenizer import FILE, tokenizer_of, with_own_tokenizer
 from data import CorpusError, DataModule, InMemoryDocuments
@@ -19,7 +20,7 @@ from data.tokenizers import Bins, Tokenizer
 from data.tokenizers import load as load_tokenizer
 from model import ModelConfig, Transformer
 from model.precision import DTYPES, device_of
-from model.pretrained import Weights
+from model.pretrained.weights import Weights
 from model.training.checkpoints import CheckpointFile, load_weights
 from model.training.run_folder import find_checkpoint, folder_of
 

@@ -1,6 +1,9 @@
 """The types and ranges of every setting; the YAML files own the defaults and describe what each key does.
 
 A class is a group of configs/ or the config of a command. Checks of several keys together are in checks.py.
+
+This file imports no other package of the repository, so that a wrong value is refused before PyTorch is imported. The
+names that a key accepts are therefore written here; a test compares them with those that the packages implement.
 """
 
 from typing import Annotated, Literal
@@ -8,18 +11,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.validation import STRICT
-from data.sequences.packing import PACKINGS
-from data.sources import SPLITS
-from kernels.dispatch import BACKENDS
-from kernels.shapes import BLOCK_SIZES
-from model.config import ROPE_SCALINGS
-from model.evaluation.layer_schedules import MEASURES
-from model.evaluation.protocol import NAMES as PROTOCOLS
-from model.precision import FP8
-from model.training.failures import ON_NAN
-
-BACKEND_NAMES = ("auto", *BACKENDS)
-PACKING_NAMES = tuple(PACKINGS)
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -31,6 +22,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 """Decay of a moving average; with 1 it would never change."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """The range of NumPy's seeds."""
+Split = Literal["train", "validation", "test"]
 Accelerator = Literal["auto", "cpu", "cuda", "gpu"]
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
 
@@ -57,8 +49,8 @@ class Attention(Settings):
     name: Text
     patterns: Annotated[dict[str, Target | None], Field(min_length=1)]
     schedule: Annotated[tuple[Text | Annotated[tuple[Text, ...], Field(min_length=1)], ...], Field(min_length=1)]
-    block: Literal[BLOCK_SIZES]
-    backend: Literal[BACKEND_NAMES]
+    block: Literal[16, 32, 64, 128]
+    backend: Literal["auto", "reference", "blocked", "triton", "hopper", "flex", "flash"]
 
 
 class Model(Settings):
@@ -72,7 +64,7 @@ class Model(Settings):
     vocabulary: Count | None
     max_length: Count
     rope_theta: Positive
-    rope_scaling: Literal[ROPE_SCALINGS]
+    rope_scaling: Literal["none", "linear", "ntk", "dynamic", "llama3", "yarn", "yarn_hf"]
     rope_factor: Annotated[float, Field(ge=1)]
     rope_original_length: Count
     rope_beta_fast: Positive
@@ -93,7 +85,7 @@ class Data(Settings):
     source: Target
     path: Text | tuple[Text, ...] | None
     tokenizer: Target
-    packing: Literal[PACKING_NAMES]
+    packing: Literal["contiguous", "whole", "best_fit"]
     document_mask: bool
     length_weights: dict[Count, Count] | None
     sequence_length: Count
@@ -158,10 +150,10 @@ class Trainer(Settings):
     nodes: Count
     context_parallel: Count
     rank_timeout: Positive
-    on_nan: Literal[ON_NAN]
+    on_nan: Literal["stop", "skip_step"]
     max_skipped_steps: CountOrZero
     compile: bool
-    fp8: Literal[False] | Literal[FP8]
+    fp8: Literal[False, "mlp", "mlp_and_head"]
     cuda_graph: bool | Literal["auto"]
     profile: Count | None
 
@@ -184,7 +176,7 @@ Logger = Annotated[NoLogger | WandbLogger, Field(discriminator="name")]
 
 
 class Protocol(Settings):
-    name: Literal[PROTOCOLS]
+    name: Literal["whole", "sliding", "chunked"]
     window: Count | None
     stride: Count | None
 
@@ -204,7 +196,7 @@ class KeyTokens(Settings):
 
 
 class Evaluation(Settings):
-    split: Literal[SPLITS]
+    split: Split
     tokens_at_once: Count
     long_document: Count
     baselines: bool
@@ -294,12 +286,12 @@ class Probe(Device):
     output: Text | None
     attention: Attention
     data: Data | None = None
-    split: Literal[SPLITS]
+    split: Split
     length: Count | None
     tokens: Count
     tokens_at_once: Count
     per_head: bool
-    measure: Literal[MEASURES]
+    measure: Literal["octaves", "all"]
     tolerance: NotNegative
     queries: Count
 

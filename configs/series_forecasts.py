@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.build import ConfigError, build_source
-from configs.errors import refused
+from configs.errors import ConfigError, refused
+from configs.mixture import build_source
 from configs.runs import Run
 from data.baselines import seasonal_naive
 from data.sources import BadDocuments, TimeSeries

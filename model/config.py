@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from kernels.patterns import Pattern
+if TYPE_CHECKING:
+    from kernels.patterns import Pattern
 
 ROPE_SCALINGS = ("none", "linear", "ntk", "dynamic", "llama3", "yarn", "yarn_hf")
 """The scalings of rotary embeddings; model/rope.py describes them."""
@@ -87,7 +89,7 @@ class AttentionPlan:
     rotary embeddings.
     """
 
-    patterns: Mapping[str, Pattern]
+    patterns: "Mapping[str, Pattern]"
     schedule: Sequence[str | Sequence[str]]
     block: int
     backend: str
@@ -126,7 +128,7 @@ class AttentionPlan:
         entry = self.entry(layer)
         return self.rope.get(entry if isinstance(entry, str) else entry[0], MODEL_ROPE)
 
-    def pattern(self, layer: int, kv_heads: int) -> Pattern | tuple[Pattern, ...]:
+    def pattern(self, layer: int, kv_heads: int) -> "Pattern | tuple[Pattern, ...]":
         """The pattern of `layer`, or one for each of its `kv_heads`."""
         entry = self.entry(layer)
         if isinstance(entry, str):

@@ -215,27 +215,27 @@ def is_for_users(error: BaseException) -> bool:
     """Whether a user can correct the error: a wrong setting, or a file that the file system refuses."""
     if isinstance(error, OmegaConfBaseException):
         return True
+    from configs.errors import ConfigError
+    from data import CorpusError
+    from model.training.run_folder import RunFolderError
     from model.training.storage import REFUSALS, StorageError
 
-    return isinstance(error, (StorageError, *user_error_types())) or (
-        isinstance(error, OSError) and error.errno in REFUSALS
-    )
+    if isinstance(error, (ConfigError, CorpusError, RunFolderError, StorageError)):
+        return True
+    return isinstance(error, errors_after_pytorch()) or (isinstance(error, OSError) and error.errno in REFUSALS)
 
 
-def user_error_types() -> tuple[type[Exception], ...]:
-    """Returns the errors with a message for users. Imports them late, because most runs end without one."""
-    from configs.build import ConfigError
-    from data import CorpusError
+def errors_after_pytorch() -> tuple[type[Exception], ...]:
+    """Returns those errors with a message for users whose modules import PyTorch."""
     from model.pretrained.errors import PretrainedError
     from model.training.checkpoints import CheckpointError
     from model.training.failures import DivergedError, LayoutOverflowError, RunOutOfMemoryError
     from model.training.ranks import RankLostError
-    from model.training.run_folder import RunFolderError
     from model.training.slurm import SlurmError
     from model.training.step_graph import CaptureError
 
-    ours = ConfigError, CorpusError, CheckpointError, PretrainedError, RunFolderError, DivergedError
-    return *ours, LayoutOverflowError, CaptureError, SlurmError, RunOutOfMemoryError, RankLostError
+    ours = CheckpointError, PretrainedError, DivergedError, LayoutOverflowError, CaptureError, SlurmError
+    return *ours, RunOutOfMemoryError, RankLostError
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     """Scores the run that `config["checkpoint"]` names, prints a table, updates evaluation.json. Returns the row."""
     from rich.console import Console
 
-    from configs.checks import check_evaluation
     from configs.evaluation import measure_run
+    from configs.group_checks import check_evaluation
     from configs.runs import open_documents, open_run
     from configs.series_forecasts import measure_forecasts, open_series
     from model.evaluation import Scorer, add_row
@@ -97,9 +97,9 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from configs.checks import check_evaluation
     from configs.errors import ConfigError
     from configs.evaluation import measure_run, under_attention, with_shared_window
+    from configs.group_checks import check_evaluation
     from configs.runs import open_documents, open_run, retokenize, same_tokenizer
     from model.evaluation import Scorer, compare
     from model.training.run_folder import check_writable, new_run_path

@@ -30,17 +30,18 @@ def main(config: DictConfig) -> None:
 
 def export_run(config: dict[str, Any]) -> list[Path]:
     """Writes the folder `config["output"]` and prints its files, and the code that loads them. Returns the files."""
+    from configs.checks import check_export
+
+    check_export(config)
     import torch
 
-    from configs.build import ConfigError
-    from configs.checks import check_export
+    from configs.errors import ConfigError
     from configs.runs import open_run
     from data.tokenizers import hugging_face_files
     from model.pretrained.errors import ExportError
     from model.pretrained.export import FARSIGHT, export, layer_windows
     from scripts.console import ROOT
 
-    check_export(config)
     output = Path(config["output"]).expanduser()
     run = open_run(config["checkpoint"], "cpu", "32-true")
     model, tokenizer = run.model, run.tokenizer

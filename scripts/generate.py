@@ -38,14 +38,15 @@ def main(config: DictConfig) -> None:
 
 def write(config: dict[str, Any]) -> list[str]:
     """Continues every prompt and prints it; returns the continuations."""
-    from configs.build import ConfigError
     from configs.checks import check_generate
+
+    check_generate(config)
+    from configs.errors import ConfigError
     from configs.runs import open_run
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
     from model.precision import autocast
 
-    check_generate(config)
     prompts, stop = _prompts(config), _stop(config)
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     model, tokenizer = run.model, run.tokenizer
@@ -94,7 +95,7 @@ def write(config: dict[str, Any]) -> list[str]:
 
 
 def _prompts(config: dict[str, Any]) -> list[str]:
-    from configs.build import ConfigError
+    from configs.errors import ConfigError
 
     if config["prompt_file"]:
         if config["prompt"]:

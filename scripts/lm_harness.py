@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from data.tokenizers import Tokenizer
 from model import Sampling, Transformer, generate
 from model.decoding.streaming import TextStream
@@ -199,7 +199,7 @@ def register() -> type:
             max_batch_size: object = None,
             trust: str = "",
         ) -> None:
-            from configs.checks import check_device
+            from configs.group_checks import check_device
             from configs.runs import open_run
             from configs.trust import trust as trust_classes
             from model.precision import autocast

@@ -33,19 +33,20 @@ def main(config: DictConfig) -> None:
     with user_errors(config):
         from configs.resolve import resolve
 
-        preflight(resolve(config) | {"output": config["output"]})
+        preflight(resolve(config, new=True) | {"output": config["output"]})
 
 
 def preflight(config: dict[str, Any]) -> None:
     """Prints the forecast, warns where it exceeds the device, and writes the file `output`."""
-    from configs.build import ConfigError
     from configs.checks import check, check_types
+
+    check_types(config)
+    from configs.errors import ConfigError
     from configs.forecasting import check_memory, forecast_run, why_no_forecast
     from configs.tokenizer import as_resumed
     from model.training.run_folder import find_checkpoint, folder_of
     from model.training.storage import write_json
 
-    check_types(config)
     output = config.pop("output")
     if config["resume"]:
         config = as_resumed(config, folder_of(find_checkpoint(config["resume"], prefer="last")))

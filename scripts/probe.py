@@ -42,16 +42,17 @@ def probe(config: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, An
 
     overrides: the arguments of the command line. Returns the content of probe.json.
     """
+    from configs.checks import check_probe
+
+    check_probe(config, overrides)
     from rich.console import Console
 
-    from configs.checks import check_probe
     from configs.probing import build_replacement, check_probed, probe_run
     from configs.runs import open_documents, open_run
     from model.training.run_folder import check_writable
     from scripts.console import progress_bar
     from scripts.reporting.probe_tables import layer_table, recommendation, schedule_table, write_probe
 
-    check_probe(config, overrides)
     build_replacement(config["attention"])
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     check_probed(run, config["length"])

@@ -41,7 +41,7 @@ def save(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from configs.build import ConfigError
+    from configs.errors import ConfigError
     from configs.runs import open_run
     from configs.trust import trust
     from model.attention.routed.core import RoutedAttention

@@ -34,17 +34,18 @@ def main(config: DictConfig) -> None:
 
 def show(config: dict) -> None:
     """One PNG with all patterns of the plan, and a table of their densities."""
+    from configs.checks import check_show_pattern
+
+    check_show_pattern(config)
     from rich.console import Console
     from rich.table import Table
 
     from configs.build import build_plan
-    from configs.checks import check_show_pattern
     from kernels import Axis
     from kernels.layout.cost import causal_pairs
     from model.attention import build_attention_layout
     from scripts.reporting.pictures import draw_patterns
 
-    check_show_pattern(config)
     length, block = config["length"], config["attention"]["block"]
     patterns = _all_patterns() if config["all"] else build_plan(config["attention"]).patterns
     table = Table(

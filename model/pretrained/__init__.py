@@ -7,10 +7,7 @@ weights.py              safetensors files -> parameters
 export.py               a model -> a folder
 plan_settings.py        the patterns in config.json, where no class of transformers has them
 attention_interface.py  those patterns in transformers
+
+Imports are explicit (`from model.pretrained.weights import Weights`), so that reading config.json imports no
+torch.
 """
-
-from model.pretrained.config_file import Architecture, read_architecture
-from model.pretrained.errors import PretrainedError
-from model.pretrained.weights import Weights
-
-__all__ = ["Architecture", "PretrainedError", "Weights", "read_architecture"]

@@ -14,7 +14,7 @@ Read in this order:
     efficiency.py   tokens per second, memory, attention density, FLOPs, MFU
     checkpoints.py  last.ckpt and best.ckpt, written atomically; exact resume
     failures.py     out of memory, and a loss that is not finite
-    interrupt.py    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C
+    interrupt.py    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C (signals.py: the latest of them)
     progress.py     the console
     slurm.py        runs in a SLURM job
     storage.py      files that are written whole or not at all

@@ -1,10 +1,14 @@
-"""Failures of training: no memory left, a layout with too little room, a loss or gradient that is not finite."""
+"""Failures of training: no memory left, a layout with too little room, a loss or gradient that is not finite.
+
+Imports no PyTorch until a failure is examined: commands that refuse a setting import the errors alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 OUT_OF_MEMORY = "out of memory"
 """The `state` in summary.json of a run that ran out of memory."""
@@ -51,16 +55,21 @@ class DivergedError(ArithmeticError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that a GPU or CPU ran out of memory."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_MESSAGES)
 
 
 def out_of_memory_message(
-    error: BaseException, step: int, device: torch.device, forecast: Mapping[str, Any] | None
+    error: BaseException, step: int, device: "torch.device", forecast: Mapping[str, Any] | None
 ) -> str:
     """Returns one line: the allocator's numbers, the forecast, and the settings that lower memory."""
-    parts = [f"step {step + 1}: out of memory on {_name(device)}"]
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+    parts = [f"step {step + 1}: out of memory on {name}"]
     if str(error).strip():
         parts.append(str(error).strip().splitlines()[0].partition(" See documentation")[0].rstrip("."))
     if device.type == "cuda":
@@ -89,10 +98,6 @@ def diverged_message(step: int, documents: Sequence[str], checkpoint: Path | Non
         "trainer.precision, or trainer.on_nan=skip_step"
     )
     return "; ".join(parts)
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
 def size(count: int) -> str:

@@ -10,19 +10,18 @@ trainer.max_steps. Run time is unknown in advance, so sweep.match=time needs sec
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs import schema
-from configs.build import build_data
-from configs.checks import check_data, check_devices
 from configs.errors import ConfigError
-from configs.forecasting import flops_of_phases
+from configs.paths import check_documents
 from configs.validation import validated
-from model.forecasting import PhaseCosts, steps_of_cost, total_cost
-from model.precision import devices_of
 from model.training.run_folder import config_hash
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.settings import MATCHES
+
+if TYPE_CHECKING:
+    from model.forecasting import PhaseCosts
 
 MATCHED_KEYS = {
     "tokens": ("trainer.max_steps",),
@@ -71,6 +70,8 @@ class ComputeMatch:
         if self.match == "time":
             return self._same_time(job, config["trainer"])
         _check_step(config)
+        from model.forecasting import steps_of_cost, total_cost
+
         phases = [(0, self._tokens(config))] if self.match == "tokens" else self._flops(config)
         key, steps = MATCHES[self.match], config["trainer"]["max_steps"]
         if self.budget is None:
@@ -97,11 +98,16 @@ class ComputeMatch:
         return job | {"trainer.max_steps": "null", "trainer.max_seconds": str(self.budget["seconds"])}
 
     def _tokens(self, config: Mapping[str, Any]) -> int:
+        from model.precision import devices_of
+
         data, trainer = config["data"], config["trainer"]
         batches = trainer["accumulate"] * devices_of(trainer) // trainer["context_parallel"]
         return data["sequence_length"] * data["batch_size"] * batches
 
-    def _flops(self, config: Mapping[str, Any]) -> PhaseCosts:
+    def _flops(self, config: Mapping[str, Any]) -> "PhaseCosts":
+        from configs.build import build_data
+        from configs.forecasting import flops_of_phases
+
         job = config_hash(config)
         if job in self._costs:
             return self._costs[job]
@@ -115,11 +121,20 @@ class ComputeMatch:
 
 def _check_step(config: Mapping[str, Any]) -> None:
     """Raises ConfigError where the tokens of a step cannot be counted, because no budget can be computed then."""
-    validated(schema.Data, config["data"], "data")
-    trainer = validated(schema.Trainer, config["trainer"], "trainer")
-    validated(schema.Count, config["model"]["max_length"], "model.max_length")
-    validated(schema.Phases, config["phases"], "phases")
+    from configs.group_checks import check_data, check_devices
+
+    trainer = check_step_types(config)
     if config["init_from"]:  # its tokenizer may be gone, and the tokens of a step don't depend on it
         config = {**config, "data": {**config["data"], "tokenizer": {"_target_": "data.tokenizers.Bytes"}}}
     check_data(config)
     check_devices(trainer)
+
+
+def check_step_types(config: Mapping[str, Any]) -> schema.Trainer:
+    """As `_check_step`, of the types and the documents alone, without PyTorch. Returns the typed `trainer` group."""
+    validated(schema.Data, config["data"], "data")
+    validated(schema.Count, config["model"]["max_length"], "model.max_length")
+    validated(schema.Phases, config["phases"], "phases")
+    trainer = validated(schema.Trainer, config["trainer"], "trainer")
+    check_documents(config["data"])
+    return trainer

@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
@@ -18,10 +18,12 @@ from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from scripts.console import CONFIGS, ROOT
 from scripts.sweeping.points import Overrides
-from scripts.sweeping.worker import Worker
+
+if TYPE_CHECKING:
+    from scripts.sweeping.worker import Worker
 
 FLAGS = ("-m", "--multirun")
 
@@ -112,7 +114,7 @@ class Composer:
                 raise ConfigError(f"{override.input_line}: must be one of {names}")
         return self.loader.load_configuration("train", overrides=list(lines), run_mode=mode)
 
-    def launcher(self, folder: Path, worker: Worker) -> Any:
+    def launcher(self, folder: Path, worker: "Worker") -> Any:
         """Creates Hydra's launcher of this command line (hydra/launcher=...), which works in `folder`."""
         from hydra._internal.callbacks import Callbacks
         from hydra.core.plugins import Plugins

@@ -5,7 +5,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from scripts.console import user_errors
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.plan import Plan

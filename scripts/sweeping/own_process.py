@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from model.training.interrupt import SIGNALS, remember
 from model.training.run_folder import RUN_FOLDER
+from model.training.signals import SIGNALS, remember
 from scripts.console import ROOT
 from scripts.reporting.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, JobEntry
 from scripts.sweeping.locks import changing, is_running

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs import on_any_machine
 from configs.errors import ConfigError, as_override
 from configs.mixture import with_whole_sources
 from configs.pretrained import with_pretrained
@@ -19,7 +20,7 @@ from configs.validation import validated
 from model.training.run_folder import config_hash
 from scripts.console import counted, progress_bar
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE, PATTERN
-from scripts.sweeping.budget import ComputeMatch
+from scripts.sweeping.budget import ComputeMatch, check_step_types
 from scripts.sweeping.composer import Composer, as_lines
 from scripts.sweeping.points import Overrides, dimensions_of, fitting, product, with_baseline, with_command_line
 from scripts.sweeping.settings import Settings
@@ -67,6 +68,10 @@ class Plan:
         optional = varied - given if "attention" in given else set()
         jobs = fitting(product(dimensions, fixed), self.has_key, optional)
         self.compute.check(jobs)
+        if self.settings.match in ("tokens", "flops"):  # such a budget is counted in steps of each job
+            with on_any_machine():
+                for job in jobs:
+                    check_step_types(self._plain(job))
         stages: dict[str, Draft] = {}
         drafts = []
         with progress_bar(f"{self.settings.name}, planning {counted(len(jobs), 'job')}", len(jobs)) as progress:

@@ -12,7 +12,6 @@ from typing import Any
 from configs.errors import as_override, refused
 from configs.pretrained import is_pretrained
 from configs.schema import FirstStage
-from model.evaluation.context import WHOLE, default_contexts, least_tokens
 from scripts.sweeping.points import Overrides
 
 OF_ONE_STAGE = ("data.sequence_length", "data.batch_size", "trainer.max_steps", "trainer.max_seconds")
@@ -56,6 +55,8 @@ def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
 def _shorter_contexts(by_context: Mapping[str, Any], longer: int, length: int) -> Overrides:
     """Returns the overrides that score the documents of the longer run, under those of its contexts that fit into
     `length` tokens, and by default under the longest that does."""
+    from model.evaluation.context import WHOLE, default_contexts, least_tokens
+
     targets, contexts = by_context["targets"], by_context["contexts"]
     own = default_contexts(length, targets) if contexts is None else contexts
     contexts = default_contexts(longer, targets) if contexts is None else contexts

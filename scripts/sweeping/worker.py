@@ -19,8 +19,8 @@ from typing import Any
 from filelock import Timeout
 from omegaconf import DictConfig
 
-from model.training.interrupt import hand_on
 from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
+from model.training.signals import hand_on
 from scripts.console import is_for_users, one_line, start_logging
 from scripts.reporting.manifest import DONE, FAILED, INTERRUPTED, OUT_OF_MEMORY, RUNNING, read_manifest
 from scripts.sweeping.locks import LOCK_TIMEOUT, changing, changing_job, lock

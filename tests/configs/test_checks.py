@@ -6,9 +6,10 @@ import re
 import pytest
 
 from configs.build import ConfigError, build_plan
-from configs.checks import check, check_backend, check_data, check_types
+from configs.checks import check, check_types
 from configs.fp8 import check_fp8
 from configs.graphed_step import check_cuda_graph, resolve_cuda_graph
+from configs.group_checks import check_backend, check_data
 from data import CorpusError
 from tests.commands import compose
 

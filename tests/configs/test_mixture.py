@@ -2,9 +2,9 @@
 
 import pytest
 
-from configs.build import build_data, build_source
+from configs.build import build_data
 from configs.errors import ConfigError
-from configs.mixture import choice_of, with_whole_sources
+from configs.mixture import build_source, choice_of, with_whole_sources
 from data import Code, Files
 from tests.commands import ROOT, compose, resolved
 

@@ -16,7 +16,8 @@ from configs.pretrained import patterns_of, schedule_of
 from configs.runs import open_run, start_from
 from data.tokenizers import load
 from kernels.patterns import Window
-from model.pretrained import Architecture, PretrainedError
+from model.pretrained.config_file import Architecture
+from model.pretrained.errors import PretrainedError
 from model.pretrained.names import from_hugging_face
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.plan import Plan

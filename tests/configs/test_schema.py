@@ -4,13 +4,23 @@ names the key. The checks run in this process, on a config that is composed once
 import copy
 import functools
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 
 import pytest
 from omegaconf import OmegaConf
 
-from configs import checks
+from configs import checks, schema
+from data.sequences.packing import PACKINGS
+from data.sources import SPLITS
+from kernels.dispatch import BACKENDS
+from kernels.shapes import BLOCK_SIZES
+from model.config import ROPE_SCALINGS
+from model.evaluation.layer_schedules import MEASURES
+from model.evaluation.protocol import NAMES
+from model.precision import FP8
+from model.training.failures import ON_NAN
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.settings import Settings
 from tests.commands import ROOT, compose
@@ -27,7 +37,7 @@ TEXT = (
     "logger.project",
     "logger.group",
 )
-TEXT += ("data.source.text_column", "data.source.config", "data.source.split", "data.source.revision", "*/checkpoint")
+TEXT += ("data.source.text_column", "data.source.config", "data.source.split", "data.source.revision")
 TEXT += ("sweep.first_stage.init_from",)
 TEXT += (
     "data.source.time_column",
@@ -115,7 +125,7 @@ TRUE += (
 TRUE += ("evaluation.baselines", "data.source.tests", "attention.patterns.*.first_block", "*/all", "*/cuda_graph")
 TRUE += ("attention.patterns.*.indexer_gradient", "sweep.retry_failed", "sweep.isolate")
 
-TEXTS = ("evaluate/checkpoint", "*/prompt", "*/stop", "*/trust", "logger.tags")
+TEXTS = ("*/prompt", "*/stop", "*/trust", "logger.tags")
 """Keys that take a list of texts."""
 
 INTEGERS = ("evaluation.by_context.contexts", "recall.lengths", "recall.distances", "recall.depths", "series.horizons")
@@ -225,8 +235,8 @@ NEEDED = {
     "data=tokens": ["data.path=docs", "data.source.extensions=[.md]", "data/tokenizer=bytes"],
     "data/tokenizer=token_ids": ["data.tokenizer.vocabulary=257", "data.tokenizer.bos=256"],
     **{f"trainer={choice}": ["trainer.accelerator=cpu"] for choice in ("gpu", "ddp", "fsdp")},
-    "evaluate": ["checkpoint=x"],
-    "generate": ["checkpoint=x"],
+    "evaluate": ["checkpoint=README.md"],
+    "generate": ["checkpoint=README.md"],
 }
 """What a case sets besides."""
 
@@ -269,3 +279,22 @@ def test_every_key_accepts_a_value_with_a_meaning_or_is_named(command, choice):
         if not {"patterns", "tasks"} & set(path) and not {dotted, (choice, dotted)} & {*OPTIONAL, *EARLIER}:
             error = error_of(check, changed(config, path))
             assert error is not None and f"{dotted}: missing" in error, f"without {dotted}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "names"),
+    [
+        (schema.Attention, "backend", ("auto", *BACKENDS)),
+        (schema.Attention, "block", BLOCK_SIZES),
+        (schema.Model, "rope_scaling", ROPE_SCALINGS),
+        (schema.Data, "packing", PACKINGS),
+        (schema.Trainer, "on_nan", ON_NAN),
+        (schema.Trainer, "fp8", (False, *FP8)),
+        (schema.Protocol, "name", NAMES),
+        (schema.Evaluation, "split", SPLITS),
+        (schema.Probe, "split", SPLITS),
+        (schema.Probe, "measure", MEASURES),
+    ],
+)
+def test_a_key_accepts_the_names_that_its_package_implements(group, key, names):
+    assert typing.get_args(group.model_fields[key].annotation) == tuple(names)

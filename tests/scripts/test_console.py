@@ -10,8 +10,8 @@ import signal
 
 import pytest
 
-from configs.build import ConfigError
 from configs.checks import check_evaluate, check_generate
+from configs.errors import ConfigError
 from configs.resolve import with_later_keys
 from model.training.checkpoints import CheckpointError, Checkpoints
 from model.training.run_folder import RunFolder
@@ -211,10 +211,38 @@ def test_log_lines_go_to_the_standard_error_of_their_time(monkeypatch):
     assert shown.getvalue() == "a line\n"
 
 
-def test_a_missing_key_is_refused_before_pytorch_is_imported():
-    result = run("-X", "importtime", "train.py", "data=files", check=False)
-    assert result.returncode == 2 and "\nerror: data.path: must be set: books/ or" in result.stderr
-    assert "omegaconf" in result.stderr and not re.search(r"\| +torch\n", result.stderr)
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("train.py data=files", "data.path: must be set: books/ or.*"),
+        ("train.py data=files data.path=nowhere", "data.path=nowhere: must be a file or folder that exists, or a glob"),
+        ("train.py attention.backend=cuda", "attention.backend=cuda: must be auto, .* or flash"),
+        ("train.py resume=nowhere", "resume=nowhere: no checkpoint at nowhere: give a run folder, .*"),
+        ("train.py init_from=nowhere", "init_from=nowhere: no checkpoint at nowhere: give a run folder, .*"),
+        ("train.py -m sweep=patterns trainer.max_steps=abc", "trainer.max_steps=abc: must be an integer .*"),
+        ("scripts/preflight.py data.batch_size=0", "data.batch_size=0: must be an integer >= 1"),
+        (
+            "scripts/evaluate.py checkpoint=nowhere",
+            "checkpoint=nowhere: no checkpoint at nowhere: .*",
+        ),
+        (
+            "scripts/generate.py checkpoint=nowhere",
+            "checkpoint=nowhere: no checkpoint at nowhere: .*",
+        ),
+        ("scripts/probe.py checkpoint=nowhere", "checkpoint=nowhere: no checkpoint at nowhere: .*"),
+        (
+            "scripts/export.py checkpoint=nowhere output=there",
+            "checkpoint=nowhere: no checkpoint at nowhere: .*",
+        ),
+        ("scripts/show_pattern.py length=0", "length=0: must be an integer >= 1"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_pytorch_is_imported(command, error):
+    result = run("-X", "importtime", *command.split(), check=False)
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
+    assert result.returncode == 2 and re.fullmatch(f"error: {error}", "\n".join(lines)), lines
+    imported = re.findall(r"\| +([\w.]+)$", result.stderr, re.MULTILINE)
+    assert "omegaconf" in imported and not {"torch", "lightning", "datasets", "transformers"} & set(imported)
 
 
 def test_a_librarys_warning_is_written_once(monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from configs.runs import open_run
 from model import Transformer
 from model.training.run_folder import RunFolderError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from model.decoding.streaming import TextStream
 from scripts.generate import write
 from tests.commands import compose, run_forked

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from configs.forecasting import check_memory, draw_sample, forecast_before_training, forecast_run
 from model.forecasting import peak_memory
 from model.forecasting.memory_estimate import estimate_step

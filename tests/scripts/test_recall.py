@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from configs.recall import recall_cases
 from data.collation import NO_TARGET
 from kernels.patterns import Hierarchical

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from configs.build import ConfigError
 from configs.checks import check_evaluate, check_generate
+from configs.errors import ConfigError
 from configs.evaluation import with_shared_window
 from configs.runs import open_documents
 from model import Sampling

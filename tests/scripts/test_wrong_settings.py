@@ -14,6 +14,9 @@ import train
 from scripts import console
 from tests.commands import run_forked
 
+A_FILE = f"checkpoint={__file__}"
+"""Names a file that exists: other settings are refused before it is opened."""
+
 COMMANDS = {
     "train.py": train.command,
     "scripts/evaluate.py": scripts.evaluate.main,
@@ -81,8 +84,12 @@ COMMANDS = {
         ("scripts/probe.py", ["checkpoint=x", "measure=some"], "measure=some: must be octaves or all"),
         ("scripts/probe.py", ["checkpoint=x", "length=0"], "length=0"),
         ("scripts/probe.py", ["checkpoint=x", "attention=windw"], "attention=windw: must be one of ... window"),
-        ("scripts/probe.py", ["checkpoint=x", "attention.patterns.local.width=0"], "attention.patterns.local.width=0"),
-        ("scripts/probe.py", ["checkpoint=x", "attention=growing_window"], "attention.patterns=[window_128,"),
+        (
+            "scripts/probe.py",
+            [A_FILE, "attention.patterns.local.width=0"],
+            "attention.patterns.local.width=0",
+        ),
+        ("scripts/probe.py", [A_FILE, "attention=growing_window"], "attention.patterns=[window_128,"),
         ("scripts/probe.py", ["checkpoint=x", "attention.schedule=[local]"], "attention.schedule=[local]: must be"),
         ("scripts/show_pattern.py", ["length=null"], "length=null"),
     ],

@@ -56,7 +56,7 @@ class NativeSparseAttention(RoutedAttention):
         self, pattern: NativeSparse, config: ModelConfig, backend: str, training_settings: IndexerTraining | None = None
     ) -> None:
         super().__init__(pattern, config, backend, training_settings)
-        assert not self.indexer_alone, "its branches cannot attend densely (configs.checks.check_indexers)"
+        assert not self.indexer_alone, "its branches cannot attend densely (configs.group_checks.check_indexers)"
         self.pool = SummaryPool([pattern.summary_span], pattern.pooling, config)
         self.gates = nn.Linear(config.width, 3 * config.heads, bias=False) if pattern.combine == "gates" else None
 

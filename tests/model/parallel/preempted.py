@@ -6,7 +6,7 @@ from typing import Any
 import submitit
 import torch
 
-from model.training.interrupt import hand_on
+from model.training.signals import hand_on
 from tests.model.parallel import training
 from tests.model.parallel.faults import Fault
 

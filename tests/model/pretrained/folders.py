@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from data.tokenizers import BPE
 from model import ModelConfig, Transformer
-from model.pretrained import read_architecture
+from model.pretrained.config_file import read_architecture
 from model.pretrained.names import to_hugging_face
 from tests.model.small import lively, plan
 

@@ -8,7 +8,8 @@ import torch
 
 from kernels.patterns import Dense, Pattern, Window
 from model import AttentionPlan, ModelConfig, Transformer
-from model.pretrained import Architecture, Weights, read_architecture
+from model.pretrained.config_file import Architecture, read_architecture
+from model.pretrained.weights import Weights
 
 transformers = pytest.importorskip("transformers")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.pretrained import PretrainedError, read_architecture
+from model.pretrained.config_file import read_architecture
+from model.pretrained.errors import PretrainedError
 from tests.model.small import SIZES
 
 SMALL = dict(

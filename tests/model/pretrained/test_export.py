@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Strided
 from model import Transformer
-from model.pretrained import Weights, read_architecture
+from model.pretrained.config_file import read_architecture
 from model.pretrained.errors import ExportError
 from model.pretrained.export import (
     SHARD_BYTES,
@@ -20,6 +20,7 @@ from model.pretrained.export import (
     hugging_face_rope,
     layer_windows,
 )
+from model.pretrained.weights import Weights
 from model.rope import RotaryEmbedding
 from model.training.storage import StorageError
 from tests.model.pretrained.exports import (

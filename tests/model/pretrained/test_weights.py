@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from kernels.patterns import Hierarchical
 from model import ModelConfig, Transformer
-from model.pretrained import PretrainedError, Weights
+from model.pretrained.errors import PretrainedError
 from model.pretrained.names import to_hugging_face
+from model.pretrained.weights import Weights
 from tests.model.small import config, plan
 
 OWN = config(tie_embeddings=False)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from stand_ins import OPTIMIZER, TinyModel, train
 
-from configs.build import ConfigError
 from configs.checks import check
+from configs.errors import ConfigError
 from kernels.patterns import Routed
 from model import Transformer
 from model.training.freezing import freeze_parameters

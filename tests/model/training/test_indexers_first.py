@@ -11,8 +11,8 @@ import torch
 from stand_ins import OPTIMIZER, VOCABULARY, new_module
 from test_exact_resume import StopAfter, assert_same_end, train_in_sessions
 
-from configs.build import ConfigError
 from configs.checks import check
+from configs.errors import ConfigError
 from kernels.patterns import Routed
 from model import Transformer
 from tests.commands import compose

@@ -9,7 +9,7 @@ import torch
 from stand_ins import TRAINER, TinyData, new_module, run_folder, train
 
 from model.training.fit import fit
-from model.training.interrupt import hand_on
+from model.training.signals import hand_on
 
 
 class Press(lightning.Callback):

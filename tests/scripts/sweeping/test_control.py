@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.jobs import read_sweeps
 from scripts.reporting.manifest import CONTROL, read_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.findings import budgets
 from scripts.reporting.jobs import read_sweeps

@@ -12,7 +12,7 @@ import yaml
 from hydra.core.utils import JobStatus
 from hydra.errors import MissingConfigException
 
-from configs.build import ConfigError
+from configs.errors import ConfigError
 from scripts.reporting.manifest import read_manifest
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.locks import changing_job, lock
