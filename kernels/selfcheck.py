@@ -52,7 +52,7 @@ def failure(
     except Exception as error:  # a compiler that cannot compile a kernel raises errors of many kinds
         reason = next(iter(str(error).splitlines()), "")
         return (
-            f"backend {backend.__name__} does not run on {device} ({dtype}, head_dim={head_dim}): "
+            f"attention.backend={_choice(backend)} does not run on {device} ({dtype}, head_dim={head_dim}): "
             f"{type(error).__name__}: {reason}. Try attention.backend=blocked."
         )
     return _describe_wrong(found, backend, device, dtype, head_dim)
@@ -115,14 +115,20 @@ def decoding_errors(
     }
 
 
+def _choice(backend: ModuleType) -> str:
+    """The value of attention.backend that chooses a module of kernels/backends: its file, or its folder."""
+    return backend.__name__.removeprefix("kernels.backends.").partition(".")[0]
+
+
 def _describe_wrong(
     errors_by_name: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> str | None:
     for name, error in errors_by_name.items():
         if not error <= TOLERANCE[dtype]:  # also for NaN
             return (
-                f"backend {backend.__name__} computes a wrong {name} on {device} ({dtype}, head_dim={head_dim}: "
-                f"relative error {error:.1e}). Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or "
+                f"attention.backend={_choice(backend)} computes a wrong {name} on {device} ({dtype}, "
+                f"head_dim={head_dim}: relative error {error:.1e}). "
+                "Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or "
                 "attention.backend=blocked."
             )
     return None

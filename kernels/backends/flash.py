@@ -28,7 +28,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout) -> str | N
     if q.shape[-1] not in HEAD_DIMS:
         return f"head_dim {q.shape[-1]}: must be one of {', '.join(map(str, HEAD_DIMS))}"
     if layout.window is None:
-        return "pattern: must be Dense, or Window without sink tokens, over sequences of one document"
+        return "pattern: must be full attention, or a window without sink tokens, over sequences of one document"
     return None
 
 

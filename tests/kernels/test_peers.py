@@ -101,7 +101,7 @@ def test_what_a_backend_cannot_do_is_named(monkeypatch):
     monkeypatch.setattr(flash, "installed", lambda: False)
     assert "flash-attn-4 is not installed" in flash.unsupported(OnCuda, q, q, layout)
     monkeypatch.setattr(flash, "installed", lambda: True)
-    assert "must be Dense, or Window without sink tokens" in flash.unsupported(OnCuda, q, q, layout)
+    assert "must be full attention, or a window without sink tokens" in flash.unsupported(OnCuda, q, q, layout)
     assert "block 16: must be 128" in flex.unsupported(OnCuda, q, q, layout)
     coarse = build_layout(Strided(7, 50), Axis.tokens(100))
     assert flex.unsupported(OnCuda, q, q, coarse) is None

@@ -13,8 +13,8 @@ from kernels.backends import blocked, gathered
 PROBLEM = (torch.device("cpu"), torch.float32, 16, 2, 32)
 
 
-def broken(forward=blocked.forward, backward=blocked.backward) -> ModuleType:
-    module = ModuleType("broken")
+def broken(forward=blocked.forward, backward=blocked.backward, name="broken") -> ModuleType:
+    module = ModuleType(name)
     module.forward, module.backward = forward, backward
     return module
 
@@ -48,8 +48,9 @@ def test_a_kernel_that_cannot_be_compiled_is_named_with_the_reason():
     def forward(*args):
         raise RuntimeError("PTXAS error: no such instruction\nptxas -v ...")
 
-    found = selfcheck.failure(broken(forward=forward), *PROBLEM)
-    assert "does not run on cpu" in found and "RuntimeError: PTXAS error: no such instruction. Try" in found
+    found = selfcheck.failure(broken(forward, name="kernels.backends.triton.dense"), *PROBLEM)
+    assert found.startswith("attention.backend=triton does not run on cpu")
+    assert "RuntimeError: PTXAS error: no such instruction. Try" in found
 
     def without_memory(*args):
         raise torch.OutOfMemoryError("of the run itself")
