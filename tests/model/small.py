@@ -38,6 +38,24 @@ SIZES: dict[str, Any] = dict(
 )
 
 
+TRAINER: dict[str, Any] = dict(
+    max_seconds=None,
+    accumulate=1,
+    save_every=None,
+    log_every=1,
+    precision="32-true",
+    accelerator="cpu",
+    devices=1,
+    strategy="auto",
+    context_parallel=1,
+    rank_timeout=60,
+    nodes=1,
+    on_nan="stop",
+    max_skipped_steps=0,
+)
+"""Arguments of fit() for one process, to which a test adds the length of its run and what it measures."""
+
+
 def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(SIZES | changes))
 

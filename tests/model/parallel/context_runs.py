@@ -20,6 +20,7 @@ from model.training.module import LanguageModel
 from model.training.phases import Phase
 from model.training.run_folder import RunFolder
 from tests.commands import compose
+from tests.model import small
 from tests.model.parallel.training import join_ranks
 from tests.model.small import config, lively, plan
 
@@ -34,21 +35,7 @@ EARLIER: dict[str, dict[str, Pattern]] = {"growing": {"near": Window(5), "far": 
 """Those of the first two steps, whose sequences have half as many tokens."""
 OPTIMIZER = dict(name="adamw", learning_rate=0.01, weight_decay=0.1, betas=[0.9, 0.95], epsilon=1e-8)
 OPTIMIZER |= dict(freeze=[], schedule=dict(name="constant", warmup_fraction=0.0))
-TRAINER: dict[str, Any] = dict(
-    max_steps=4,
-    max_seconds=None,
-    accumulate=2,
-    gradient_clip=0.5,
-    validate_every=2,
-    save_every=None,
-    log_every=1,
-    precision="32-true",  # of what is not double already
-    accelerator="cpu",
-    rank_timeout=60,
-    nodes=1,
-    on_nan="stop",
-    max_skipped_steps=0,
-)
+TRAINER = small.TRAINER | dict(max_steps=4, accumulate=2, gradient_clip=0.5, validate_every=2)
 COLUMNS = (
     *("train/loss", "train/bits_per_byte", "train/gradient_norm", "density_pairs", "density_tiles", "flops_per_token"),
     *("validation/loss", "validation/loss_first_512", "validation/loss_last_quarter"),
@@ -95,7 +82,7 @@ def train(
     settings = TRAINER | dict(phases=phases) | dict(devices=ranks, strategy="ddp" if ranks > 1 else "auto") | changes
     last = CheckpointFile(folder.checkpoints / "last.ckpt") if resume else None
     with messages("model.training.module") as logged:
-        fit(module, data, folder, context_parallel=context_parallel, resume=last, **settings)
+        fit(module, data, folder, resume=last, **settings | dict(context_parallel=context_parallel))
     if ranks > 1 and dist.get_rank():
         return {}
     with open(folder.metrics_file) as file:

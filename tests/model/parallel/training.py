@@ -27,6 +27,7 @@ from model.training.checkpoints import CheckpointFile
 from model.training.fit import fit
 from model.training.module import LanguageModel
 from model.training.run_folder import RUN_FOLDER, RunFolder
+from tests.model import small
 from tests.model.small import INDEXER, config, plan
 
 LENGTH, BATCH, VOCABULARY = 64, 4, 64
@@ -46,22 +47,7 @@ OPTIMIZERS = {
     "adamw": OPTIMIZER | dict(name="adamw"),
     "muon": OPTIMIZER | dict(name="muon", momentum=0.9),
 }
-TRAINER: dict[str, Any] = dict(
-    max_steps=3,
-    max_seconds=None,
-    accumulate=1,
-    gradient_clip=0.5,
-    validate_every=3,
-    save_every=None,
-    log_every=1,
-    precision="32-true",
-    accelerator="cpu",
-    context_parallel=1,
-    rank_timeout=60,
-    nodes=1,
-    on_nan="stop",
-    max_skipped_steps=0,
-)
+TRAINER = small.TRAINER | dict(max_steps=3, gradient_clip=0.5, validate_every=3)
 
 
 class Sequences(Dataset):

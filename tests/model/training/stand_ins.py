@@ -23,6 +23,7 @@ from model.training.fit import FitResult, fit
 from model.training.module import LanguageModel
 from model.training.run_folder import RunFolder
 from model.training.step_graph import Recorder
+from tests.model import small
 
 VOCABULARY, LENGTH, WIDTH = 11, 16, 8
 TOKEN_BYTES = torch.arange(VOCABULARY)  # token 0 is the beginning of a document, and stands for no text
@@ -35,24 +36,7 @@ OPTIMIZER = dict(
     freeze=[],
     schedule=dict(name="cosine", warmup_fraction=0.2, final_fraction=0.1),
 )
-TRAINER = dict(
-    max_steps=12,
-    max_seconds=None,
-    accumulate=1,
-    gradient_clip=1.0,
-    validate_every=4,
-    save_every=None,
-    log_every=1,
-    precision="32-true",
-    accelerator="cpu",
-    devices=1,
-    strategy="auto",
-    context_parallel=1,
-    rank_timeout=60,
-    nodes=1,
-    on_nan="stop",
-    max_skipped_steps=0,
-)
+TRAINER = small.TRAINER | dict(max_steps=12, gradient_clip=1.0, validate_every=4)
 
 
 class TinyModel(nn.Module):
