@@ -6,6 +6,7 @@ goes on in the folder of the same job and config. A command that runs again in a
 interactive allocation, say) is a new run.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,25 @@ def check_tasks(devices: Any, nodes: int) -> None:
         raise SlurmError(f"trainer.devices={devices}: must be {each}, the number of a node's tasks (SLURM_NTASKS)")
 
 
+class StepEnvironment(SLURMEnvironment):
+    """The tasks of one step, which find one another at a port of their own: MASTER_PORT, or one that follows from the
+    numbers of the job and the step.
+
+    Lightning's port follows from the last four digits of the job's number. Two steps of a job that share a node, and
+    two jobs whose numbers end alike, then meet at one port, and wait for one another until they fail.
+    """
+
+    FIRST_PORT, PORTS = 15000, 15000  # below those that Linux gives to outgoing connections
+
+    @property
+    def main_port(self) -> int:
+        if "MASTER_PORT" in os.environ:
+            return int(os.environ["MASTER_PORT"])
+        step = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID')}"
+        number = int.from_bytes(hashlib.sha256(step.encode()).digest())
+        return self.FIRST_PORT + number % self.PORTS
+
+
 def cluster_environment() -> list[ClusterEnvironment]:
     """The plugin by which Lightning's Trainer finds a run's processes in a SLURM job; none outside SLURM.
 
@@ -89,7 +109,7 @@ def cluster_environment() -> list[ClusterEnvironment]:
     """
     if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
-    return [LightningEnvironment() if _tasks() == 1 else SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment() if _tasks() == 1 else StepEnvironment(auto_requeue=False)]
 
 
 def _tasks() -> int:

@@ -3,14 +3,19 @@
 import datetime
 import faulthandler
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+
+LIMIT_S = 600
+"""How long the ranks of one call may take. Those that hang then write where they are, and end."""
 
 
 def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, backend: str = "gloo") -> list[Any]:
@@ -35,7 +40,9 @@ def run_on_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, back
 
 
 def _run(rank: int, function: Callable[..., Any], ranks: int, folder: str, arguments: tuple, backend: str) -> None:
-    faulthandler.enable(os.open(f"{folder}/{rank}.crash", os.O_CREAT | os.O_WRONLY))
+    crash = os.open(f"{folder}/{rank}.crash", os.O_CREAT | os.O_WRONLY)
+    faulthandler.enable(crash)
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=crash)
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", ranks)
     timeout = datetime.timedelta(seconds=60)
@@ -43,3 +50,12 @@ def _run(rank: int, function: Callable[..., Any], ranks: int, folder: str, argum
     torch.save(function(*arguments), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that no other process of this machine gets while inside: one of ours may listen at it."""
+    with socket.socket() as holder:
+        holder.bind(("", 0))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the listener sets it, after our bind
+        yield holder.getsockname()[1]

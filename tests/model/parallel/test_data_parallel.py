@@ -6,7 +6,7 @@ import torch
 from model.training.checkpoints import read_checkpoint
 from tests.commands import compose
 from tests.model.parallel import training
-from tests.model.parallel.ranks import run_on_ranks
+from tests.model.parallel.ranks import reserved_port, run_on_ranks
 from tests.scripts.runs import SMALL, write_books
 from train import train
 
@@ -123,7 +123,9 @@ def test_several_nodes_of_a_slurm_job_train_one_model(tmp_path, strategy):
     settings += ("trainer=cpu", "trainer.max_steps=2", "trainer.validate_every=2", "evaluation.baselines=false")
     alone = train(compose(*settings, "data.batch_size=2"), tmp_path / "alone")
     nodes = (f"outputs={tmp_path}", "name=nodes", "trainer.nodes=2", f"trainer.strategy={strategy}")
-    summary = run_on_ranks(training.run_train_py_as_slurm_does, 2, compose(*settings, *nodes))[0]
+    nodes += ("trainer.rank_timeout=60",)
+    with reserved_port() as port:
+        summary = run_on_ranks(training.run_train_py_as_slurm_does, 2, compose(*settings, *nodes), port)[0]
     assert len(list((tmp_path / "nodes").iterdir())) == 1, "one run folder"
     assert (summary["state"], summary["devices"]) == ("finished", 2)
     assert summary["train_tokens"] == alone["train_tokens"]

@@ -212,8 +212,11 @@ def run_train_py(settings: Mapping[str, Any], path: str) -> dict[str, Any]:
     return train_py(dict(settings), Path(path))
 
 
-def run_train_py_as_slurm_does(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs train.py's `train` on every rank, each of which stands for a node, as srun starts it."""
+def run_train_py_as_slurm_does(settings: Mapping[str, Any], port: int) -> dict[str, Any]:
+    """Runs train.py's `train` on every rank, each of which stands for a node, as srun starts it.
+
+    port: where they meet.
+    """
     from train import train as train_py
 
     rank, nodes = dist.get_rank(), dist.get_world_size()
@@ -221,5 +224,6 @@ def run_train_py_as_slurm_does(settings: Mapping[str, Any]) -> dict[str, Any]:
     task = dict(JOB_ID=os.getppid(), JOB_NAME="train", STEP_ID=0, NODELIST="127.0.0.1", LOCALID=0, NTASKS_PER_NODE=1)
     task |= dict(NTASKS=nodes, STEP_NUM_TASKS=nodes, NNODES=nodes, PROCID=rank, NODEID=rank)
     os.environ |= {f"SLURM_{key}": str(value) for key, value in task.items()}
+    os.environ["MASTER_PORT"] = str(port)
     rank_zero_only.rank = rank
     return train_py(dict(settings))

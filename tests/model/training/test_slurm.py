@@ -118,6 +118,23 @@ def test_who_starts_the_processes(slurm):
     assert cluster_environment() == []
 
 
+def test_steps_and_jobs_find_their_tasks_at_ports_of_their_own(slurm, monkeypatch):
+    """Lightning's port is the same for all steps of a job, and for jobs whose numbers have the same last digits."""
+
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+
+    def port(job, step):
+        slurm(**STARTED | dict(JOB_ID=job, STEP_ID=step))
+        (environment,) = cluster_environment()
+        return environment.main_port
+
+    ports = [port(job, step) for job in (4711, 14711, 24711) for step in range(3)]
+    assert len(set(ports)) == 9 and all(15000 <= each < 30000 for each in ports)
+    assert port(4711, 0) == ports[0], "each task of a step finds the same port"
+    monkeypatch.setenv("MASTER_PORT", "2345")
+    assert port(4711, 0) == 2345, "the user's own"
+
+
 def test_torchrun_counts_its_own_processes(slurm, monkeypatch):
     slurm(NTASKS=4)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
