@@ -13,7 +13,8 @@ from ..sequences.mixed_sequences import MixedSequences
 from .sampler import ResumableSampler
 
 BLOCKS = 0
-"""The first integer of the key of a permutation that orders the sources in a block; the sources' own have 1, 2, ..."""
+"""The key of the permutations that order the sources within a block begins with 0; that of the permutations of the
+samples of source i begins with i + 1."""
 
 
 class MixedSampler(ResumableSampler):

@@ -67,10 +67,11 @@ def candidate_tiles_fixed(
 def row_capacity(pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis) -> Tensor:
     """int64 `[rows]`: an upper bound of each row's candidate tiles, for every packing of documents.
 
-    The first document of a row that begins at sequence index i may have begun anywhere before, so the row's position in
-    it is between 0 and i: the bound is the largest need among these positions. (For positions in the sequence, it is
-    the need at i.) n consecutive tokens overlap at most ceil((n - 1) / block) + 1 blocks. Documents that begin inside
-    the row add the blocks of the row's own tokens.
+    The document of a row's first token may have begun at any earlier token. If the row begins at sequence index i, that
+    token's position in its document is therefore between 0 and i, and the bound is the largest need at these positions.
+    (Where the pattern counts positions from the beginning of the sequence, it is the need at i.) n consecutive tokens
+    overlap at most ceil((n - 1) / block) + 1 blocks. Documents that begin inside the row add the blocks of the row's
+    own tokens.
     """
     block, span = queries.block, keys.axis.span
     limit = _limit(queries.axis, keys.axis)

@@ -23,8 +23,9 @@ from kernels.patterns.base import Pattern
 
 MASKS = 4096
 MASKS_PER_ROW = 16
-"""Size of the mask table for fixed sizes: MASKS, plus MASKS_PER_ROW per block of queries (2 KB per mask of 128 x 128).
-Each document boundary adds a few masks; a pattern whose blocks are not aligned with the tiles adds many."""
+"""The mask table of a layout of fixed size has room for MASKS masks, and MASKS_PER_ROW more for each block of queries.
+A mask of 128 x 128 takes 2 KB. Each document boundary adds a few masks; a pattern whose blocks are not aligned with the
+tiles adds many."""
 
 INT64_MAX = torch.iinfo(torch.int64).max
 
@@ -122,9 +123,9 @@ def unique_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
 def _inside_window(
     pattern: Pattern, queries: BlockedAxis, keys: BlockedAxis, batch: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
-    """Which tiles, bool `[tiles]`, certainly hold visible pairs alone: those inside a plain window and one document.
+    """Returns bool `[tiles]`: True for tiles inside a plain window and one document, all of whose pairs are visible.
 
-    Their pairs need no evaluation; full attention over T tokens has T^2 / 2 of them.
+    These pairs need no evaluation; full attention over T tokens has T^2 / 2 of them.
     """
     width = pattern.plain_window(1 << 30)  # of full attention: farther than any position
     if width is None or keys.axis.span > 1:

@@ -30,7 +30,8 @@ class LayerForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of a whole run. Where sequences or windows grow, all but `phases` is of its last phase, the largest.
+    """The forecast of a whole run. Where sequences or windows grow, all but `phases` describes the last phase,
+    which is the largest.
 
     steps: optimizer steps; None where the run ends by time
     phases: first step, and FLOPs of a step, of each phase

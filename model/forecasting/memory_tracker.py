@@ -38,7 +38,7 @@ class MemoryTracker(TorchDispatchMode):
 
     held: bytes that are held now, by label, and `total`, their sum
     peak, peak_by_label: by phase, the most bytes held at once, and their labels
-    heap, heap_peak: by label, the part of `held` in tensors smaller than HEAP_BLOCK, and the most that it was
+    heap, heap_peak: by label, the bytes of `held` in tensors smaller than HEAP_BLOCK, and their maximum
     """
 
     def __init__(self, granularity: int, workspace: Workspace) -> None:

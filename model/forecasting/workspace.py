@@ -1,7 +1,7 @@
 """Memory that our own operators allocate internally, which the memory tracker cannot see.
 
-The formulas follow the allocations in kernels/backends and model/parallel/exchange.py, in elements of the dtype that
-each backend computes in. Operators that compute in plain PyTorch, slice by slice, run on fake tensors instead.
+The formulas give bytes. They follow the allocations in kernels/backends and model/parallel/exchange.py, in the dtype in
+which each backend computes. Operators that compute in plain PyTorch, slice by slice, run on fake tensors instead.
 """
 
 import functools

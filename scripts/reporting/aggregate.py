@@ -127,7 +127,8 @@ def quality_of(rows: Sequence[Row]) -> str:
 
 
 def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
-    """Returns a row for every label of every sweep, in the order of their jobs, also without finished jobs.
+    """Returns a row for every label of every sweep, in the order of their jobs. A label whose jobs have not finished
+    has a row, too.
 
     First stages have no row, because they are not compared; their costs are part of the jobs' totals. Times of a sweep
     whose jobs shared a device are left out, because they do not compare.

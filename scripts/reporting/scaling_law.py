@@ -106,8 +106,8 @@ class Resampling:
     """Bits per byte of runs under resamples of documents and seeds (Efron's bootstrap, seeded).
 
     All runs have the same drawn documents, so that what they share cancels in differences. Each mean over seeds draws
-    its own seeds: the noise of two trainings is independent. What few seeds contribute to an interval is too narrow, by
-    about sqrt(1 - 1/seeds): the resamples vary about the seeds' own mean.
+    its own seeds: the noise of two trainings is independent. The part of an interval that comes from few seeds is too
+    narrow, by a factor of about sqrt(1 - 1/seeds), because the resamples vary about the mean of these seeds.
     """
 
     def __init__(self, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
