@@ -21,7 +21,7 @@ did at 1,048,576 tokens, and the exchange of the forward pass runs twice.
 from dataclasses import dataclass
 from typing import Any
 
-from docs.tables import read, where
+from docs.result_files import read, where
 from model.parallel.context import Context, StandInGroup
 from scripts.benchmarks.results import markdown
 

@@ -8,7 +8,8 @@ the seconds of the line as it did at 32,768 tokens, where it shared the GPU: an 
 import statistics
 from typing import Any
 
-from docs.tables import markdown, read
+from docs.result_files import read
+from scripts.benchmarks.results import markdown
 
 ALONE, SHARED, CODE = "novels_extend_more", "novels_extend", "code_extend"
 """Sweeps in docs/results: of novels at 32,768 tokens, and of code at 65,536."""

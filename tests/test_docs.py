@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from docs import prediction
-from docs.tables import read
+from docs.result_files import read
 from kernels.patterns import Dense, Window
 from model import Transformer
 from model.parallel.context import StandInGroup

@@ -1,0 +1,153 @@
+"""The tables of what patterns reach: docs/quality.md, docs/pretrained.md and docs/sweeps.md."""
+
+from collections.abc import Sequence
+
+from docs.result_files import read, report_rows, where
+from scripts.benchmarks.results import markdown
+
+
+def extension_table(sweep: str, timed: bool = False) -> str:
+    """Returns quality and cost of every pattern in a sweep with a first stage and a control, best first.
+
+    timed: whether the jobs had the GPU for themselves, so that their step times compare.
+    """
+    rows = report_rows(sweep)
+    attention = float(rows["dense"]["attention_flops_per_token"])
+    number = lambda row, key: float(row[key] or "nan")  # noqa: E731
+    cells = []
+    for row in sorted(rows.values(), key=lambda row: number(row, "bits_per_byte")):
+        quality, high = number(row, "bits_per_byte"), number(row, "bits_per_byte_high")
+        spread = f" ± {high - quality:.4f}" if len(row["seeds"].split()) > 1 else ""
+        keys = {
+            "the control": ("difference_from_control", "control_low", "control_high"),
+            "dense": ("difference_from_baseline", "difference_low_over_documents", "difference_high_over_documents"),
+        }
+        beside = {name: [number(row, key) for key in own] for name, own in keys.items()}
+        cells.append(
+            {"pattern": row["label"], "bits per byte": f"{quality:.4f}{spread}"}
+            | {
+                f"beside {name}": "-"
+                if mean != mean
+                else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"  # no difference: NaN
+                for name, (mean, low, high) in beside.items()
+            }
+            | {
+                "attention FLOPs / dense": f"{number(row, 'attention_flops_per_token') / attention:.2f}",
+            }
+            | ({"step time (ms)": f"{1e3 * number(row, 'step_seconds'):.0f}"} if timed else {})
+        )
+    return markdown(cells)
+
+
+def by_position(sweep: str, positions: Sequence[int]) -> str:
+    """Returns the loss (nats per token) of each pattern of a sweep by the position of a token in its document; each
+    column begins at one of `positions`."""
+    rows = []
+    for job in read(f"{sweep}/manifest.json")["jobs"]:
+        if job["role"] == "first stage":
+            continue
+        (row,) = read(f"{sweep}/{job['folder']}/evaluation.json")["rows"]
+        cells = {each["start"]: each for each in row["by_position"]}
+        columns = {f"{n:,} to {cells[n]['stop']:,}": f"{cells[n]['loss']:.3f}" for n in positions}
+        rows.append({"pattern": job["label"]} | columns)
+    return markdown(rows)
+
+
+def recall_losses() -> str:
+    """Returns the last validation losses of the runs that learned recall tasks, in the order of their stages."""
+    rows = [
+        {
+            "run": row["run"],
+            "length": f"{row['length']:,}",
+            "tokens (millions)": f"{row['tokens'] / 1e6:.0f}",
+            "answers (nats per token)": f"{row['answers']:.3f}",
+            "novels (bits per byte)": f"{row['novels']:.3f}",
+        }
+        for row in read("recall_h200.json")["rows"]
+    ]
+    return markdown(rows)
+
+
+def sweep_table(sweep: str) -> str:
+    """Returns quality and cost of every pattern in a sweep's report, best first."""
+    rows = sorted(report_rows(sweep).values(), key=lambda row: float(row["bits_per_byte"]))
+    dense = float(report_rows(sweep)["dense"]["step_seconds"])
+    return markdown(
+        [
+            {
+                "pattern": row["label"],
+                "bits per byte": f"{float(row['bits_per_byte']):.3f}",
+                "step time / dense": f"{float(row['step_seconds']) / dense:.2f}",
+                "tokens (millions)": f"{float(row['train_tokens']) / 1e6:.1f}",
+            }
+            for row in rows
+        ]
+    )
+
+
+def extended() -> str:
+    """Returns what each pattern makes of a model of 4,096 tokens in as many further tokens at 32,768."""
+    names = {
+        "dense": "dense, 32,768",
+        "control": "dense, 4,096: the control",
+        "window": "windows of 1,024",
+        "hybrid": "3 layers of windows to one dense",
+        "hybrid_probed": "the same, dense where the probe says",
+        "routed": "routed: window 512 and 16 blocks of 64",
+    }
+    rows = []
+    for row in read("pretrained_h200/extension.json")["rows"]:
+        losses = {n: f"{loss:.4f}" for n, loss in row["by_context"].items()}
+        contexts = {f"given {int(n):,}": losses.get(n, "-") for n in ("512", "2048", "4096", "16384")}
+        mean, low, high = row["over_control"] or (None,) * 3
+        difference = {"beside the control": "-" if mean is None else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"}
+        flops = {"attention FLOPs": f"{row['attention_flops']:.0%}"}
+        rows.append(
+            {
+                "pattern": names[row["pattern"]],
+                "bits/byte": f"{row['bits_per_byte']:.4f}",
+                **difference,
+                **flops,
+                **contexts,
+            }
+        )
+    return markdown(rows)
+
+
+def probed() -> str:
+    """Returns what the probe measures of each layer of the same model."""
+    return markdown(
+        [
+            {
+                "layer": unit["layer"],
+                "loss change": f"{unit['change']:+.4f} [{unit['low']:+.4f}, {unit['high']:+.4f}]",
+                "attention beyond 1,024": f"{unit['mass_beyond']:.0%}",
+            }
+            for unit in read("pretrained_h200/probe.json")["units"]
+        ]
+    )
+
+
+def sparsified() -> str:
+    """Returns what becomes of a dense model under dense and under routed attention."""
+    content = read("pretrained_h200/sparsify.json")
+    names = {
+        "base": "the dense model itself",
+        "dense": "300 steps of dense attention",
+        "mean_key": "300 steps, routed by mean keys",
+        "indexer": "200 steps of the indexers alone, then 300 routed by them",
+    }
+    dense = where(content["rows"], run="dense")["attention_flops_per_token"]
+    rows = [
+        {
+            "then": names[row["run"]],
+            "bits/byte": f"{row['bits_per_byte']:.4f}",
+            "attention FLOPs": f"{row['attention_flops_per_token'] / dense:.0%}",
+        }
+        for row in content["rows"]
+    ]
+    again = content["indexer_under_dense_attention"]
+    mean, low, high = again["over_routed"]
+    difference = f"{again['bits_per_byte']:.4f}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    last = {"then": "the last model, under dense attention", "bits/byte": difference, "attention FLOPs": "100%"}
+    return markdown([*rows, last])
