@@ -9,7 +9,6 @@ import torch
 from configs.errors import ConfigError
 from configs.runs import open_run
 from data.tokenizers import load
-from model.training.run_folder import RunFolderError
 from scripts.export import export_run
 from tests.commands import compose, run_forked
 from tests.scripts.runs import make_run, write_books
@@ -128,7 +127,7 @@ def test_wrong_settings_are_one_line(runs, tmp_path, overrides, message):
 
 
 def test_a_run_that_does_not_exist_is_one_line(tmp_path):
-    with pytest.raises(RunFolderError, match=r"no checkpoint at .*missing"):
+    with pytest.raises(ConfigError, match=r"^checkpoint=.*missing: no checkpoint at .*missing"):
         export(tmp_path / "missing", tmp_path / "exported")
     assert not list(tmp_path.iterdir())
 
