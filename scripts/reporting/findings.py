@@ -64,6 +64,7 @@ def _first_stages(sweep: Sweep) -> str:
     """Returns the training that the jobs' weights had before."""
     found = dict.fromkeys(
         f"{_in_unit(tokens, 'tokens')} tokens of full attention in sequences of {length:,}"
+        + ", from the weights of another run, whose cost is not counted," * bool(job.config.get("init_from"))
         for job in sweep.jobs
         if job.role == FIRST_STAGE and (length := job.setting("data", "sequence_length"))
         if (tokens := job.number("train_tokens"))

@@ -12,7 +12,7 @@ from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
 from scripts.reporting.findings import UNTIMED, budgets, cautions, comparisons, progress
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
-from scripts.reporting.manifest import CONTROL
+from scripts.reporting.manifest import CONTROL, FIRST_STAGE
 from scripts.reporting.subject import subject
 from scripts.reporting.table import make_columns
 from tests.scripts.reporting.sweeps import make_config, make_sweep
@@ -204,6 +204,18 @@ def test_the_head_says_what_was_equal_and_how_far_it_is():
     assert progress([sweep]) == "1 of 3 jobs done, 1 waiting, 1 out of memory"
     assert budgets([sweep]) == ["every job had the same training time (120 s)"]
     assert budgets([Sweep("", Path("s"), jobs)]) == ["the jobs have no common budget"]
+
+
+def test_a_first_stage_that_began_from_a_run_is_told():
+    config, summary = {"data": {"sequence_length": 512}}, {"train_tokens": 4000}
+    told = [
+        budgets(
+            [Sweep("s", Path("s"), (job("first stage 512", 1, 1.0, role=FIRST_STAGE, config=each, summary=summary),))]
+        )
+        for each in (config, config | {"init_from": "outputs/a/last"})
+    ]
+    assert told[0][0].endswith("full attention in sequences of 512 that they share")
+    assert "512, from the weights of another run, whose cost is not counted," in told[1][0]
 
 
 def test_a_pattern_that_leaves_nothing_out_is_no_sparse_one():
