@@ -307,7 +307,7 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("  bigram model, same tokens", baselines.get("bigram_bits_per_byte"), "{:.4f}"),
         (f"  Markov model of order {baselines.get('markov_order')}", baselines.get("markov_bits_per_byte"), "{:.4f}"),
         ("perplexity", row["perplexity"], "{:.2f}"),
-        ("perplexity per word", _word_perplexity(row), "{:,.1f}"),
+        ("perplexity per word", row["word_perplexity"], "{:,.1f}"),
         ("loss of a document's first 512 tokens", row["loss_first_512"], "{:.4f}"),
         ("loss of a document's last quarter", row["loss_last_quarter"], "{:.4f}"),
         ("loss of a document's last 2,048 tokens", (row["trailing"] or {}).get("loss"), "{:.4f}"),
@@ -327,11 +327,6 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
 
 def _given(context: int | str) -> str:
     return f"{context:,} before them" if isinstance(context, int) else "all before them"
-
-
-def _word_perplexity(row: dict[str, Any]) -> float | None:
-    """None for documents that are one word each: they are DNA or numbers, and not text."""
-    return row["word_perplexity"] if row.get("words") != row.get("documents") else None
 
 
 def _forecast_cells(forecasts: dict[str, Any] | None) -> list[tuple[str, str, str]]:

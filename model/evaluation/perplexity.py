@@ -62,8 +62,8 @@ class Evaluation:
     """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents), null for one document.
 
     `word_perplexity` is exp(nats / words of the text), which does not depend on the tokenizer (as for PG-19, Rae et al.
-    2019). `loss_first_512` and `loss_last_quarter` are means over long documents alone; `trailing` is null if no
-    document is long enough.
+    2019); it is null where each document is one word, as a genome or a series is. `loss_first_512` and
+    `loss_last_quarter` are means over long documents alone; `trailing` is null if no document is long enough.
     """
 
     protocol: dict[str, object]
@@ -117,7 +117,7 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
         loss_low=loss_low,
         loss_high=loss_high,
         perplexity=perplexity(total, scored),
-        word_perplexity=perplexity(total, words) if words else None,
+        word_perplexity=perplexity(total, words) if words > len(losses) else None,
         bits_per_byte=bits,
         bits_per_byte_low=bits_low,
         bits_per_byte_high=bits_high,

@@ -34,6 +34,12 @@ def test_bits_per_byte_and_perplexity_are_plain_arithmetic():
     assert row.words == 4 and row.word_perplexity == pytest.approx(math.exp(6 / 4))
 
 
+def test_documents_of_one_word_each_have_no_perplexity_per_word():
+    """A genome of a million bases would have exp of a million nats."""
+    row = summarize_losses([np.array([1.0, 2.0]), np.array([3.0])], [5, 7], words=[1, 1])
+    assert (row.words, row.word_perplexity) == (2, None)
+
+
 def test_tokens_without_text_have_losses_and_nothing_per_byte():
     losses = [np.array([1.0, 2.0]), np.array([3.0])]
     row = summarize_losses(losses, [0, 0], words=[0, 0])
