@@ -81,7 +81,7 @@ def make_job(folder: Path, label: str, seed: int, state: str = "done", pictures:
     entry = {
         "hash": hash_,
         "label": label,
-        "overrides": [f"attention={name}", f"seed={seed}"],
+        "overrides": [f"attention={name}", *label.split(" ", 1)[1:], f"seed={seed}"],
         "seed": seed,
         "baseline": name == "dense",
         "folder": hash_,
