@@ -18,8 +18,13 @@ def check_cuda_graph(config: Mapping[str, Any]) -> None:
 
 
 def resolve_cuda_graph(config: Mapping[str, Any], log_reason: bool = False) -> bool | str:
-    """Returns `trainer.cuda_graph` as fit() takes it: `auto` becomes false where a step cannot be replayed. log_reason:
-    write a line to the log where that is so on a GPU. Raises as `check_cuda_graph`."""
+    """Returns `trainer.cuda_graph` for fit(): `auto` becomes false if a step cannot be replayed.
+
+    log_reason: log why, on a GPU.
+
+    Raises:
+        ConfigError: as `check_cuda_graph`.
+    """
     from model.precision import device_of
 
     check_cuda_graph(config)
@@ -33,8 +38,8 @@ def resolve_cuda_graph(config: Mapping[str, Any], log_reason: bool = False) -> b
 
 
 def refusal(config: Mapping[str, Any]) -> str | None:
-    """Returns where `trainer.cuda_graph` must be false or auto, as the end of a sentence; None if a step can be
-    replayed."""
+    """Returns why a step cannot be replayed, as a phrase such as "on a CPU" that ends an error message; None if it can
+    be replayed."""
     from model.precision import device_of, devices_of
 
     trainer, backend = config["trainer"], config["attention"]["backend"]
@@ -58,7 +63,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
 
 
 def _missing_kernels(config: Mapping[str, Any]) -> str | None:
-    """Returns why the kernels of attention that can be captured do not serve a model on this GPU; None if they do."""
+    """Returns why Triton's attention kernels do not support this model on this GPU; None if they do."""
     import torch
 
     from model.precision import AUTOCAST, DTYPES, device_of

@@ -191,7 +191,7 @@ def check_backend(config: Mapping[str, Any], plan: AttentionPlan) -> None:
 
 
 def check_context_parallel(config: Mapping[str, Any], plan: AttentionPlan) -> None:
-    """Whether devices, lengths, patterns and backend permit that devices share sequences."""
+    """Checks that devices, lengths, patterns and backend allow context parallelism."""
     trainer, ranks = config["trainer"], config["trainer"]["context_parallel"]
     if ranks == 1:
         return
@@ -229,7 +229,7 @@ def check_optimizer(optimizer: schema.AdamW) -> None:
 
 
 def check_indexers(config: Mapping[str, Any], plan: AttentionPlan) -> None:
-    """Checks the stage in which indexers train alone: that there are some, and that the run is longer."""
+    """Checks the stage in which only the indexers train: the model has some, and the run is longer."""
     layers, steps = range(config["model"]["layers"]), config["trainer"]["max_steps"]
     names = {plan.entry(layer) for layer in layers if plan.training_settings(layer) is not None}
     alone = {name: plan.training[name].indexer_warmup for name in names if plan.training[name].indexer_warmup_alone}
@@ -247,7 +247,7 @@ def check_indexers(config: Mapping[str, Any], plan: AttentionPlan) -> None:
 
 
 def check_freeze(config: Mapping[str, Any], plan: AttentionPlan) -> None:
-    """Checks that every name of frozen parameters is one of the model's, and that the optimizer has some to train."""
+    """Checks that each entry of optimizer.freeze matches parameters of the model, and that some are left to train."""
     patterns = config["optimizer"]["freeze"]
     if not patterns:
         return

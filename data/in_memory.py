@@ -48,8 +48,8 @@ class InMemoryDocuments:
     def load(
         cls, source: Source, path: Paths, tokenizer: Tokenizer, on_bad_document: str, split: str
     ) -> "InMemoryDocuments":
-        """Reads the documents of `path` that have text, as `Source.load_evaluated` gives them. Logs how many are left
-        out.
+        """Reads and tokenizes the rows of `path` that `Source.load_evaluated` returns, except those without text. Logs
+        the number of documents that are left out.
 
         on_bad_document: `error`, `skip` or `replace`, for documents that cannot be read (sources/bad_documents.py).
 

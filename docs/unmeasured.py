@@ -15,10 +15,11 @@ ALONE, SHARED, CODE = "novels_extend_more", "novels_extend", "code_extend"
 """Sweeps in docs/results: of novels at 32,768 tokens, and of code at 65,536."""
 
 TENTH = ("strided", "block_sparse", "native_sparse")
-"""Patterns that code_extend does not have. There they see what its routed attention does."""
+"""Patterns without a run in code_extend. Their attention FLOPs are taken to be those of its routed attention."""
 
 MANY = ("dense", "control 4096", "window", "window_dense", "routed", "hierarchical")
 ON_CODE = ("dense", "control 4096", "window_dense", "routed", *TENTH)
+"""The jobs of a seed: MANY in the sweeps of recall, genomes and novels, ON_CODE in the sweep of code."""
 
 
 def not_measured() -> str:

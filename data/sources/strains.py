@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 K = 24
-"""Bases of an anchor. Two unrelated genomes share hardly any; two strains share most of theirs."""
+"""Length of an anchor in bases. Two unrelated genomes share hardly any anchors, two strains share most of them."""
 
 STEP = 16
-"""Bases from one anchor of the first region to the next."""
+"""Distance in bases between neighbouring anchors of the first region."""
 
 LEAST_SHARED = 0.25
-"""The smallest share of a region's anchors that the other region must have, in about the same place."""
+"""Least share of the first region's anchors that the second region must contain at about the same offset."""
 
 
 def pairs(texts: Mapping[str, str], lengths: Sequence[int]) -> Iterator[dict[str, str]]:
-    """Yields the documents, {"name", "text"}, of all regions that two of `texts` share on the same strand: of each
-    length, in both orders. The regions of the first text follow one another without overlap.
+    """Yields a document {"name", "text"} for each region that two of `texts` share on the same strand, for each length
+    and in both orders. The regions of the first text do not overlap.
 
     Args:
         texts: {name: sequence of A, C, G and T}.

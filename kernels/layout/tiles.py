@@ -23,9 +23,9 @@ from kernels.patterns.base import Pattern
 
 MASKS = 4096
 MASKS_PER_ROW = 16
-"""The mask table of a layout of fixed size has room for MASKS masks, and MASKS_PER_ROW more for each block of queries.
-A mask of 128 x 128 takes 2 KB. Each document boundary adds a few masks; a pattern whose blocks are not aligned with the
-tiles adds many."""
+"""The mask table of a fixed-size layout has MASKS + MASKS_PER_ROW * (blocks of queries) entries. The mask of a tile of
+128 x 128 pairs takes 2 KB. Each document boundary needs a few different masks. A pattern whose blocks are not aligned
+with the tiles needs many."""
 
 INT64_MAX = torch.iinfo(torch.int64).max
 

@@ -17,11 +17,14 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
+
+if TYPE_CHECKING:
+    from model.training.step_graph import GraphRecorder
 
 SKIPPED_STEPS = 3
 """First steps of a session, which are not measured."""
@@ -130,7 +133,7 @@ class Efficiency(Callback):
         self.logged = 0  # number of these steps
         self.earlier_phases: list[tuple[int, dict[str, float]]] = []  # tokens and mean costs of each
         self.device = torch.device("cpu")  # of the training; Lightning moves the module away after it
-        self.graph_bytes = self.earlier_peak = 0  # as the module's
+        self.recorder: GraphRecorder | None = None  # as the module's
         self.train_tokens = 0  # positions, over all ranks and sessions
         self.earlier_seconds = 0.0  # training time of earlier sessions
         self.counted = 0.0  # seconds of the finished windows of all sessions
@@ -218,11 +221,11 @@ class Efficiency(Callback):
         if self.session_steps >= SKIPPED_STEPS:
             self.counted += seconds
             self._new_window()
-        self.graph_bytes, self.earlier_peak = module.graph_bytes, module.earlier_peak
+        self.recorder = module.recorder
         return values | {"peak_memory_bytes": self._peak_memory()}
 
     def _peak_memory(self) -> int:
-        return max(self.earlier_peak, peak_memory_bytes(self.device) + self.graph_bytes)
+        return peak_memory_bytes(self.device) if self.recorder is None else self.recorder.peak_memory_bytes()
 
     def end_phase(self) -> None:
         """Ends a phase, at a logged step. The costs of a run are the means of its phases, weighted by tokens."""

@@ -123,7 +123,7 @@ def fit(
         forecast: the run's memory forecast, for summary.json and for the message of an out-of-memory error.
 
     Raises:
-        CaptureError: cuda_graph is true, and a step cannot be captured; the state in summary.json is `failed`.
+        CaptureError: `cuda_graph` is true, and a step cannot be captured; the state in summary.json is `failed`.
         CheckpointError: `resume` does not fit the model, or a run cannot continue from it. No file has changed.
         DivergedError: the loss or gradient is not finite; the state in summary.json is `failed`.
         RankLostError: another rank was killed, has failed or hangs; the state in summary.json is that rank's.

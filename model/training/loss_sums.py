@@ -15,7 +15,8 @@ from torch import Tensor
 FIRST_TOKENS = 512
 
 PARTS = 3
-"""Of a validation, besides its sources: all tokens; positions < FIRST_TOKENS; the last quarter of the sequence."""
+"""Number of the groups of targets that every validation has: all tokens; positions < FIRST_TOKENS; the last quarter of
+the sequence. The sources of a mixture come after them."""
 
 
 def train_units(
@@ -33,8 +34,8 @@ def train_units(
 
 
 def validation_parts(batch: Mapping[str, Tensor], length: int, sources: int) -> list[Tensor]:
-    """Which targets of a batch of sequences of `length` belong to each part of a validation: bool, like the batch's
-    position; first the PARTS, then the `sources` of a mixture."""
+    """Returns a bool mask `[batch, length]` for each group of targets: first the PARTS, then one for each of the
+    `sources` of a mixture. `length`: of the sequences."""
     position = batch["position"]
     parts = [position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4]
     return parts + [batch["source"] == number for number in range(sources)]

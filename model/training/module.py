@@ -33,7 +33,7 @@ from model.training.failures import ON_NAN, OVERFLOW, DivergedError, LayoutOverf
 from model.training.freezing import IndexersFirst, freeze_parameters
 from model.training.loss_sums import PARTS, train_units, validation_parts, validation_units
 from model.training.optimizer import build_optimizer, build_schedule
-from model.training.step_graph import CudaRecorder, Recorder, StepGraph
+from model.training.step_graph import CudaRecorder, GraphRecorder, StepGraph
 from model.training.strategies import FullyShardedStrategy, WatchedRanks
 from model.transformer import ModelCost
 
@@ -99,7 +99,7 @@ class LanguageModel(lightning.LightningModule):
         self.bytes_sent: float | None = None  # a rank's mean bytes sent in the layers of a batch; None: not counted yet
         self.cuda_graph: bool | str = False  # true, or "auto": replay steps from a CUDA graph; fit() sets it
         self.graph: StepGraph[BatchResults] | None = None
-        self.graph_bytes = self.earlier_peak = 0  # `idle_bytes` and `earlier_peak` of the graph's Recorder
+        self.recorder: GraphRecorder | None = None  # of the graph; it counts the graph's memory after the training, too
         self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_model(self) -> None:
@@ -131,9 +131,10 @@ class LanguageModel(lightning.LightningModule):
         if self.cuda_graph:
             accumulate, required = self.trainer.accumulate_grad_batches, self.cuda_graph is True
             parameters = list(self.model.parameters())
-            self.graph = StepGraph(self._compute, parameters, self._recorder(), accumulate, required)
+            self.recorder = self._recorder()
+            self.graph = StepGraph(self._compute, parameters, self.recorder, accumulate, required)
 
-    def _recorder(self) -> Recorder:
+    def _recorder(self) -> GraphRecorder:
         return CudaRecorder(self.device)
 
     def on_train_end(self) -> None:
@@ -168,8 +169,6 @@ class LanguageModel(lightning.LightningModule):
             loss, results = self._compute(batch)
         else:
             loss, results = self.graph.run(batch, (self.model.stage, self.indexers_first.alone), first)
-            recorder = self.graph.recorder
-            self.graph_bytes, self.earlier_peak = recorder.idle_bytes, recorder.earlier_peak
         self.layouts, self.model.layer_diagnostics = results.layouts, results.diagnostics
         if results.overflow is not None:
             self.overflowed |= results.overflow

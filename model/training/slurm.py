@@ -83,11 +83,11 @@ def check_tasks(devices: Any, nodes: int) -> None:
 
 
 class StepEnvironment(SLURMEnvironment):
-    """The tasks of one step, which find one another at a port of their own: MASTER_PORT, or one that follows from the
-    numbers of the job and the step.
+    """Gives each SLURM job step its own rendezvous port: MASTER_PORT if it is set, otherwise a hash of the ids of the
+    job and the step.
 
-    Lightning's port follows from the last four digits of the job's number. Two steps of a job that share a node, and
-    two jobs whose numbers end alike, then meet at one port, and wait for one another until they fail.
+    Lightning computes the port from the last four digits of the job id. Two steps of one job on one node, or two jobs
+    with equal last digits, would get the same port: their ranks would wait for one another until they time out.
     """
 
     FIRST_PORT, PORTS = 15000, 15000  # below those that Linux gives to outgoing connections

@@ -40,22 +40,26 @@ Batch = Mapping[str, Tensor | None]
 
 
 class CaptureError(RuntimeError):
-    """A training step that cannot be captured in a CUDA graph."""
+    """A training step could not be captured in a CUDA graph."""
 
 
-class Recorder(abc.ABC):
-    """Captures functions; CudaRecorder, or a stand-in for it on a CPU."""
+class GraphRecorder(abc.ABC):
+    """Captures a function and replays it. Subclasses: CudaRecorder, and a stand-in for tests on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.idle_bytes = 0
-        """Memory of the latest graph that holds no tensor between replays."""
+        """Bytes of the latest graph's memory pool that are free between replays, and that nothing else can use."""
         self.earlier_peak = 0
-        """Peak memory before the latest graph, in bytes, with the `idle_bytes` of earlier graphs."""
+        """Peak memory in bytes before the latest graph was captured, including the `idle_bytes` of earlier graphs."""
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory of the training so far, including what its graphs kept to themselves."""
+        return max(self.earlier_peak, peak_memory_bytes(self.device) + self.idle_bytes)
 
     def release(self) -> None:
         """Counts the memory of the latest graph as free from now on."""
-        self.earlier_peak = max(self.earlier_peak, peak_memory_bytes(self.device) + self.idle_bytes)
+        self.earlier_peak = self.peak_memory_bytes()
         self.idle_bytes = 0
 
     @abc.abstractmethod
@@ -68,7 +72,7 @@ class Recorder(abc.ABC):
         Raises the error of `function` if it fails."""
 
 
-class CudaRecorder(Recorder):
+class CudaRecorder(GraphRecorder):
     """Captures on a stream of its own, on which warm-ups run too: autograd and cuBLAS keep state by stream."""
 
     def __init__(self, device: torch.device) -> None:
@@ -155,14 +159,14 @@ class StepGraph(Generic[Results]):
         self,
         compute: Callable[[Batch], tuple[Tensor, Results]],
         parameters: Sequence[nn.Parameter],
-        recorder: Recorder,
+        recorder: GraphRecorder,
         accumulate: int = 1,
         required: bool = True,
     ) -> None:
         self.compute, self.parameters, self.recorder = compute, list(parameters), recorder
         self.accumulate, self.required = accumulate, required
         self.gradients: dict[nn.Parameter, Tensor] = {}
-        """Sums over the batches of the present optimizer step so far."""
+        """Parameter -> the sum of its gradients over the batches of the current optimizer step."""
         self.fails = False
         self._key: Hashable = None
         self._forget()

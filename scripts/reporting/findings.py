@@ -178,7 +178,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
 
 
 def _fewer_seeds(evaluated: Sequence[Row]) -> list[str]:
-    """Returns a caution where rows of one sweep have different seeds: seeds may differ more than patterns do."""
+    """Returns a warning if patterns of one sweep ran with different seeds, whose means do not compare."""
     seeds: dict[str, set[int | None]] = {}
     for row in evaluated:
         seeds.setdefault(row.sweep, set()).update(job.seed for job in row.counted)
@@ -193,7 +193,7 @@ def _fewer_seeds(evaluated: Sequence[Row]) -> list[str]:
 
 
 def _without_control(evaluated: Sequence[Row]) -> list[str]:
-    """Returns a caution where nothing shows whether long context pays at all."""
+    """Returns a warning if no model was trained at short context, to which long context could be compared."""
     long = [row.sequence_length for row in evaluated if (row.sequence_length or 0) >= LONG]
     if len(evaluated) < 2 or not long or any(row.is_control or row.control for row in evaluated):
         return []

@@ -11,9 +11,9 @@ ROUNDING = 2.0
 
 
 def shared_a_device(jobs: Iterable[JobEntry]) -> bool:
-    """Returns whether two of the jobs overlapped in time and could see the same devices.
+    """Returns whether any two of the jobs ran at the same time on the same visible devices.
 
-    Earlier versions did not record the devices. A job without them counts as one that could see the other's.
+    Manifests of earlier versions do not record the devices of a job. Such a job is assumed to share those of the other.
     """
     spans = [
         (end - job.seconds, end, job.ran_on)

@@ -33,7 +33,7 @@ class Scheduler:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.copies: list[tuple[int, Callable[[], None]]] = []
-        """Copies by TMA that have not happened: (role that stores, or -1 for a load; the copy)."""
+        """Pending TMA copies: (the role that issued a store, or -1 for a load; a function that performs the copy)."""
         self.products: dict[int, list[Product]] = {}
         self.failure: BaseException | None = None
         self._turn = threading.Condition()

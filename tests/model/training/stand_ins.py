@@ -22,7 +22,7 @@ from model.training.checkpoints import CheckpointFile
 from model.training.fit import FitResult, fit
 from model.training.module import LanguageModel
 from model.training.run_folder import RunFolder
-from model.training.step_graph import Recorder
+from model.training.step_graph import GraphRecorder
 from tests.model import small
 
 VOCABULARY, LENGTH, WIDTH = 11, 16, 8
@@ -197,7 +197,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for each in value for tensor in tensors_in(each)] if isinstance(value, list | tuple) else []
 
 
-class StandInRecorder(Recorder):
+class StandInRecorder(GraphRecorder):
     """Captures and replays on a CPU as a CUDA graph does: a capture gives no values; a replay computes them from the
     values that the inputs of the capture have then, into the tensors of the capture. Numbers stay as captured. A replay
     raises RuntimeError if memory that it reads has been freed, where a CUDA graph would read other numbers.

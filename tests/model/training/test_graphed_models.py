@@ -160,7 +160,7 @@ def test_a_cuda_graph_replays_the_steps_of_a_model(name, settings, tmp_path, cap
     with caplog.at_level(logging.INFO):
         replayed = trained(tmp_path / "graph", PATTERNS[name], "cuda", True, **settings)
     assert_same(plain, replayed)
-    assert replayed[2].graph_bytes > 0 and "replayed from a CUDA graph" in caplog.text
+    assert replayed[2].recorder.idle_bytes > 0 and "replayed from a CUDA graph" in caplog.text
 
 
 @pytest.mark.gpu

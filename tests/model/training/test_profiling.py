@@ -52,7 +52,7 @@ def test_profiled_steps_count_in_no_speed(tmp_path, monkeypatch):
 def test_waiting_for_batches_of_profiled_steps_counts_in_no_share(tmp_path):
     """A logged step within the profile ends the window of the steps before the profile."""
     timer = FetchTimer()
-    module = SimpleNamespace(device=torch.device("cpu"), batch_tokens=8, stepped=True, graph_bytes=0, earlier_peak=0)
+    module = SimpleNamespace(device=torch.device("cpu"), batch_tokens=8, stepped=True, recorder=None)
     efficiency = Efficiency(timer)
     module.step_cost = lambda: (ModelCost(AttentionCost(1, 1, 1, 1), 1, 1), 8)
     trainer = SimpleNamespace(world_size=1, precision="32-true")

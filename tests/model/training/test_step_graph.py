@@ -1,4 +1,5 @@
-"""Steps that are replayed from a CUDA graph are the steps without one. On a CPU a stand-in replays."""
+"""Training steps that are replayed from a CUDA graph give the results of steps without one. On a CPU, a stand-in takes
+the place of the graph."""
 
 import copy
 import math
