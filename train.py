@@ -26,7 +26,7 @@ log = logging.getLogger("farsight")
 def main(config: DictConfig) -> None:
     from scripts.console import user_errors
 
-    with user_errors(config):
+    with user_errors():
         from configs.resolve import resolve
         from model.training.run_folder import RUN_FOLDER
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs import schema
 from configs.errors import ConfigError, refused
-from configs.paths import check_runs, check_trained
+from configs.paths import check_documents, check_runs, check_trained
 from configs.validation import validated
 from model.training.run_folder import check_writable
 
@@ -44,7 +44,7 @@ def check(config: Mapping[str, Any]) -> "Checked":
 def check_evaluate(config: Mapping[str, Any]) -> None:
     """As `check`, for scripts/evaluate.py; the window of the protocol depends on the run and is checked with it."""
     settings = validated(schema.Evaluate, config)
-    check_trained(config["checkpoint"])
+    _check_opened(config)
     from configs.build import build_plan
     from configs.group_checks import check_backend, check_device, check_recall
 
@@ -58,6 +58,15 @@ def check_evaluate(config: Mapping[str, Any]) -> None:
         check_backend(group | {"trainer": {"accelerator": settings.accelerator}}, build_plan(config["attention"]))
 
 
+def _check_opened(config: Mapping[str, Any]) -> None:
+    """Checks that the runs in `checkpoint` and one's own documents in `data` can be read, and `output` be written."""
+    check_trained(config["checkpoint"])
+    if config.get("data"):
+        check_documents(config["data"])
+    if config["output"]:
+        check_writable(Path(config["output"]).parent, config["output"])
+
+
 def check_probe(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """As `check`, for scripts/probe.py. What depends on the run is checked with it (configs/probing.py).
 
@@ -68,7 +77,7 @@ def check_probe(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
         key, _, value = override.lstrip("+~").partition("=")
         if key == "attention.schedule":
             raise ConfigError(f"{key}={value}: must be left out, since the probe changes one layer at a time")
-    check_trained(config["checkpoint"])
+    _check_opened(config)
     from configs.group_checks import check_device
 
     check_device(settings.accelerator, settings.precision)

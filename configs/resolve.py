@@ -1,7 +1,7 @@
 """From the config that a command line composes to the config of the run: as composed, or as the resumed run's own."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -11,10 +11,10 @@ from configs import on_any_machine
 from configs.aliases import upgrade
 from configs.checks import check_types
 from configs.errors import ConfigError
-from configs.mixture import with_whole_sources
+from configs.mixture import build_source, with_whole_sources
 from configs.paths import check_documents, check_runs
 from configs.pretrained import with_pretrained
-from configs.tokenizer import inherit_tokenizer
+from configs.tokenizer import complete, inherit_tokenizer
 from configs.trust import trust, trust_named
 from model.training.run_folder import RunFolder, find_checkpoint, folder_of
 
@@ -39,18 +39,18 @@ def resolve(config: DictConfig, new: bool = False) -> dict[str, Any]:
     new: the run has no checkpoint of its own, unless `resume` names one. A run in `init_from`, and documents, that do
         not exist are then refused as early. Other runs may go on without them.
     """
+    overrides = HydraConfig.get().overrides.task
+    if config.get("resume"):
+        check_kept(overrides)
     with on_any_machine():
-        _check_before_pytorch(_as_plain(config), new)
-    plain = _as_plain(config)
+        _check_before_pytorch(_as_plain(config, overrides), new)
+    plain = _as_plain(config, overrides)
     if not plain["resume"]:
-        own = trust_named(plain)
-        return inherit_tokenizer(own, HydraConfig.get().overrides.task) if own["init_from"] else own
+        return inherit_tokenizer(trust_named(plain), overrides)
     trust(plain.pop("trust", None))  # the run's own config trusts nothing
     run = RunFolder.open(folder_of(find_checkpoint(plain["resume"], prefer="last")))
     saved = with_later_keys(upgrade(run.read_config()), plain)
     batch_size, sequences = saved.data.batch_size, sequences_of(saved)
-    overrides = HydraConfig.get().overrides.task
-    check_kept(overrides)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key == "init_from" and plain["init_from"]:
@@ -71,8 +71,25 @@ def resolve(config: DictConfig, new: bool = False) -> dict[str, Any]:
     return resumed
 
 
-def _as_plain(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+def resolve_evaluated(config: DictConfig) -> dict[str, Any]:
+    """Returns the composed config of a command that evaluates a trained run, as plain values. Its group `data` names
+    documents, which are read with the run's tokenizer.
+
+    A source that cannot be evaluated is refused before a key of it that is missing, such as the tokenizer of files of
+    tokens, and a tokenizer on the command line is refused.
+    """
+    data = trust_named(OmegaConf.to_container(config, resolve=True)).get("data")
+    if data:
+        build_source(data).check_evaluated()
+        for override in HydraConfig.get().overrides.task:
+            key, _, value = override.lstrip("+~").partition("=")
+            if key.replace("/", ".").startswith("data.tokenizer"):
+                raise ConfigError(f"{key}={value}: must be left out: documents are read with the run's tokenizer")
+    return trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def _as_plain(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    plain = complete(config, overrides)
     if plain["resume"]:
         return plain
     plain = with_pretrained(plain)

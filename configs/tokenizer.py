@@ -1,10 +1,12 @@
 """The tokenizer of a run: a resumed run keeps its own, and a run that starts from its weights uses the same one."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from configs.errors import ConfigError
 from configs.pretrained import is_pretrained, pretrained_folder
@@ -13,7 +15,10 @@ FILE = "tokenizer.json"
 """The file of a run's tokenizer in its folder."""
 
 BY_NAME = ("data/tokenizer", "data.tokenizer", "data.tokenizer._target_")
-"""Overrides that choose a tokenizer. Other overrides below `data.tokenizer` change its settings."""
+"""Overrides that choose a tokenizer."""
+
+SETTING = "data.tokenizer."
+"""Begins the keys of a tokenizer's settings."""
 
 
 def as_resumed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -28,30 +33,50 @@ def with_own_tokenizer(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {**data, **({"tokenizer": _saved(file)} if file.is_file() else {})}
 
 
-def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Returns a composed training config. Under `init_from` it has the checkpoint's tokenizer, unless `overrides` (of
-    the command line) choose another by name.
+def inherits_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether a composed training config has the tokenizer of the checkpoint `init_from`: unless `overrides` (of the
+    command line) choose another by name."""
+    return bool(config.get("init_from")) and not any(key in _keys(overrides) for key in BY_NAME)
+
+
+def complete(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns a composed training config as plain values, with all interpolations resolved. Settings of a tokenizer
+    that the checkpoint of `init_from` replaces need no value.
 
     Raises:
-        ConfigError: the overrides give a vocabulary that the checkpoint's tokenizer does not have, or the checkpoint
-            has no tokenizer.json and they choose no tokenizer.
+        MissingMandatoryValue: a key that must be set is not.
     """
-    start = config["init_from"]
-    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
-    if not start or any(key in given for key in BY_NAME):
+    if inherits_tokenizer(config, overrides):
+        config = copy.deepcopy(config)
+        for key in OmegaConf.missing_keys(config):
+            if key.startswith(SETTING):
+                OmegaConf.update(config, key, None)
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def inherit_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns a composed training config, with the checkpoint's tokenizer where `inherits_tokenizer`.
+
+    Raises:
+        ConfigError: the overrides give a setting that the checkpoint's tokenizer does not have, or the checkpoint has
+            no tokenizer.json and they choose no tokenizer.
+    """
+    if not inherits_tokenizer(config, overrides):
         return dict(config)
+    start = config["init_from"]
     file = tokenizer_of(start)
     choices = "data/tokenizer=bpe, bytes, or saved with data.tokenizer.path=..."
     if not file.is_file() and (is_pretrained(start) or Path(start).exists()):
         raise ConfigError(
             f"init_from={start}: must have a {FILE} ({file} is missing), or a tokenizer chosen by name: {choices}"
         )
-    vocabulary = given.get("data.tokenizer.vocabulary")
-    if vocabulary is not None and file.is_file() and vocabulary not in map(str, _vocabularies(file)):
-        raise ConfigError(
-            f"data.tokenizer.vocabulary={vocabulary}: must be left out, for init_from={start} gives its tokenizer;"
-            f" another is chosen by name: {choices}"
-        )
+    for key in _keys(overrides):
+        value = config["data"]["tokenizer"].get(key.removeprefix(SETTING)) if key.startswith(SETTING) else None
+        if value is not None and file.is_file() and not _has(file, key.removeprefix(SETTING), value):
+            raise ConfigError(
+                f"{key}={value}: must be left out, for init_from={start} gives its tokenizer; another is chosen by"
+                f" name: {choices}"
+            )
     return {**config, "data": {**config["data"], "tokenizer": _saved(file)}}
 
 
@@ -67,13 +92,21 @@ def tokenizer_of(checkpoint: str | Path) -> Path:
     return path / FILE
 
 
-def _vocabularies(file: Path) -> set[int]:
-    """Vocabulary sizes that describe a tokenizer: its own, and the one in its run's config."""
-    from data.tokenizers import load
+def _keys(overrides: Sequence[str]) -> list[str]:
+    return [override.lstrip("+~").partition("=")[0] for override in overrides]
 
-    config = file.with_name("config.yaml")
+
+def _has(file: Path, name: str, value: Any) -> bool:
+    """Whether a setting describes the tokenizer of a file: as it is, or as its run's config gave it."""
+    from data.tokenizers import Saved, load
+
+    own, config = load(file), file.with_name("config.yaml")
+    if name == "path":
+        return Saved(value).identity() == own.identity()
+    if name == "lossy":
+        return (value == "allow") == own.lossy
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["tokenizer"] if config.is_file() else {}
-    return {load(file).vocabulary, settings.get("vocabulary")}
+    return value in (settings.get(name), getattr(own, name, None))
 
 
 def _saved(file: Path) -> dict[str, str]:

@@ -58,9 +58,8 @@ class InMemoryDocuments:
         """
         from datasets import concatenate_datasets
 
+        source.check_evaluated()
         source.check_settings(path, on_bad_document)
-        if source.streaming:
-            raise CorpusError("data.source.streaming=true: must be false for documents that are evaluated")
         source.use_tokenizer(tokenizer)
         with tempfile.TemporaryDirectory() as scratch:
             bad = BadDocuments(on_bad_document, path)

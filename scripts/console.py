@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 if TYPE_CHECKING:
@@ -160,17 +159,13 @@ def _fail(message: str) -> int:
 
 
 @contextmanager
-def user_errors(config: DictConfig | None = None) -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Turns errors that a user can correct into one line on standard error and exit status 2.
-
-    config: the command's; a key that must be set and is not ends the command before it imports PyTorch.
 
     With `-m` the job fails after the line, and the next job starts. HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
     start_logging()
     try:
-        if config is not None:
-            OmegaConf.to_container(config, resolve=False, throw_on_missing=True)
         yield
     except Exception as error:
         if not _full_error and getattr(error, "reported", False):  # by another rank

@@ -22,7 +22,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,11 +34,11 @@ log = logging.getLogger("farsight")
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    from configs.trust import trust_named
+    from configs.resolve import resolve_evaluated
     from scripts.console import user_errors
 
     with user_errors():
-        evaluate(trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+        evaluate(resolve_evaluated(config))
 
 
 def evaluate(config: dict[str, Any]) -> Any:

@@ -30,7 +30,7 @@ log = logging.getLogger("farsight")
 def main(config: DictConfig) -> None:
     from scripts.console import user_errors
 
-    with user_errors(config):
+    with user_errors():
         from configs.resolve import resolve
 
         preflight(resolve(config, new=True) | {"output": config["output"]})

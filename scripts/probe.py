@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 log = logging.getLogger("farsight")
 
@@ -29,12 +29,11 @@ log = logging.getLogger("farsight")
 def main(config: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from configs.trust import trust_named
+    from configs.resolve import resolve_evaluated
     from scripts.console import user_errors
 
     with user_errors():
-        settings = trust_named(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        probe(settings, HydraConfig.get().overrides.task)
+        probe(resolve_evaluated(config), HydraConfig.get().overrides.task)
 
 
 def probe(config: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class Source(ABC):
                 "data.on_bad_document=replace: must be error or skip, since this source replaces no bytes"
             )
 
+    def check_evaluated(self) -> None:
+        """Raises CorpusError if a trained model cannot be evaluated on the documents, whatever their path."""
+        if self.streaming:
+            raise CorpusError("data.source.streaming=true: must be false for documents that are evaluated")
+
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         """Called before `load`. A source whose texts need a certain tokenizer raises CorpusError for others."""
         if not tokenizer.has_text:

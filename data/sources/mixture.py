@@ -108,6 +108,10 @@ class Mixture(Source):
                     f"data.source.sources: {name}: path={path}: must be left out: its text is that of the other sources"
                 )
 
+    def check_evaluated(self) -> None:
+        for mixed in self.with_documents:
+            named(mixed.name, mixed.source.check_evaluated)
+
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         for mixed in self.sources:
             named(mixed.name, mixed.source.use_tokenizer, tokenizer)

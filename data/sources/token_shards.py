@@ -47,6 +47,9 @@ class TokenShards(Source):
             raise CorpusError("data.path=null: must be a folder, a file or a glob of token files, for example shards/")
         self.find(path)
 
+    def check_evaluated(self) -> None:
+        raise CorpusError("data=tokens: must be a source of texts here: files of tokens are for training alone")
+
     def use_tokenizer(self, tokenizer: "Tokenizer") -> None:
         if isinstance(tokenizer, BPE):
             raise CorpusError(
@@ -81,4 +84,4 @@ class TokenShards(Source):
         return splits if UNDIVIDED in splits else with_test_split(splits, str(path))
 
     def load(self, path: Paths, arrow_cache: Path, bad: BadDocuments) -> "dict[str, Dataset]":
-        raise CorpusError(f"data.path={path}: must hold texts here: files of tokens (data=tokens) are for training")
+        raise AssertionError("files of tokens are read in place")

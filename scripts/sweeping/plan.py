@@ -14,7 +14,7 @@ from configs.errors import ConfigError, as_override
 from configs.mixture import with_whole_sources
 from configs.pretrained import with_pretrained
 from configs.schema import Seed
-from configs.tokenizer import inherit_tokenizer
+from configs.tokenizer import complete, inherit_tokenizer
 from configs.trust import trust_named
 from configs.validation import validated
 from model.training.run_folder import config_hash
@@ -157,7 +157,7 @@ class Plan:
         return ComputeMatch("tokens", {"tokens": self.settings.first_stage.tokens}, "sweep.first_stage")
 
     def _plain(self, job: Overrides) -> dict[str, Any]:
-        plain = OmegaConf.to_container(self.composer.job(job), resolve=True, throw_on_missing=True)
+        plain = complete(self.composer.job(job), as_lines(job))
         own = trust_named({**plain, "data": with_whole_sources(plain["data"])})
         return inherit_tokenizer(with_pretrained(own), as_lines(job))
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from configs.build import ConfigError, build_data
 from configs.checks import check
 from configs.runs import open_run
 from data import CorpusError
-from data.tokenizers import Tokenizer, load
+from data.tokenizers import Bytes, Tokenizer, load
 from model.evaluation import add_row
 from scripts import evaluate as command
 from scripts.generate import write
@@ -334,6 +335,21 @@ def test_a_vocabulary_alone_chooses_no_tokenizer(run, others, tmp_path):
         heir(run, others, tmp_path, "data.tokenizer.vocabulary=280")
     config = heir(run, others, tmp_path, "data.tokenizer.vocabulary=300")  # the one that the run was given
     assert build_tokenizer(config).identity() == load(run / "tokenizer.json").identity()
+
+
+def test_no_setting_of_a_tokenizer_that_is_replaced_is_ignored(run, others, tmp_path):
+    """Files of tokens name no tokenizer under init_from; one that is named without data/tokenizer is the run's."""
+    (tmp_path / "tokens").mkdir()
+    np.zeros(99, "<u2").tofile(tmp_path / "tokens/tokens.bin")
+    tokens = ("data=tokens", f"data.path={tmp_path / 'tokens'}")
+    config = heir(run, others, tmp_path, *tokens)
+    assert config["data"]["tokenizer"]["path"] == str(run / "tokenizer.json")
+    assert heir(run, others, tmp_path, *tokens, f"data.tokenizer.path={run}") == config
+    Bytes().save(tmp_path / "bytes.json")
+    with pytest.raises(ConfigError, match=rf"^data\.tokenizer\.path={tmp_path}/bytes\.json: must be left out"):
+        heir(run, others, tmp_path, *tokens, f"data.tokenizer.path={tmp_path}/bytes.json")
+    with pytest.raises(ConfigError, match=r"^data\.tokenizer\.lossy=allow: must be left out"):
+        heir(run, others, tmp_path, *tokens, "data.tokenizer.lossy=allow")
 
 
 def test_an_experiments_vocabulary_chooses_none_either(run, others, tmp_path):
