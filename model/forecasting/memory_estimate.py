@@ -8,6 +8,9 @@ step holds a known share of what they add:
     backward    weights, optimizer state, and either the activations of all lower layers (while the last layer runs) or
                 the gradients of all upper layers (while the first one runs); with accumulation, and in the buckets of
                 DDP, all gradients
+
+Steps that are replayed from a CUDA graph keep the graph's memory, that of the forward and backward pass, all the time.
+What runs outside of the graph, an update or a validation, is added to it.
 """
 
 import dataclasses
@@ -30,13 +33,14 @@ from ..training.optimizer import build_optimizer
 from ..transformer import Transformer
 from .compiled import trace_compiled
 from .fake_layouts import map_tensors, tensors_of
-from .memory_tracker import MemoryTracker
+from .memory_tracker import WORKSPACE, MemoryTracker
 from .muon_workspace import muon_workspace
 from .workspace import workspace_bytes
 
 WEIGHTS, COPIES, GRADIENTS, OPTIMIZER = "weights", "weights, copies in low precision", "gradients", "optimizer state"
 BATCH, LAYOUTS, EMBEDDING = "batch", "layouts", "embedding and positions"
 LOSS, BACKWARD, UPDATE = "logits and loss", "workspace of the backward pass", "workspace of the update"
+VALIDATION = "validation outside of the CUDA graph"
 GATHERED = "gathered weights and gradients"  # of a model that FSDP2 shards
 LAYER, COPIES_OF = "activations of ", "copies of "  # prefixes of a pattern's name
 
@@ -52,7 +56,7 @@ class StepMemory:
     """Memory at the peak of one training step.
 
     parts: bytes by part
-    phase: the phase of the peak
+    phase: the phase of the peak; with a CUDA graph, of the graph's
     layer_heap_bytes: the largest size that one layer's activations reach in a CPU's heap (memory_tracker.HEAP_BLOCK)
     """
 
@@ -108,6 +112,7 @@ class FakeStep:
         self.shards = self.ranks if sharded else 1
         self.keeps_gradients = trainer["accumulate"] > 1 or (self.ranks > 1 and not sharded)
         self.in_graph = bool(trainer["cuda_graph"])
+        self.validates_beside_graph = self.in_graph and trainer["validate_every"] is not None
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.tracker = MemoryTracker(GRANULARITY[device.type], workspace_bytes)
         self.kinds = [model.plan.entry(layer) for layer in layers]
@@ -128,10 +133,9 @@ class FakeStep:
                 own.requires_grad_(parameter.requires_grad)
         with self._running(LAYOUTS):
             storages = {t.untyped_storage()._cdata: t.untyped_storage() for v in shared.values() for t in tensors_of(v)}
+            self.layout_bytes = sum(s.nbytes() for s in storages.values())
             # The previous batch's layouts are freed only after the forward pass.
-            self.previous_layouts = torch.empty(
-                sum(s.nbytes() for s in storages.values()), dtype=torch.uint8, device=device
-            )
+            self.previous_layouts = torch.empty(self.layout_bytes, dtype=torch.uint8, device=device)
             fakes = {key: map_tensors(layout, self.mode.from_tensor) for key, layout in shared.items()}
             for tensor in tensors_of(list(fakes.values())):
                 self.tracker.track(tensor)
@@ -205,6 +209,25 @@ class FakeStep:
             with self._running(BACKWARD):
                 total.backward()
             del total
+        if self.validates_beside_graph:
+            self._validate()
+
+    def _validate(self) -> None:
+        """Runs the forward pass of a validation: not compiled, and without gradients."""
+        model = self.model.eval()
+        model.collect_diagnostics(True)
+        for layer in model.layers:
+            del layer.compute  # restores that of the class
+        del model.norm.forward
+        self.tracker.phase = "validation"
+        with self._running(VALIDATION), torch.no_grad():
+            # Its layouts have no fixed sizes and take at most as much memory as those of training.
+            batch = (
+                [x.clone() for x in self.batch],
+                torch.empty(self.layout_bytes, dtype=torch.uint8, device=self.device),
+            )
+            self._forward()
+            del batch
 
     def _forward(self) -> Tensor:
         dtype = AUTOCAST.get(self.config["trainer"]["precision"])
@@ -235,13 +258,14 @@ class FakeStep:
             ("backward", fixed + accumulated + activations + copies_kept),
             ("backward", fixed + gradients),
         ]
-        if self.in_graph:  # the update can use no memory of a CUDA graph, nor can sums of its gradients
+        if self.in_graph:  # nothing else can use its memory: neither updates, validations nor sums of its gradients
             if self.keeps_gradients:
                 own = sum(
                     self._rounded(p.numel() * p.element_size()) for p in self.model.parameters() if p.requires_grad
                 )
                 phases[-1] = ("backward", fixed + gradients + gradients + Counter({GRADIENTS: own}))
-            phases[1:] = [(phase, more + stacks) for phase, more in phases[1:]]
+            outside = max(stacks, self._validation(layers), key=Counter.total)
+            phases[1:] = [(phase, more + outside) for phase, more in phases[1:]]
         layer = max(self.tracker.heap_peak[LAYER + name] for name in self.names.values())
         steps = [
             StepMemory(self._of_one_rank(self._at_peak(phase) + more, phase), phase, layer) for phase, more in phases
@@ -277,6 +301,15 @@ class FakeStep:
             self.optimizer.muon, copies, self.shards, self.device, self.mode, self.tracker.granularity
         )
         return Counter({UPDATE: size})
+
+    def _validation(self, layers: Mapping[Kind, int]) -> Counter[str]:
+        """What a validation allocates, with the given number of layers of each kind. Layers run one after another; the
+        copies of all their weights stay until the end."""
+        if not self.validates_beside_graph:
+            return Counter()
+        held = Counter(self.tracker.peak_by_label["validation"])
+        copies = sum(layers[kind] * held[COPIES_OF + name] for kind, name in self.names.items())
+        return Counter({VALIDATION: held[VALIDATION] + held[WORKSPACE] + held[COPIES] + copies})
 
     def _at_peak(self, phase: str) -> Counter[str]:
         """What is held at a phase's peak, without the stacks of the few matrices that this model has."""

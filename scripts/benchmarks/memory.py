@@ -58,7 +58,7 @@ def measure(overrides: list[str]) -> dict[str, Any]:
     from configs.forecasting import forecast_run
     from scripts.benchmarks.models import composed
 
-    config = composed(*overrides)
+    config = composed(*overrides, "trainer.validate_every=null")  # as `train_steps` trains
     data = build_data(config["data"])
     data.setup()
     expected = forecast_run(config, data).memory

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.build import build_model
 from kernels import fp8
+from model.forecasting.fake_layouts import tensors_of
 from model.forecasting.memory_estimate import (
     COPIES,
     GATHERED,
@@ -16,12 +17,14 @@ from model.forecasting.memory_estimate import (
     LAYER,
     OPTIMIZER,
     UPDATE,
+    VALIDATION,
     WEIGHTS,
     FakeStep,
     estimate_step,
 )
 from model.forecasting.memory_tracker import HEAP_BLOCK, MemoryTracker
 from model.forecasting.muon_workspace import muon_workspace
+from model.forecasting.workspace import workspace_bytes
 from model.parallel.context import StandInGroup
 from model.training import muon
 from model.training.freezing import freeze_parameters
@@ -140,7 +143,7 @@ def test_gradients_are_held_in_the_backward_pass_where_they_are_accumulated(comp
 
 
 def test_the_update_needs_memory_beside_that_of_a_cuda_graph(composed):
-    config, model, _, layouts = model_and_layouts(composed, "window", "optimizer=muon")
+    config, model, _, layouts = model_and_layouts(composed, "window", "optimizer=muon", "trainer.validate_every=null")
     settings = [config["trainer"] | {"cuda_graph": graph} for graph in (False, True)]
     plain, graph = (
         estimate_step(model, layouts, BATCH, LENGTH, config | {"trainer": each}, CPU).parts for each in settings
@@ -148,6 +151,36 @@ def test_the_update_needs_memory_beside_that_of_a_cuda_graph(composed):
     assert UPDATE not in plain, "smaller than the activations"
     assert graph.pop(UPDATE) > sum(p.numel() * 2 for p in model.layers.parameters()) / model.config.layers
     assert graph == plain
+
+
+@pytest.mark.parametrize(("choice", "compile"), [("window", True), ("window", False), ("routed", False)])
+def test_a_validation_needs_memory_beside_that_of_a_cuda_graph(composed, choice, compile):
+    """As much as one of the whole model, of which the forecast runs one layer of each pattern."""
+    precision = "trainer.precision=bf16-mixed"
+    config, model, batch, layouts = model_and_layouts(composed, choice, "model.layers=5", precision, "optimizer=adamw")
+    settings = [config["trainer"] | {"cuda_graph": graph, "compile": compile} for graph in (False, True)]
+    plain, graph = (
+        estimate_step(model, layouts, BATCH, LENGTH, config | {"trainer": each}, CPU).parts for each in settings
+    )
+    assert graph.pop(VALIDATION) == pytest.approx(memory_of_a_validation(model, batch), rel=0.01)
+    assert graph == plain
+
+
+def memory_of_a_validation(model, batch):
+    """The peak of the tensors that a validation's forward pass allocates, with those of its batch."""
+    tracker = MemoryTracker(64, workspace_bytes)
+    model.eval().collect_diagnostics(True)
+    with tracker, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for tensor in (*model.parameters(), *model.buffers()):
+            tracker.track(tensor)
+        before = tracker.total
+        batch = {key: batch[key].clone() for key in ("tokens", "targets", "position", "document")}
+        layouts = model.build_layouts(batch["document"], LENGTH)
+        for tensor in tensors_of(layouts):
+            tracker.track(tensor)
+        tracker.phase = "validation"
+        model.loss(batch["tokens"], batch["targets"], batch["position"], layouts)
+    return tracker.peak["validation"] - before
 
 
 def test_compiled_layers_keep_less_and_nothing_of_the_tracing(composed):
