@@ -40,4 +40,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from scripts.standard_output import output_may_close
+
+    with output_may_close():
+        main()

@@ -16,6 +16,8 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from scripts.standard_output import output_may_close
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,6 +71,11 @@ class _StandardError(logging.StreamHandler):
 
 def run(main: Callable[[], None]) -> None:
     """Runs a Hydra command. Hydra's own errors (an unknown key or choice) become one line, too."""
+    with output_may_close():
+        _run(main)
+
+
+def _run(main: Callable[[], None]) -> None:
     from hydra.errors import ConfigCompositionException, MissingConfigException
 
     if _full_error:

@@ -107,4 +107,7 @@ def sharing(chosen: "Tensor") -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    from scripts.standard_output import output_may_close
+
+    with output_may_close():
+        main()
