@@ -3,6 +3,7 @@
 Read in this order:
 
     module.py       LanguageModel: the loss, its units, and the validation
+    step_checks.py  a loss or gradient that is not finite: stop, or skip the step
     optimizer.py    parameter groups, AdamW or Muon, learning-rate schedules
     muon.py         Muon, which updates all matrices of one shape at once
     run_length.py   the end of a run: a number of steps, or of seconds
@@ -13,7 +14,7 @@ Read in this order:
     metrics.py      metrics.csv, and the callback that logs
     efficiency.py   tokens per second, memory, attention density, FLOPs, MFU
     checkpoints.py  last.ckpt and best.ckpt, written atomically; exact resume
-    failures.py     out of memory, and a loss that is not finite
+    failures.py     out of memory, and other errors of training, with their messages
     interrupt.py    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C (signals.py: the latest of them)
     progress.py     the console
     slurm.py        runs in a SLURM job

@@ -307,7 +307,7 @@ class Checkpoints(Checkpoint):
         self._save(trainer, module, self.last)
 
     def _save(self, trainer: Trainer, module: LightningModule, path: Path) -> None:
-        module.check_sound()  # an older checkpoint is better than one of NaNs
+        module.checks.check()  # an older checkpoint is better than one of NaNs
         trainer.save_checkpoint(path, weights_only=False)
 
     # Resuming

@@ -38,6 +38,7 @@ from model.training.ranks import Ranks
 from model.training.run_folder import RunFolder, config_hash, resume_command
 from model.training.run_length import FOREVER, RunLength
 from model.training.slurm import cluster_environment
+from model.training.step_checks import StepChecks
 from model.training.storage import StorageError
 from model.training.strategies import build_strategy
 
@@ -131,11 +132,7 @@ def fit(
         StorageError: a file cannot be written; the state in summary.json is `failed`, and last.ckpt is the last whole
             one.
     """
-    module.on_nan, module.max_skipped_steps, module.checkpoint = (
-        on_nan,
-        max_skipped_steps,
-        folder.checkpoints / "last.ckpt",
-    )
+    module.checks = StepChecks(on_nan, max_skipped_steps, folder.checkpoints / "last.ckpt")
     module.context_parallel, module.cuda_graph = context_parallel, cuda_graph
     if context_parallel > 1:
         datamodule.ranks_per_sequence = context_parallel
@@ -230,8 +227,8 @@ def fit(
         summary = measured | _quality(module) | {"state": written, "step": trainer.global_step}
         if module.bytes_sent is not None:
             summary["context_bytes_sent"] = module.bytes_sent
-        if module.skipped_steps:
-            summary["skipped_steps"] = module.skipped_steps
+        if module.checks.skipped_steps:
+            summary["skipped_steps"] = module.checks.skipped_steps
         if rank_zero:
             summary = _write_summary(folder, summary)
     if short is not None:

@@ -16,7 +16,6 @@ router's) is a sum over queries and is added to the nats: it trains, weighted al
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
@@ -29,10 +28,11 @@ from model.loss import IGNORE
 from model.parallel.context import Context, context_group
 from model.parallel.ranges import take
 from model.training.checkpoints import check_keys
-from model.training.failures import ON_NAN, OVERFLOW, DivergedError, LayoutOverflowError, diverged_message, size
+from model.training.failures import size
 from model.training.freezing import IndexersFirst, freeze_parameters
 from model.training.loss_sums import PARTS, train_units, validation_parts, validation_units
 from model.training.optimizer import build_optimizer, build_schedule
+from model.training.step_checks import StepChecks
 from model.training.step_graph import CudaRecorder, GraphRecorder, StepGraph
 from model.training.strategies import FullyShardedStrategy, WatchedRanks
 from model.transformer import ModelCost
@@ -90,9 +90,7 @@ class LanguageModel(lightning.LightningModule):
         self.progress: Callable[[], float] | None = None  # what schedules follow instead of steps (run_length.py)
         self.ends: list[float | None] = []  # max_steps and max_seconds of this session
         self.saved_ends: list[float | None] | None = None  # of the session that saved the checkpoint
-        self.on_nan, self.max_skipped_steps = ON_NAN[0], 0  # fit() sets both
-        self.skipped_steps = 0  # over all sessions
-        self.checkpoint: Path | None = None  # where the last one is saved
+        self.checks = StepChecks()  # fit() sets those of its settings
         self.context_parallel = 1  # ranks that share each sequence; fit() sets it
         self.context_group: dist.ProcessGroup | None = None  # of this rank and those that share its sequences
         self.hosts: dist.ProcessGroup | None = None  # of all ranks, in the memory of their hosts
@@ -100,7 +98,6 @@ class LanguageModel(lightning.LightningModule):
         self.cuda_graph: bool | str = False  # true, or "auto": replay steps from a CUDA graph; fit() sets it
         self.graph: StepGraph[BatchResults] | None = None
         self.recorder: GraphRecorder | None = None  # of the graph; it counts the graph's memory after the training, too
-        self.samples: dict[int, tuple[int, int]] = {}  # step -> which samples it takes, of steps not known to be sound
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FullyShardedStrategy):
@@ -123,11 +120,10 @@ class LanguageModel(lightning.LightningModule):
             self.hosts = dist.new_group(backend="gloo", **limit)
         if self.context_parallel > 1:
             self.context_group = context_group(self.context_parallel, self.device, **limit)
+        self.checks.start(self.device, getattr(self.trainer.datamodule, "document_names", None))
         # Plain tensors and not buffers: Lightning's bf16-true precision would cast a float64 buffer.
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # nats, scored tokens, bytes of this step
         self.gradient_norm = torch.zeros((), device=self.device)
-        self.diverged_at = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self.overflowed = torch.zeros((), dtype=torch.bool, device=self.device)
         if self.cuda_graph:
             accumulate, required = self.trainer.accumulate_grad_batches, self.cuda_graph is True
             parameters = list(self.model.parameters())
@@ -160,8 +156,7 @@ class LanguageModel(lightning.LightningModule):
         # The cursor moves here and not in on_train_batch_end: callbacks run before that hook, and would save it late.
         begun = self.trainer.datamodule.cursor
         self.trainer.datamodule.advance(len(batch["tokens"]))
-        step = self.trainer.global_step + 1
-        self.samples[step] = (self.samples.get(step, (begun,))[0], self.trainer.datamodule.cursor)
+        self.checks.begin_batch(self.trainer.global_step + 1, begun, self.trainer.datamodule.cursor)
 
         self.model.set_step(self.trainer.global_step)
         self.indexers_first.set_step(self.trainer.global_step, self.trainer.world_size)
@@ -171,12 +166,12 @@ class LanguageModel(lightning.LightningModule):
             loss, results = self.graph.run(batch, (self.model.stage, self.indexers_first.alone), first)
         self.layouts, self.model.layer_diagnostics = results.layouts, results.diagnostics
         if results.overflow is not None:
-            self.overflowed |= results.overflow
+            self.checks.overflowed |= results.overflow
         self.batch_size, self.batch_tokens = len(batch["tokens"]), results.tokens
         if self.context_group is not None and self.bytes_sent is None:
             self._log_traffic(batch["tokens"].shape[1])
         self.sums += results.totals
-        self._watch(loss)
+        self.checks.watch(loss)
         return loss
 
     def _compute(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, BatchResults]:
@@ -209,8 +204,8 @@ class LanguageModel(lightning.LightningModule):
         self.indexers_first.drop_gradients()
         positions = self.batch_tokens * trainer.accumulate_grad_batches * trainer.world_size
         # A layout that is too small on one rank stops all ranks, at the same step.
-        _, scored, _, overflowed = self._over_ranks(torch.cat([self.sums, self.overflowed.double()[None]]))
-        self.overflowed = overflowed > 0
+        _, scored, _, overflowed = self._over_ranks(torch.cat([self.sums, self.checks.overflowed.double()[None]]))
+        self.checks.overflowed = overflowed > 0
         scale = positions / scored.clamp(min=1)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         # A rank's own rows of FSDP2's gradients: operations on DTensors take the host too long.
@@ -219,28 +214,28 @@ class LanguageModel(lightning.LightningModule):
         _multiply(gradients, scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = self._over_ranks(norm.square()).sqrt() if sharded else norm
-        if self.on_nan == "skip_step" and self._is_broken(norm):
+        if self.checks.can_skip and self._is_broken(norm):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # neither it nor its state moves; the schedule goes on
-            self._skip()
+            self.checks.skip()
             gradient_clip_val = None
         if gradient_clip_val:  # as torch.nn.utils.clip_grad_norm_
             _multiply(gradients, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
         self.gradient_norm = norm
-        self._watch(self.gradient_norm)
+        self.checks.watch(norm)
         self.learning_rate = optimizer.param_groups[0]["lr"]  # of this step; the schedule moves on before logging
         self.stepped = True
 
     def train_metrics(self) -> dict[str, float]:
         """The step that has just ended. Waits for the device, so it is called only where something is logged."""
-        self.check_sound()
+        self.checks.check()
         sums = self._over_ranks(self.sums).tolist()
         return {
             **train_units(sums, self._text_sources(), self.lossy, self.has_text),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
-            **({"train/skipped_steps": self.skipped_steps} if self.on_nan == "skip_step" else {}),
+            **({"train/skipped_steps": self.checks.skipped_steps} if self.checks.can_skip else {}),
             **{f"train/routing_{name}": value for name, value in self._routing_metrics().items()},
         }
 
@@ -252,56 +247,16 @@ class LanguageModel(lightning.LightningModule):
             diagnostics = dict(zip(diagnostics, means, strict=True))
         return {name: value.item() for name, value in diagnostics.items()}
 
-    def check_sound(self) -> None:
-        """Raises DivergedError if a loss or gradient since the start was not finite, naming the first such step, and
-        LayoutOverflowError if a layout was incomplete.
-
-        The result is kept on the device and read here, when something is logged, validated or saved: reading it at
-        every step would make the host wait for the device every time.
-        """
-        if self.overflowed:
-            raise LayoutOverflowError(OVERFLOW)
-        step = int(self.diverged_at)
-        if step >= 0:
-            raise DivergedError(self._diverged(step))
-        self.samples = {last: self.samples[last] for last in list(self.samples)[-1:]}
-
-    def _diverged(self, step: int) -> str:
-        saved = self.checkpoint if self.checkpoint and self.checkpoint.exists() else None
-        return diverged_message(step, self._documents_of(step), saved, self.skipped_steps)
-
-    def _documents_of(self, step: int) -> list[str]:
-        """Returns the names of the documents of a recent step; none if the data module has no names."""
-        names = getattr(self.trainer.datamodule, "document_names", None)
-        return names(*self.samples[step]) if names and step in self.samples else []
-
     def _is_broken(self, norm: Tensor) -> bool:
         """Whether this step's loss or gradient is not finite, on any rank; waits for the device."""
         sound = torch.stack([self.sums[0].isfinite(), norm.isfinite()]).all()
         return bool(self._over_ranks((~sound).double()))
 
-    def _skip(self) -> None:
-        self.skipped_steps += 1
-        self.diverged_at.fill_(-1)
-        step = self.trainer.global_step + 1
-        if self.skipped_steps > self.max_skipped_steps:
-            raise DivergedError(self._diverged(step))
-        log.warning(
-            "step %d skipped (%d of at most %d): its loss or gradient is not finite; its batch holds %s",
-            *(step, self.skipped_steps, self.max_skipped_steps, ", ".join(self._documents_of(step)) or "?"),
-        )
-
-    def _watch(self, value: Tensor) -> None:
-        if self.on_nan == "skip_step":  # `_is_broken` checks it before the step
-            return
-        first_time = (self.diverged_at < 0) & ~value.detach().isfinite()
-        self.diverged_at = torch.where(first_time, self.trainer.global_step + 1, self.diverged_at)
-
     # Validation
 
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit":
-            self.check_sound()
+            self.checks.check()
         self.validation_sources: list[str] = getattr(self.trainer.datamodule, "source_names", [])
         # Rows: `validation_parts`. Columns: nats, tokens, bytes.
         rows = PARTS + len(self.validation_sources)
@@ -401,11 +356,11 @@ class LanguageModel(lightning.LightningModule):
         return total.item()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skipped_steps"], checkpoint["ends"] = self.skipped_steps, self.ends
+        checkpoint["skipped_steps"], checkpoint["ends"] = self.checks.skipped_steps, self.ends
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_keys(self, checkpoint["state_dict"], "resume")
-        self.skipped_steps, self.saved_ends = checkpoint.get("skipped_steps", 0), checkpoint.get("ends")
+        self.checks.skipped_steps, self.saved_ends = checkpoint.get("skipped_steps", 0), checkpoint.get("ends")
 
 
 def _multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:

@@ -161,4 +161,4 @@ def test_skipping_is_bitwise_resumable(tmp_path):
     session(tmp_path / "parts", Poisoned(3), **(settings | {"max_steps": 12, "callbacks": [StopAt(4)]}))
     _, resumed = session(tmp_path / "parts", Poisoned(2), resume=True, **settings)
     assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
-    assert whole.skipped_steps == resumed.skipped_steps == 2
+    assert whole.checks.skipped_steps == resumed.checks.skipped_steps == 2
