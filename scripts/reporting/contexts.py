@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from model.evaluation.statistics import share_bounds
 from scripts.console import counted
-from scripts.reporting.aggregate import Row
+from scripts.reporting.aggregate import Estimate, Row, estimate
 from scripts.reporting.jobs import Job, finite
 
 KEYS = ("loss", "low", "high", "change", "change_low", "change_high", "gain", "gain_low", "gain_high")
@@ -42,11 +43,19 @@ def _contexts(job: Job) -> dict[int, Mapping[str, float]]:
     return {entry["context"]: entry for entry in entries} if ascending else {}
 
 
-def recall_of(row: Row, length: int) -> dict[str, float]:
-    """Returns {task: share of exact answers in sequences of `length` tokens}, of the tasks that all seeds have."""
-    found = [{task: shares[length] for task, shares in job.recall.items() if length in shares} for job in row.counted]
+def recall_of(row: Row, length: int) -> dict[str, Estimate]:
+    """Returns {task: share of exact answers in sequences of `length` tokens}, of the tasks that all seeds have. The
+    bounds of a row with one seed are over its answers, as if these were independent."""
+    found = [{task: counts[length] for task, counts in job.recall.items() if length in counts} for job in row.counted]
     tasks = [task for task in (found[0] if found else {}) if all(task in each for each in found)]
-    return {task: statistics.fmean(each[task] for each in found) for task in tasks}
+    return {task: _share([each[task] for each in found]) for task in tasks}
+
+
+def _share(counts: Sequence[tuple[int, int]]) -> Estimate:
+    over_seeds = estimate([exact / asked for exact, asked in counts])
+    if len(counts) > 1:
+        return over_seeds
+    return Estimate(over_seeds.mean, *share_bounds(*counts[0]), count=1)
 
 
 def recall_length(rows: Sequence[Row]) -> int | None:

@@ -80,7 +80,7 @@ class Job:
     summary: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] | None = None  # the row of evaluation.json with the summary's results
     metrics: Sequence[Mapping[str, float]] = ()  # rows of metrics.csv, only finite numbers
-    recall: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # {task: {length: share of exact answers}}
+    recall: Mapping[str, Mapping[int, tuple[int, int]]] = field(default_factory=dict)  # {task: {length: exact, asked}}
     problems: tuple[str, ...] = ()  # files that cannot be read, and why the job is not counted
 
     @property
@@ -275,7 +275,7 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
     metrics = read("metrics.csv", lambda: _read_metrics(files.metrics_file), ())
     recall = {}
     if (folder / "recall.json").is_file():  # that of the last checkpoint on the run's own documents
-        recall = read("recall.json", lambda: _exact_match(folder / "recall.json"), {})
+        recall = read("recall.json", lambda: _read_recall(folder / "recall.json"), {})
     # Tokens without text have no bits per byte.
     quality = "loss" if evaluation is not None and evaluation.get("bits_per_byte") is None else "bits_per_byte"
     if evaluation is not None and finite(evaluation.get(quality)) is None:
@@ -307,9 +307,14 @@ def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any])
     return (own or last or rows)[0]
 
 
-def _exact_match(file: Path) -> dict[str, dict[int, float]]:
-    found = json.loads(file.read_text(encoding="utf-8"))["exact_match"]
-    return {task: {int(length): float(share) for length, share in shares.items()} for task, shares in found.items()}
+def _read_recall(file: Path) -> dict[str, dict[int, tuple[int, int]]]:
+    """Returns {task: {length: (exact answers, answers)}} over all depths and distances."""
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
+        by_length = found.setdefault(row["task"], {})
+        exact, asked = by_length.get(row["length"], (0, 0))
+        by_length[row["length"]] = exact + round(row["exact_match"] * row["answers"]), asked + row["answers"]
+    return found
 
 
 def _read_metrics(file: Path) -> list[dict[str, float]]:

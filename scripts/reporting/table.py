@@ -220,11 +220,19 @@ def _recall(rows: Sequence[Row]) -> list[Column]:
     return [
         Column(
             task.replace("_", " "),
-            f"exact answers in sequences of {length:,} tokens",
-            tuple(Cell(f"{each[task]:.0%}" if task in each else "", each.get(task)) for each in found),
+            f"exact answers in sequences of {length:,} tokens; ± 95 % over seeds, or 95 % over answers",
+            tuple(_share(each.get(task)) for each in found),
         )
         for task in dict.fromkeys(task for each in found for task in each)
     ]
+
+
+def _share(found: Estimate | None) -> Cell:
+    if found is None:
+        return Cell("", None)
+    if found.count > 1:
+        return Cell(_with_bounds(found, "{:.0%}".format, "{:.0%}".format), found.mean)
+    return Cell(f"{found.mean:.0%} ({found.low:.0%} to {found.high:.0%})", found.mean)
 
 
 def _fixed(places: int) -> Callable[[float], str]:

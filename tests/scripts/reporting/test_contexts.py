@@ -14,7 +14,7 @@ from scripts.reporting.figures import cost_panels, to_files
 from scripts.reporting.jobs import Job, Sweep
 from scripts.reporting.markdown import write_markdown
 from scripts.reporting.style import make_styles
-from scripts.reporting.table import make_columns
+from scripts.reporting.table import Cell, make_columns
 from tests.scripts.reporting.sweeps import make_sweep
 from tests.scripts.reporting.test_aggregate import job, rows_of
 
@@ -48,12 +48,23 @@ def test_a_context_is_useful_if_its_change_is_beyond_the_interval():
 
 
 def test_recall_and_the_price_of_decoding_stand_in_the_table():
-    recall = {"passkey": {1024: 1.0, 2048: 0.5, 4096: 0.0}, "copy": {1024: 0.25}}
+    recall = {"passkey": {1024: (40, 40), 2048: (20, 40), 4096: (0, 40)}, "copy": {1024: (10, 40)}}
     costs = {"summary": {"cache_bytes": 2_000_000, "decode_ms_per_token": 1.25}}
     columns = {each.title: each for each in make_columns([*rows_of(judged(1, 3.0, recall=recall, **costs)).values()])}
-    assert columns["passkey"].cells[0].text == "50%", "at the length of the training, 2,048 tokens"
+    assert columns["passkey"].cells[0].text == "50% (35% to 65%)", "at the length of the training, 2,048 tokens"
     assert "copy" not in columns, "not asked at that length"
     assert columns["cache (MB)"].cells[0].text == "2.00" and columns["ms/token"].cells[0].text == "1.25"
+
+
+def test_recall_of_one_seed_has_wilsons_bounds_and_of_several_students():
+    def cell(*exact: int) -> Cell:
+        jobs = [judged(seed, 3.0, recall={"copy": {2048: (each, 40)}}) for seed, each in enumerate(exact)]
+        (column,) = (each for each in make_columns([*rows_of(*jobs).values()]) if each.title == "copy")
+        return column.cells[0]
+
+    assert cell(40) == Cell("100% (91% to 100%)", 1.0)  # Wilson: 1 / (1 + 1.96² / 40)
+    assert cell(10, 12).text == "28% ± 32%"  # 12.706 · 0.05 / √2 / √2
+    assert cell(10, 10, 10).text == "25% ± 0%"
 
 
 def test_a_page_holds_quality_context_recall_and_price(tmp_path):
@@ -66,10 +77,12 @@ def test_a_page_holds_quality_context_recall_and_price(tmp_path):
             content = json.loads((run / name).read_text())
             (content["rows"][0] if name == "evaluation.json" else content).update(change)
             (run / name).write_text(json.dumps(content))
-        (run / "recall.json").write_text(json.dumps({"exact_match": {"passkey": {"4096": 0.9}}}))
+        answers = [{"task": "passkey", "length": 4096, "exact_match": share, "answers": 40} for share in (0.8, 1.0)]
+        (run / "recall.json").write_text(json.dumps({"rows": answers}))  # at two depths
     content = gather([folder])
     text = write_markdown(content)
-    for part in ("| 90% |", "| cache (kB) |", "## Loss by context", "2.0000 [1.9000, 2.1000]", "summary.pdf"):
+    recall, context = "| 90% (81% to 95%) |", "2.0000 [1.9000, 2.1000]"
+    for part in (recall, "| cache (kB) |", "## Loss by context", context, "summary.pdf"):
         assert part in text, part
     assert [title for title, _ in content.figures["summary"]] == ["step time", "loss of the same tokens"]
     figure = Figure().add_subplot()
