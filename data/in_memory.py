@@ -115,12 +115,21 @@ class InMemoryDocuments:
 
 def count_copies(documents: "Split | InMemoryDocuments", trained: "Split") -> int:
     """Returns how many documents have the same tokens as one of `trained`, of the same tokenizer."""
-    copies = 0
-    for document in range(len(documents)):
-        tokens = documents.tokens(document)
-        alike = np.flatnonzero((trained.lengths == len(tokens)) & (trained.bytes == documents.bytes[document]))
-        copies += any(np.array_equal(trained.tokens(int(other)), tokens) for other in alike)
-    return copies
+    own = [documents.tokens(document) for document in range(len(documents))]
+    # Of the training documents only those are read that are as long as one of `documents`, in tokens and in bytes.
+    sizes = _sizes(np.array([len(tokens) for tokens in own]), np.asarray(documents.bytes))
+    alike = np.flatnonzero(np.isin(_sizes(trained.lengths, trained.bytes), sizes))
+    found = {_digest_of_tokens(trained.tokens(int(other))) for other in alike}
+    return sum(_digest_of_tokens(tokens) in found for tokens in own)
+
+
+def _sizes(tokens: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Returns a number for each pair of counts. Different pairs have the same one where a count exceeds 2^32."""
+    return (tokens.astype(np.int64) << 32) ^ text.astype(np.int64)
+
+
+def _digest_of_tokens(tokens: np.ndarray) -> bytes:
+    return hashlib.sha256(tokens.astype("<u4").tobytes()).digest()
 
 
 def digest(documents: "Split | InMemoryDocuments") -> str:

@@ -59,6 +59,21 @@ def test_documents_that_were_trained_on_are_counted(books, cache):
     assert count_copies(own, trained) == 2
 
 
+def test_counting_copies_reads_each_training_document_once_at_most():
+    """Documents of one length are hashed, and not compared in pairs."""
+    texts = [f"{number:05d}" for number in range(3000)]
+    trained, own = (
+        InMemoryDocuments([{"name": text, "text": text} for text in each], Bytes())
+        for each in ([*texts, "another length"], [*texts[::2], *texts[:4:2], "other"])
+    )
+    trained.lengths, trained.bytes = np.full(3001, 6), np.full(3001, 5)
+    trained.lengths[-1], trained.bytes[-1] = 15, 14
+    read, tokens = [], trained.tokens
+    trained.tokens = lambda document: read.append(document) or tokens(document)
+    assert count_copies(own, trained) == 1502
+    assert read == list(range(3000))
+
+
 def test_a_large_vocabulary_takes_four_bytes_a_token(books, cache, tmp_path):
     from tokenizers import AddedToken, Tokenizer
 
