@@ -77,8 +77,9 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
     )  # fmt: skip
     from model.training.slurm import check_tasks, slurm_run_path
     from model.training.storage import replacing
-    from scripts.console import print_report, progress_bar
+    from scripts.console import progress_bar
     from scripts.reporting.pictures import draw_loss_by_position, draw_patterns
+    from scripts.reporting.run_table import print_report
 
     first_rank = rank_zero_only.rank == 0
     if not first_rank:

@@ -1,6 +1,7 @@
 """The evaluation that a composed `evaluation` group describes: a model's row of evaluation.json, with its baselines."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.baselines import (
 from data.corpus import Corpus, Split
 from data.in_memory import count_copies, digest
 from data.tokenizers import Tokenizer
+from data.units import BITS, Units, quality_in
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
 from model.evaluation.context import default_contexts
@@ -52,11 +54,13 @@ def measure_run(
     documents: Split | InMemoryDocuments,
     settings: Mapping[str, Any],
     scorer: Scorer,
+    units: Units,
     model: Transformer | None = None,
     label: str | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Returns `measure` of a trained run.
 
+    units: those of losses on the documents (`units_on`).
     model, label: the run's weights under another attention, and the name of its row; by default the run's own.
     """
     corpus = open_corpus(run) if settings["baselines"] else None
@@ -69,6 +73,7 @@ def measure_run(
         settings,
         scorer,
         tokenizer=run.tokenizer,
+        units=units,
         sequence_length=run.sequence_length,
         corpus=corpus,
         checkpoint=run.checkpoint,
@@ -84,6 +89,7 @@ def measure(
     scorer: Scorer,
     *,
     tokenizer: Tokenizer,
+    units: Units,
     sequence_length: int,
     corpus: Corpus | None,
     checkpoint: Path | None,
@@ -95,6 +101,7 @@ def measure(
     Args:
         settings: the `evaluation` group of the config.
         tokenizer: the model's.
+        units: of losses on these documents; the row keeps them.
         sequence_length: of the model's training, the default window of the protocol.
         corpus: the bigram and Markov baselines are counted on its training split; None leaves them out.
         checkpoint: the file of the weights, or None if there is none yet.
@@ -103,14 +110,15 @@ def measure(
     """
     protocol = build_protocol(settings["protocol"], sequence_length)
     evaluator = _open_evaluator(settings["key_tokens"], tokenizer, model, scorer)
-    by_context = settings["by_context"]
+    by_context, long_document, per_byte = settings["by_context"], settings["long_document"], BITS in units
     with _errors():
         losses = scorer.token_losses(model, documents, protocol, checkpoint, label)
-        row = summarize(losses, documents, protocol, long_document=settings["long_document"]).to_dict()
+        row = summarize(losses, documents, protocol, long_document=long_document, per_byte=per_byte).to_dict()
+        row["units"] = dict(units)
         row["documents_digest"] = digest(documents)
         row["tokenizer"] = tokenizer.identity()
         if sources:
-            row["by_source"] = summarize_sources(losses, documents, documents.names, sources)
+            row["by_source"] = summarize_sources(losses, documents, documents.names, sources, per_byte=per_byte)
         if isinstance(documents, InMemoryDocuments) and any(documents.left_out.values()):
             row["documents_left_out"] = documents.left_out
         contexts, targets, places, least = map(by_context.get, ("contexts", "targets", "places", "least_tokens"))
@@ -129,14 +137,26 @@ def measure(
             chosen = find_key_tokens(long, short, gain=key_tokens["gain"], confidence=key_tokens["confidence"])
             row["key_tokens"] = dict(key_tokens) | vars(summarize_key_tokens(losses, chosen))
     if settings["baselines"] and tokenizer.has_text:
-        row["baselines"] = {
-            "gzip_bits_per_byte": gzip_bits_per_byte(documents),
-            "bigram_bits_per_byte": bigram_bits_per_byte(corpus, documents) if corpus else None,
-        }
-        if corpus and symbols_of(corpus) <= MARKOV_SYMBOLS:
-            bits = markov_bits_per_byte(corpus, documents, MARKOV_ORDER)
-            row["baselines"] |= {"markov_bits_per_byte": min(bits), "markov_order": bits.index(min(bits))}
+        row["baselines"] = _baselines(documents, corpus, units, row["tokens_scored"])
     return row, losses
+
+
+def _baselines(
+    documents: Split | InMemoryDocuments, corpus: Corpus | None, units: Units, tokens: int
+) -> dict[str, float | int | None]:
+    """Returns the baselines in the unit of the model's quality: {gzip, bigram, markov}_{bits_per_byte or loss}.
+    `tokens`: the number of scored tokens."""
+    quality = quality_in(units)
+    scale = 1 if quality == BITS else math.log(2) * documents.total_bytes / tokens
+    found = {
+        "gzip": gzip_bits_per_byte(documents),
+        "bigram": bigram_bits_per_byte(corpus, documents) if corpus else None,
+    }
+    order = {}
+    if corpus and symbols_of(corpus) <= MARKOV_SYMBOLS:
+        bits = markov_bits_per_byte(corpus, documents, MARKOV_ORDER)
+        found["markov"], order = min(bits), {"markov_order": bits.index(min(bits))}
+    return {f"{name}_{quality}": bits and scale * bits for name, bits in found.items()} | order
 
 
 def evaluate_trained(
@@ -154,6 +174,7 @@ def evaluate_trained(
         settings,
         scorer,
         tokenizer=data.tokenizer,
+        units=data.units,
         sequence_length=data.sequence_length,
         corpus=data.corpus,
         checkpoint=None,

@@ -18,6 +18,7 @@ from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
 from data.tokenizers import Bins, Tokenizer
 from data.tokenizers import load as load_tokenizer
+from data.units import Units, units_of
 from model import ModelConfig, Transformer
 from model.precision import DTYPES, device_of
 from model.pretrained.weights import Weights
@@ -206,6 +207,11 @@ def open_documents(run: Run, split: str, data: Mapping[str, Any] | None) -> tupl
     if split not in splits:
         raise ConfigError(f"evaluation.split={split}: must be one of {', '.join(splits)}")
     return splits[split], split
+
+
+def units_on(run: Run, data: Mapping[str, Any] | None) -> Units:
+    """Returns the units of the losses of `run` on the documents that `open_documents` returns."""
+    return units_of(run.tokenizer, build_source(data) if data else run.data.source)
 
 
 def open_corpus(run: Run) -> Corpus | None:

@@ -13,6 +13,7 @@
     in_memory.py    documents in memory, for an existing tokenizer
     baselines.py    gzip and a bigram model on the same documents
     collation.py    the tensors of a sequence and of a batch
+    units.py        the units of losses: bits per byte, bits per base, nats per value
     digests.py      sha256 of files, remembered; worker.py: what a process that loads batches sets first
 
 This package imports nothing of attention or models. A batch is a dict of tensors (collation.py).

@@ -26,6 +26,7 @@ from .streaming.streamed import ShardStreams
 from .streaming.streamed_loader import StreamCursor, StreamedLoader
 from .tokenizers import Tokenizer
 from .unchanged import check_unchanged
+from .units import units_of
 from .worker import start_worker
 
 
@@ -185,10 +186,18 @@ class DataModule(LightningDataModule):
         return [name for name in self.source_names if name not in generating] if generating else None
 
     @property
+    def units(self) -> dict[str, str]:
+        """The units of losses (units.py)."""
+        return units_of(self.tokenizer, self.source)
+
+    @property
     def token_bytes(self) -> torch.Tensor:
-        """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos. Of a lossy tokenizer float64: the
-        bytes of the original text for each token, on average over the training documents."""
+        """int64 `[vocabulary]`: bytes of text that a token stands for, 0 for bos; all 0 where losses are not given per
+        byte. Of a lossy tokenizer float64: the bytes of the original text for each token, on average over the training
+        documents."""
         exact = torch.from_numpy(self.tokenizer.token_bytes)
+        if not self.tokenizer.per_byte:
+            return torch.zeros_like(exact)
         if not self.tokenizer.lossy:
             return exact
         train = self.corpus.splits["train"]

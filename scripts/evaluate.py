@@ -58,11 +58,12 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 
     from configs.evaluation import measure_run
     from configs.group_checks import check_evaluation
-    from configs.runs import open_documents, open_run
+    from configs.runs import open_documents, open_run, units_on
     from configs.series_forecasts import measure_forecasts, open_series
     from model.evaluation import Scorer, add_row
     from model.training.run_folder import check_writable
-    from scripts.console import print_report, progress_bar
+    from scripts.console import progress_bar
+    from scripts.reporting.run_table import print_report
 
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     settings = config["evaluation"]
@@ -71,7 +72,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     output = Path(config["output"]) if config["output"] else run.folder / "evaluation.json"
     check_writable(output.parent, config["output"])
     scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
-    measured, _ = measure_run(run, documents, settings, scorer)
+    measured, _ = measure_run(run, documents, settings, scorer, units_on(run, config.get("data")))
     if series := open_series(run, config.get("data")):
         measured["series_forecasts"] = measure_forecasts(run, series, settings["split"], config, progress_bar)
     # The run's own file names a checkpoint relative to the run's folder, which may move.
@@ -100,7 +101,8 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     from configs.errors import ConfigError
     from configs.evaluation import measure_run, under_attention, with_shared_window
     from configs.group_checks import check_evaluation
-    from configs.runs import open_documents, open_run, retokenize, same_tokenizer
+    from configs.runs import open_documents, open_run, retokenize, same_tokenizer, units_on
+    from data.units import BITS
     from model.evaluation import Scorer, compare
     from model.training.run_folder import check_writable, new_run_path
     from scripts.console import progress_bar
@@ -124,9 +126,11 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         if not runs:
             settings = with_shared_window(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
+            units = units_on(run, config.get("data"))
+            sizes = documents.bytes if BITS in units else [0] * len(documents)
         own = retokenize(documents, name, runs[0] if runs else run, run)
         for label, model in models.items():
-            measured, found = measure_run(run, own, settings, scorer, model, label)
+            measured, found = measure_run(run, own, settings, scorer, units, model, label)
             place = {"run": label, "checkpoint": str(run.checkpoint), "documents_from": name}
             changed = {} if model is run.model else {"attention": attention}
             against.append(len(rows) - 1 if changed else 0)
@@ -136,7 +140,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         run.model.to("cpu")
     differences = [
         {"run": rows[row]["run"], "against": rows[other]["run"]}
-        | vars(compare(losses[row], losses[other], documents.bytes, same_tokens=same_tokenizer(runs[row], runs[other])))
+        | vars(compare(losses[row], losses[other], sizes, same_tokens=same_tokenizer(runs[row], runs[other])))
         for row, other in enumerate(against)
         if row > 0
     ]

@@ -110,9 +110,9 @@ class Corpus:
                 name,
                 f"{len(split):,}",
                 f"{split.metadata.dropped_short:,}",
-                f"{split.total_bytes / 1e6:,.2f}" if self.tokenizer.has_text else "-",
+                f"{split.total_bytes / 1e6:,.2f}" if self.tokenizer.per_byte else "-",
                 f"{split.total_tokens:,}",
-                f"{split.total_bytes / split.total_tokens:.2f}" if self.tokenizer.has_text else "-",
+                f"{split.total_bytes / split.total_tokens:.2f}" if self.tokenizer.per_byte else "-",
                 *(f"{int(tokens):,}" for tokens in (lengths.min(), np.median(lengths), lengths.max())),
                 *(f"{lengths[lengths >= length].sum() / split.total_tokens:.0%}" for length in LONG),
             )

@@ -38,6 +38,7 @@ class Source(ABC):
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
+    byte_unit: what a byte of the text is to a reader, in the units of losses (../units.py).
     streaming: whether training reads the documents from their files (../streaming). Then the corpus holds the
         documents of validation and test alone, and its training split is a sample of the training documents.
     """
@@ -47,6 +48,7 @@ class Source(ABC):
     several_paths: bool = False
     weights: Mapping[str, int] | None = None
     tokens_at_a_time: int | None = None
+    byte_unit: str = "byte"
     streaming: bool = False
 
     @property

@@ -30,6 +30,8 @@ class Genome(Files):
         (strains.py). Training has regions of each of these lengths, in bases, and validation and test of the longest.
     """
 
+    byte_unit = "base"
+
     def __init__(
         self,
         extensions: Extensions,

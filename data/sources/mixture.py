@@ -77,6 +77,12 @@ class Mixture(Source):
             )
 
     @property
+    def byte_unit(self) -> str:
+        """That of its sources with documents; "byte" if they have different ones."""
+        units = {mixed.source.byte_unit for mixed in self.with_documents}
+        return units.pop() if len(units) == 1 else Source.byte_unit
+
+    @property
     def token_files(self) -> list[MixedSource]:
         """The sources whose documents stay in files of tokens."""
         return [mixed for mixed in self.with_documents if isinstance(mixed.source, TokenShards)]

@@ -28,6 +28,7 @@ class Tokenizer(ABC):
     origin: the setting that chooses it, for errors; by default the import path of a class of the user.
     always_lossless: whether its construction makes it lossless; the documents of others are checked one by one.
     has_text: whether its tokens stand for text; without it, nothing is known per byte, and nothing can be decoded.
+    token_unit: what a token is to a reader, in the units of losses (units.py).
     lossy: whether its tokens may stand for another text than the document's (`data.tokenizer.lossy=allow`).
     """
 
@@ -36,11 +37,18 @@ class Tokenizer(ABC):
     origin: str
     always_lossless = False
     has_text = True
+    token_unit = "token"
     lossy = False
 
     def __init_subclass__(cls, **arguments: object) -> None:
         super().__init_subclass__(**arguments)
         cls.origin = vars(cls).get("origin", f"data.tokenizer._target_={cls.__module__}.{cls.__qualname__}")
+
+    @property
+    def per_byte(self) -> bool:
+        """Whether losses are given per byte of the text, which compares tokenizers. They are not where a token is a
+        reader's own unit, as a value of a series is."""
+        return self.has_text and self.token_unit == Tokenizer.token_unit
 
     @property
     @abstractmethod

@@ -18,7 +18,7 @@ class Bins(Fixed):
     """A token for each of `bins` uniform bins of numbers from -`limit` to `limit`, and bos.
 
     The text of a series of numbers has one character for each: U+4E00 and the number of its bin. So a bin is three
-    bytes of text, and bits per byte are a third of the bits per number.
+    bytes of text.
 
     The bins follow Chronos (Ansari et al. 2024, section 3.1): N centers at equal distances, the first at -limit and the
     last at limit; a number is in the bin of the nearest center, and stands for that center when it is decoded. Numbers
@@ -26,6 +26,7 @@ class Bins(Fixed):
     """
 
     origin = "data/tokenizer=bins"
+    token_unit = "value"
 
     def __init__(self, bins: Annotated[int, Field(ge=2, le=MOST)], limit: Annotated[float, Field(gt=0)]):
         self.bins = bins

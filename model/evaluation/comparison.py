@@ -13,7 +13,7 @@ from model.evaluation.statistics import bootstrap
 class Difference:
     """One run minus another; negative if the first is better. `low` and `high` are 95 % bounds (bootstrap over
     documents, each drawn for both runs at once), null for one document. The loss (nats per token) is null if the runs'
-    tokenizers differ; bits per byte are null if the tokens have no text."""
+    tokenizers differ; bits per byte are null where losses are given per token alone."""
 
     loss: float | None
     loss_low: float | None
@@ -30,7 +30,7 @@ def compare(run: list[np.ndarray], against: list[np.ndarray], sizes: Sequence[in
 
     Args:
         run, against: token losses (nats) of the same documents, in the same order.
-        sizes: bytes of each document.
+        sizes: bytes of each document; all 0 where losses are given per token alone.
         same_tokens: whether both runs have the same tokenizer.
     """
     nats = np.array([a.sum() - b.sum() for a, b in zip(run, against, strict=True)])
@@ -39,7 +39,7 @@ def compare(run: list[np.ndarray], against: list[np.ndarray], sizes: Sequence[in
     if same_tokens:
         tokens = np.array([len(a) for a in run])
         assert tokens.tolist() == [len(b) for b in against], "the runs were scored on different tokens"
-        loss = [float(nats.sum() / tokens.sum()), *bootstrap(nats, tokens)]
+        loss = list(per_token(nats, tokens))
     return Difference(*loss, *bits, len(nats), int((nats < 0).sum()))
 
 
@@ -52,3 +52,8 @@ def bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> tuple[float | None, fl
         return None, None, None
     bits = nats / math.log(2)
     return (float(bits.sum() / sizes.sum()), *bootstrap(bits, sizes))
+
+
+def per_token(nats: np.ndarray, tokens: np.ndarray) -> tuple[float, float | None, float | None]:
+    """Returns the mean of nats over tokens, `[documents]` each, and its bounds (None for one document)."""
+    return (float(nats.sum() / tokens.sum()), *bootstrap(nats, tokens))

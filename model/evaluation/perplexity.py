@@ -51,10 +51,12 @@ class Trailing:
 
 @dataclass(frozen=True)
 class ByDocument:
-    """The terms of each document, in the order of the documents, from which reports compute paired differences."""
+    """The terms of each document, in the order of the documents, from which reports compute paired differences.
+    `tokens`: those that were scored."""
 
     nats: list[float]
     bytes: list[int]
+    tokens: list[int]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Evaluation:
 
     `word_perplexity` is exp(nats / words of the text), which does not depend on the tokenizer (as for PG-19, Rae et al.
     2019); it is null where each document is one word, as a genome or a series is. `loss_first_512` and
-    `loss_last_quarter` are means over long documents alone; `trailing` is null if no document is long enough.
+    `loss_last_quarter` are means over long documents alone; `trailing` is null if no document is long enough. Bits per
+    byte are null where losses are given per token alone.
     """
 
     protocol: dict[str, object]
@@ -90,12 +93,15 @@ class Evaluation:
         return asdict(self)
 
 
-def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol, *, long_document: int) -> Evaluation:
+def summarize(
+    losses: list[np.ndarray], documents: Documents, protocol: Protocol, *, long_document: int, per_byte: bool = True
+) -> Evaluation:
     """Returns the row of evaluation.json.
 
     Args:
         losses: token losses (nats, float64) of each document, from scoring.token_losses.
         long_document: least number of tokens of a document that counts for `loss_first_512` and `loss_last_quarter`.
+        per_byte: whether the row has bits per byte.
     """
     nats = np.array([loss.sum() for loss in losses])
     tokens = np.array([len(loss) for loss in losses])
@@ -104,7 +110,7 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
     long = [loss for loss in losses if len(loss) >= max(long_document, 2 * FIRST)]
     first = np.concatenate([loss[:FIRST] for loss in long]) if long else None
     last = np.concatenate([loss[-(len(loss) // 4) :] for loss in long]) if long else None
-    bits, bits_low, bits_high = bits_per_byte(nats, sizes)
+    bits, bits_low, bits_high = bits_per_byte(nats, sizes if per_byte else 0 * sizes)
     loss_low, loss_high = bootstrap(nats, tokens)
     return Evaluation(
         protocol=protocol.describe(),
@@ -125,18 +131,24 @@ def summarize(losses: list[np.ndarray], documents: Documents, protocol: Protocol
         loss_last_quarter=float(last.mean()) if long else None,
         trailing=_trailing(losses),
         by_position=list(_buckets(losses)),
-        by_document=ByDocument(nats.tolist(), sizes.tolist()),
+        by_document=ByDocument(nats.tolist(), sizes.tolist(), tokens.tolist()),
     )
 
 
 def summarize_sources(
-    losses: list[np.ndarray], documents: Documents, names: Sequence[str], sources: Sequence[str]
+    losses: list[np.ndarray],
+    documents: Documents,
+    names: Sequence[str],
+    sources: Sequence[str],
+    *,
+    per_byte: bool = True,
 ) -> dict[str, dict[str, float | None]]:
     """Returns the counts, loss and bits per byte, with their bounds, of each source of a mixture that has documents.
 
     Args:
         losses: token losses (nats, float64) of each document.
         names: of the documents; each begins with the name of its source and a slash.
+        per_byte: as of `summarize`.
     """
     of_document = np.array([name.partition("/")[0] for name in names])
     nats = np.array([loss.sum() for loss in losses])
@@ -147,7 +159,7 @@ def summarize_sources(
         own = of_document == source
         if not own.any():
             continue
-        bits, low, high = bits_per_byte(nats[own], sizes[own])
+        bits, low, high = bits_per_byte(nats[own], sizes[own] if per_byte else 0 * sizes[own])
         found[source] = {
             "documents": int(own.sum()),
             "bytes": int(sizes[own].sum()),

@@ -96,6 +96,7 @@ def fit(
     in each case.
 
     Args:
+        datamodule: batches, and the units of their losses, as data.DataModule has them.
         folder: the run's folder; metrics.csv, summary.json and checkpoints/ are written there.
         max_steps: optimizer steps of the whole run, and the end of the learning-rate schedule; None for no limit.
         max_seconds: measured seconds of training of the whole run (run_length.py), which the schedule then follows;
@@ -140,7 +141,7 @@ def fit(
     fetch_timer, interrupt, ranks = FetchTimer(), Interrupt(), Ranks(folder, rank_timeout)
     efficiency = Efficiency(fetch_timer)
     run_length = RunLength(max_steps, max_seconds, efficiency)
-    progress = Progress(run_length)
+    progress = Progress(run_length, datamodule.units)
     module.ends = [max_steps, max_seconds]
     if max_seconds is not None:
         module.progress = lambda: run_length.progress
@@ -195,7 +196,7 @@ def fit(
                 go_back_to(checkpoints.best, checkpoints.last)
     if rank_zero:
         entry = {"forecast": dict(forecast)} if forecast else {}
-        folder.start_summary(state="running", **_facts(module, trainer), **entry)
+        folder.start_summary(state="running", **_facts(module, trainer), units=dict(datamodule.units), **entry)
     state, short = "failed", None
     try:
         with interrupt:

@@ -20,14 +20,14 @@ the sequence. The sources of a mixture come after them."""
 
 
 def train_units(
-    sums: Sequence[float], text_sources: Collection[str] | None, lossy: bool, has_text: bool
+    sums: Sequence[float], text_sources: Collection[str] | None, lossy: bool, per_byte: bool
 ) -> dict[str, float]:
     """Returns the metrics `train/*` of a step's nats, tokens and bytes.
 
     text_sources: those of a mixture whose targets are text; None: all are. lossy: the tokenizer loses text, which marks
-    the metrics. has_text: tokens stand for text at all.
+    the metrics. per_byte: whether bits per byte are among the metrics.
     """
-    units = _units("train", sums, lossy, has_text)
+    units = _units("train", sums, lossy, per_byte)
     if text_sources is not None:
         del units["train/bits_per_byte"]
     return units
@@ -46,7 +46,7 @@ def validation_units(
     sources: Sequence[str],
     text_sources: Collection[str] | None,
     lossy: bool,
-    has_text: bool,
+    per_byte: bool,
 ) -> dict[str, float]:
     """Returns the metrics `validation/*`.
 
@@ -54,7 +54,7 @@ def validation_units(
     mixture's. The other arguments are those of `train_units`.
     """
     whole, first, last, *by_source = sums
-    metrics = _units("validation", whole, lossy, has_text)
+    metrics = _units("validation", whole, lossy, per_byte)
     for name, (nats, tokens, _) in {f"first_{FIRST_TOKENS}": first, "last_quarter": last}.items():
         if tokens:  # no document may be that long
             metrics[f"validation/loss_{name}"] = nats / tokens
@@ -66,19 +66,19 @@ def validation_units(
             metrics["validation/bits_per_byte"] = units["validation/bits_per_byte"]
     for name, part in zip(sources, by_source, strict=True):
         if part[1]:  # a short validation may not reach every source
-            units = {f"{key}_{name}": value for key, value in _units("validation", part, False, has_text).items()}
+            units = {f"{key}_{name}": value for key, value in _units("validation", part, False, per_byte).items()}
             if text_sources is not None and name not in text_sources:
                 del units[f"validation/bits_per_byte_{name}"]
             metrics |= units
     return metrics
 
 
-def _units(stage: str, sums: Sequence[float], lossy: bool, has_text: bool = True) -> dict[str, float]:
+def _units(stage: str, sums: Sequence[float], lossy: bool, per_byte: bool = True) -> dict[str, float]:
     nats, tokens, bytes_ = sums
     loss = nats / tokens if tokens else math.nan
     return {
         f"{stage}/loss": loss,
-        **({f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan} if has_text else {}),
+        **({f"{stage}/bits_per_byte": nats / math.log(2) / bytes_ if bytes_ else math.nan} if per_byte else {}),
         f"{stage}/perplexity": math.exp(loss) if not loss > 700 else math.inf,
         **({f"{stage}/lossy_tokenizer": 1.0} if lossy else {}),
     }

@@ -61,8 +61,7 @@ class LanguageModel(lightning.LightningModule):
         model: a Transformer (build_layouts, loss, cost; see model/transformer.py). Its weights are saved as `model.*`.
         optimizer: the mapping of configs/optimizer/*.yaml, as plain dicts.
         token_bytes: int64 [vocabulary], bytes of text that a token stands for (0 for the beginning-of-document token);
-            float64 for a lossy tokenizer, which marks the metrics. Tokens without text have 0 bytes: then no metric is
-            per byte.
+            float64 for a lossy tokenizer, which marks the metrics. Where all are 0, no metric is per byte.
         config: the whole resolved config, as plain dicts. Saved in every checkpoint under `hyper_parameters`, so that
             a checkpoint alone is enough to rebuild its model.
     """
@@ -76,7 +75,7 @@ class LanguageModel(lightning.LightningModule):
         if frozen:
             log.info("%s of %s parameters are frozen", f"{frozen:,}", f"{sum(p.numel() for p in model.parameters()):,}")
         self.indexers_first = IndexersFirst(model)
-        self.has_text = bool(token_bytes.any())
+        self.per_byte = bool(token_bytes.any())
         self.lossy = token_bytes.dtype == torch.float64
         # A count of tokens and their mean: a buffer of floats would be rounded to the precision of the weights.
         self.mean_bytes = token_bytes.max().item() if self.lossy else 1
@@ -232,7 +231,7 @@ class LanguageModel(lightning.LightningModule):
         self.checks.check()
         sums = self._over_ranks(self.sums).tolist()
         return {
-            **train_units(sums, self._text_sources(), self.lossy, self.has_text),
+            **train_units(sums, self._text_sources(), self.lossy, self.per_byte),
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm.item(),
             **({"train/skipped_steps": self.checks.skipped_steps} if self.checks.can_skip else {}),
@@ -276,7 +275,7 @@ class LanguageModel(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         sums = self._over_ranks(self.validation_sums).tolist()
         self.validation_metrics = validation_units(
-            sums, self.validation_sources, self._text_sources(), self.lossy, self.has_text
+            sums, self.validation_sources, self._text_sources(), self.lossy, self.per_byte
         )
         self.model.collect_diagnostics(False)
         for name, values in self.validation_diagnostics.items():

@@ -5,6 +5,7 @@ Lightning's bars count the batches of an epoch. Here the data are endless, and t
 
 import logging
 import time
+from collections.abc import Mapping
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
@@ -16,19 +17,24 @@ from model.training.run_length import RunLength
 log = logging.getLogger(__name__)
 
 SHOWN = {
-    "train/loss": "loss {:.3f}",
-    "train/bits_per_byte": "{:.3f} bits/byte",
+    "train/loss": "loss {:.3f} {loss}",
+    "train/bits_per_byte": "{:.3f} {bits_per_byte}",
     "tokens_per_second": "{:,.0f} tokens/s",
-    "validation/loss": "validation loss {:.3f}",
-    "validation/bits_per_byte": "{:.3f} bits/byte",
+    "validation/loss": "validation loss {:.3f} {loss}",
+    "validation/bits_per_byte": "{:.3f} {bits_per_byte}",
 }
+"""{column of metrics.csv: its text, with the short names of the units}."""
 
 
 class Progress(Callback):
-    """Shows the values that metrics.Recorder logs."""
+    """Shows the values that metrics.Recorder logs.
 
-    def __init__(self, run_length: RunLength, console: Console | None = None):
+    units: those of losses, as data.DataModule has them.
+    """
+
+    def __init__(self, run_length: RunLength, units: Mapping[str, str], console: Console | None = None):
         self.run_length = run_length
+        self.units = {name: unit.replace(" per ", "/") for name, unit in units.items()}
         self.console = console or Console(stderr=True)
         self.bar: Bar | None = None
         self.active = False
@@ -62,7 +68,7 @@ class Progress(Callback):
         """Shows the values of one logged event as the bar's text, or as a line."""
         if not self.active:
             return
-        text = "  ".join(form.format(values[key]) for key, form in SHOWN.items() if key in values)
+        text = "  ".join(form.format(values[key], **self.units) for key, form in SHOWN.items() if key in values)
         if self.bar is None or "validation/loss" in values:
             log.info("step %s  %s  ETA %s", self.run_length.describe(step), text, self._eta())
         else:

@@ -12,6 +12,7 @@ figures.py     rows -> figures (style.py: colours, labels.py: names beside point
 content.py     everything that the pages show, gathered once
 markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, all files of a report, wandb artifacts
 pictures.py           images of a run or a comparison: pattern masks, loss by position, recall by depth
+run_table.py          the table at the end of a run and of its evaluation
 comparison_tables.py  files of a comparison of runs on the same documents
 markdown_table.py     Markdown tables
 """

@@ -13,7 +13,7 @@ from configs.errors import ConfigError
 from configs.runs import open_run, retokenize
 from data.sources import BadDocuments, TimeSeries
 from scripts import evaluate as command
-from scripts.console import report_rows
+from scripts.reporting.run_table import report_rows
 from tests.commands import ROOT, compose
 from tests.scripts.runs import SMALL, make_run
 

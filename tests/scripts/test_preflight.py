@@ -11,8 +11,8 @@ from configs.forecasting import check_memory, draw_sample, forecast_before_train
 from model.forecasting import peak_memory
 from model.forecasting.memory_estimate import estimate_step
 from model.training.run_folder import RunFolder
-from scripts.console import report_rows
 from scripts.preflight import forecast_rows
+from scripts.reporting.run_table import report_rows
 from tests.commands import run, run_forked
 from tests.model.forecasting.conftest import books, composed  # noqa: F401  (fixtures)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.ordering.sampler import ResumableSampler
+from data.units import OF_TEXT
 from kernels import Axis
 from kernels.patterns import Dense, Hierarchical, NativeSparse, Routed, Window
 from model import Transformer
@@ -69,6 +70,8 @@ class Sequences(Dataset):
 
 class Data(lightning.LightningDataModule):
     """Each step trains on the same BATCH sequences, on however many ranks."""
+
+    units = OF_TEXT
 
     def __init__(self) -> None:
         super().__init__()

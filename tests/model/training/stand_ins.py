@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.units import OF_TEXT
 from model.training.checkpoints import CheckpointFile
 from model.training.fit import FitResult, fit
 from model.training.module import LanguageModel
@@ -126,6 +127,8 @@ def outlive_sigterm(worker: int) -> None:
 
 
 class TinyData(lightning.LightningDataModule):
+    units = OF_TEXT
+
     def __init__(self, batch_size: int = 2, workers: int = 0, sequences: int = 7, seed: int = 1):
         super().__init__()
         self.batch_size, self.workers, self.sequences, self.seed = batch_size, workers, sequences, seed

@@ -34,6 +34,6 @@ def test_lines_where_there_is_no_terminal(tmp_path, caplog):
 def test_bar_in_a_terminal(tmp_path, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
-    monkeypatch.setattr("model.training.fit.Progress", lambda run_length: Progress(run_length, console))
+    monkeypatch.setattr("model.training.fit.Progress", lambda *inputs: Progress(*inputs, console))
     train(tmp_path, max_steps=6, validate_every=3)
     assert "6/6" in screen.getvalue() and "bits/byte" in screen.getvalue() and "ETA" in screen.getvalue()

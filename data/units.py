@@ -1,0 +1,56 @@
+"""The units of losses, by what a token is (`Tokenizer.token_unit`) and what a byte of the text is (`Source.byte_unit`).
+
+    text                 bits per byte, and nats per token
+    genomes              bits per base, and nats per token
+    series of numbers    nats per value
+    numbers of tokens    nats per token
+
+Units are {number: its unit}. The numbers are those of result files (`loss` and `bits_per_byte` in evaluation.json and
+summary.json, `train/loss` and so on in metrics.csv), and no result has a number without a unit. Result files keep
+their units, and everything that shows a loss reads them there.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .sources import Source
+    from .tokenizers import Tokenizer
+
+LOSS = "loss"
+BITS = "bits_per_byte"
+
+Units = Mapping[str, str]
+
+OF_TEXT: Units = {LOSS: "nats per token", BITS: "bits per byte"}
+OF_VALUES: Units = {LOSS: "nats per value"}
+
+
+def units_of(tokenizer: "Tokenizer", source: "Source") -> dict[str, str]:
+    """Returns the units of losses on documents of `source`, whose tokens are those of `tokenizer`."""
+    bits = {BITS: f"bits per {source.byte_unit}"} if tokenizer.per_byte else {}
+    return {LOSS: f"nats per {tokenizer.token_unit}"} | bits
+
+
+def units_in(row: Mapping[str, Any]) -> Units:
+    """Returns the units of a row of evaluation.json or of a summary.json, which those of early versions do not have."""
+    if "units" in row:
+        return row["units"]
+    if (row.get("tokenizer") or {}).get("tokenizer") == "bins":
+        return OF_VALUES
+    return {LOSS: OF_TEXT[LOSS]} if row.get(BITS, 0.0) is None else OF_TEXT
+
+
+def quality_in(units: Units) -> str:
+    """Returns the number by which runs are compared: BITS, or LOSS where there are no bits per byte."""
+    return BITS if BITS in units else LOSS
+
+
+def short(unit: str) -> str:
+    """Returns "bits/byte" for "bits per byte"."""
+    return unit.replace(" per ", "/")
+
+
+def counted_by(unit: str) -> str:
+    """Returns "byte" for "bits per byte"."""
+    return unit.rpartition(" per ")[2]
