@@ -3,9 +3,9 @@
 probe.json: {"checkpoint", "documents_from", "documents_digest", "precision", "pattern", "chunks", "documents",
 "tokens", "longest", "dense_loss", "dense_loss_low", "dense_loss_high", "units": [{"layer", "head", "change", "low",
 "high", "by_position": [Change], "mass": [share of attention by octave of distance]}], "mass_edges", "near",
-"schedules": [KeptSchedule], "tolerance", "recommended", "overrides"}. Losses are nats per token. `near`: the distance
-in tokens beyond which the table counts attention. `recommended`: the number of units kept. `overrides`: those for
-train.py.
+"schedules": [KeptSchedule], "tolerance", "recommended", "overrides", "loss_unit"}. `near`: the distance in tokens
+beyond which the table counts attention. `recommended`: the number of units kept. `overrides`: those for train.py.
+`loss_unit`: nats per token, or of series nats per value.
 """
 
 import shlex
@@ -16,10 +16,11 @@ from typing import Any
 
 from configs.build import build_plan
 from configs.errors import ConfigError, as_override, refused
-from configs.runs import Run
+from configs.runs import Run, units_on
 from data import InMemoryDocuments
 from data.corpus import Split
 from data.in_memory import digest
+from data.units import LOSS
 from kernels.patterns import Dense
 from model.config import MODEL_ROPE, Rope
 from model.evaluation.distance_mass import near_distance, octave_edges
@@ -169,6 +170,7 @@ def probe_run(
         "overrides": training_overrides(
             config["attention"], overrides, replacement, chosen.schedule, run.model.plan.rope_of(0)
         ),
+        "loss_unit": units_on(run, config.get("data"))[LOSS],
     }
     return result, store
 

@@ -335,7 +335,7 @@ class ShowPattern(Settings):
 class Search(Settings):
     trials: Count
     at_once: Count
-    minimize: Text
+    minimize: Text | None
     seed: Seed
 
 

@@ -14,28 +14,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import stats
 
-from model.evaluation.comparison import bits_per_byte
+from data.units import BITS, LOSS, OF_TEXT, Units, quality_in
+from model.evaluation.comparison import bits_per_byte, per_token
 from scripts.reporting.jobs import TOTALS, Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
-
-QUALITY = "bits_per_byte"
-LOSS = "loss"
-"""The quality of jobs whose tokens have no text. Rows of other jobs do not have it."""
-
-QUALITY_UNITS = {QUALITY: "bits per byte", LOSS: "nats per token"}
 
 COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
 """The costs: each has a panel of quality against it, and a Pareto front."""
 
 MEASURED = (
-    *(QUALITY, LOSS),
+    *(BITS, LOSS),
     *COSTS,
     *("tokens_per_second", "density_pairs", "density_tiles", "flops_per_token", "train_tokens", "train_seconds"),
     *("parameters", "mfu_exact"),
     *TOTALS,
     *("cache_bytes", "decode_ms_per_token"),
 )
-"""Numbers of a job that rows aggregate over seeds."""
+"""Numbers of a job that rows aggregate over seeds. Rows with BITS do not have LOSS."""
 
 TIMES = ("step_seconds", "tokens_per_second", "mfu_exact", "train_seconds", "total_seconds", "decode_ms_per_token")
 """Those of MEASURED that change if another job runs on the same device."""
@@ -63,7 +58,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference of bits per byte. `low` and `high`: its 95 % bounds by bootstrap over the documents that both
+    """A mean difference of the quality. `low` and `high`: its 95 % bounds by bootstrap over the documents that both
     runs scored, None for one document."""
 
     mean: float
@@ -96,9 +91,19 @@ class Row:
         return tuple(job for job in self.jobs if job.counted)
 
     @property
+    def units(self) -> Units:
+        """The units of its losses."""
+        return self.example.units
+
+    @property
     def quality(self) -> str:
-        """QUALITY, or LOSS if the tokens of its jobs have no text."""
-        return LOSS if LOSS in self.values else QUALITY
+        """The number by which it is compared: BITS, or LOSS where there are no bits per byte."""
+        return quality_in(self.units)
+
+    @property
+    def unit(self) -> str:
+        """That of its quality."""
+        return self.units[self.quality]
 
     def seeded(self, name: str) -> list[Seeded]:
         """Returns (seed, number) of the counted jobs, for a key of `values`."""
@@ -121,9 +126,20 @@ class Row:
 
 
 def quality_of(rows: Sequence[Row]) -> str:
-    """Returns QUALITY, or LOSS if no row has QUALITY and one has LOSS."""
-    found = {row.quality for row in rows if row.quality in row.values}
-    return LOSS if found == {LOSS} else QUALITY
+    """Returns the number by which rows are compared: LOSS if no row has BITS, and BITS otherwise."""
+    found = {row.quality for row in rows if row.quality in row.values} or {row.quality for row in rows}
+    return LOSS if found == {LOSS} else BITS
+
+
+def unit_in(rows: Sequence[Row], number: str) -> str:
+    """Returns the unit of BITS or LOSS in rows, or their different units."""
+    return " / ".join(dict.fromkeys(row.units[number] for row in rows if number in row.units)) or OF_TEXT[number]
+
+
+def unit_of_quality(rows: Sequence[Row]) -> str:
+    """Returns the unit of the number by which rows are compared, or their different units."""
+    quality = quality_of(rows)
+    return unit_in([row for row in rows if row.quality == quality], quality)
 
 
 def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
@@ -147,7 +163,7 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
         label += " (lossy tokenizer)" * any(job.lossy for job in jobs)
         counted = [job for job in jobs if job.counted]
         found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
-        if found[QUALITY]:
+        if found[BITS]:
             found[LOSS] = []
         if place in untimed:
             found |= {key: [] for key in TIMES}
@@ -195,20 +211,21 @@ def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | No
     """Returns the mean over documents of `ours` minus `theirs`, each averaged over the seeds that both have, or over
     all of its own if they have none in common.
 
-    None where a job has no losses by document, as those of early versions, or scored other documents.
+    None where a job has no losses by document, as those of early versions, or scored other documents or tokens.
     """
     if seeds := _common([(job.seed, 0.0) for job in ours], [(job.seed, 0.0) for job in theirs]):
         ours, theirs = ([job for job in each if job.seed in seeds] for each in (ours, theirs))
     jobs = [*ours, *theirs]
-    found = [(job.evaluation or {}).get("by_document") for job in jobs]
-    if not ours or not theirs or None in found:
+    found = [job.sizes_of_documents() for job in jobs]
+    if not ours or not theirs or None in found or found != found[:1] * len(jobs):
         return None
-    sizes = np.array(found[0]["bytes"])
-    if not sizes.any() or len({str(job.evaluation.get("documents_digest")) for job in jobs}) > 1:
+    sizes = np.array(found[0])
+    if not sizes.any() or len({(job.quality, str(job.evaluation.get("documents_digest"))) for job in jobs}) > 1:
         return None
-    nats = np.array([each["nats"] for each in found])
+    nats = np.array([job.evaluation["by_document"]["nats"] for job in jobs])
     less = nats[: len(ours)].mean(0) - nats[len(ours) :].mean(0)
-    return Paired(*bits_per_byte(less, sizes), len(less), int((less < 0).sum()))
+    mean = (bits_per_byte if jobs[0].quality == BITS else per_token)(less, sizes)
+    return Paired(*mean, len(less), int((less < 0).sum()))
 
 
 def _common(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> list[int]:

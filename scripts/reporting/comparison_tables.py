@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.units import BITS, LOSS, short, units_in
 from model.training.storage import make_folder, write_atomically, write_json
 from scripts.console import counted
 from scripts.reporting.markdown_table import bounded, table
 from scripts.reporting.pictures import draw_loss_by_position
+from scripts.reporting.run_table import size_of
 
 COLUMNS = (
     *("run", "checkpoint", "documents_from", "precision", "documents", "bytes", "words", "tokens_scored", "nll_nats"),
@@ -46,23 +48,25 @@ def write_comparison(folder: Path, result: Mapping[str, Any]) -> None:
 def comparison_markdown(result: Mapping[str, Any]) -> str:
     """Returns the tables of the runs, their differences, and the loss by position."""
     rows, first = result["rows"], result["rows"][0]
+    units = units_in(first)
+    loss, bits = f"loss ({short(units[LOSS])})", [units[BITS]] if BITS in units else []
     labels = [row["run"] for row in rows]
     names = dict(zip(labels, brief_names(labels), strict=True))
     parts = [
         f"# {len(rows)} models on the same documents",
-        f"{first['documents_from']}: {counted(first['documents'], 'document')}, {first['bytes']:,} bytes, "
+        f"{first['documents_from']}: {counted(first['documents'], 'document')}, {size_of(first)}, "
         f"{first['words']:,} words. {_protocol(first['protocol'])}"
         + " In brackets: 95 % bounds over documents."
         * (first["documents"] > 1),
         "\n".join(f"- {names[row['run']]}: {row['checkpoint']}, tokenizer {_tokenizer(row)}" for row in rows),
         table(
-            ("run", "tokens scored", "loss (nats/token)", "bits per byte", "perplexity", "word perplexity"),
+            ("run", "tokens scored", loss, *bits, "perplexity", "word perplexity"),
             [
                 (
                     names[row["run"]],
                     f"{row['tokens_scored']:,}",
                     _bounds(row, "loss"),
-                    _bounds(row, "bits_per_byte"),
+                    *(_bounds(row, BITS) for _ in bits),
                     f"{row['perplexity']:.2f}",
                     "" if row["word_perplexity"] is None else f"{row['word_perplexity']:,.1f}",
                 )
@@ -75,20 +79,20 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
             "## Paired difference",
             "Negative: better than the other run.",
             table(
-                ("run", "against", "loss (nats/token)", "bits per byte", "better documents"),
+                ("run", "against", loss, *bits, "better documents"),
                 [
                     (
                         names[d["run"]],
                         names[d["against"]],
                         "other tokens" if d["loss"] is None else _bounds(d, "loss", "+"),
-                        _bounds(d, "bits_per_byte", "+"),
+                        *(_bounds(d, BITS, "+") for _ in bits),
                         f"{d['documents_better']} of {d['documents']}",
                     )
                     for d in result["differences"]
                 ],
             ),
         ]
-    parts += ["## Loss by position (nats/token)", _by_position(rows, list(names.values()))]
+    parts += [f"## Loss by position ({short(units[LOSS])})", _by_position(rows, list(names.values()))]
     return "\n\n".join(parts) + "\n"
 
 

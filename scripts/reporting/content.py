@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from data.units import BITS, LOSS
 from scripts.reporting import findings
-from scripts.reporting.aggregate import LOSS, QUALITY, QUALITY_UNITS, Row, make_rows
+from scripts.reporting.aggregate import Row, make_rows, unit_in
 from scripts.reporting.contexts import by_context_of
 from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
 from scripts.reporting.figures import (
@@ -27,17 +28,8 @@ from scripts.reporting.style import Style, make_styles
 from scripts.reporting.subject import subject
 from scripts.reporting.table import Column, make_columns
 
-CURVES = (
-    ("train/bits_per_byte", "training", "bits per byte, smoothed", True),
-    ("validation/bits_per_byte", "validation", "bits per byte", False),
-)
-"""(column of metrics.csv, title of the figure, label of its axis, whether it is smoothed)."""
-
-CURVES_WITHOUT_TEXT = (
-    ("train/loss", "training", "nats per token, smoothed", True),
-    ("validation/loss", "validation", "nats per token", False),
-)
-"""As CURVES, where no job's tokens have text."""
+CURVES = (("train", "training", True), ("validation", "validation", False))
+"""(stage in metrics.csv, title of the figure, whether it is smoothed)."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +83,22 @@ def gather(folders: Sequence[str | Path]) -> Content:
     styles = tuple(make_styles(rows))
     figures = {"pareto": tuple((findings.COST_NAMES[cost], draw) for cost, draw in cost_panels(rows, styles).items())}
     timed = all(sweep.timed for sweep in sweeps)
-    if curves := _panels_of_curves(rows, styles, CURVES, timed) or _panels_of_curves(
-        rows, styles, CURVES_WITHOUT_TEXT, timed
-    ):
+    if curves := _panels_of_curves(rows, styles, BITS, timed) or _panels_of_curves(rows, styles, LOSS, timed):
         figures["loss_curves"] = tuple(curves)
+    styled = {"styles": styles, "unit": unit_in(rows, LOSS)}
     positions = [positions_of(row) for row in rows]
     if any(positions):
-        panels = [("held-out loss", partial(draw_positions, positions=positions, styles=styles))]
+        panels = [("held-out loss", partial(draw_positions, positions=positions, **styled))]
         less = [position_differences_of(row) for row in rows]
         if any(less):
-            drawn = partial(draw_position_differences, differences=less, styles=styles)
+            drawn = partial(draw_position_differences, differences=less, **styled)
             panels.append(("difference to dense at the same positions", drawn))
         figures["loss_by_position"] = tuple(panels)
     contexts = [by_context_of(row) for row in rows]
     if any(contexts):
-        panels = [("loss of the same tokens", partial(draw_contexts, contexts=contexts, styles=styles))]
+        panels = [("loss of the same tokens", partial(draw_contexts, contexts=contexts, **styled))]
         if any("gain" in entry for each in contexts for entry in each):
-            panels.append(("what context saves", partial(draw_gains, contexts=contexts, styles=styles)))
+            panels.append(("what context saves", partial(draw_gains, contexts=contexts, **styled)))
         figures["loss_by_context"] = tuple(panels)
     if fitted := [each for each in scaling if each.fits]:
         figures["scaling"] = tuple((each.sweep, partial(draw_scaling, scaling=each)) for each in fitted)
@@ -135,16 +126,15 @@ def gather(folders: Sequence[str | Path]) -> Content:
     )
 
 
-def _panels_of_curves(
-    rows: Sequence[Row], styles: Sequence[Style], columns: Sequence[tuple[str, str, str, bool]], timed: bool
-) -> list[tuple[str, Draw]]:
-    """Returns (title, drawing) of the columns, as CURVES has them, that a job logged at two steps.
+def _panels_of_curves(rows: Sequence[Row], styles: Sequence[Style], number: str, timed: bool) -> list[tuple[str, Draw]]:
+    """Returns (title, drawing) of the CURVES of BITS or LOSS that a job logged at two steps.
 
     timed: whether the jobs' times compare.
     """
     panels = []
-    for name, kind, label, smooth in columns:
-        found = [curve_of(row, name, smooth) for row in rows]
+    for stage, kind, smooth in CURVES:
+        found = [curve_of(row, f"{stage}/{number}", smooth) if number in row.units else None for row in rows]
+        label = unit_in(rows, number) + ", smoothed" * smooth
         if any(curve is not None for curve in found):
             panels += [
                 (f"{kind}, by {title}", partial(draw_curves, curves=found, styles=styles, along=along, label=label))
@@ -184,8 +174,8 @@ def standing(job: Job) -> str:
     steps = [row["step"] for row in job.metrics]
     if not steps:
         return "nothing logged yet" if job.state == "running" else ""
-    logged = {name: row[f"train/{name}"] for row in job.metrics for name in QUALITY_UNITS if f"train/{name}" in row}
-    name = QUALITY if QUALITY in logged else LOSS
+    logged = {name: row[f"train/{name}"] for row in job.metrics for name in job.units if f"train/{name}" in row}
+    name = BITS if BITS in logged else LOSS
     most = job.setting("trainer", "max_steps")
     parts = [f"step {int(steps[-1]):,}" + (f" of {most:,}" if isinstance(most, int) else "")]
-    return ", ".join(parts + ([f"training {QUALITY_UNITS[name]} {logged[name]:.4f}"] if name in logged else []))
+    return ", ".join(parts + ([f"training {job.units[name]} {logged[name]:.4f}"] if name in logged else []))

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from scripts.reporting.aggregate import COSTS, QUALITY_UNITS, Row, pareto_front, quality_of
+from data.units import counted_by, short
+from scripts.reporting.aggregate import COSTS, Row, pareto_front, quality_of, unit_of_quality
 from scripts.reporting.curves import Curve
 from scripts.reporting.labels import Point, literal, place_labels
 from scripts.reporting.pictures import plot_loss_by_position
@@ -73,7 +74,7 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
     ]
     size, unit = unit_of(kind, max((row.values[cost].mean for row, _, _ in shown), default=0.0))
     axes.set_xlabel(f"{title} ({unit})")
-    axes.set_ylabel(f"held-out {QUALITY_UNITS[quality]}")
+    axes.set_ylabel(f"held-out {unit_of_quality(rows)}")
     if not shown:
         _write_notice(axes, "no finished job yet")
         return None
@@ -128,50 +129,56 @@ def draw_curves(axes: Axes, curves: Sequence[Curve | None], styles: Sequence[Sty
         axes.set_ylim(lowest - 0.05 * (early - lowest), early + 0.05 * (early - lowest))
 
 
-def draw_positions(axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
-    """Draws every row's loss by position, with its band."""
+def draw_positions(
+    axes: Axes, positions: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style], unit: str
+) -> None:
+    """Draws every row's loss by position, with its band. `unit`: that of losses."""
     for buckets, style in zip(positions, styles, strict=True):
         if buckets:
-            plot_loss_by_position(axes, buckets, color=style.color, marker=style.marker, markersize=4.5, linewidth=1.4,
-                                  linestyle=style.linestyle)  # fmt: skip
+            plot_loss_by_position(axes, buckets, unit, color=style.color, marker=style.marker, markersize=4.5,
+                                  linewidth=1.4, linestyle=style.linestyle)  # fmt: skip
     for band in axes.collections:
         band.set_alpha(0.4 / (2 + len(axes.collections)))
     if not any(positions):
         _write_notice(axes, "no evaluation yet")
 
 
-def draw_contexts(axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
+def draw_contexts(
+    axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style], unit: str
+) -> None:
     """Draws every row's loss of the same tokens by the amount of context. Its bounds over documents would hide the
     differences: all rows have the same documents, which differ more than the rows do."""
-    _draw_at(axes, [[(c["context"], *[c["loss"]] * 3) for c in each] for each in contexts], styles)
+    _draw_at(axes, [[(c["context"], *[c["loss"]] * 3) for c in each] for each in contexts], styles, unit)
 
 
-def draw_gains(axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]) -> None:
-    """Draws how many nats per token each context saves every row beside its shortest one, with the paired interval."""
+def draw_gains(
+    axes: Axes, contexts: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style], unit: str
+) -> None:
+    """Draws how much of the loss each context saves every row beside its shortest one, with the paired interval."""
     keys = ("context", "gain", "gain_low", "gain_high")
     points = []
     for each in contexts:
         gains = [tuple(c.get(key) for key in keys) for c in each if "gain" in c]
         points.append([(each[0]["context"], 0.0, 0.0, 0.0), *gains] if gains else [])
-    _draw_at(axes, points, styles)
+    _draw_at(axes, points, styles, unit)
     axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
-    axes.set_ylabel("saved by context (nats/token)")
+    axes.set_ylabel(f"saved by context ({short(unit)})")
 
 
 def _draw_at(
-    axes: Axes, points: Sequence[Sequence[tuple[float, float, float, float]]], styles: Sequence[Style]
+    axes: Axes, points: Sequence[Sequence[tuple[float, float, float, float]]], styles: Sequence[Style], unit: str
 ) -> None:
     """Draws (context, value, low, high) of every row: as positions, of buckets that begin and end at the context."""
     keys = ("start", "stop", "loss", "low", "high")
-    draw_positions(axes, [[dict(zip(keys, (p[0], *p), strict=True)) for p in each] for each in points], styles)
-    axes.set_xlabel("context (tokens)")
+    draw_positions(axes, [[dict(zip(keys, (p[0], *p), strict=True)) for p in each] for each in points], styles, unit)
+    axes.set_xlabel(f"context ({counted_by(unit)}s)")
 
 
 def draw_position_differences(
-    axes: Axes, differences: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style]
+    axes: Axes, differences: Sequence[Sequence[Mapping[str, float]]], styles: Sequence[Style], unit: str
 ) -> None:
     """Draws the difference to dense by position in the document."""
-    draw_positions(axes, differences, styles)
+    draw_positions(axes, differences, styles, unit)
     axes.axhline(0, color=LIGHT["ink"], linewidth=1.0)
     losses = [0.0, *(bucket["loss"] for buckets in differences for bucket in buckets)]
     bounds = [bucket[key] for buckets in differences for bucket in buckets for key in ("low", "high")]
@@ -180,7 +187,7 @@ def draw_position_differences(
     if span:  # wide intervals, as of two seeds, are cut off; they would flatten every line
         low, high = max(min(shown), min(losses) - span), min(max(shown), max(losses) + span)
         axes.set_ylim(low - 0.05 * span, high + 0.05 * span)
-    axes.set_ylabel("loss minus dense's (nats/token)")
+    axes.set_ylabel(f"loss minus dense's ({short(unit)})")
 
 
 def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> str:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
+from data.units import LOSS, OF_TEXT
 from scripts.console import counted
-from scripts.reporting.aggregate import COSTS, LOSS, QUALITY, QUALITY_UNITS, Estimate, Paired, Row, quality_of
+from scripts.reporting.aggregate import COSTS, Estimate, Paired, Row, quality_of, unit_of_quality
 from scripts.reporting.contexts import useless_contexts
 from scripts.reporting.jobs import STATES, Job, Sweep, finite
 from scripts.reporting.manifest import FIRST_STAGE, PATTERN
@@ -23,7 +24,6 @@ UNTIMED = (
 )
 
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
-BIGRAM = "bigram_bits_per_byte"
 COST_NAMES = {
     "step_seconds": "step time",
     "attention_flops_per_token": "attention FLOPs",
@@ -102,7 +102,7 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
             found.append("No dense baseline has the same settings as these patterns.")
     if len(evaluated) > 1:
         best = min(evaluated, key=lambda row: row.values[quality].mean)
-        found.append(f"Best in quality: {best.label}, {best.values[quality].mean:.4f} {QUALITY_UNITS[quality]}.")
+        found.append(f"Best in quality: {best.label}, {best.values[quality].mean:.4f} {best.unit}.")
         fronts: dict[tuple[str, ...], list[str]] = {}
         for cost in COSTS:
             front = sorted((row for row in evaluated if cost in row.fronts), key=lambda row: row.values[cost].mean)
@@ -140,11 +140,14 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             for low, high in [_range(evaluated, key, kind)]
             if low != high
         ]
-    if without_text := [row.label for row in rows if LOSS in row.values]:
+    per_token = [row for row in rows if LOSS in row.values]
+    if without_text := [row.label for row in per_token if row.unit == OF_TEXT[LOSS]]:
         found.append(
             f"The tokens of {_and(without_text)} have no text: their losses, in nats per token, compare only runs on"
             " the same token files."
         )
+    if len({str(job.evaluation.get("tokenizer")) for row in per_token for job in row.counted}) > 1:
+        found.append(f"The jobs have different tokenizers: do not compare their {unit_of_quality(per_token)}.")
     found += [
         f"{counted(len(sweep.replaced), 'job')} of earlier settings left out: later jobs have the same overrides."
         for sweep in sweeps
@@ -158,7 +161,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     }
     if len(texts) > 1:
         found.append(
-            f"The jobs were evaluated on different held-out text: do not compare their {QUALITY_UNITS[quality]}."
+            f"The jobs were evaluated on different held-out text: do not compare their {unit_of_quality(rows)}."
         )
     protocols = {
         str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs if job.role == PATTERN
@@ -214,10 +217,10 @@ def _like_dense(evaluated: Sequence[Row]) -> list[str]:
 
 def _untrained(jobs: Sequence[Job]) -> list[str]:
     """Returns a caution for runs that are too short to be better than a bigram model."""
-    counted = [finite((job.evaluation.get("baselines") or {}).get(BIGRAM)) for job in jobs]
-    if not counted or None in counted or any(job.evaluation[QUALITY] < counted[0] for job in jobs):
+    counted = [finite((job.evaluation.get("baselines") or {}).get(f"bigram_{job.quality}")) for job in jobs]
+    if not counted or None in counted or any(job.evaluation[job.quality] < counted[0] for job in jobs):
         return []
-    bigram = f"a bigram model of the same tokens ({counted[0]:.4f} bits per byte)"
+    bigram = f"a bigram model of the same tokens ({counted[0]:.4f} {jobs[0].units[jobs[0].quality]})"
     return [f"No pattern is better than {bigram}: these runs are too short to compare patterns."]
 
 
@@ -230,8 +233,7 @@ def _against_dense(row: Row) -> str:
     bounds = _bounds(row.difference_paired, row.difference)
     mean = row.difference.mean
     better = "worse" if mean > 0 else "better"
-    unit = QUALITY_UNITS[row.quality]
-    change = f"is {better} by {abs(mean):.4f} {unit}" if mean else f"has the same {unit}"
+    change = f"is {better} by {abs(mean):.4f} {row.unit}" if mean else f"has the same {row.unit}"
     if any(each.low <= 0 <= each.high for each in bounds):
         change += ", which may be chance"
     took = f"takes {' and '.join(costs)} and " if costs else ""
@@ -241,7 +243,7 @@ def _against_dense(row: Row) -> str:
 def _against_control(row: Row) -> str:
     """Returns whether a pattern beats the baseline at short context, with the intervals over documents and seeds."""
     mean, bounds = row.over_control.mean, _bounds(row.over_control_paired, row.over_control)
-    size = f"{abs(mean):.4f} {QUALITY_UNITS[row.quality]}"
+    size = f"{abs(mean):.4f} {row.unit}"
     if bounds and all(each.high < 0 for each in bounds):
         verdict = f"beats {row.control.label} by {size}"
     elif mean < 0:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from configs.aliases import upgrade
+from data.units import BITS, LOSS, Units, quality_in, units_in
 from model.training.metrics import read_rows
 from model.training.run_folder import RunFolder, RunFolderError
 from scripts.reporting.manifest import (
@@ -93,11 +94,29 @@ class Job:
         """Whether its tokenizer loses text: its bits per byte count the original text."""
         return "lossy" in ((self.evaluation or {}).get("tokenizer") or {})
 
+    @property
+    def units(self) -> Units:
+        """The units of its losses."""
+        return units_in(self.evaluation or self.summary)
+
+    @property
+    def quality(self) -> str:
+        """The number by which it is compared: BITS, or LOSS where there are no bits per byte."""
+        return quality_in(self.units)
+
+    def sizes_of_documents(self) -> list[int] | None:
+        """Returns what `quality` counts in each document of the evaluation: its bytes or its tokens. None if missing,
+        as in early versions and for an evaluation without losses by document."""
+        by_document = (self.evaluation or {}).get("by_document") or {}
+        return by_document.get("bytes" if self.quality == BITS else "tokens")
+
     def number(self, name: str) -> float | None:
-        """Returns a finite number of the held-out evaluation (bits_per_byte, loss) or summary; None if missing."""
+        """Returns a finite number of the held-out evaluation (BITS, LOSS) or summary; None if missing."""
         if name in TOTALS:
             return self._total(name)
-        source = self.evaluation if name in ("bits_per_byte", "loss") else self.summary
+        if name == BITS and BITS not in self.units:  # an early version wrote it for every run
+            return None
+        source = self.evaluation if name in (BITS, LOSS) else self.summary
         return finite((source or {}).get(name))
 
     def _total(self, name: str) -> float | None:
@@ -276,9 +295,7 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
     recall = {}
     if (folder / "recall.json").is_file():  # that of the last checkpoint on the run's own documents
         recall = read("recall.json", lambda: _read_recall(folder / "recall.json"), {})
-    # Tokens without text have no bits per byte.
-    quality = "loss" if evaluation is not None and evaluation.get("bits_per_byte") is None else "bits_per_byte"
-    if evaluation is not None and finite(evaluation.get(quality)) is None:
+    if evaluation is not None and finite(evaluation.get(quality := quality_in(units_in(evaluation)))) is None:
         problems.append(f"evaluation.json has no finite {quality}")
         evaluation = None
     return {
@@ -297,7 +314,7 @@ def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any])
     if not rows:
         raise ValueError("it has no rows")
     split = _group(config, "evaluation").get("split")
-    own = [row for row in rows if all(row.get(key) == summary.get(key) for key in ("bits_per_byte", "loss"))]
+    own = [row for row in rows if all(row.get(key) == summary.get(key) for key in (BITS, LOSS))]
     last = [
         row
         for row in rows

@@ -2,7 +2,7 @@
 
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.markdown_table import bounded, escape, table
-from scripts.reporting.scaling_text import HEADER, READING, heading, table_of
+from scripts.reporting.scaling_text import READING, header, heading, table_of
 
 
 def write_markdown(content: Content) -> str:
@@ -59,13 +59,13 @@ def _scaling(content: Content) -> list[str]:
         lines = [tuple(map(escape, line)) for line in table_of(each)]
         parts += [f"## {escape(heading(each, len(content.scaling)))}"]
         if lines:
-            parts += ["![Loss against training FLOPs](scaling.png)", escape(READING), table(HEADER, lines)]
+            parts += ["![Loss against training FLOPs](scaling.png)", escape(READING), table(header(each), lines)]
         parts.append(escape(f"Everything below is of the jobs with {each.held_out:.3g} FLOPs."))
     return parts
 
 
 def _contexts(content: Content) -> str:
-    """The loss (nats per token) of the same tokens by the amount of context, with 95 % bounds over documents."""
+    """The loss of the same tokens by the amount of context, with 95 % bounds over documents."""
     columns = sorted({entry["context"] for _, contexts in content.contexts for entry in contexts})
     lines = []
     for row, contexts in content.contexts:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.figures import legend_names, to_inline_svg
-from scripts.reporting.scaling_text import HEADER, READING, heading, table_of
+from scripts.reporting.scaling_text import READING, header, heading, table_of
 from scripts.reporting.style import DARK, LIGHT, css_variables
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -74,8 +74,10 @@ def write_page(content: Content, pictures: Mapping[str, bytes]) -> str:
         comparisons=[_split_label(line, labels) for line in content.comparisons],
         legend=list(zip(content.styles, legend_names(content.rows), strict=True)),
         styled_rows=list(zip(content.rows, content.styles, strict=True)),
-        laws=[(heading(each, len(content.scaling)), each.held_out, table_of(each)) for each in content.scaling],
-        law_header=HEADER,
+        laws=[
+            (heading(each, len(content.scaling)), each.held_out, header(each), table_of(each))
+            for each in content.scaling
+        ],
         sections={name: _section(content, name) for name in SECTIONS},
         pictures=[(name, base64.b64encode(pictures[name]).decode()) for name in labels if name in pictures],
         routing_names=list(dict.fromkeys(name for _, values in content.routing for name in values)),

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import LogLocator
 
+from data.units import LOSS, counted_by, short, units_in
 from kernels import Axis
 from kernels.patterns import Pattern
 from model.attention import DrawableLayout, build_attention_layout
@@ -62,7 +63,7 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     """Writes a PNG of loss against position in the document, a line for each row of evaluation.json."""
     figure, axes = plt.subplots(figsize=(6, 3.6))
     for row, label in zip(rows, labels, strict=True):
-        plot_loss_by_position(axes, row["by_position"], label=label)
+        plot_loss_by_position(axes, row["by_position"], units_in(row)[LOSS], label=label)
     if any(bucket["low"] is not None for row in rows for bucket in row["by_position"]):
         axes.set_title("shaded: 95 % interval over documents", fontsize=8)
     axes.grid(alpha=0.3)
@@ -70,8 +71,9 @@ def draw_loss_by_position(rows: Sequence[Mapping[str, Any]], labels: Sequence[st
     _save(figure, file)
 
 
-def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]], **line: Any) -> None:
-    """Draws `by_position` of a row of evaluation.json, with a band where it has bounds. `line`: keywords of plot."""
+def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]], unit: str, **line: Any) -> None:
+    """Draws `by_position` of a row of evaluation.json, with a band where it has bounds. `unit`: that of its losses.
+    `line`: keywords of plot."""
     middle = [(b["start"] + b["stop"]) / 2 for b in buckets]
     (drawn,) = axes.plot(middle, [b["loss"] for b in buckets], **{"marker": "o", "markersize": 4} | line)
     low, high = (np.array([b[bound] for b in buckets], dtype=float) for bound in ("low", "high"))  # None becomes NaN
@@ -82,8 +84,8 @@ def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]]
         LogLocator(base=2 if span <= 32 else 4 if span <= 512 else 16)
     )  # more labels would touch
     axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
-    axes.set_xlabel("position in the document (tokens)")
-    axes.set_ylabel("loss (nats/token)")
+    axes.set_xlabel(f"position in the document ({counted_by(unit)}s)")
+    axes.set_ylabel(f"loss ({short(unit)})")
 
 
 def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -117,7 +119,7 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     panels[0].barh(rows, change, xerr=np.abs(bounds - change), color="#1f4e79", error_kw={"ecolor": "#888888"})
     panels[0].axvline(0, color="black", linewidth=0.8)
     panels[0].set_title(f"loss change{' with 95 % bounds' * (not np.isnan(bounds).any())}", fontsize=9)
-    panels[0].set_xlabel("loss change (nats/token)")
+    panels[0].set_xlabel(f"loss change ({short(result['loss_unit'])})")
     panels[0].locator_params(axis="x", nbins=4)
     panels[0].set_ylabel("changed layer" if units[0]["head"] is None else "changed layer.head")
     panels[0].set_yticks(rows, names)
@@ -130,7 +132,7 @@ def draw_probe(result: Mapping[str, Any], file: Path) -> None:
     panels[1].set_xticks(range(len(starts)), [f"{start:,}" for start in starts], rotation=45)
     panels[1].set_title("loss change by position", fontsize=9)
     panels[1].set_xlabel("first position (tokens)")
-    figure.colorbar(heat, label="loss change (nats/token)")
+    figure.colorbar(heat, label=f"loss change ({short(result['loss_unit'])})")
 
     heat = panels[2].imshow([row["mass"] for row in units], cmap=SHADES, vmin=0, aspect="auto")
     starts = result["mass_edges"][:-1]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from data.units import short
 from model.training.failures import size
 from model.training.storage import make_folder, write_atomically, write_json
 from scripts.console import counted
@@ -17,7 +18,7 @@ from scripts.reporting.markdown_table import bounded
 from scripts.reporting.pictures import draw_probe, unit_name
 
 LOSS_CHANGE = "loss change [95 % bounds]"
-"""Header of changes in nats per token."""
+"""Header of changes, in the unit of the loss."""
 
 
 def layer_table(label: str, result: Mapping[str, Any]) -> Table:
@@ -27,8 +28,8 @@ def layer_table(label: str, result: Mapping[str, Any]) -> Table:
     table = Table(
         title=f"{label} with one change at a time: {name}, {settings}",
         caption=f"{result['documents_from']}: {counted(result['documents'], 'document')}, {result['tokens']:,} tokens "
-        f"in chunks of up to {result['longest']:,}; dense loss {result['dense_loss']:.4f} nats/token; 95 % bounds "
-        "over documents",
+        f"in chunks of up to {result['longest']:,}; dense loss {result['dense_loss']:.4f} "
+        f"{short(result['loss_unit'])}; 95 % bounds over documents",
     )
     last = result["units"][0]["by_position"][-1]
     far = result["mass_edges"].index(result["near"])
@@ -73,7 +74,7 @@ def recommendation(result: Mapping[str, Any], start: Sequence[str]) -> str:
     kept, units = result["recommended"], len(result["units"])
     change = result["schedules"][kept]["measured"]["change"]
     return (
-        f"With {kept} of {units} {_kind(result)}s dense the loss changes by {change:+.4f} nats/token "
+        f"With {kept} of {units} {_kind(result)}s dense the loss changes by {change:+.4f} {short(result['loss_unit'])} "
         f"(tolerance={result['tolerance']:g}). Overrides for train.py:\n"
         f"{shlex.join(start)} {result['overrides']}"
     )

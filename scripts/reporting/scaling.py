@@ -1,7 +1,8 @@
 """The scaling sweep: a law of loss and compute for each pattern, and its prediction for the largest budget.
 
-The points of a pattern are, at each budget, the best size's bits per byte. The largest budget is held out: no fit uses
-its runs. scaling_law.py has the law and the resampling behind the intervals, scaling_text.py the words.
+The points of a pattern are, at each budget, the best size's quality: bits per byte of text. The largest budget is
+held out: no fit uses its runs. scaling_law.py has the law and the resampling behind the intervals, scaling_text.py the
+words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.reporting.aggregate import QUALITY
+from data.units import BITS, LOSS, OF_TEXT
 from scripts.reporting.jobs import Job, Sweep
 from scripts.reporting.manifest import PATTERN
 from scripts.reporting.scaling_law import FREE_OFFSET, LEAST_BUDGETS, Interval, PowerLaw, Resampling, fit_power_law
@@ -24,14 +25,14 @@ class Point:
     """The best size of a pattern at one budget."""
 
     flops: float
-    loss: float  # bits per byte
+    loss: float  # in the unit of the quality
     parameters: float
     at_edge: bool  # whether no smaller or no larger size ran
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The law of one pattern. Losses are in bits per byte."""
+    """The law of one pattern. Losses are in the unit of the quality."""
 
     pattern: str
     baseline: bool
@@ -58,6 +59,8 @@ class Scaling:
 
     sweep: str
     held_out: float  # FLOPs
+    quality: str = BITS  # the number whose law it is
+    unit: str = OF_TEXT[BITS]
     fits: tuple[Fit, ...] = ()
     missing: tuple[str, ...] = ()  # jobs without results
     refused: tuple[str, ...] = ()
@@ -83,10 +86,14 @@ def fit_sweep(sweep: Sweep) -> Scaling:
     held_out = max(job.flops for job in jobs)
     missing = tuple(f"{job.label}, seed {job.seed} ({job.state})" for job in jobs if not job.counted)
     done = [job for job in jobs if job.counted]
-    if any(job.number(QUALITY) is None for job in done):
-        return Scaling(sweep.name, held_out, missing=missing, refused=("jobs have no text, and so no bits per byte",))
+    units = list({(job.quality, job.units[job.quality]): None for job in done or jobs})
+    if len(units) > 1:
+        different = f"the jobs' losses have different units: {', '.join(unit for _, unit in units)}"
+        return Scaling(sweep.name, held_out, missing=missing, refused=(different,))
+    (named,) = units
     if len({_text_of(job) for job in done}) > 1:
-        return Scaling(sweep.name, held_out, missing=missing, refused=("the jobs were evaluated on different text",))
+        refused = ("the jobs were evaluated on different text",)
+        return Scaling(sweep.name, held_out, *named, missing=missing, refused=refused)
     resampling = _resampling(done)
     fits, refused, dense = [], [], None
     for pattern in sorted(dict.fromkeys(job.pattern for job in jobs), key=lambda name: not _is_baseline(name, jobs)):
@@ -105,15 +112,15 @@ def fit_sweep(sweep: Sweep) -> Scaling:
         fits.append(_fit(pattern, _is_baseline(pattern, jobs), found, fitted, held_out, law, dense))
     seeds = min((len(each) for each in _by_setting(done).values()), default=1)
     steps = min((steps for job in done if (steps := job.number("step"))), default=None)
-    return Scaling(sweep.name, held_out, tuple(fits), missing, tuple(refused), seeds, steps)
+    return Scaling(sweep.name, held_out, *named, tuple(fits), missing, tuple(refused), seeds, steps)
 
 
 class Best(NamedTuple):
     """The best size of a pattern at one budget."""
 
     point: Point
-    losses: np.ndarray  # bits per byte [resamples]: of the size that is best in each resample
-    on_documents: np.ndarray  # bits per byte [resamples] of the point's size, with each of its seeds once
+    losses: np.ndarray  # [resamples]: of the size that is best in each resample
+    on_documents: np.ndarray  # [resamples]: of the point's size, with each of its seeds once
 
 
 def _fit(
@@ -163,12 +170,12 @@ def _frontier(jobs: Sequence[Job], resampling: Resampling | None) -> dict[float,
 
 
 def _losses(seeds: Sequence[Job], resampling: Resampling | None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bits per byte `[resamples]` of a setting over drawn documents and seeds, and over drawn documents."""
+    """Returns the quality `[resamples]` of a setting over drawn documents and seeds, and over drawn documents."""
     if resampling is None:
-        mean = np.array([np.mean([job.number(QUALITY) for job in seeds])])
+        mean = np.array([np.mean([job.number(job.quality) for job in seeds])])
         return mean, mean
-    nats = np.array([_by_document(job)["nats"] for job in seeds])
-    return resampling.bits_per_byte(nats), resampling.on_documents(nats).mean(1)
+    nats = np.array([job.evaluation["by_document"]["nats"] for job in seeds])
+    return resampling.quality(nats), resampling.on_documents(nats).mean(1)
 
 
 def _size_of(job: Job) -> str:
@@ -188,19 +195,16 @@ def _is_baseline(pattern: str, jobs: Sequence[Job]) -> bool:
     return any(job.baseline for job in jobs if job.pattern == pattern)
 
 
-def _by_document(job: Job) -> dict | None:
-    return (job.evaluation or {}).get("by_document")
-
-
 def _text_of(job: Job) -> tuple:
-    """Returns what identifies the text on which a job was evaluated."""
+    """Returns what identifies the text on which a job was evaluated, and its tokens where losses are per token."""
     row = job.evaluation or {}
-    return tuple(str(row.get(key)) for key in ("documents_digest", "documents_from", "documents", "bytes"))
+    keys = ("documents_digest", "documents_from", "documents", "bytes", *(["tokenizer"] if job.quality == LOSS else []))
+    return tuple(str(row.get(key)) for key in keys)
 
 
 def _resampling(jobs: Sequence[Job]) -> Resampling | None:
     """Returns None where a job has no losses of several documents: there are no intervals then."""
-    found = [_by_document(job) for job in jobs]
-    if not found or None in found or len(found[0]["bytes"]) < 2:
+    found = [job.sizes_of_documents() for job in jobs]
+    if not found or None in found or len(found[0]) < 2:
         return None
-    return Resampling(np.array(found[0]["bytes"], dtype=float))
+    return Resampling(np.array(found[0], dtype=float), np.log(2) if jobs[0].quality == BITS else 1.0)

@@ -27,5 +27,5 @@ def draw_scaling(axes: Axes, scaling: Scaling) -> None:
     axes.set_xticks(budgets, [f"{budget:.3g}" for budget in budgets])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training FLOPs")
-    axes.set_ylabel("held-out bits per byte")
+    axes.set_ylabel(f"held-out {scaling.unit}")
     axes.legend(loc="upper right")

@@ -103,32 +103,32 @@ class Interval:
 
 
 class Resampling:
-    """Bits per byte of runs under resamples of documents and seeds (Efron's bootstrap, seeded).
+    """The quality of runs under resamples of documents and seeds (Efron's bootstrap, seeded).
 
     All runs have the same drawn documents, so that what they share cancels in differences. Each mean over seeds draws
     its own seeds: the noise of two trainings is independent. The part of an interval that comes from few seeds is too
     narrow, by a factor of about sqrt(1 - 1/seeds), because the resamples vary about the mean of these seeds.
     """
 
-    def __init__(self, sizes: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
-        """sizes: `[documents]`, bytes."""
-        self.sizes, self.resamples = sizes, resamples
+    def __init__(self, sizes: np.ndarray, unit: float, resamples: int = RESAMPLES, seed: int = 0):
+        """sizes: `[documents]`, bytes or tokens. unit: nats of a unit of the quality: ln 2 for bits per byte."""
+        self.sizes, self.unit, self.resamples = sizes, unit, resamples
         self.generator = np.random.default_rng(seed)
         documents = len(sizes)
         counts = self.generator.multinomial(documents, np.full(documents, 1 / documents), resamples)
         self.counts = np.concatenate([np.ones((1, documents)), counts])
-        self.bytes = self.counts @ sizes
+        self.drawn_sizes = self.counts @ sizes
 
-    def bits_per_byte(self, nats: np.ndarray) -> np.ndarray:
+    def quality(self, nats: np.ndarray) -> np.ndarray:
         """Returns `[1 + resamples]`, of which the first is of all documents and seeds.
 
         nats: `[seeds, documents]` of the runs of one setting.
         """
-        bits, seeds = self.on_documents(nats), len(nats)
+        found, seeds = self.on_documents(nats), len(nats)
         drawn = self.generator.integers(seeds, size=(self.resamples, seeds))
         drawn = np.concatenate([np.arange(seeds)[None], drawn])
-        return np.take_along_axis(bits, drawn, 1).mean(1)
+        return np.take_along_axis(found, drawn, 1).mean(1)
 
     def on_documents(self, nats: np.ndarray) -> np.ndarray:
-        """Returns the bits per byte of each seed on the documents of each resample, `[1 + resamples, seeds]`."""
-        return (self.counts @ nats.T) / self.bytes[:, None] / np.log(2)
+        """Returns the quality of each seed on the documents of each resample, `[1 + resamples, seeds]`."""
+        return (self.counts @ nats.T) / self.drawn_sizes[:, None] / self.unit

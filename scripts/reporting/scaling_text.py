@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.units import short
 from scripts.reporting.scaling import Fit, Scaling
 from scripts.reporting.scaling_law import FREE_OFFSET, Interval
 from scripts.reporting.table import signed, significant
@@ -22,16 +23,6 @@ READING = (
     "uses."
 )
 
-HEADER = (
-    "pattern",
-    "exponent",
-    "E (bits/byte)",
-    "predicted (bits/byte)",
-    "measured",
-    "measured minus predicted",
-    "FLOPs of dense for the same loss",
-)
-
 
 def heading(scaling: Scaling, count: int) -> str:
     """Returns the title of a sweep's table among `count` of them."""
@@ -42,17 +33,26 @@ def write_scaling_csv(scalings: Sequence[Scaling]) -> str:
     """Returns the points of all fits in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("sweep", "pattern", "flops", "parameters", "bits_per_byte", "held_out"))
+    losses = list(dict.fromkeys(scaling.quality for scaling in scalings))
+    writer.writerow(("sweep", "pattern", "flops", "parameters", *losses, "held_out"))
     for scaling in scalings:
         for fit in scaling.fits:
             for point in filter(None, (*fit.points, fit.held_out)):
-                numbers = (point.flops, point.parameters, point.loss, point is fit.held_out)
+                own = [point.loss if scaling.quality == each else "" for each in losses]
+                numbers = (point.flops, point.parameters, *own, point is fit.held_out)
                 writer.writerow((scaling.sweep, fit.pattern, *numbers))
     return text.getvalue()
 
 
+def header(scaling: Scaling) -> tuple[str, ...]:
+    """Returns the titles of the columns of `table_of`."""
+    unit = short(scaling.unit)
+    losses = (f"E ({unit})", f"predicted ({unit})", "measured", "measured minus predicted")
+    return "pattern", "exponent", *losses, "FLOPs of dense for the same loss"
+
+
 def table_of(scaling: Scaling) -> list[tuple[str, ...]]:
-    """Returns the rows below HEADER."""
+    """Returns the rows of the table of laws."""
     return [
         (
             fit.pattern,
@@ -73,7 +73,7 @@ def sentences(scaling: Scaling) -> list[str]:
     for fit in scaling.fits:
         told = (
             f"{fit.pattern}, best of its sizes: the law of {len(fit.points)} budgets up to {fit.points[-1].flops:.3g} "
-            f"FLOPs predicts {fit.predicted.value:.4f} bits per byte at {scaling.held_out:.3g} FLOPs; "
+            f"FLOPs predicts {fit.predicted.value:.4f} {scaling.unit} at {scaling.held_out:.3g} FLOPs; "
         )
         if fit.held_out is None:
             told += "that budget is not measured yet"

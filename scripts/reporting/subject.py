@@ -7,6 +7,7 @@ from typing import Any
 from configs.mixture import choice_of
 from scripts.console import counted
 from scripts.reporting.jobs import Job
+from scripts.reporting.run_table import size_of
 
 
 def subject(jobs: Sequence[Job]) -> list[str]:
@@ -26,7 +27,7 @@ def subject(jobs: Sequence[Job]) -> list[str]:
     of_evaluation = [
         _each(evaluated, lambda row: row.get("documents_from")),
         _each(evaluated, lambda row: row.get("documents") and counted(row["documents"], "document")),
-        _each(evaluated, lambda row: row.get("bytes") or None, "{:,} bytes"),
+        _each(evaluated, lambda row: size_of(row) if {"bytes", "tokens_scored"} <= row.keys() else None),
         _each(evaluated, lambda row: (row.get("protocol") or {}).get("name"), "protocol {}"),
     ]
     days = sorted({str(time)[:10] for job in jobs for time in (job.started, job.ended) if time})

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scripts.reporting.aggregate import COSTS, LOSS, MEASURED, QUALITY, QUALITY_UNITS, Estimate, Paired, Row, quality_of
+from data.units import BITS, LOSS, OF_TEXT, short
+from scripts.reporting.aggregate import COSTS, MEASURED, Estimate, Paired, Row, unit_in, unit_of_quality
 from scripts.reporting.contexts import recall_length, recall_of
 from scripts.reporting.jobs import STATES
 
@@ -61,7 +62,8 @@ class Column:
 def make_columns(rows: Sequence[Row]) -> list[Column]:
     """Returns the readable table of `rows`, without empty columns."""
     several_seeds = any(len(row.counted) > 1 for row in rows)
-    unit = QUALITY_UNITS[quality_of(rows)]
+    unit, bits = unit_of_quality(rows), unit_in(rows, BITS)
+    loss = unit_in([row for row in rows if LOSS in row.values], LOSS)
     quality = "held out; lower is better" + ("; ± 95 % over seeds" if several_seeds else "")
     found = [
         Column(
@@ -70,8 +72,8 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
             tuple(Cell(row.label, row.label) for row in rows),
             numeric=False,
         ),
-        _estimates(rows, QUALITY, "bits/byte", quality, _fixed(4)),
-        _estimates(rows, LOSS, "nats/token", f"of tokens without text; {quality}", _fixed(4)),
+        _estimates(rows, BITS, short(bits), quality, _fixed(4)),
+        _estimates(rows, LOSS, short(loss), "of tokens without text; " * (loss == OF_TEXT[LOSS]) + quality, _fixed(4)),
         Column(
             "vs dense",
             f"difference of {unit} to dense, over the seeds of both; ± 95 % over seeds, or 95 % over documents",
@@ -243,7 +245,7 @@ def _estimates(rows: Sequence[Row], name: str, title: str, hint: str, form: Call
     cells = []
     for row in rows:
         found = row.values.get(name)
-        bounds = found is not None and name in (QUALITY, LOSS)
+        bounds = found is not None and name in (BITS, LOSS)
         text = "" if found is None else _with_bounds(found, form, form) if bounds else form(found.mean)
         cells.append(Cell(text, None if found is None else found.mean))
     return Column(title, hint, tuple(cells))

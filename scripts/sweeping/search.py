@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from configs.errors import ConfigError, as_override
 from configs.schema import Search
 from configs.validation import validated
+from data.units import quality_in, units_in
 from model.training.run_folder import RunFolder
 from scripts.reporting.manifest import DONE, JobEntry, read_manifest
 from scripts.sweeping.plan import Plan
@@ -73,17 +74,23 @@ def search(sweep: Sweep) -> int:
                 [{key: suggest(trial, key, values) for key, values in space.items()} | fixed for trial in trials]
             )
             for trial, job in zip(trials, jobs, strict=True):
-                value = quality(plan.folder, job, settings.minimize)
-                study.tell(trial, value, None if value is not None else optuna.trial.TrialState.FAIL)
+                found = quality(plan.folder, job, settings.minimize)
+                if found is None:
+                    study.tell(trial, None, optuna.trial.TrialState.FAIL)
+                else:
+                    minimized, value = found
+                    study.tell(trial, value)
     finally:
         status = sweep.conclude(hashes)
     if status == 0:
-        log.info("best: %s with %s", f"{settings.minimize}={study.best_value:.4f}", study.best_params)
+        log.info("best: %s with %s", f"{minimized}={study.best_value:.4f}", study.best_params)
     return status
 
 
-def quality(folder: Path, job: JobEntry, key: str) -> float | None:
-    """Returns the number of summary.json that the search minimizes; None if the job is not done.
+def quality(folder: Path, job: JobEntry, key: str | None) -> tuple[str, float] | None:
+    """Returns (name, value) of the number of summary.json that the search minimizes; None if the job is not done.
+
+    key: the name; None is that of the run's quality (data/units.py).
 
     Raises:
         ConfigError: summary.json has no such number.
@@ -91,10 +98,11 @@ def quality(folder: Path, job: JobEntry, key: str) -> float | None:
     if job.state != DONE:
         return None
     summary = RunFolder(folder / job.folder).read_summary()
+    key = key or quality_in(units_in(summary))
     if not isinstance(summary.get(key), int | float):
         numbers = ", ".join(name for name, value in summary.items() if isinstance(value, int | float))
         raise ConfigError(f"sweep.search.minimize={key}: must be a number of summary.json, one of {numbers}")
-    return float(summary[key])
+    return key, float(summary[key])
 
 
 def baseline_overrides(plan: Plan, fixed: Overrides) -> Overrides:

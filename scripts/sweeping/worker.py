@@ -19,6 +19,7 @@ from typing import Any
 from filelock import Timeout
 from omegaconf import DictConfig
 
+from data.units import quality_in, units_in
 from model.training.run_folder import RUN_FOLDER, RunFolder, config_hash
 from model.training.signals import hand_on
 from scripts.console import is_for_users, one_line, start_logging
@@ -129,13 +130,10 @@ def run_job(train: Train, folder: Path, hash: str, settings: dict[str, Any], tit
 
 
 def _result(summary: dict[str, Any]) -> str | None:
-    """Returns the quality of a run in words: bits per byte, or nats per token if its tokens have no text."""
-    from scripts.reporting.aggregate import QUALITY_UNITS
-
-    measured = (
-        f"{number:.4f} {unit}" for key, unit in QUALITY_UNITS.items() if (number := summary.get(key)) is not None
-    )
-    return next(measured, None)
+    """Returns the quality of a run in words: bits per byte, or another unit of its data (data/units.py)."""
+    units = units_in(summary)
+    quality = quality_in(units)
+    return None if summary.get(quality) is None else f"{summary[quality]:.4f} {units[quality]}"
 
 
 def _attempt(

@@ -73,6 +73,7 @@ NULL += (
     "generate/top_k",
     "*/trust",
     "sweep.baseline",
+    "sweep.search.minimize",
     "sweep.match",
     "sweep.tokens",
 )

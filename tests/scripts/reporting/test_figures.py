@@ -113,7 +113,7 @@ def test_differences_by_position_fill_their_panel(bounds, shown):
     bucket = {"start": 0, "stop": 512, "loss": 0.2} | dict(zip(("low", "high"), bounds, strict=True))
     rows = rows_of("dense", "window")
     axes = Figure().add_subplot()
-    draw_position_differences(axes, [[], [bucket]], make_styles(rows))
+    draw_position_differences(axes, [[], [bucket]], make_styles(rows), "nats per token")
     assert axes.get_ylim() == pytest.approx(shown)
 
 

@@ -36,7 +36,7 @@ def test_a_bucket_that_one_document_reaches_has_no_band():
     bucket = {"start": 0, "stop": 512, "loss": 3.0, "low": 2.9, "high": 3.1}
     alone = {"start": 1024, "stop": 2048, "loss": 2.0, "low": None, "high": None}
     figure, axes = plt.subplots()
-    plot_loss_by_position(axes, [bucket, bucket | {"start": 512, "stop": 1024}, alone])
+    plot_loss_by_position(axes, [bucket, bucket | {"start": 512, "stop": 1024}, alone], "nats per token")
     (band,) = axes.collections
     assert band.get_paths()[0].vertices[:, 0].max() == 768, "the band ends with the last bucket of several documents"
     assert axes.lines[0].get_xdata()[-1] == 1536
@@ -50,7 +50,7 @@ def test_labels_of_positions_do_not_touch(doublings):
     figure = Figure(figsize=PANEL, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    plot_loss_by_position(axes, buckets)
+    plot_loss_by_position(axes, buckets, "nats per value")
     figure.canvas.draw()
     (left, right), labels = axes.get_xlim(), axes.get_xticklabels()
     boxes = [label.get_window_extent() for label in labels if left <= label.get_position()[0] <= right]

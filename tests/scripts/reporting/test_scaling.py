@@ -16,7 +16,7 @@ from scripts.reporting.markdown import write_markdown
 from scripts.reporting.page import write_page
 from scripts.reporting.scaling import Scaling, fit_sweep
 from scripts.reporting.scaling_law import fit_power_law
-from scripts.reporting.scaling_text import limits, sentences, write_scaling_csv
+from scripts.reporting.scaling_text import header, limits, sentences, write_scaling_csv
 from tests.scripts.reporting.sweeps import make_job, make_sweep, write_manifest
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
@@ -127,13 +127,46 @@ def test_jobs_evaluated_on_other_text_have_no_law(tmp_path):
     assert not scaling.fits and any("different text" in line for line in limits(scaling))
 
 
-def test_jobs_without_text_have_no_law(tmp_path):
-    folder = make_scaling(tmp_path / "scaling")
+def per_value(folder: Path, units: dict[str, str] | None) -> Path:
+    """Makes the runs of a sweep those of series, with a value in each byte. Returns the sweep's folder.
+
+    units: of their files; None makes the files those of an early version.
+    """
     for file in folder.glob("*/evaluation.json"):
-        rows = [row | {"bits_per_byte": None} for row in json.loads(file.read_text())["rows"]]
-        file.write_text(json.dumps({"rows": rows}))
+        (row,) = json.loads(file.read_text())["rows"]
+        row |= {"loss": row["bits_per_byte"] * math.log(2), "tokenizer": {"tokenizer": "bins"}}
+        if units:
+            row |= {"bits_per_byte": None, "units": units}
+            row["by_document"]["tokens"] = row["by_document"]["bytes"]
+        file.write_text(json.dumps({"rows": [row]}))
+    return folder
+
+
+def test_series_have_a_law_in_nats_per_value(tmp_path):
+    of_bytes = fitted(make_scaling(tmp_path / "bytes"))
+    folder = per_value(make_scaling(tmp_path / "scaling"), {"loss": "nats per value"})
     scaling = fitted(folder)
-    assert not scaling.fits and any("have no text" in line for line in limits(scaling))
+    assert (scaling.quality, scaling.unit) == ("loss", "nats per value")
+    for fit, other in zip(scaling.fits, of_bytes.fits, strict=True):
+        assert fit.exponent.value == pytest.approx(other.exponent.value)
+        assert fit.predicted.low == pytest.approx(other.predicted.low * math.log(2), rel=1e-6)
+    assert " nats per value at " in sentences(scaling)[0] and "E (nats/value)" in header(scaling)
+    assert write_scaling_csv([scaling]).startswith("sweep,pattern,flops,parameters,loss,held_out\n")
+    assert "bits" not in write_markdown(gather([folder]))
+
+
+def test_series_of_an_early_version_have_a_law_without_intervals(tmp_path):
+    scaling = fitted(per_value(make_scaling(tmp_path / "scaling"), None))
+    assert scaling.unit == "nats per value" and scaling.fits[0].predicted.low is None
+
+
+def test_jobs_with_different_units_have_no_law(tmp_path):
+    folder = make_scaling(tmp_path / "scaling")
+    file = next(folder.glob("*/evaluation.json"))
+    (row,) = json.loads(file.read_text())["rows"]
+    file.write_text(json.dumps({"rows": [row | {"bits_per_byte": None}]}))
+    scaling = fitted(folder)
+    assert not scaling.fits and any("different units" in line for line in limits(scaling))
 
 
 def test_the_report_has_the_numbers_of_the_fit_and_compares_the_largest_budget(tmp_path):

@@ -53,13 +53,13 @@ def interval_of_a_draw(seed: int, documents: int = 40, seeds: int = 8) -> Interv
     chance = np.random.default_rng(seed)
     sizes = np.full(documents, 1000.0)
     of_document = chance.normal(0, 0.1, documents)
-    resampling = Resampling(sizes, resamples=200)
+    resampling = Resampling(sizes, np.log(2), resamples=200)
     found = []
     for loss in losses_of(FLOPS[:3], 0.0, 0.2):
         own = (
             loss + of_document * loss + chance.normal(0, 0.03, (seeds, documents)) + chance.normal(0, 0.01, (seeds, 1))
         )
-        found.append(resampling.bits_per_byte(own * sizes * np.log(2)))
+        found.append(resampling.quality(own * sizes * np.log(2)))
     return Interval.of(fit_power_law(FLOPS[:3], np.stack(found, 1)).exponent)
 
 
@@ -72,9 +72,9 @@ def test_intervals_contain_the_truth_about_as_often_as_they_claim():
 
 def test_resamples_are_reproducible_and_share_their_documents():
     nats, sizes = np.random.default_rng(0).uniform(100, 900, (2, 30)), np.full(30, 500.0)
-    one, other = (Resampling(sizes, 50) for _ in range(2))
-    first = one.bits_per_byte(nats)
-    np.testing.assert_array_equal(first, other.bits_per_byte(nats))
+    one, other = (Resampling(sizes, np.log(2), 50) for _ in range(2))
+    first = one.quality(nats)
+    np.testing.assert_array_equal(first, other.quality(nats))
     assert first[0] == pytest.approx(nats.mean(0).sum() / sizes.sum() / np.log(2), rel=1e-12)
-    single = one.bits_per_byte(nats[:1])
-    assert np.ptp(one.bits_per_byte(nats[:1] + 10) - single) == pytest.approx(0, abs=1e-12)  # paired by document
+    single = one.quality(nats[:1])
+    assert np.ptp(one.quality(nats[:1] + 10) - single) == pytest.approx(0, abs=1e-12)  # paired by document
