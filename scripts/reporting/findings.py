@@ -246,10 +246,13 @@ def _against_control(row: Row) -> str:
     size = f"{abs(mean):.4f} {row.unit}"
     if bounds and all(each.high < 0 for each in bounds):
         verdict = f"beats {row.control.label} by {size}"
-    elif mean < 0:
-        verdict = f"is not shown to beat {row.control.label}: it is better by {size}, which may be chance"
+    elif mean > 0 and all(each.low > 0 for each in bounds):
+        verdict = f"does not beat {row.control.label}: it is worse by {size}"
+    elif mean:
+        better = "better" if mean < 0 else "worse"
+        verdict = f"is not shown to beat {row.control.label}: it is {better} by {size}, which may be chance"
     else:
-        verdict = f"does not beat {row.control.label}: it is worse by {size}" if mean else f"equals {row.control.label}"
+        verdict = f"equals {row.control.label}"
     return f"{row.label} {verdict} ({_certainty(bounds, row.over_control)})."
 
 

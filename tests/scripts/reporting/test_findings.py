@@ -77,6 +77,7 @@ def judged_by_document(label: str, bits: float, nats: list[float], **others) -> 
     [
         ([60.0, 70.0, 80.0], "window beats control 32 by "),
         ([60.0, 60.0, 120.0], "window is not shown to beat control 32: it is better by "),
+        ([60.0, 90.0, 120.0], "window is not shown to beat control 32: it is worse by "),
         ([90.0, 100.0, 110.0], "window does not beat control 32: it is worse by "),
     ],
 )
