@@ -1,6 +1,7 @@
 """The tables of what patterns reach: docs/quality.md, docs/pretrained.md and docs/sweeps.md."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from docs.result_files import read, report_rows, where
 from scripts.benchmarks.results import markdown
@@ -11,7 +12,7 @@ def extension_table(sweep: str, timed: bool = False) -> str:
 
     timed: whether the jobs had the GPU for themselves, so that their step times compare.
     """
-    rows = report_rows(sweep)
+    rows = {label: row for label, row in report_rows(sweep).items() if row["bits_per_byte"]}  # those that are done
     attention = float(rows["dense"]["attention_flops_per_token"])
     number = lambda row, key: float(row[key] or "nan")  # noqa: E731
     cells = []
@@ -39,21 +40,43 @@ def extension_table(sweep: str, timed: bool = False) -> str:
     return markdown(cells)
 
 
+def by_seed(sweep: str) -> str:
+    """Returns the bits per byte of the patterns that have several seeds in a sweep, one column a seed."""
+    found: dict[str, dict[int, float]] = {}
+    for job, row in _evaluated(sweep):
+        found.setdefault(job["label"], {})[job["seed"]] = row["bits_per_byte"]
+    several = {label: bits for label, bits in found.items() if len(bits) > 1}
+    seeds = sorted({seed for bits in several.values() for seed in bits})
+    return markdown(
+        [
+            {"pattern": label} | {f"seed {seed}": f"{bits[seed]:.4f}" if seed in bits else "-" for seed in seeds}
+            for label, bits in several.items()
+        ]
+    )
+
+
 def by_position(sweep: str, positions: Sequence[int]) -> str:
-    """Returns the loss (nats per token) of each pattern of a sweep by the position of a token in its document; each
-    column begins at one of `positions`."""
+    """Returns the loss (nats per token) of each pattern of a sweep in seed 1 by the position of a token in its
+    document; each column begins at one of `positions`."""
     rows = []
-    for job in read(f"{sweep}/manifest.json")["jobs"]:
-        if job["role"] == "first stage":
+    for job, row in _evaluated(sweep):
+        if job["seed"] != 1:
             continue
-        (row,) = read(f"{sweep}/{job['folder']}/evaluation.json")["rows"]
         cells = {each["start"]: each for each in row["by_position"]}
         columns = {f"{n:,} to {cells[n]['stop']:,}": f"{cells[n]['loss']:.3f}" for n in positions}
         rows.append({"pattern": job["label"]} | columns)
     return markdown(rows)
 
 
-def recall_losses() -> str:
+def _evaluated(sweep: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Returns the jobs of a sweep that are done, without first stages, and the row of each in evaluation.json."""
+    for job in read(f"{sweep}/manifest.json")["jobs"]:
+        if job["role"] != "first stage" and job["state"] == "done":
+            (row,) = read(f"{sweep}/{job['folder']}/evaluation.json")["rows"]
+            yield job, row
+
+
+def recall_losses(attempt: int) -> str:
     """Returns the last validation losses of the runs that learned recall tasks, in the order of their stages."""
     rows = [
         {
@@ -64,8 +87,26 @@ def recall_losses() -> str:
             "novels (bits per byte)": f"{row['novels']:.3f}",
         }
         for row in read("recall_h200.json")["rows"]
+        if row["attempt"] == attempt
     ]
     return markdown(rows)
+
+
+def pass_keys() -> str:
+    """Returns how many pass keys the patterns found, by the length of the text, without those at its end."""
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for row in read("recall_h200.json")["recall"]:
+        if row["task"] == "passkey" and row["depth"] < 1:
+            right, answers = found.setdefault(row["run"], {}).get(row["length"], (0, 0))
+            found[row["run"]][row["length"]] = right + row["right"], answers + row["answers"]
+    lengths = sorted({length for counts in found.values() for length in counts})
+    return markdown(
+        [
+            {"pattern": run}
+            | {f"{n:,} tokens": "{} of {}".format(*counts[n]) if n in counts else "-" for n in lengths}
+            for run, counts in found.items()
+        ]
+    )
 
 
 def sweep_table(sweep: str) -> str:

@@ -10,7 +10,17 @@ up to date.
 """
 
 from docs.kernel_tables import hierarchical_time, kernel_speeds, layout_time, order_of_sums, routed_speeds
-from docs.quality_tables import by_position, extended, extension_table, probed, recall_losses, sparsified, sweep_table
+from docs.quality_tables import (
+    by_position,
+    by_seed,
+    extended,
+    extension_table,
+    pass_keys,
+    probed,
+    recall_losses,
+    sparsified,
+    sweep_table,
+)
 from docs.result_files import read, report_rows, table, where
 from docs.training_tables import (
     context_parallel,
@@ -25,6 +35,7 @@ from scripts.benchmarks.results import markdown
 
 __all__ = [
     "by_position",
+    "by_seed",
     "context_parallel",
     "data_parallel",
     "data_parallel_machines",
@@ -39,6 +50,7 @@ __all__ = [
     "loaders",
     "measured",
     "order_of_sums",
+    "pass_keys",
     "probed",
     "recall_losses",
     "routed_speeds",
@@ -73,7 +85,7 @@ def measured() -> str:
             "[default_cpu](docs/results/default_cpu)",
         ),
         (
-            "bits per byte on Python code, 65,536 tokens, after training at 4,096 (`model=tiny`, one seed)",
+            "bits per byte on Python code, 65,536 tokens, after training at 4,096 (`model=tiny`, two or three seeds)",
             f"windows with one dense layer of eight {quality['window_dense']:.3f}, at {share:.0%} of dense's attention "
             f"FLOPs, dense {quality['dense']:.3f}; more training at 4,096 instead {quality['control 4096']:.3f}",
             "[quality.md](docs/quality.md)",

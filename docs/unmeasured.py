@@ -14,12 +14,9 @@ from scripts.benchmarks.results import markdown
 ALONE, SHARED, CODE = "novels_extend_more", "novels_extend", "code_extend"
 """Sweeps in docs/results: of novels at 32,768 tokens, and of code at 65,536."""
 
-TENTH = ("strided", "block_sparse", "native_sparse")
-"""Patterns without a run in code_extend. Their attention FLOPs are taken to be those of its routed attention."""
-
 MANY = ("dense", "control 4096", "window", "window_dense", "routed", "hierarchical")
-ON_CODE = ("dense", "control 4096", "window_dense", "routed", *TENTH)
-"""The jobs of a seed: MANY in the sweeps of recall, genomes and novels, ON_CODE in the sweep of code."""
+ON_CODE = ("dense", "control 4096", "window_dense", "routed")
+"""The jobs of a seed: MANY in the sweep of recall, ON_CODE in the sweep of code."""
 
 
 def not_measured() -> str:
@@ -27,8 +24,6 @@ def not_measured() -> str:
     runs = {
         "code": (3, CODE, [("first stage 4096", 60), *((pattern, 24) for pattern in ON_CODE)]),
         "recall": (1, CODE, [("first stage 4096", 50 + 98 + 33), *((pattern, 16 + 7) for pattern in MANY)]),
-        "genome": (1, CODE, [("first stage 4096", 60), *((pattern, 24) for pattern in MANY)]),
-        "novels": (3, SHARED, [("first stage 4096", 60), *((pattern, 12) for pattern in MANY)]),
     }
     rows = []
     for name, (seeds, sweep, jobs) in runs.items():
@@ -50,7 +45,7 @@ def _minutes(seconds: float) -> dict[str, str]:
 
 def _seconds(sweep: str, label: str) -> float:
     """Returns the seconds of training per token of a pattern at the length of `sweep`."""
-    flops = _summary(sweep, "routed" if label in TENTH else label)["attention_flops_per_token"]
+    flops = _summary(sweep, label)["attention_flops_per_token"]
     return _line(flops) * _beyond_flops(label)
 
 
@@ -84,7 +79,11 @@ def _jobs(sweep: str) -> list[dict[str, Any]]:
     return read(f"{sweep}/manifest.json")["jobs"]
 
 
+def _is_done(job: dict[str, Any], label: str) -> bool:
+    return job["label"] == label and job["state"] == "done"
+
+
 def _summary(sweep: str, label: str) -> dict[str, Any]:
     """Returns the summary of the fastest seed of a pattern."""
-    found = [read(f"{sweep}/{job['folder']}/summary.json") for job in _jobs(sweep) if job["label"] == label]
+    found = [read(f"{sweep}/{job['folder']}/summary.json") for job in _jobs(sweep) if _is_done(job, label)]
     return max(found, key=lambda summary: summary["tokens_per_second"])
