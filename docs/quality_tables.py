@@ -102,8 +102,7 @@ def pass_keys() -> str:
     lengths = sorted({length for counts in found.values() for length in counts})
     return markdown(
         [
-            {"pattern": run}
-            | {f"{n:,} tokens": "{} of {}".format(*counts[n]) if n in counts else "-" for n in lengths}
+            {"pattern": run} | {f"{n:,} tokens": "{} of {}".format(*counts[n]) if n in counts else "-" for n in lengths}
             for run, counts in found.items()
         ]
     )
