@@ -6,7 +6,9 @@ read all rows before. The errors are means over all series, forecasts and values
 its own past alone.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from model.decoding.sampling import Sampling
 from model.evaluation.continuations import sample_continuations
 from model.evaluation.scorer import ProgressBar
 from model.precision import autocast
+
+log = logging.getLogger(__name__)
 
 HORIZONS = (96, 192, 336, 720)
 PREFILL = 512  # tokens of a context that are read at once
@@ -39,8 +43,39 @@ def open_series(run: Run, data: Mapping[str, Any] | None) -> list[Series]:
     return list(source.read(path, BadDocuments(policy, path))) if isinstance(source, TimeSeries) else []
 
 
+@dataclass(frozen=True)
+class ForecastPlan:
+    """What is forecast of a list of series.
+
+    horizons: values ahead, shortest first. context: values that are read before each forecast.
+    """
+
+    horizons: list[int]
+    context: int
+    forecasts: list[Forecast]
+
+
+def plan_forecasts(run: Run, series: Sequence[Series], split: str, settings: Mapping[str, Any]) -> ForecastPlan | None:
+    """Returns what the composed group `settings` asks to forecast. Returns None, with a warning, if it names no horizon
+    and none of HORIZONS fits the training sequences and the split.
+
+    Raises:
+        ConfigError: the context or a horizon does not fit the run, or the split of a series.
+    """
+    horizons = settings["horizons"] or _default_horizons(run, series, split, settings)
+    if not horizons:
+        log.warning(
+            f"no forecasts: none of {', '.join(map(str, HORIZONS))} values ahead is at most half a training sequence"
+            f" ({run.sequence_length} values) and fits the {split} split; series.horizons=[24] forecasts 24 values"
+        )
+        return None
+    horizons = sorted(set(horizons))
+    context = _context(horizons, settings, run)
+    return ForecastPlan(horizons, context, _forecasts(series, split, horizons, context, settings["stride"]))
+
+
 def measure_forecasts(
-    run: Run, series: Sequence[Series], split: str, config: Mapping[str, Any], progress_bar: ProgressBar
+    run: Run, series: Sequence[Series], plan: ForecastPlan, config: Mapping[str, Any], progress_bar: ProgressBar
 ) -> dict[str, Any]:
     """Returns `series_forecasts` of a row of evaluation.json, with the errors of the forecasts by horizon.
 
@@ -48,16 +83,12 @@ def measure_forecasts(
     model's errors that is due to the bins alone.
 
     Args:
-        series: at least one.
+        plan: of these series (`plan_forecasts`).
         config: the composed config of scripts/evaluate.py.
-
-    Raises:
-        ConfigError: the context or a horizon does not fit the run, or the split of a series.
     """
     settings, bins = config["series"], run.tokenizer
     assert isinstance(bins, Bins)
-    horizons, context = _horizons_and_context(settings, run)
-    forecasts = _forecasts(series, split, horizons, context, settings["stride"])
+    horizons, context, forecasts = plan.horizons, plan.context, plan.forecasts
     sampling = Sampling(temperature=1.0, top_k=None, top_p=1.0, seed=config["seed"])
     standardized = [each.standardize(each.values) for each in series]
     errors = {horizon: Errors() for horizon in horizons}
@@ -122,17 +153,23 @@ class Errors:
         return found
 
 
-def _horizons_and_context(settings: Mapping[str, Any], run: Run) -> tuple[list[int], int]:
-    """Returns the horizons, shortest first, and the number of values before a forecast."""
-    length, limit = run.sequence_length, run.model.config.max_length
-    horizons = settings["horizons"] or [horizon for horizon in HORIZONS if horizon <= length // 2]
-    if not horizons:
-        accepted = (
-            f"a list of horizons, since the training sequences of {length} tokens are shorter than {2 * HORIZONS[0]}"
-        )
-        raise refused("series.horizons", None, accepted)
-    longest = max(horizons)
-    context = length - longest if settings["context"] is None else settings["context"]
+def _default_horizons(run: Run, series: Sequence[Series], split: str, settings: Mapping[str, Any]) -> list[int]:
+    """Returns those of HORIZONS that are at most half a training sequence and for which the split has room."""
+    horizons = [horizon for horizon in HORIZONS if horizon <= run.sequence_length // 2]
+    while horizons and _room(series, split, _context_before(horizons[-1], settings, run)) < horizons[-1]:
+        horizons.pop()
+    return horizons
+
+
+def _context_before(longest: int, settings: Mapping[str, Any], run: Run) -> int:
+    """Returns the number of values before a forecast. `longest`: the longest horizon."""
+    return run.sequence_length - longest if settings["context"] is None else settings["context"]
+
+
+def _context(horizons: Sequence[int], settings: Mapping[str, Any], run: Run) -> int:
+    """Returns the number of values before a forecast, checked."""
+    longest, limit = horizons[-1], run.model.config.max_length
+    context = _context_before(longest, settings, run)
     if context + longest > limit:
         accepted = f"at most {limit - longest}, which the longest horizon leaves of model.max_length={limit}"
         raise refused("series.context", context, accepted)
@@ -141,7 +178,12 @@ def _horizons_and_context(settings: Mapping[str, Any], run: Run) -> tuple[list[i
             f"at least series.period={settings['period']} (and is {context}, since the longest horizon is {longest})"
         )
         raise refused("series.context", settings["context"], accepted)
-    return sorted(set(horizons)), context
+    return context
+
+
+def _room(series: Sequence[Series], split: str, context: int) -> int:
+    """Returns the most rows of a series' split that come after `context` others."""
+    return max(0, *(each.part(split).stop - max(each.part(split).start, context) for each in series))
 
 
 def _forecasts(
@@ -154,8 +196,8 @@ def _forecasts(
         starts = range(max(part.start, context), part.stop - horizons[0] + 1, stride)
         lengths = [max(horizon for horizon in horizons if start + horizon <= part.stop) for start in starts]
         found += [(index, slice(start, start + length)) for start, length in zip(starts, lengths, strict=True)]
-    rows = max((each.part(split).stop - max(each.part(split).start, context) for each in series), default=0)
+    rows = _room(series, split, context)
     if rows < horizons[-1]:
-        accepted = f"at most {max(rows, 0)}, the rows of the {split} split that come after {context} others"
+        accepted = f"at most {rows}, the rows of the {split} split that come after {context} others"
         raise ConfigError(f"series.horizons={list(horizons)}: must be {accepted}")
     return found

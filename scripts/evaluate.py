@@ -59,7 +59,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     from configs.evaluation import measure_run
     from configs.group_checks import check_evaluation
     from configs.runs import open_documents, open_run, units_on
-    from configs.series_forecasts import measure_forecasts, open_series
+    from configs.series_forecasts import measure_forecasts, open_series, plan_forecasts
     from model.evaluation import Scorer, add_row
     from model.training.run_folder import check_writable
     from scripts.console import progress_bar
@@ -71,10 +71,12 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     documents, name = open_documents(run, settings["split"], config.get("data"))
     output = Path(config["output"]) if config["output"] else run.folder / "evaluation.json"
     check_writable(output.parent, config["output"])
+    series = open_series(run, config.get("data"))
+    forecasts = plan_forecasts(run, series, settings["split"], config["series"]) if series else None
     scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
     measured, _ = measure_run(run, documents, settings, scorer, units_on(run, config.get("data")))
-    if series := open_series(run, config.get("data")):
-        measured["series_forecasts"] = measure_forecasts(run, series, settings["split"], config, progress_bar)
+    if forecasts:
+        measured["series_forecasts"] = measure_forecasts(run, series, forecasts, config, progress_bar)
     # The run's own file names a checkpoint relative to the run's folder, which may move.
     absolute = run.checkpoint.absolute()
     row = {

@@ -43,6 +43,7 @@ def write(config: dict[str, Any]) -> list[str]:
     check_generate(config)
     from configs.errors import ConfigError
     from configs.runs import open_run
+    from data.tokenizers import Bins
     from model import Cache, Sampling, generate
     from model.decoding.streaming import TextStream
     from model.precision import autocast
@@ -50,6 +51,11 @@ def write(config: dict[str, Any]) -> list[str]:
     prompts, stop = _prompts(config), _stop(config)
     run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
     model, tokenizer = run.model, run.tokenizer
+    if isinstance(tokenizer, Bins):
+        raise ConfigError(
+            f"checkpoint={config['checkpoint']}: must be a run on text: the values of a series have none;"
+            " scripts/evaluate.py forecasts them"
+        )
     streams = [TextStream(tokenizer.decode, stop) for _ in prompts]
     alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished
 

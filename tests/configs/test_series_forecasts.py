@@ -13,6 +13,7 @@ from configs.errors import ConfigError
 from configs.runs import open_run, retokenize
 from data.sources import BadDocuments, TimeSeries
 from scripts import evaluate as command
+from scripts.generate import write
 from scripts.reporting.run_table import report_rows
 from tests.commands import ROOT, compose
 from tests.scripts.runs import SMALL, make_run
@@ -50,6 +51,11 @@ def settings(**changes) -> dict:
     return {"series": series | changes, "seed": 3, "precision": "64-true"}
 
 
+def measure(run, series, settings) -> dict:
+    plan = series_forecasts.plan_forecasts(run, series, "test", settings["series"])
+    return series_forecasts.measure_forecasts(run, series, plan, settings, no_bar)
+
+
 def no_bar(label: str, total: int):
     return nullcontext(lambda more: None)
 
@@ -66,7 +72,7 @@ def test_errors_equal_plain_loops(run, monkeypatch):
         return np.clip(ahead[:, None] + np.array([-1, 0, 10])[:, None], 0, 31)
 
     monkeypatch.setattr(series_forecasts, "sample_continuations", continuations)
-    row = series_forecasts.measure_forecasts(run, series, "test", settings(), no_bar)
+    row = measure(run, series, settings())
 
     centers = np.linspace(-4, 4, 32)
     squared = {4: [], 10: []}
@@ -99,10 +105,7 @@ def test_errors_equal_plain_loops(run, monkeypatch):
 
 def test_continuations_do_not_depend_on_how_many_are_decoded_together(run):
     series = series_forecasts.open_series(run, None)
-    one, other = (
-        series_forecasts.measure_forecasts(run, series, "test", settings(stride=130, sequences_at_once=count), no_bar)
-        for count in (4, 100)
-    )
+    one, other = (measure(run, series, settings(stride=130, sequences_at_once=count)) for count in (4, 100))
     assert one["horizons"] == [pytest.approx(found, rel=1e-9) for found in other["horizons"]]
 
 
@@ -130,7 +133,6 @@ def test_own_series_are_those_of_the_data_group(run, waves):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"context": None, "horizons": None}, r"^series\.horizons=null: must be a list .* of 64 tokens"),
         ({"context": None, "horizons": [50]}, r"^series\.context=null: must be at least series\.period=24 .*14"),
         ({"context": 10}, r"^series\.context=10: must be at least series\.period=24"),
         ({"context": 10_000_000}, r"^series\.context=10000000: must be at most .* model\.max_length"),
@@ -141,7 +143,44 @@ def test_own_series_are_those_of_the_data_group(run, waves):
 def test_what_does_not_fit_is_named(run, changes, message):
     with pytest.raises(ConfigError, match=message):
         series = series_forecasts.open_series(run, None)
-        series_forecasts.measure_forecasts(run, series, "test", settings(**changes), no_bar)
+        measure(run, series, settings(**changes))
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_scored(run_folder, monkeypatch):
+    monkeypatch.setattr("model.evaluation.Scorer.token_losses", None)
+    with pytest.raises(ConfigError, match=r"^series\.horizons=\[150\]: must be at most 140"):
+        command.evaluate(
+            compose(
+                f"checkpoint={run_folder}",
+                "series.horizons=[150]",
+                "series.context=30",
+                "accelerator=cpu",
+                config_name="evaluate",
+            )
+        )
+
+
+def test_default_horizons_fit_the_sequences_and_the_split(run, monkeypatch, caplog):
+    series = series_forecasts.open_series(run, None)  # 700 rows, the last 140 of them for test
+    for horizons, fitting in (((8, 16, 32), [8, 16, 32]), ((8, 33), [8]), ((33, 40), None)):
+        monkeypatch.setattr(series_forecasts, "HORIZONS", horizons)
+        plan = series_forecasts.plan_forecasts(run, series, "test", settings(context=None, horizons=None)["series"])
+        assert (plan and plan.horizons) == fitting, "training sequences have 64 values"
+    assert "no forecasts: none of 33, 40 values ahead" in caplog.text and "(64 values)" in caplog.text
+    monkeypatch.setattr(series_forecasts, "HORIZONS", (8, 16, 32))
+    late = settings(context=676, horizons=None)["series"]  # 24 rows are left
+    assert series_forecasts.plan_forecasts(run, series, "test", late).horizons == [8, 16]
+
+
+def test_a_series_run_with_short_sequences_is_evaluated_without_forecasts(run_folder):
+    overrides = [f"checkpoint={run_folder}", "evaluation.baselines=false", "accelerator=cpu"]
+    row = command.evaluate(compose(*overrides, config_name="evaluate"))
+    assert "series_forecasts" not in row and row["loss"] > 0
+
+
+def test_no_text_is_generated_from_a_run_on_series(run_folder):
+    with pytest.raises(ConfigError, match=r"^checkpoint=\S+: must be a run on text.*scripts/evaluate\.py forecasts"):
+        write(compose(f"checkpoint={run_folder}", "accelerator=cpu", config_name="generate"))
 
 
 def test_bins_of_other_numbers_are_not_compared(run, waves, tmp_path):
@@ -164,7 +203,7 @@ def test_repeating_the_last_value_of_etth1_has_the_published_errors(run, tmp_pat
     source = TimeSeries((".csv",), "date", (8640, 2880, 2880))
     series = list(source.read(str(tmp_path / "ETTh1.csv"), BadDocuments("error", None)))
     every = settings(horizons=[96], stride=1, period=1)
-    row = series_forecasts.measure_forecasts(run, series, "test", every, no_bar)
+    row = measure(run, series, every)
     (found,) = row["horizons"]
     assert found["forecasts"] == 7 * 2785
     assert (found["seasonal_naive_mse"], found["seasonal_naive_mae"]) == pytest.approx((1.295, 0.713), abs=1e-3)
