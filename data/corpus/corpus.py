@@ -96,11 +96,14 @@ class Corpus:
         return {name: split.metadata.content for name, split in self.splits.items()}
 
     def report(self) -> "rich.table.Table":
-        """Returns a table with the documents, bytes, tokens and lengths of each split."""
+        """Returns a table with the documents, bytes, tokens and lengths of each split. Bytes are left out where losses
+        are not given per byte."""
         from rich.table import Table
 
         table = Table(title=f"corpus {self.fingerprint[:12]}, vocabulary {self.tokenizer.vocabulary:,}")
-        for column in ("split", "documents", "dropped", "MB", "tokens", "bytes/token", "shortest", "median", "longest"):
+        bytes_, per_token = (["MB"], ["bytes/token"]) if self.tokenizer.per_byte else ([], [])
+        lengths = ("shortest", "median", "longest")
+        for column in ("split", "documents", "dropped", *bytes_, "tokens", *per_token, *lengths):
             table.add_column(column, justify="left" if column == "split" else "right")
         for length in LONG:
             table.add_column(f"in ≥{length // 1024}k", justify="right")
@@ -110,9 +113,9 @@ class Corpus:
                 name,
                 f"{len(split):,}",
                 f"{split.metadata.dropped_short:,}",
-                f"{split.total_bytes / 1e6:,.2f}" if self.tokenizer.per_byte else "-",
+                *(f"{split.total_bytes / 1e6:,.2f}" for _ in bytes_),
                 f"{split.total_tokens:,}",
-                f"{split.total_bytes / split.total_tokens:.2f}" if self.tokenizer.per_byte else "-",
+                *(f"{split.total_bytes / split.total_tokens:.2f}" for _ in per_token),
                 *(f"{int(tokens):,}" for tokens in (lengths.min(), np.median(lengths), lengths.max())),
                 *(f"{lengths[lengths >= length].sum() / split.total_tokens:.0%}" for length in LONG),
             )

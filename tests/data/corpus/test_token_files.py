@@ -344,7 +344,7 @@ def test_token_files_without_a_tokenizer_have_tokens_and_no_bytes(shards, tokeni
     assert digest(train) != digest(held_out) != digest(known.splits["validation"])
     table = corpus.report()
     cells = {column.header: list(column.cells) for column in table.columns}
-    assert cells["MB"] == cells["bytes/token"] == ["-"] * 3
+    assert "tokens" in cells and not cells.keys() & {"MB", "bytes/token"}
     with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be a tokenizer\.json to decode"):
         opened(shards, TokenIds(300, tokenizer.bos)).splits["train"].text(0)
 
