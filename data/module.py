@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, Subset
 
-from .collation import collate
+from .collation import NO_TARGET, collate
 from .corpus import Corpus
 from .errors import CorpusError
 from .ordering.mixed_sampler import MixedSampler
@@ -326,10 +326,10 @@ class DataModule(LightningDataModule):
         self.cursor += samples * self._rank()[1]
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Lightning calls it with the batch that is trained on next."""
+        """Lightning calls it with the batch that is trained on next. Adds `scored`, the number of its targets."""
         if self.streams:
             self.streams.take(batch)
-        return batch
+        return batch | {"scored": int((batch["targets"] != NO_TARGET).sum())}
 
     def teardown(self, stage: str) -> None:
         if self.streams and stage == "fit":

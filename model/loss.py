@@ -13,11 +13,17 @@ LOGITS = 1 << 28
 """Logits of a chunk on a GPU: 512 MB in bf16."""
 
 TILE = 256
-"""Tokens of which a chunk on a GPU is a multiple: the tiles of matrix products are full."""
+"""Tokens of which a chunk on a GPU is a multiple, and a selection of scored tokens: the tiles of matrix products are
+full."""
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, in_fp8: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float = 0.0,
+    in_fp8: bool = False,
+    scored: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Next-token losses of `hidden @ weight.T`.
 
@@ -26,10 +32,19 @@ def linear_cross_entropy(
     float32: the sum over scored tokens of losses and penalties, with gradients to hidden and weight, and each token's
     loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and sums in
     float32. in_fp8: the logits are products of e4m3 numbers (kernels/fp8.py); the products of their gradient are not.
+    scored: how many targets are scored at most, where the host has counted them; no logits of others are computed then.
     """
     if not torch.is_grad_enabled():  # an autograd.Function is asked for gradients even under no_grad
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, in_fp8)
+    rows = None if scored is None else _scored_rows(targets, scored)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, in_fp8, rows)
+
+
+def _scored_rows(targets: Tensor, scored: int) -> Tensor | None:
+    """Returns the indices of all scored tokens, and of others up to a multiple of TILE; None for all tokens. The host
+    does not wait for the device."""
+    size = -(-scored // TILE) * TILE
+    return None if size >= len(targets) else (targets == IGNORE).to(torch.int8).argsort(stable=True)[:size]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, in_fp8: bool
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, in_fp8: bool, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -45,12 +60,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         per_token = torch.zeros(len(targets), dtype=accumulate, device=hidden.device)
         penalty = torch.zeros((), dtype=accumulate, device=hidden.device)
         train_hidden, train_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if train_hidden else None
+        grad_hidden = None
+        if train_hidden:
+            grad_hidden = torch.empty_like(hidden) if rows is None else torch.zeros_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=accumulate) if train_weight else None
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
             quantized = fp8.quantize(weight) if in_fp8 else None
-            for part in token_chunks(len(targets), weight.shape[0], device):
+            chunks = token_chunks(len(targets if rows is None else rows), weight.shape[0], device)
+            for part in chunks if rows is None else [rows[chunk] for chunk in chunks]:
                 states = hidden[part].to(dtype)
                 if quantized is None:
                     logits = states @ matrix.T
@@ -71,13 +89,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total + penalty if z_loss else total, per_token
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor, _) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx, grad_total: Tensor, _) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

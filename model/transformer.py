@@ -71,7 +71,8 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The cost of one forward and backward pass over a batch, in training FLOPs without recomputation."""
+    """The cost of one forward and backward pass over a batch, in training FLOPs without recomputation. The head counts
+    for every token, also where the loss computes the logits of scored tokens alone."""
 
     attention: AttentionCost
     flops: int
@@ -270,13 +271,21 @@ class Transformer(nn.Module):
         """hidden `[..., width]` -> `[..., vocabulary]`."""
         return self.lm_head(hidden)
 
-    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: Sequence[AttentionLayout]) -> LossOutput:
-        """Next-token loss of tokens, targets and position, int64 `[batch, length]`; targets of -100 are not scored."""
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        position: Tensor,
+        layouts: Sequence[AttentionLayout],
+        scored: int | None = None,
+    ) -> LossOutput:
+        """Next-token loss of tokens, targets and position, int64 `[batch, length]`; targets of -100 are not scored.
+        scored: as in `linear_cross_entropy`."""
         hidden, losses = self._run(tokens, position, layouts)
         penalty = self.config.z_loss if self.training else 0.0
         in_fp8 = self.head_trains_in_fp8 and self.training
         total, per_token = linear_cross_entropy(
-            hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), penalty, in_fp8
+            hidden.flatten(0, 1), self.lm_head.weight, targets.flatten(), penalty, in_fp8, scored
         )
         auxiliary = sum(losses) if losses else None
         return LossOutput(total, per_token.view(targets.shape), (targets >= 0).sum(), auxiliary)

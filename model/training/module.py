@@ -162,6 +162,8 @@ class LanguageModel(lightning.LightningModule):
         if self.graph is None:
             loss, results = self._compute(batch)
         else:
+            # The sizes of a graph are fixed: it computes the logits of all tokens, whatever the count of targets.
+            batch = {name: x for name, x in batch.items() if name != "scored"}
             loss, results = self.graph.run(batch, (self.model.stage, self.indexers_first.alone), first)
         self.layouts, self.model.layer_diagnostics = results.layouts, results.diagnostics
         if results.overflow is not None:
@@ -320,7 +322,8 @@ class LanguageModel(lightning.LightningModule):
         context = self._context(length)
         layouts = self.model.build_layouts(batch["document"], length, *([] if context is None else [context]))
         own = self._own(batch)
-        return self.model.loss(own["tokens"], own["targets"], own["position"], layouts), layouts
+        out = self.model.loss(own["tokens"], own["targets"], own["position"], layouts, batch.get("scored"))
+        return out, layouts
 
     def _context(self, length: int) -> Context | None:
         """Returns how ranks share sequences of `length` tokens; None if each rank has its own sequences."""
@@ -329,7 +332,9 @@ class LanguageModel(lightning.LightningModule):
     def _own(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tokens of a batch of whole sequences that this rank computes."""
         context = self._context(batch["tokens"].shape[1])
-        return batch if context is None else {name: take(x, context.own) for name, x in batch.items()}
+        if context is None:
+            return batch
+        return {name: take(x, context.own) for name, x in batch.items() if isinstance(x, Tensor)}
 
     def _totals(self, per_token: Tensor, targets: Tensor) -> Tensor:
         """float64 [3]: nats, scored tokens and bytes over the scored targets."""

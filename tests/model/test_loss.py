@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kernels.cross_entropy import cross_entropy_
 from model import loss
 from model.loss import IGNORE, linear_cross_entropy
 
@@ -25,10 +26,13 @@ def chunks_of(size: int):
 
 @pytest.mark.parametrize("ignored", [(), (0, 5, 6, 7, 22), range(TOKENS)], ids=["none", "some", "all"])
 @pytest.mark.parametrize("size", [1, 2, 7, 22, 23, 24])
-def test_equals_pytorchs_cross_entropy_whatever_the_chunks(size, ignored, monkeypatch):
+@pytest.mark.parametrize("more", [None, 0, 3], ids=["not counted", "counted", "at most"])
+def test_equals_pytorchs_cross_entropy_whatever_the_chunks(size, ignored, more, monkeypatch):
     monkeypatch.setattr(loss, "token_chunks", chunks_of(size))
+    monkeypatch.setattr(loss, "TILE", 4)
     hidden, weight, targets = inputs(ignored=ignored)
-    total, per_token = linear_cross_entropy(hidden, weight, targets)
+    scored = None if more is None else TOKENS - len(ignored) + more
+    total, per_token = linear_cross_entropy(hidden, weight, targets, scored=scored)
     gradients = torch.autograd.grad(2.5 * total, (hidden, weight))
     wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="none", ignore_index=IGNORE)
     wanted_gradients = torch.autograd.grad(2.5 * wanted.sum(), (hidden, weight))
@@ -42,9 +46,29 @@ def test_equals_pytorchs_cross_entropy_whatever_the_chunks(size, ignored, monkey
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_gradcheck(z_loss):
-    hidden, weight, targets = inputs(ignored=(3,))
-    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, z_loss)[0], (hidden, weight))
+@pytest.mark.parametrize("scored", [None, TOKENS - 5])
+def test_gradcheck(z_loss, scored, monkeypatch):
+    monkeypatch.setattr(loss, "TILE", 4)
+    hidden, weight, targets = inputs(ignored=(3, 4, 8, 9, 10))
+    total = lambda h, w: linear_cross_entropy(h, w, targets, z_loss, scored=scored)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(total, (hidden, weight))
+
+
+@pytest.mark.parametrize(("scored", "rows"), [(None, 600), (600, 600), (513, 600), (512, 512), (257, 512), (0, 0)])
+def test_logits_are_those_of_scored_tokens_in_whole_tiles(scored, rows, monkeypatch):
+    """Where more than the targets are counted, the first of the other tokens are computed too."""
+    computed = []
+
+    def compute(logits, targets, *settings):
+        computed.append(targets)
+        return cross_entropy_(logits, targets, *settings)
+
+    monkeypatch.setattr(loss, "cross_entropy_", compute)
+    targets = torch.full((600,), IGNORE)
+    targets[torch.randperm(600, generator=torch.Generator().manual_seed(0))[: scored or 0]] = 1
+    linear_cross_entropy(torch.zeros(600, 2), torch.zeros(3, 2), targets, scored=scored)
+    assert sum(map(len, computed)) == rows
+    assert sum(int((each == 1).sum()) for each in computed) == (scored or 0)
 
 
 def test_z_loss_is_in_the_total_and_not_in_the_losses_of_tokens():
@@ -105,6 +129,27 @@ def test_without_gradients_none_are_computed(monkeypatch):
     with torch.no_grad():
         total, _ = linear_cross_entropy(hidden, weight, targets)
     assert not total.requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_the_host_does_not_wait_for_the_choice_of_scored_tokens():
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden, weight = (
+        torch.randn(size, 64, generator=generator, device="cuda").requires_grad_() for size in (2000, 500)
+    )
+    targets = torch.randint(500, (2000,), generator=generator, device="cuda")
+    targets[torch.arange(2000, device="cuda") % 7 > 0] = IGNORE
+    found = []
+    for scored in (None, len(range(0, 2000, 7))):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            total, per_token = linear_cross_entropy(hidden, weight, targets, scored=scored)
+            found.append([total, per_token, *torch.autograd.grad(total, (hidden, weight))])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for whole, selected in zip(*found, strict=True):
+        torch.testing.assert_close(selected, whole, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("vocabulary, device, size", [(1 << 18, "cpu", 4), (50304, "cuda", 3072), (1 << 30, "cpu", 1)])

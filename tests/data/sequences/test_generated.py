@@ -161,6 +161,13 @@ def test_a_mixture_has_its_shares_of_text_and_generated_sequences(mixed, make):
     assert (batch["targets"][:, :20] == NO_TARGET).all(1).tolist() == [False, False, True, True]
 
 
+def test_the_targets_of_a_batch_are_counted(recall):
+    batch = next(iter(recall().train_dataloader()))
+    scored = recall().on_before_batch_transfer(batch, 0)["scored"]
+    assert type(scored) is int
+    assert 0 < scored == (batch["targets"] != NO_TARGET).sum() < 0.5 * batch["targets"].numel()
+
+
 @pytest.mark.parametrize("kind", ["recall", "mixed"])
 def test_growing_lengths_have_new_sequences_and_resume_exactly(kind, request, tmp_path):
     build = request.getfixturevalue(kind)

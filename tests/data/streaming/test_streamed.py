@@ -118,7 +118,8 @@ def test_the_sequences_of_a_run(stream, tmp_path, kind):
                 break
         for index in range(75):
             part = slice(index * LENGTH, (index + 1) * LENGTH)
-            row = {key: value[index * STREAMS + number, 0] for key, value in batch.items()}
+            keys = "tokens", "targets", "document", "position"
+            row = {key: batch[key][index * STREAMS + number, 0] for key in keys}
             assert row["tokens"].tolist() == tokens[part]
             assert row["document"].tolist() == [each - names[part][0] for each in names[part]]
             first = places[part][0]

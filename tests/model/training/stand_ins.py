@@ -58,7 +58,9 @@ class TinyModel(nn.Module):
     def overflow(self, layouts: list) -> Tensor | None:
         return None
 
-    def loss(self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: list) -> SimpleNamespace:
+    def loss(
+        self, tokens: Tensor, targets: Tensor, position: Tensor, layouts: list, scored: int | None = None
+    ) -> SimpleNamespace:
         x = self.norm(self.embed(tokens))
         x = x + self.dropout(torch.tanh(self.hidden(x)))
         nats = nn.functional.cross_entropy(self.lm_head(x).flatten(0, 1), targets.flatten(), reduction="none")

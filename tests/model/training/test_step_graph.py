@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from stand_ins import TRAINER, StandInRecorder, Stream, TinyData, TinyModel, new_module, run_folder
+from stand_ins import TRAINER, Capture, StandInRecorder, Stream, TinyData, TinyModel, new_module, run_folder
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -71,6 +71,31 @@ def assert_same(one, other) -> None:
     assert one[1] == other[1]
 
 
+class Counted(TinyData):
+    """Counts the targets of each batch, as data.DataModule does."""
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return batch | {"scored": int((batch["targets"] != -100).sum())}
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_loss_gets_the_number_of_targets_except_in_a_graph(graph, tmp_path, monkeypatch):
+    """The number differs from batch to batch, and a graph's sizes do not."""
+    given = []
+
+    class Counting(Layouts):
+        def loss(self, tokens, targets, position, layouts, scored=None):
+            given.append((self.training, scored, int((targets != -100).sum())))
+            return super().loss(tokens, targets, position, layouts)
+
+    monkeypatch.setattr(Capture, "FORBIDDEN", ())  # this model reads its targets
+    trained(tmp_path, monkeypatch, graph=graph, model=Counting, data=Counted(), max_steps=5)
+    training, validation = ([(n, targets) for state, n, targets in given if state == kind] for kind in (True, False))
+    assert {n is None for n, _ in training} == {graph}
+    assert all(n == targets for n, targets in validation + ([] if graph else training))
+    assert len({targets for _, targets in training}) > 1 and validation
+
+
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_replayed_steps_have_the_bits_of_the_others(accumulate, tmp_path, monkeypatch):
     """Weights, losses, norms, densities: batches that differ, dropout, clipping, validations in between."""
@@ -118,7 +143,7 @@ def test_a_step_that_is_not_finite_is_skipped_or_stops_the_run(tmp_path, monkeyp
     class Exploding(Layouts):
         """Infinite at the batches whose first document ends at the fifth token."""
 
-        def loss(self, tokens, targets, position, layouts):
+        def loss(self, tokens, targets, position, layouts, scored=None):
             out = super().loss(tokens, targets, position, layouts)
             broken = (position[:, 5] == 0).any() & self.training
             return type(out)(**vars(out) | {"total": out.total * torch.where(broken, math.inf, 1.0)})
