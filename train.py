@@ -143,7 +143,7 @@ def train(config: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
         resume = resumed if checkpoint else None
         with telling_other_ranks(folder):
             settings = trainer | {"phases": checked.phases, "forecast": forecast}
-            settings["cuda_graph"] = resolve_cuda_graph(config, log_reason=True)
+            settings["cuda_graph"] = resolve_cuda_graph(config, forecast, log_reason=True)
             result = fit(module, data, folder, **settings, loggers=loggers, resume=resume)
         if result.state != "finished" or not first_rank:
             return result.summary

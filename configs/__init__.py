@@ -23,7 +23,7 @@ def on_gpu(gpu: Any, cpu: Any) -> Any:
 @contextmanager
 def on_any_machine() -> Iterator[None]:
     """While inside, `${on_gpu:...}` has its value for a CPU, without the seconds that it takes to import PyTorch. Both
-    values have the same type, so that the types of a config can be checked first."""
+    values have types that the key accepts, so that the types of a config can be checked first."""
     before = _on_any_machine.set(True)
     try:
         yield

@@ -1,5 +1,6 @@
 """The forecast of the run that a composed training config describes."""
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -66,10 +67,18 @@ def flops_of_phases(config: Mapping[str, Any], data: DataModule, last: Sample | 
 
 
 def forecast_run(config: Mapping[str, Any], data: DataModule, plan: AttentionPlan | None = None) -> Forecast:
-    """Returns the forecast of a run. On a CPU, call it before the model is built (model.forecasting.forecast)."""
+    """Returns the forecast of a run. On a CPU, call it before the model is built (model.forecasting.forecast).
+
+    With `trainer.cuda_graph=auto`, a run in a graph that exceeds the device's memory is forecast without one.
+    """
     with _telling_if_slow():
         sample = draw_sample(config, data, plan)
-        return forecast(sample, flops_of_phases(config, data, sample))
+        result = forecast(sample, flops_of_phases(config, data, sample))
+        trainer = sample.config["trainer"]
+        if trainer["cuda_graph"] == "auto" and result.exceeds:
+            sample = dataclasses.replace(sample, config={**sample.config, "trainer": {**trainer, "cuda_graph": False}})
+            result = forecast(sample, result.phases)
+        return result
 
 
 @contextmanager

@@ -17,9 +17,13 @@ def check_cuda_graph(config: Mapping[str, Any]) -> None:
         raise refused("trainer.cuda_graph", True, f"false or auto {reason}")
 
 
-def resolve_cuda_graph(config: Mapping[str, Any], log_reason: bool = False) -> bool | str:
-    """Returns `trainer.cuda_graph` for fit(): `auto` becomes false if a step cannot be replayed.
+def resolve_cuda_graph(
+    config: Mapping[str, Any], forecast: Mapping[str, Any] | None = None, log_reason: bool = False
+) -> bool | str:
+    """Returns `trainer.cuda_graph` for fit(): `auto` becomes false if a step cannot be replayed, or if the forecast is
+    that of a run without a graph.
 
+    forecast: the run's forecast as in summary.json, if there is one.
     log_reason: log why, on a GPU.
 
     Raises:
@@ -30,6 +34,8 @@ def resolve_cuda_graph(config: Mapping[str, Any], log_reason: bool = False) -> b
     check_cuda_graph(config)
     wanted = config["trainer"]["cuda_graph"]
     reason = refusal(config) if wanted == "auto" else None
+    if wanted == "auto" and not reason and forecast and not forecast["cuda_graph"]:
+        reason = "where a step in a graph is forecast to exceed the memory of the device"
     if not reason:
         return wanted
     if log_reason and device_of(config["trainer"]["accelerator"]).type == "cuda":

@@ -29,6 +29,7 @@ from docs.training_tables import (
     gpu_run,
     gpu_runs,
     gpu_steps,
+    graphed_steps,
     loaders,
 )
 from scripts.benchmarks.results import markdown
@@ -44,6 +45,7 @@ __all__ = [
     "gpu_run",
     "gpu_runs",
     "gpu_steps",
+    "graphed_steps",
     "hierarchical_time",
     "kernel_speeds",
     "layout_time",

@@ -34,10 +34,40 @@ def gpu_run() -> str:
     )
 
 
+GRAPHED = ("graph_16k", "graph_131k", "graph_small")
+"""Records of training_h200 that have a step without a CUDA graph and with one."""
+
+
+def graphed_steps(docs: str = "") -> str:
+    """Returns speed and memory of training steps on a GPU without a CUDA graph and with one. docs: path from the page's
+    folder to docs/."""
+    rows = []
+    for name in GRAPHED:
+        content = read(f"training_h200/{name}.json")
+        settings, sides = content["settings"], content["rows"]
+        plain, graph = (where(sides, cuda_graph=value) for value in ("false", "true"))
+        rows.append(
+            {
+                "model": settings["model"],
+                "tokens a step": f"{settings['tokens']:,}",
+                "tokens/s without": f"{plain['tokens_per_second']:,}",
+                "with a graph": f"{graph['tokens_per_second']:,}",
+                "ratio": f"{graph['tokens_per_second'] / plain['tokens_per_second']:.3f}",
+                "memory without": f"{plain['peak_memory_gb']:.2f} GB",
+                "with": f"{graph['peak_memory_gb']:.2f} GB",
+                "loss without, with": f"{plain['loss']}, {graph['loss']}",
+                "record": f"[{name}]({docs}results/training_h200/{name}.json)",
+            }
+        )
+    return markdown(rows)
+
+
 def gpu_steps() -> str:
     """Returns speed and memory of compiled training steps on a GPU, a row for each measurement."""
     rows = []
     for file in sorted((RESULTS / "training_h200").glob("*.json")):
+        if file.stem in GRAPHED:
+            continue
         content = read(f"training_h200/{file.name}")
         settings = content["settings"]
         checkpointing = [s for s in settings["overrides"] if s.startswith("model.activation_checkpointing=")]

@@ -37,6 +37,7 @@ class Forecast:
     phases: first step, and FLOPs of a step, of each phase
     cache_bytes: keys and values of one sequence after decoding `data.sequence_length` tokens
     device_bytes: memory that the run may use; None where it is unknown
+    cuda_graph: whether steps are replayed from a CUDA graph, which takes memory of its own
     """
 
     parameters: int
@@ -50,6 +51,7 @@ class Forecast:
     memory: MemoryForecast
     cache_bytes: int
     device_bytes: int | None
+    cuda_graph: bool
 
     @property
     def exceeds(self) -> bool:
@@ -68,6 +70,7 @@ class Forecast:
             "flops_per_step": self.flops_per_step,
             "parameters": self.parameters,
             "tokens_per_step": self.tokens_per_step,
+            "cuda_graph": self.cuda_graph,
             "memory_parts": self.memory.parts | {"process before the model": self.memory.before},
         }
 
@@ -100,6 +103,7 @@ def forecast(sample: Sample, phases: PhaseCosts | None = None) -> Forecast:
         phases=phases or [(0, sample.flops_per_step)],
         cache_bytes=expected_bytes(model, config["data"]["sequence_length"], batch=1)[0],
         device_bytes=device_bytes(device),
+        cuda_graph=bool(config["trainer"]["cuda_graph"]),
     )
 
 

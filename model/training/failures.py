@@ -22,7 +22,7 @@ CPU_MESSAGES = ("not enough memory: you tried to allocate", "can't allocate memo
 
 MEMORY_ADVICE = (
     "to lower it: a smaller data.batch_size with a larger trainer.accumulate, a shorter data.sequence_length, "
-    "model.activation_checkpointing=true, or trainer.precision=bf16-mixed"
+    "model.activation_checkpointing=true, trainer.precision=bf16-mixed, or on a GPU trainer.cuda_graph=false"
 )
 
 

@@ -2,7 +2,8 @@
 
 Every case is a fresh process that trains on the data of the config, profiles a few steps, and reports the median step.
 Data parallelism (`ddp`, `fsdp2`) gives each device its own sequences; context parallelism (`context`) shares each
-sequence, so that a step has the same tokens on any number of devices.
+sequence, so that a step has the same tokens on any number of devices. One device trains without a CUDA graph, as
+several must: the shares of linear speed compare equal steps.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def measure(overrides: list[str], steps: int) -> dict[str, Any]:
     from scripts.benchmarks.memory import train_steps
     from scripts.benchmarks.models import composed
 
-    config = composed(*overrides, f"trainer.profile={PROFILED}")
+    config = composed(f"trainer.profile={PROFILED}", *overrides, "trainer.cuda_graph=false")
     summary, seconds = train_steps(config, steps, log_every=max(1, steps // 4))  # medians of four windows
     profile = summary.get("profile", {})  # the first rank alone has one
     tokens = summary["train_tokens"] / summary["step"]

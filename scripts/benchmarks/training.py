@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         rows.append(
             {
                 **{name: value for name, value in kind._asdict().items() if value},
+                **({} if step.device.type == "cpu" else {"cuda_graph": "true" if step.is_replayed else "false"}),
                 "density_pairs": round(density, 4),
                 "tokens_per_second": round(step.tokens / median),
                 "microseconds_per_token": round(1e6 * median / step.tokens, 3),
@@ -233,6 +234,11 @@ class TrainingStep:
             reset_peak_memory(self.device)
             self.seconds(1)
         return peak_memory_bytes(self.device) + (self.graph.recorder.idle_bytes if self.graph else 0)
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether steps are replayed from a CUDA graph; under `auto`, a capture may have failed."""
+        return self.graph is not None and not self.graph.fails
 
     def profile(self) -> str:
         """A table of the device's time by kernel over PROFILED steps, and the share of time in which it was busy. Where

@@ -17,12 +17,13 @@ def resolver():
 
 
 @pytest.mark.parametrize(
-    ("available", "expected"), [(True, ("cuda", "bf16-mixed", True)), (False, ("cpu", "32-true", False))]
+    ("available", "expected"),
+    [(True, ("cuda", "bf16-mixed", True, "auto")), (False, ("cpu", "32-true", False, False))],
 )
 def test_the_default_trainer_takes_a_gpu_where_there_is_one(available, expected, resolver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     trainer = compose()["trainer"]
-    assert (trainer["accelerator"], trainer["precision"], trainer["compile"]) == expected
+    assert tuple(trainer[key] for key in ("accelerator", "precision", "compile", "cuda_graph")) == expected
 
 
 def test_on_a_cpu_it_is_the_trainer_of_cpus(resolver, monkeypatch):

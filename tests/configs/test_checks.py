@@ -346,6 +346,16 @@ def test_without_kernels_that_can_be_captured_no_step_is(capability, triton, rea
         check_cuda_graph(compose("trainer=gpu", "trainer.cuda_graph=true"))
 
 
+@pytest.mark.parametrize(("trainer", "value"), [("gpu", "auto"), ("ddp", False), ("fsdp", False)])
+def test_by_default_one_gpu_replays_steps_and_several_do_not(trainer, value, monkeypatch, caplog):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    caplog.set_level(logging.INFO)
+    assert resolve_cuda_graph(compose(f"trainer={trainer}"), log_reason=True) == value
+    assert not caplog.records, "nothing to say to a user who has not set it"
+
+
 @pytest.mark.parametrize("value", [True, "auto"])
 def test_a_step_is_replayed_on_one_gpu(value, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

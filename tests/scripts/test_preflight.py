@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from configs.errors import ConfigError
 from configs.forecasting import check_memory, draw_sample, forecast_before_training, forecast_run
+from configs.graphed_step import resolve_cuda_graph
 from model.forecasting import peak_memory
 from model.forecasting.memory_estimate import estimate_step
 from model.training.run_folder import RunFolder
@@ -53,7 +56,8 @@ def test_a_forecast_takes_no_time(composed):  # noqa: F811
 def test_a_forecast_that_takes_long_says_so(monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr("configs.forecasting.flops_of_phases", lambda *_: time.sleep(0.2))
-    monkeypatch.setattr("configs.forecasting.draw_sample", lambda *_: None)
+    sample = SimpleNamespace(config={"trainer": {"cuda_graph": False}})
+    monkeypatch.setattr("configs.forecasting.draw_sample", lambda *_: sample)
     monkeypatch.setattr("configs.forecasting.forecast", lambda *_: "forecast")
     assert forecast_run({}, None) == "forecast" and not caplog.records
     monkeypatch.setattr("configs.forecasting.SLOW", 0.05)
@@ -86,6 +90,28 @@ def test_what_exceeds_the_device_warns_or_refuses(composed, monkeypatch):  # noq
     with pytest.raises(ConfigError, match=r"preflight=refuse: must be .* the forecast of .* exceeds"):
         check_memory(small, "refuse")
     assert forecast_before_training(config | {"preflight": "off"}, data) == (None, None)
+
+
+def test_a_run_that_fits_without_a_cuda_graph_alone_has_none_under_auto(composed, monkeypatch, caplog):  # noqa: F811
+    # This machine has no GPU: the step is forecast in main memory, and only asked for as on a GPU.
+    monkeypatch.setattr("configs.forecasting.resolve_cuda_graph", lambda config: config["trainer"]["cuda_graph"])
+    monkeypatch.setattr("configs.graphed_step.refusal", lambda config: None)
+    monkeypatch.setattr("model.precision.device_of", lambda accelerator: SimpleNamespace(type="cuda"))
+    peak = {}
+    for graph in ("false", "true"):
+        config, data = composed("attention=window", f"trainer.cuda_graph={graph}")
+        peak[graph] = forecast_run(config, data).memory.step_bytes
+    assert peak["true"] > peak["false"]
+    caplog.set_level("INFO")
+    config, data = composed("attention=window", "trainer.cuda_graph=auto")
+    for room, graph in ((peak["true"], "auto"), (peak["true"] - 1, False), (peak["false"] - 1, False)):
+        monkeypatch.setattr(sys.modules["model.forecasting.forecast"], "device_bytes", lambda device, room=room: room)
+        monkeypatch.setattr(peak_memory, "resident_bytes", lambda: -peak_memory.LIBRARY_BYTES)
+        expected, line = forecast_before_training(config | {"preflight": "warn"}, data)
+        assert expected["cuda_graph"] == bool(graph) and (line is None) == (room >= peak["false"])
+        assert resolve_cuda_graph(config, expected, log_reason=True) == graph
+    reason = "where a step in a graph is forecast to exceed the memory of the device"
+    assert [record.message for record in caplog.records] == [f"trainer.cuda_graph=auto: false, as always {reason}"] * 2
 
 
 def test_the_report_has_measured_and_forecast_in_one_row():
