@@ -22,6 +22,7 @@ from data.baselines import (
     symbols_of,
 )
 from data.corpus import Corpus, Split
+from data.excerpts import default_limit, excerpts, sizes_of
 from data.in_memory import count_copies, digest
 from data.tokenizers import Tokenizer
 from data.units import BITS, Units, quality_in
@@ -109,6 +110,9 @@ def measure(
         sources: names of the sources of a mixture, each of which gets a summary; empty for other documents.
     """
     protocol = build_protocol(settings["protocol"], sequence_length)
+    whole, limit = documents, limit_of(settings, sequence_length)
+    if limit is not None:
+        documents = excerpts(whole, limit, tokenizer, sources)
     evaluator = _open_evaluator(settings["key_tokens"], tokenizer, model, scorer)
     by_context, long_document, per_byte = settings["by_context"], settings["long_document"], BITS in units
     with _errors():
@@ -116,11 +120,12 @@ def measure(
         row = summarize(losses, documents, protocol, long_document=long_document, per_byte=per_byte).to_dict()
         row["units"] = dict(units)
         row["documents_digest"] = digest(documents)
+        row["excerpt_of"] = None if documents is whole else _whole(whole, limit)
         row["tokenizer"] = tokenizer.identity()
         if sources:
             row["by_source"] = summarize_sources(losses, documents, documents.names, sources, per_byte=per_byte)
-        if isinstance(documents, InMemoryDocuments) and any(documents.left_out.values()):
-            row["documents_left_out"] = documents.left_out
+        if isinstance(whole, InMemoryDocuments) and any(whole.left_out.values()):
+            row["documents_left_out"] = whole.left_out
         contexts, targets, places, least = map(by_context.get, ("contexts", "targets", "places", "least_tokens"))
         contexts = default_contexts(sequence_length, targets) if contexts is None else contexts
         if contexts:
@@ -188,16 +193,27 @@ def evaluate_trained(
     return row
 
 
-def with_shared_window(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
-    """Returns an `evaluation` group for several runs: a protocol window of null becomes the length of the first run's
-    training sequences."""
+def limit_of(settings: Mapping[str, Any], sequence_length: int) -> int | None:
+    """Returns the limit of an `evaluation` group, for a model that was trained on sequences of this length."""
+    return default_limit(sequence_length) if settings["limit"] == "auto" else settings["limit"]
+
+
+def _whole(documents: Split | InMemoryDocuments, limit: int) -> dict[str, int]:
+    """Returns what a limit was applied to, for evaluation.json."""
+    unit = "bytes" if documents.total_bytes else "tokens"
+    return {"limit": limit, "documents": len(documents), unit: int(sizes_of(documents).sum())}
+
+
+def shared_settings(settings: Mapping[str, Any], first: Run) -> dict[str, Any]:
+    """Returns an `evaluation` group for several runs: a protocol window of null, and a limit of auto, are those of the
+    first run."""
     protocol = dict(settings["protocol"])
     if protocol["window"] is None and protocol["name"] != "whole":
         protocol["window"] = first.sequence_length
         log.info(
             f"evaluation.protocol.window={protocol['window']}, the length of the training sequences of {first.label}"
         )
-    return {**settings, "protocol": protocol}
+    return {**settings, "protocol": protocol, "limit": limit_of(settings, first.sequence_length)}
 
 
 def _open_evaluator(

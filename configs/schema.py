@@ -197,6 +197,7 @@ class KeyTokens(Settings):
 
 class Evaluation(Settings):
     split: Split
+    limit: Literal["auto"] | Count | None
     tokens_at_once: Count
     long_document: Count
     baselines: bool

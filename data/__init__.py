@@ -11,6 +11,7 @@
     unchanged.py    whether a resumed run finds the documents that it was trained on
     recall/         sequences with questions about facts from far back
     in_memory.py    documents in memory, for an existing tokenizer
+    excerpts.py     a part of many documents, on which models are evaluated
     baselines.py    gzip and a bigram model on the same documents
     collation.py    the tensors of a sequence and of a batch
     units.py        the units of losses: bits per byte, bits per base, nats per value

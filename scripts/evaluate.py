@@ -101,7 +101,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     from rich.markdown import Markdown
 
     from configs.errors import ConfigError
-    from configs.evaluation import measure_run, under_attention, with_shared_window
+    from configs.evaluation import measure_run, shared_settings, under_attention
     from configs.group_checks import check_evaluation
     from configs.runs import open_documents, open_run, retokenize, same_tokenizer, units_on
     from data.units import BITS
@@ -126,7 +126,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         if attention:
             models[f"{run.label} attention={attention['name']}"] = under_attention(run, attention)
         if not runs:
-            settings = with_shared_window(settings, run)
+            settings = shared_settings(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
             units = units_on(run, config.get("data"))
             sizes = documents.bytes if BITS in units else [0] * len(documents)
@@ -140,6 +140,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
             losses.append(found)
             runs.append(run)
         run.model.to("cpu")
+    sizes = rows[0]["by_document"]["bytes"]
     differences = [
         {"run": rows[row]["run"], "against": rows[other]["run"]}
         | vars(compare(losses[row], losses[other], sizes, same_tokens=same_tokenizer(runs[row], runs[other])))

@@ -16,7 +16,7 @@ from scipy import stats
 
 from data.units import BITS, LOSS, OF_TEXT, Units, quality_in
 from model.evaluation.comparison import bits_per_byte, per_token
-from scripts.reporting.jobs import TOTALS, Job, Sweep
+from scripts.reporting.jobs import TOTALS, Job, Sweep, same_text
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
 
 COSTS = ("step_seconds", "attention_flops_per_token", "peak_memory_bytes")
@@ -220,7 +220,7 @@ def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | No
     if not ours or not theirs or None in found or found != found[:1] * len(jobs):
         return None
     sizes = np.array(found[0])
-    if not sizes.any() or len({(job.quality, str(job.evaluation.get("documents_digest"))) for job in jobs}) > 1:
+    if not sizes.any() or not same_text(jobs):
         return None
     nats = np.array([job.evaluation["by_document"]["nats"] for job in jobs])
     less = nats[: len(ours)].mean(0) - nats[len(ours) :].mean(0)
@@ -255,11 +255,12 @@ def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
 def _mark_fronts(rows: list[Row]) -> list[Row]:
     fronts: list[set[str]] = [set() for _ in rows]
     quality = quality_of(rows)
-    for cost in COSTS:
-        numbered = [index for index, row in enumerate(rows) if cost in row.values and quality in row.values]
-        points = [(rows[index].values[cost].mean, rows[index].values[quality].mean) for index in numbered]
-        for place in pareto_front(points):
-            fronts[numbered[place]].add(cost)
+    if same_text([job for row in rows if quality in row.values for job in row.counted]):
+        for cost in COSTS:
+            numbered = [index for index, row in enumerate(rows) if cost in row.values and quality in row.values]
+            points = [(rows[index].values[cost].mean, rows[index].values[quality].mean) for index in numbered]
+            for place in pareto_front(points):
+                fronts[numbered[place]].add(cost)
     return [replace(row, fronts=frozenset(found)) for row, found in zip(rows, fronts, strict=True)]
 
 
@@ -275,7 +276,8 @@ def _compare_with_baselines(rows: list[Row]) -> list[Row]:
             for key in COSTS
             if key in row.values and key in against.values and against.values[key].mean
         }
-        less = difference(row.seeded(row.quality), against.seeded(row.quality))
+        same = same_text([*row.counted, *against.counted])
+        less = difference(row.seeded(row.quality), against.seeded(row.quality)) if same else None
         paired = paired_difference(row.counted, against.counted)
         result.append(replace(row, against=against, difference=less, difference_paired=paired, ratios=ratios))
     return result
@@ -286,7 +288,8 @@ def _compare_with_controls(rows: list[Row]) -> list[Row]:
     for row in rows:
         control = None if row.is_control else _control_of(row, rows)
         if control is not None:
-            over_seeds = difference(row.seeded(row.quality), control.seeded(row.quality))
+            same = same_text([*row.counted, *control.counted])
+            over_seeds = difference(row.seeded(row.quality), control.seeded(row.quality)) if same else None
             over_documents = paired_difference(row.counted, control.counted)
             row = replace(row, control=control, over_control=over_seeds, over_control_paired=over_documents)
         result.append(row)

@@ -14,10 +14,9 @@ from typing import Any
 
 from data.units import BITS, LOSS, short, units_in
 from model.training.storage import make_folder, write_atomically, write_json
-from scripts.console import counted
 from scripts.reporting.markdown_table import bounded, table
 from scripts.reporting.pictures import draw_loss_by_position
-from scripts.reporting.run_table import size_of
+from scripts.reporting.run_table import scored_text
 
 COLUMNS = (
     *("run", "checkpoint", "documents_from", "precision", "documents", "bytes", "words", "tokens_scored", "nll_nats"),
@@ -54,10 +53,8 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     names = dict(zip(labels, brief_names(labels), strict=True))
     parts = [
         f"# {len(rows)} models on the same documents",
-        f"{first['documents_from']}: {counted(first['documents'], 'document')}, {size_of(first)}, "
-        f"{first['words']:,} words. {_protocol(first['protocol'])}"
-        + " In brackets: 95 % bounds over documents."
-        * (first["documents"] > 1),
+        f"{scored_text(first)}, {first['words']:,} words. {_protocol(first['protocol'])}"
+        + " In brackets: 95 % bounds over documents." * (first["documents"] > 1),
         "\n".join(f"- {names[row['run']]}: {row['checkpoint']}, tokenizer {_tokenizer(row)}" for row in rows),
         table(
             ("run", "tokens scored", loss, *bits, "perplexity", "word perplexity"),

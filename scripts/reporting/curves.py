@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scripts.reporting.aggregate import Row, difference
-from scripts.reporting.jobs import Job, finite
+from scripts.reporting.jobs import Job, finite, same_text
 
 SMOOTHED_FRACTION = 1 / 6
 """Each smoothed value is the mean over this fraction of a run's logged steps: batches differ more than patterns."""
@@ -97,7 +97,7 @@ def position_differences_of(row: Row) -> list[dict[str, float | None]]:
 
     With one seed the bounds are None. Includes only the buckets of all seeds of both rows.
     """
-    if row.against is None:
+    if row.against is None or not same_text([*row.counted, *row.against.counted]):
         return []
     ours, theirs = ({job.seed: _buckets(job.evaluation) for job in each.counted} for each in (row, row.against))
     everything = [*ours.values(), *theirs.values()]

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from data.units import counted_by, short
-from scripts.reporting.aggregate import COSTS, Row, pareto_front, quality_of, unit_of_quality
+from scripts.reporting.aggregate import COSTS, Row, quality_of, unit_of_quality
 from scripts.reporting.curves import Curve
 from scripts.reporting.labels import Point, literal, place_labels
 from scripts.reporting.pictures import plot_loss_by_position
@@ -97,7 +97,8 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
         point = {"markersize": 7.5, "zorder": 4, "markeredgecolor": LIGHT["paper"], "markeredgewidth": 0.9}
         axes.plot([x], [y], style.marker, color=style.color, **point)
     _frame(axes, points)
-    bars += _draw_front(axes, sorted(points[index] for index in pareto_front(points)))
+    front = [point for (row, _, _), point in zip(shown, points, strict=True) if cost in row.fronts]
+    bars += _draw_front(axes, sorted(front))
     names = [row.label if len(rows) <= MOST_NAMED_POINTS else str(number) for row, _, number in shown]
     return partial(place_labels, axes, points, names)
 

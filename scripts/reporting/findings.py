@@ -8,7 +8,7 @@ from data.units import LOSS, OF_TEXT
 from scripts.console import counted
 from scripts.reporting.aggregate import COSTS, Estimate, Paired, Row, quality_of, unit_of_quality
 from scripts.reporting.contexts import useless_contexts
-from scripts.reporting.jobs import STATES, Job, Sweep, finite
+from scripts.reporting.jobs import STATES, Job, Sweep, finite, same_text
 from scripts.reporting.manifest import FIRST_STAGE, PATTERN
 from scripts.reporting.table import signed, significant, unit_of
 
@@ -81,6 +81,7 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
     found = useless_contexts(evaluated)
     found += [_against_control(row) for row in evaluated if row.over_control is not None]
     compared = [row for row in evaluated if row.difference is not None]
+    same = same_text([job for row in evaluated for job in row.counted])
     if len(compared) > MOST_SENTENCES:
         cost = next(cost for cost in COSTS if any(cost in row.values for row in compared))
         shown = [row for row in compared if cost in row.fronts] or compared[:MOST_SENTENCES]
@@ -98,9 +99,9 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
             )
         elif not any(row in evaluated for row in baselines):
             found.append("Dense has not finished, so the patterns cannot be compared with it yet.")
-        elif len(evaluated) > len([row for row in evaluated if row.baseline]):
+        elif same and len(evaluated) > len([row for row in evaluated if row.baseline]):
             found.append("No dense baseline has the same settings as these patterns.")
-    if len(evaluated) > 1:
+    if len(evaluated) > 1 and same:
         best = min(evaluated, key=lambda row: row.values[quality].mean)
         found.append(f"Best in quality: {best.label}, {best.values[quality].mean:.4f} {best.unit}.")
         fronts: dict[tuple[str, ...], list[str]] = {}
@@ -155,13 +156,10 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     ]
     found += _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
-    texts = {
-        (job.evaluation.get("documents_from"), job.evaluation.get("documents"), job.evaluation.get("bytes"))
-        for job in jobs
-    }
-    if len(texts) > 1:
+    if not same_text(jobs):
         found.append(
-            f"The jobs were evaluated on different held-out text: do not compare their {unit_of_quality(rows)}."
+            f"The jobs were evaluated on different held-out text (see evaluation.limit): {unit_of_quality(rows)} of"
+            " different text are not compared."
         )
     protocols = {
         str(sorted((job.evaluation.get("protocol") or {}).items(), key=str)) for job in jobs if job.role == PATTERN

@@ -211,7 +211,7 @@ def _identity(entry: JobEntry) -> tuple:
     """Returns what two jobs of one sweep have in common only if one replaces the other: a default in a YAML file has
     changed since, and so has the config hash. Both would count as runs of one seed."""
     derived = ("init_from=",) * (entry.first_stage is not None)
-    derived += ("evaluation.by_context.",) * (entry.role != PATTERN)
+    derived += ("evaluation.by_context.", "evaluation.limit=") * (entry.role != PATTERN)
     overrides = sorted(text for text in entry.overrides if not derived or not text.startswith(derived))
     return entry.role, entry.seed, entry.flops, *overrides
 
@@ -322,6 +322,20 @@ def _held_out(file: Path, config: Mapping[str, Any], summary: Mapping[str, Any])
         and row.get("split", row.get("documents_from")) == split  # older rows name their split there
     ]
     return (own or last or rows)[0]
+
+
+def same_text(jobs: Iterable[Job]) -> bool:
+    """Whether the jobs were evaluated on the same held-out text, or on the same tokens where losses are per token. The
+    quality of other jobs does not compare."""
+    found: dict[str, set[str]] = {key: set() for key in ("documents_digest", "documents", "bytes", "tokenizer")}
+    for job in jobs:
+        row = dict(job.evaluation or {})
+        if job.quality == BITS:
+            row["tokenizer"] = None
+        for key, values in found.items():
+            values.add(str(row.get(key)))
+    found["documents_digest"].discard("None")  # early versions wrote none
+    return all(len(each) <= 1 for each in found.values())
 
 
 def _read_recall(file: Path) -> dict[str, dict[int, tuple[int, int]]]:

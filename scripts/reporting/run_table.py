@@ -17,8 +17,7 @@ def print_report(
     """Prints the table of an evaluation; with `summary` and `folder`, that of a run."""
     from rich.table import Table
 
-    documents = f"{row['documents_from']}: {counted(row['documents'], 'document')}, {size_of(row)}"
-    table = Table(title=f"{documents}, protocol {row['protocol']['name']}", show_header=False)
+    table = Table(title=f"{scored_text(row)}, protocol {row['protocol']['name']}", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in report_rows(row, summary or {}):
@@ -26,6 +25,15 @@ def print_report(
     console.print(table)
     if folder:
         console.print(f"run folder: {folder.path}", soft_wrap=True)
+
+
+def scored_text(row: dict[str, Any]) -> str:
+    """Returns the name and size of the documents of a row of evaluation.json: "test: 7 documents, 455,672 bytes"."""
+    documents, limit = counted(row["documents"], "document"), ""
+    if whole := row.get("excerpt_of"):
+        documents = f"the beginnings of {row['documents']:,} of {counted(whole['documents'], 'document')}"
+        limit = f" (evaluation.limit={whole['limit']})"
+    return f"{row['documents_from']}: {documents}, {size_of(row)}{limit}"
 
 
 def size_of(row: dict[str, Any]) -> str:

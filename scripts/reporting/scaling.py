@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.units import BITS, LOSS, OF_TEXT
-from scripts.reporting.jobs import Job, Sweep
+from data.units import BITS, OF_TEXT
+from scripts.reporting.jobs import Job, Sweep, same_text
 from scripts.reporting.manifest import PATTERN
 from scripts.reporting.scaling_law import FREE_OFFSET, LEAST_BUDGETS, Interval, PowerLaw, Resampling, fit_power_law
 
@@ -91,7 +91,7 @@ def fit_sweep(sweep: Sweep) -> Scaling:
         different = f"the jobs' losses have different units: {', '.join(unit for _, unit in units)}"
         return Scaling(sweep.name, held_out, missing=missing, refused=(different,))
     (named,) = units
-    if len({_text_of(job) for job in done}) > 1:
+    if not same_text(done):
         refused = ("the jobs were evaluated on different text",)
         return Scaling(sweep.name, held_out, *named, missing=missing, refused=refused)
     resampling = _resampling(done)
@@ -193,13 +193,6 @@ def _by_setting(jobs: Sequence[Job]) -> dict[tuple[str, float, str], list[Job]]:
 
 def _is_baseline(pattern: str, jobs: Sequence[Job]) -> bool:
     return any(job.baseline for job in jobs if job.pattern == pattern)
-
-
-def _text_of(job: Job) -> tuple:
-    """Returns what identifies the text on which a job was evaluated, and its tokens where losses are per token."""
-    row = job.evaluation or {}
-    keys = ("documents_digest", "documents_from", "documents", "bytes", *(["tokenizer"] if job.quality == LOSS else []))
-    return tuple(str(row.get(key)) for key in keys)
 
 
 def _resampling(jobs: Sequence[Job]) -> Resampling | None:

@@ -28,6 +28,7 @@ def subject(jobs: Sequence[Job]) -> list[str]:
         _each(evaluated, lambda row: row.get("documents_from")),
         _each(evaluated, lambda row: row.get("documents") and counted(row["documents"], "document")),
         _each(evaluated, lambda row: size_of(row) if {"bytes", "tokens_scored"} <= row.keys() else None),
+        _each(evaluated, lambda row: (row.get("excerpt_of") or {}).get("limit"), "evaluation.limit={}"),
         _each(evaluated, lambda row: (row.get("protocol") or {}).get("name"), "protocol {}"),
     ]
     days = sorted({str(time)[:10] for job in jobs for time in (job.started, job.ended) if time})

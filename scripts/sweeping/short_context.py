@@ -31,7 +31,10 @@ def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
     Raises:
         ConfigError: the length does not fit the config's.
     """
-    data, protocol = config["data"], config["evaluation"]["protocol"]
+    from data.excerpts import default_limit
+
+    data, evaluation = config["data"], config["evaluation"]
+    protocol = evaluation["protocol"]
     if length >= data["sequence_length"]:
         raise refused(key, length, f"less than data.sequence_length={data['sequence_length']}")
     tokens = data["sequence_length"] * data["batch_size"]
@@ -49,7 +52,9 @@ def shortened(config: Mapping[str, Any], length: int, key: str) -> Overrides:
         short["evaluation.protocol.window"] = "null"
     if protocol["stride"] is not None and protocol["stride"] > length:
         short["evaluation.protocol.stride"] = "null"
-    return short | _shorter_contexts(config["evaluation"]["by_context"], data["sequence_length"], length)
+    if evaluation["limit"] == "auto":  # the same text for both lengths
+        short["evaluation.limit"] = str(default_limit(data["sequence_length"]))
+    return short | _shorter_contexts(evaluation["by_context"], data["sequence_length"], length)
 
 
 def _shorter_contexts(by_context: Mapping[str, Any], longer: int, length: int) -> Overrides:

@@ -253,7 +253,7 @@ def settings_for_label(job: JobEntry) -> Overrides:
     if job.role == PATTERN:
         return {key: value for key, value in overrides.items() if job.first_stage is None or key != "init_from"}
     length = overrides["data.sequence_length"]
-    own = ("data.sequence_length", "data.seed", "evaluation.by_context.", "init_from")
+    own = ("data.sequence_length", "data.seed", "evaluation.by_context.", "evaluation.limit", "init_from")
     shared = {key: value for key, value in overrides.items() if not key.startswith(own)}
     return shared | {"attention": f"{job.role} {length}"}
 

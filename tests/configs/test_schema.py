@@ -88,7 +88,7 @@ NULL += (
     "data.source.tokens_at_a_time",
     "sweep.control",
 )
-NULL += ("evaluation.by_context.contexts", "evaluation.by_context.least_tokens")
+NULL += ("evaluation.by_context.contexts", "evaluation.by_context.least_tokens", "evaluation.limit")
 """Keys whose null has a meaning. (A pattern may be null, too, where the schedule does not name it.)"""
 
 FRACTION = ("trainer.max_seconds", "trainer.gradient_clip", "model.rope_theta", "model.norm_epsilon", "*/temperature")

@@ -194,6 +194,45 @@ def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, book
     assert "other tokens" in (tmp_path / "comparison.md").read_text()
 
 
+def test_a_limit_leaves_the_beginnings_of_documents_and_is_told(
+    window, dense, outputs, books, tmp_path, caplog, capsys
+):
+    sizes = {file.name: file.stat().st_size for file in sorted((books / "test").iterdir())}
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in (books / "test").iterdir():
+        (own / file.name).write_bytes(file.read_bytes()[:500])
+    where = {"documents": len(sizes), "bytes": sum(sizes.values())}
+    with caplog.at_level("INFO"):
+        row = evaluate(f"checkpoint={window}", "evaluation.limit=2000", f"output={tmp_path / 'limited.json'}")
+    assert row["excerpt_of"] == {"limit": 2000} | where and row["bytes"] == sum(row["by_document"]["bytes"]) == 2000
+    assert sum(line.startswith("evaluation.limit=2000: 4 of 4 documents are scored") for line in caplog.messages) == 1
+    told = "the beginnings of 4 of 4 documents, 2,000 bytes (evaluation.limit=2000)"
+    assert told in " ".join(capsys.readouterr().out.split())
+    alone = evaluate(f"checkpoint={window}", "data=files", f"data.path={own}", f"output={tmp_path / 'alone.json'}")
+    kept = ("nll_nats", "bytes", "words", "tokens_scored", "documents_digest", "baselines")
+    assert {key: row[key] for key in kept} == {key: alone[key] for key in kept} and alone["excerpt_of"] is None
+
+    other = make_run(outputs, books, "data.tokenizer.vocabulary=257", name="of bytes")
+    result = evaluate(
+        f"checkpoint=[{window},{dense},{other}]", "evaluation.limit=2000", f"output={tmp_path / 'compared'}"
+    )
+    assert {row["documents_digest"] for row in result["rows"]} == {row["documents_digest"]}
+    assert result["rows"][2]["tokens_scored"] > result["rows"][0]["tokens_scored"]
+    bits = [row["bits_per_byte"] for row in result["rows"]]
+    assert [each["bits_per_byte"] for each in result["differences"]] == pytest.approx([b - bits[0] for b in bits[1:]])
+    assert told in (tmp_path / "compared" / "comparison.md").read_text()
+
+
+def test_the_default_limit_leaves_everything_of_a_small_split_and_null_of_every_split(window, monkeypatch):
+    whole = evaluate(f"checkpoint={window}")
+    assert whole["excerpt_of"] is None
+    monkeypatch.setattr("data.excerpts.SMALLEST", 3000)
+    monkeypatch.setattr("data.excerpts.PER_TOKEN", 1)
+    assert evaluate(f"checkpoint={window}")["excerpt_of"]["limit"] == 3000
+    assert evaluate(f"checkpoint={window}", "evaluation.limit=null")["documents_digest"] == whole["documents_digest"]
+
+
 def test_an_evaluator_with_another_tokenizer_is_refused_before_anything_is_scored(window, outputs, books, monkeypatch):
     other = make_run(outputs, books, "data.tokenizer.vocabulary=270", name="evaluator")
     monkeypatch.setattr("model.evaluation.scorer.token_losses", lambda *_, **__: pytest.fail("documents were scored"))

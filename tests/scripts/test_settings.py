@@ -8,7 +8,7 @@ import torch
 
 from configs.checks import check_evaluate, check_generate
 from configs.errors import ConfigError
-from configs.evaluation import with_shared_window
+from configs.evaluation import shared_settings
 from configs.runs import open_documents
 from model import Sampling
 from model.training.run_folder import folder_of
@@ -17,13 +17,14 @@ from scripts.generate import _stop
 from tests.commands import compose
 
 
-def test_runs_that_are_compared_share_the_first_ones_window():
-    first = SimpleNamespace(label="a", sequence_length=256)
-    settings = {"protocol": {"name": "sliding", "window": None, "stride": None}, "split": "test"}
-    assert with_shared_window(settings, first)["protocol"]["window"] == 256
+def test_runs_that_are_compared_share_the_first_ones_window_and_limit():
+    first = SimpleNamespace(label="a", sequence_length=65536)
+    settings = {"protocol": {"name": "sliding", "window": None, "stride": None}, "split": "test", "limit": "auto"}
+    shared = shared_settings(settings, first)
+    assert shared["protocol"]["window"] == 65536 and shared["limit"] == 128 * 65536
     assert settings["protocol"]["window"] is None, "the config itself stays as it is"
     for protocol in ({"name": "whole", "window": None}, {"name": "chunked", "window": 64}):
-        assert with_shared_window({"protocol": protocol}, first)["protocol"] == protocol
+        assert shared_settings({"protocol": protocol, "limit": None}, first) == {"protocol": protocol, "limit": None}
 
 
 def test_a_checkpoint_without_a_run_around_it_lies_in_its_own_folder(tmp_path, monkeypatch):

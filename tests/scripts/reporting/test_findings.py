@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
+from scripts.reporting.curves import position_differences_of
 from scripts.reporting.findings import UNTIMED, budgets, cautions, comparisons, progress
 from scripts.reporting.jobs import Job, Sweep, read_sweeps
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
@@ -93,11 +94,23 @@ def test_every_pattern_is_compared_with_the_control_document_by_document(nats, v
     assert f"over 3 documents, better on {sum(each < 0 for each in less)}, one seed)" in told[0]
 
 
-def test_a_control_on_other_documents_has_no_paired_interval():
+def test_runs_on_other_text_are_not_compared():
+    """Neither with the control, nor with dense, by position, on a front or for the best."""
     control = judged_by_document("control 32", 1.0, [1.0] * 3, role=CONTROL)
-    other = judged_by_document("window", 0.9, [0.9] * 3)
-    other.evaluation["documents_digest"] = "e"
-    assert "window is not shown to beat control 32" in read(control, other)[0][0]
+    dense, window = (judged_by_document(label, 0.9, [0.9] * 3) for label in ("dense", "window"))
+    told, _ = read(control, dense, window)
+    assert any("control 32" in line for line in told) and any("Best" in line for line in told)
+    window.evaluation["documents_digest"] = "e"  # of as many documents and bytes
+    told, warned = read(control, dense, window)
+    assert not any("window" in line or "Best" in line or "Pareto" in line for line in told)
+    assert told[0].startswith("dense is not shown to beat control 32") or told[0].startswith("dense beats control 32")
+    assert any("evaluated on different held-out text (see evaluation.limit)" in line for line in warned)
+    rows = make_rows([Sweep("s", Path("s"), (control, dense, window))])
+    assert not any(row.fronts for row in rows)
+    of_window = next(row for row in rows if row.label == "window")
+    assert of_window.against is not None and position_differences_of(of_window) == []
+    del window.evaluation["documents_digest"]  # of an early version: its documents and bytes are compared
+    assert len(read(control, dense, window)[0]) > 2
 
 
 def test_a_row_of_fewer_seeds_is_compared_over_the_seeds_of_both():

@@ -32,12 +32,15 @@ def test_the_jobs_of_a_mixture_have_the_config_that_train_resolves():
         assert job.config["data"]["source"]["sources"][0]["source"]["_target_"] == "data.sources.StandardLibrary"
 
 
-def shortened_evaluation(length: int, protocol: tuple, contexts: list | None) -> dict[str, str]:
+def shortened_evaluation(
+    length: int, protocol: tuple, contexts: list | None, limit: int | str | None = None
+) -> dict[str, str]:
     """The overrides of the evaluation of a run of 4,096 tokens that is shortened to `length`."""
     data = {"sequence_length": 4096, "batch_size": 1, "validation_sequences": None}
     by_context = {"contexts": contexts, "targets": 256, "least_tokens": None}
     protocol = dict(zip(("name", "window", "stride"), protocol, strict=True))
-    config = {"data": data, "phases": None, "evaluation": {"protocol": protocol, "by_context": by_context}}
+    evaluation = {"protocol": protocol, "by_context": by_context, "limit": limit}
+    config = {"data": data, "phases": None, "evaluation": evaluation}
     short = shortened(config, length, "control")
     return {key.removeprefix("evaluation."): value for key, value in short.items() if key.startswith("evaluation.")}
 
@@ -53,6 +56,11 @@ def shortened_evaluation(length: int, protocol: tuple, contexts: list | None) ->
 )
 def test_a_control_reads_no_more_than_it_was_trained_for(protocol, expected):
     assert shortened_evaluation(1024, protocol, []) == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("auto", {"limit": str(2 << 20)}), (5000, {}), (None, {})])
+def test_a_control_is_scored_on_as_much_text_as_the_others(limit, expected):
+    assert shortened_evaluation(1024, ("chunked", None, None), [], limit) == expected
 
 
 @pytest.mark.parametrize(

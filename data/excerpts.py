@@ -1,0 +1,132 @@
+"""A part of many documents to evaluate: the same text for every model, whatever its seed, tokenizer and patterns."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .in_memory import InMemoryDocuments
+from .tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from .corpus import Split
+
+log = logging.getLogger(__name__)
+
+FEWEST = 16  # documents that a limit leaves, if there are as many
+SMALLEST = 2 << 20  # bytes of the default limit, at least
+PER_TOKEN = 128  # and for each token of a training sequence: each of FEWEST documents then has about two sequences
+SEED = 0  # of the documents that are drawn; that of a run would give each run other text
+
+
+def default_limit(sequence_length: int) -> int:
+    """Returns the bytes of text on which a model is evaluated that was trained on sequences of this many tokens."""
+    return max(SMALLEST, PER_TOKEN * sequence_length)
+
+
+class Excerpts:
+    """The beginnings of some of `documents`, with the attributes of a corpus's Split.
+
+    sizes: {document: how much of it}, in bytes of text, or in tokens where the documents have no text.
+    tokenizer: that of the documents; it tokenizes those that are cut.
+    """
+
+    def __init__(self, documents: "Split | InMemoryDocuments", sizes: Mapping[int, int], tokenizer: Tokenizer):
+        self.documents, self.numbers = documents, sorted(sizes)
+        self.names = [documents.names[number] for number in self.numbers]
+        whole, self._cut = sizes_of(documents), {}
+        cut = [number for number in self.numbers if sizes[number] < whole[number]]
+        self.has_text = documents.total_bytes > 0
+        if self.has_text:
+            texts = [documents.text(number).encode()[: sizes[number]].decode(errors="ignore") for number in cut]
+            rows = [{"name": documents.names[n], "text": text} for n, text in zip(cut, texts, strict=True)]
+            beginnings = InMemoryDocuments(rows, tokenizer)
+            self._cut = {number: (beginnings.tokens(n), beginnings.text(n)) for n, number in enumerate(cut)}
+        else:
+            self._cut = {number: (documents.tokens(number)[: sizes[number] + 1], "") for number in cut}
+        self.bytes = [
+            len(self._cut[number][1].encode()) if number in self._cut else int(documents.bytes[number])
+            for number in self.numbers
+        ]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def tokens(self, document: int) -> np.ndarray:
+        """Returns the document's tokens, integers `[tokens]` that begin with bos."""
+        number = self.numbers[document]
+        return self._cut[number][0] if number in self._cut else self.documents.tokens(number)
+
+    def text(self, document: int) -> str:
+        number = self.numbers[document]
+        return self._cut[number][1] if number in self._cut else self.documents.text(number)
+
+    @cached_property
+    def words(self) -> list[int]:
+        return [len(self.text(document).split()) if self.has_text else 0 for document in range(len(self))]
+
+    @cached_property
+    def flat(self) -> np.ndarray:
+        """The tokens of all documents in their order."""
+        return np.concatenate([self.tokens(document) for document in range(len(self))])
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes)
+
+
+def excerpts(
+    documents: "Split | InMemoryDocuments", limit: int, tokenizer: Tokenizer, sources: Sequence[str] = ()
+) -> "Split | InMemoryDocuments | Excerpts":
+    """Returns the part of `documents` on which models are evaluated, and logs how much it is; `documents` themselves
+    where they are within the limit.
+
+    limit: of the text in bytes, or of the tokens where there is no text; of each source of a mixture.
+    sources: of a mixture; a document's name begins with that of its source and a slash.
+    """
+    sizes = sizes_of(documents)
+    of_source = np.array([name.partition("/")[0] for name in documents.names]) if sources else np.zeros(len(sizes))
+    chosen: dict[int, int] = {}
+    for source in sources or (0,):
+        numbers = np.flatnonzero(of_source == source)
+        chosen |= {int(numbers[index]): size for index, size in within_limit(sizes[numbers], limit).items()}
+    if sum(chosen.values()) == sizes.sum():
+        return documents
+    found, unit = Excerpts(documents, chosen, tokenizer), "bytes" if documents.total_bytes else "tokens"
+    scored = sizes_of(found)
+    log.info(
+        f"evaluation.limit={limit}: {len(found):,} of {len(documents):,} documents are scored, at most their first"
+        f" {scored.max():,} {unit}: {scored.sum():,} of {sizes.sum():,} {unit}; null scores everything"
+    )
+    return found
+
+
+def within_limit(sizes: np.ndarray, limit: int) -> dict[int, int]:
+    """Returns {document: how much of its beginning is taken}.
+
+    All documents are cut to the same size, the largest with which they are within the limit together. Where that is
+    less than the FEWEST-th part of the limit, documents are cut to this part, and drawn at random.
+    """
+    if sizes.sum() <= limit:
+        return dict(enumerate(sizes.tolist()))
+    taken = np.minimum(sizes, max(_common_size(sizes, limit), limit // FEWEST, 1))
+    drawn = np.random.default_rng(SEED).permutation(len(sizes))
+    drawn = drawn[np.cumsum(taken[drawn]) <= limit]
+    return {int(document): int(taken[document]) for document in np.sort(drawn)}
+
+
+def sizes_of(documents: "Split | InMemoryDocuments | Excerpts") -> np.ndarray:
+    """Returns the size of each document, int64 `[documents]`: bytes of text, or tokens where there is no text."""
+    if documents.total_bytes:
+        return np.asarray(documents.bytes, dtype=np.int64)
+    return np.array([len(documents.tokens(document)) - 1 for document in range(len(documents))])
+
+
+def _common_size(sizes: np.ndarray, limit: int) -> int:
+    """Returns the largest size with which documents that are cut to it are within a limit that they exceed whole."""
+    ascending = np.sort(sizes)
+    shorter = np.cumsum(ascending) - ascending  # all of the documents that are shorter than each one
+    common = (limit - shorter) // np.arange(len(sizes), 0, -1)
+    return int(common[np.argmax(common <= ascending)])
