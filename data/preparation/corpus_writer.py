@@ -109,7 +109,7 @@ def _documents(
     if record is None:
         bad = BadDocuments(on_bad_document, path)
         loaded = {split: rows for split, rows in source.load(path, arrow_cache, bad).items() if len(rows)}
-        _check_splits(loaded, path)
+        _check_splits(loaded, path, source.more_splits)
         for split, rows in loaded.items():
             shutil.rmtree(folders[split], ignore_errors=True)
             rows.select_columns(["name", "text"]).save_to_disk(folders[split])
@@ -204,13 +204,13 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_splits(documents: "dict[str, Dataset]", path: Paths) -> None:
+def _check_splits(documents: "dict[str, Dataset]", path: Paths, more_splits: str) -> None:
     if not documents:
         raise CorpusError(f"data.path={path}: must hold documents, and none was found")
     for split in SPLITS:
         if split not in documents:
             counts = ", ".join(f"{len(rows)} in {name}" for name, rows in documents.items())
             raise CorpusError(
-                f"data.path={path}: must hold documents of every split, and the {split} split has none ({counts}); add"
-                " documents, or put them into folders train/, validation/ and test/"
+                f"data.path={path}: must hold documents of every split, and the {split} split has none ({counts});"
+                f" {more_splits}"
             )

@@ -38,6 +38,7 @@ class Source(ABC):
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
+    more_splits: what to do where a split has no document, for errors.
     byte_unit: what a byte of the text is to a reader, in the units of losses (../units.py).
     streaming: whether training reads the documents from their files (../streaming). Then the corpus holds the
         documents of validation and test alone, and its training split is a sample of the training documents.
@@ -49,6 +50,7 @@ class Source(ABC):
     weights: Mapping[str, int] | None = None
     tokens_at_a_time: int | None = None
     byte_unit: str = "byte"
+    more_splits: str = "add documents, or put them into folders train/, validation/ and test/"
     streaming: bool = False
 
     @property

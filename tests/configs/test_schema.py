@@ -145,14 +145,16 @@ EXCEPTIONS = (
     *((f"data={each}", "data.path", None) for each in ("code", "mixture", "stdlib", "recall", "retrieval")),
     *((f"data={each}", "data.validation_sequences", None) for each in ("recall", "retrieval")),
     ("data=retrieval", "data.source.tasks.retrieval", None),
+    *((f"data={each}", "data.source.parts", None) for each in ("genome", "strains")),
 )
 """A name on the hub; this Python's library and packages; no path of its own; generated sequences, which have no end;
-the only task."""
+the only task; each sequence of a genome in one split."""
 
 EARLIER = ("data.source.extensions", "data.source.split_by")
 EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time", "data.source.pairs")
 EARLIER += ("data.source.streaming", "data.source.streams", "data.source.held_out_documents")
 EARLIER += tuple((f"data={each}", "data.source.text_column") for each in ("recall", "retrieval"))
+EARLIER += tuple((f"data={each}", "data.source.parts") for each in ("genome", "strains"))
 """Keys, some of one choice alone, that saved configs of earlier versions lack: the class has the value of those."""
 
 

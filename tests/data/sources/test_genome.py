@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from data import CorpusError, InMemoryDocuments
+from data import CorpusError, InMemoryDocuments, prepare
 from data.sources import BadDocuments, Genome
 from data.tokenizers import Bytes
 from tests.data.sources.rows import STRICT, by_name
@@ -132,6 +132,39 @@ def test_a_split_without_pairs_is_one_line(species, tmp_path, length):
     )
     with pytest.raises(CorpusError, match=error):
         Genome((".fa",), "name", False, (length,)).load(str(species), tmp_path / "arrow", STRICT)
+
+
+def test_one_sequence_is_divided_into_the_splits(tmp_path):
+    sequence = "ACGGT" * 4
+    (tmp_path / "one.fa").write_text(f">one\n{sequence}\n")
+    (tmp_path / "two.fa").write_text(">two\nA\n")  # too short for three parts
+    source = Genome((".fa",), "name", True, parts=(0.7, 0.1, 0.2))
+    splits = source.load(str(tmp_path), tmp_path / "arrow", STRICT)
+    assert by_name(splits)["one.fa:0:reverse"] == sequence[:14].translate(str.maketrans("ACGT", "TGCA"))[::-1]
+    of_one = {split: [text for text in rows["text"][:] if text in sequence] for split, rows in splits.items()}
+    assert of_one["train"][0] == sequence[:14] and of_one["validation"] == [sequence[14:16]]
+    assert of_one["test"] == [sequence[16:]]
+    assert source.identity(str(tmp_path)) != Genome((".fa",), "name", True).identity(str(tmp_path))
+    assert "parts" not in Genome((".fa",), "name", True).identity(str(tmp_path)), "as before there were parts"
+    for each in (source, Genome((".fa",), "name", False, parts=(0.7, 0.1, 0.2))):  # one's own genome is scored whole
+        documents = InMemoryDocuments.load(each, str(tmp_path), Bytes(), "error", "test")
+        assert sorted(documents.text(n) for n in range(len(documents))) == ["A", sequence]
+
+
+def test_a_genome_of_one_sequence_is_refused_with_what_divides_it(tmp_path):
+    (tmp_path / "one.fa").write_text(f">one\n{'ACGGT' * 400}\n")
+    with pytest.raises(
+        CorpusError, match=r"the validation split has none .*; 'data\.source\.parts=\[0\.9,0\.05,0\.05\]"
+    ):
+        prepare(Genome((".fa",), "name", True), str(tmp_path), Bytes(), 1, tmp_path / "cache", "error")
+
+
+def test_parts_that_cannot_divide_are_refused(genomes):
+    for parts, others in (((0.5, 0.1, 0.1), {}), ((0.8, 0.1, 0.1), {"pairs": (512,)})):
+        with pytest.raises(CorpusError, match=r"^data\.source\.parts=\[.*\]: must be "):
+            Genome((".fa",), "name", True, parts=parts, **others)
+    with pytest.raises(CorpusError, match=r"^data\.source\.parts=\[0\.8, 0\.1, 0\.1\]: must be null .* folder train/"):
+        Genome((".fa", ".fna"), "name", True, parts=(0.8, 0.1, 0.1)).check(str(genomes))
 
 
 def test_ones_own_genome_is_scored_on_one_strand(genomes):
