@@ -60,6 +60,12 @@ def test_an_added_key_has_the_value_of_earlier_versions_where_a_run_has_none(mon
     assert upgrade({"a": {"d": 2}}) == {"a": {"d": 2}}
 
 
+def test_a_run_of_a_version_without_cuda_graphs_resumes_without_one():
+    saved = compose("trainer=gpu")
+    assert saved["trainer"].pop("cuda_graph") == "auto"
+    assert upgrade(saved)["trainer"]["cuda_graph"] is False
+
+
 def test_an_old_run_is_opened_resumed_and_reported(tmp_path):
     run = make_run(tmp_path, write_books(tmp_path / "books"), "attention=routed")
     file = run / "checkpoints/last.ckpt"
