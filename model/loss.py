@@ -16,6 +16,10 @@ TILE = 256
 """Tokens of which a chunk on a GPU is a multiple, and a selection of scored tokens: the tiles of matrix products are
 full."""
 
+SELECTED = 7 / 8
+"""The largest share of tokens that is selected: text, where only the last token of a document is not scored, needs no
+gathering, and its sums keep their order."""
+
 
 def linear_cross_entropy(
     hidden: Tensor,
@@ -32,7 +36,8 @@ def linear_cross_entropy(
     float32: the sum over scored tokens of losses and penalties, with gradients to hidden and weight, and each token's
     loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and sums in
     float32. in_fp8: the logits are products of e4m3 numbers (kernels/fp8.py); the products of their gradient are not.
-    scored: how many targets are scored at most, where the host has counted them; no logits of others are computed then.
+    scored: how many targets are scored at most, where the host has counted them. If they are few, the logits of hardly
+    any other tokens are computed.
     """
     if not torch.is_grad_enabled():  # an autograd.Function is asked for gradients even under no_grad
         hidden, weight = hidden.detach(), weight.detach()
@@ -44,7 +49,9 @@ def _scored_rows(targets: Tensor, scored: int) -> Tensor | None:
     """Returns the indices of all scored tokens, and of others up to a multiple of TILE; None for all tokens. The host
     does not wait for the device."""
     size = -(-scored // TILE) * TILE
-    return None if size >= len(targets) else (targets == IGNORE).to(torch.int8).argsort(stable=True)[:size]
+    if size > SELECTED * len(targets):
+        return None
+    return (targets == IGNORE).to(torch.int8).argsort(stable=True)[:size]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

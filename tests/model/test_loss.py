@@ -54,9 +54,10 @@ def test_gradcheck(z_loss, scored, monkeypatch):
     assert torch.autograd.gradcheck(total, (hidden, weight))
 
 
-@pytest.mark.parametrize(("scored", "rows"), [(None, 600), (600, 600), (513, 600), (512, 512), (257, 512), (0, 0)])
-def test_logits_are_those_of_scored_tokens_in_whole_tiles(scored, rows, monkeypatch):
-    """Where more than the targets are counted, the first of the other tokens are computed too."""
+@pytest.mark.parametrize(
+    ("scored", "rows"), [(None, 2304), (2048, 2304), (1793, 2304), (1792, 1792), (257, 512), (1, 256), (0, 0)]
+)
+def test_logits_are_those_of_scored_tokens_in_whole_tiles_where_these_are_few(scored, rows, monkeypatch):
     computed = []
 
     def compute(logits, targets, *settings):
@@ -64,9 +65,9 @@ def test_logits_are_those_of_scored_tokens_in_whole_tiles(scored, rows, monkeypa
         return cross_entropy_(logits, targets, *settings)
 
     monkeypatch.setattr(loss, "cross_entropy_", compute)
-    targets = torch.full((600,), IGNORE)
-    targets[torch.randperm(600, generator=torch.Generator().manual_seed(0))[: scored or 0]] = 1
-    linear_cross_entropy(torch.zeros(600, 2), torch.zeros(3, 2), targets, scored=scored)
+    targets = torch.full((2304,), IGNORE)
+    targets[torch.randperm(2304, generator=torch.Generator().manual_seed(0))[: scored or 0]] = 1
+    linear_cross_entropy(torch.zeros(2304, 2), torch.zeros(3, 2), targets, scored=scored)
     assert sum(map(len, computed)) == rows
     assert sum(int((each == 1).sum()) for each in computed) == (scored or 0)
 
