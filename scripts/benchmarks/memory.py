@@ -32,9 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.one:
         print(json.dumps(measure(arguments.overrides)))
         return
-    from scripts.benchmarks.results import markdown, write
+    from scripts.benchmarks.results import earlier_rows, markdown, write
 
-    rows = json.loads(arguments.output.read_text())["rows"] if arguments.append else []
+    rows = earlier_rows(arguments)
     grid = itertools.product(arguments.models, arguments.attention, arguments.lengths, arguments.checkpointing)
     for model, attention, length, checkpointing in grid:
         settings = [f"model={model}", f"attention={attention}", f"data.sequence_length={length}"]

@@ -27,6 +27,13 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+def earlier_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the rows that the file `arguments.output` has already, if it exists and `arguments.append` is set."""
+    if not arguments.append or not arguments.output.exists():
+        return []
+    return json.loads(arguments.output.read_text())["rows"]
+
+
 def write(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     """The file `arguments.output` gets its surroundings, the other arguments as settings, and the rows."""
     from model.training.storage import make_folder, write_atomically

@@ -42,10 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
         if rank_zero_only.rank == 0:  # each rank is a process that runs this command
             print(json.dumps(row), flush=True)
         return
-    from scripts.benchmarks.results import markdown, write
+    from scripts.benchmarks.results import earlier_rows, markdown, write
 
-    append = arguments.append and arguments.output.exists()
-    rows = json.loads(arguments.output.read_text())["rows"] if append else []
+    rows = earlier_rows(arguments)
     cases = [("one", 1)] if 1 in arguments.devices else []
     cases += [(kind, devices) for kind in arguments.kinds for devices in arguments.devices if devices > 1]
     for kind, devices in cases:

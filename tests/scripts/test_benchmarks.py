@@ -10,7 +10,7 @@ import torch
 from model.training.storage import StorageError
 from scripts.benchmarks.data import add_arguments
 from scripts.benchmarks.data import run as measure_loaders
-from scripts.benchmarks.results import write
+from scripts.benchmarks.results import earlier_rows, write
 from scripts.benchmarks.training import Kind, TrainingStep
 from tests.commands import run, run_forked
 from tests.scripts.runs import write_books
@@ -104,3 +104,12 @@ def test_scaling_measures_a_run_on_two_ranks_once(tmp_path):
     assert (row["kind"], row["devices"]) == ("context", 2)
     assert row["tokens_per_second"] == pytest.approx(128e3 / row["step_ms"], rel=0.02)
     assert row["context_bytes_sent"] > 0 and row["busy"] > 0
+
+
+def test_rows_are_appended_to_a_file_that_may_not_exist_yet(tmp_path):
+    output = tmp_path / "rows.json"
+    arguments = argparse.Namespace(output=output, append=True)
+    assert earlier_rows(arguments) == []
+    write(arguments, [{"length": 1}])
+    assert earlier_rows(arguments) == [{"length": 1}]
+    assert earlier_rows(argparse.Namespace(output=output, append=False)) == []
