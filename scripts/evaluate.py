@@ -129,7 +129,6 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
             settings = shared_settings(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
             units = units_on(run, config.get("data"))
-            sizes = documents.bytes if BITS in units else [0] * len(documents)
         own = retokenize(documents, name, runs[0] if runs else run, run)
         for label, model in models.items():
             measured, found = measure_run(run, own, settings, scorer, units, model, label)
@@ -140,7 +139,8 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
             losses.append(found)
             runs.append(run)
         run.model.to("cpu")
-    sizes = rows[0]["by_document"]["bytes"]
+    scored = rows[0]["by_document"]["bytes"]  # of the part of the documents that evaluation.limit leaves
+    sizes = scored if BITS in units else [0] * len(scored)
     differences = [
         {"run": rows[row]["run"], "against": rows[other]["run"]}
         | vars(compare(losses[row], losses[other], sizes, same_tokens=same_tokenizer(runs[row], runs[other])))
