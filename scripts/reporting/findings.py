@@ -147,7 +147,8 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
             f"The tokens of {_and(without_text)} have no text: their losses, in nats per token, compare only runs on"
             " the same token files."
         )
-    if len({str(job.evaluation.get("tokenizer")) for row in per_token for job in row.counted}) > 1:
+    other_tokens = len({str(job.evaluation.get("tokenizer")) for row in per_token for job in row.counted}) > 1
+    if other_tokens:
         found.append(f"The jobs have different tokenizers: do not compare their {unit_of_quality(per_token)}.")
     found += [
         f"{counted(len(sweep.replaced), 'job')} of earlier settings left out: later jobs have the same overrides."
@@ -156,7 +157,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     ]
     found += _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
-    if not same_text(jobs):
+    if not same_text(jobs) and not other_tokens:
         found.append(
             f"The jobs were evaluated on different held-out text (see evaluation.limit): {unit_of_quality(rows)} of"
             " different text are not compared."
