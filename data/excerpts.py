@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST = 16  # documents that a limit leaves, if there are as many
-SMALLEST = 2 << 20  # bytes of the default limit, at least
+SMALLEST = 1 << 20  # bytes of the default limit, at least
 PER_TOKEN = 128  # and for each token of a training sequence: each of FEWEST documents then has about two sequences
 SEED = 0  # of the documents that are drawn; that of a run would give each run other text
 

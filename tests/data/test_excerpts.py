@@ -87,5 +87,5 @@ def test_what_is_within_the_limit_stays_and_what_is_not_is_logged(caplog):
 
 
 def test_the_default_grows_with_the_sequences():
-    assert default_limit(4096) == default_limit(16384) == SMALLEST == 2_097_152
-    assert default_limit(65536) == 4 * SMALLEST
+    assert default_limit(4096) == default_limit(8192) == SMALLEST == 1_048_576
+    assert default_limit(65536) == 8 * SMALLEST

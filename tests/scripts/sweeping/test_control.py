@@ -58,7 +58,7 @@ def test_a_control_reads_no_more_than_it_was_trained_for(protocol, expected):
     assert shortened_evaluation(1024, protocol, []) == expected
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("auto", {"limit": str(2 << 20)}), (5000, {}), (None, {})])
+@pytest.mark.parametrize(("limit", "expected"), [("auto", {"limit": str(1 << 20)}), (5000, {}), (None, {})])
 def test_a_control_is_scored_on_as_much_text_as_the_others(limit, expected):
     assert shortened_evaluation(1024, ("chunked", None, None), [], limit) == expected
 
