@@ -1,7 +1,7 @@
 """The predicted cost of the runs that quality.md lists as not measured, from the speed of those that were.
 
 Seconds per token are a line in the attention FLOPs per token, through full attention at 4,096 and at 32,768 tokens:
-those jobs had an H200 for themselves. A pattern with work besides its FLOPs (a router, summaries) takes as many times
+those jobs had an H200 for themselves. Routed attention, which has work besides its FLOPs, takes as many times
 the seconds of the line as it did at 32,768 tokens, where it shared the GPU: an upper bound.
 """
 
@@ -14,16 +14,15 @@ from scripts.benchmarks.results import markdown
 ALONE, SHARED, CODE = "novels_extend_more", "novels_extend", "code_extend"
 """Sweeps in docs/results: of novels at 32,768 tokens, and of code at 65,536."""
 
-MANY = ("dense", "control 4096", "window", "window_dense", "routed", "hierarchical")
 ON_CODE = ("dense", "control 4096", "window_dense", "routed")
-"""The jobs of a seed: MANY in the sweep of recall, ON_CODE in the sweep of code."""
+"""The jobs of a seed in the sweep of code."""
 
 
 def not_measured() -> str:
     """Returns the table of the runs: their tokens and minutes."""
     runs = {
         "code": (3, CODE, [("first stage 4096", 60), *((pattern, 24) for pattern in ON_CODE)]),
-        "recall": (1, CODE, [("first stage 4096", 50 + 98 + 33), *((pattern, 16 + 7) for pattern in MANY)]),
+        "recall": (1, CODE, [("window_dense", 100 + 33 + 33 + 33 + 33), ("routed", 100 + 66 + 66 + 33)]),
     }
     rows = []
     for name, (seeds, sweep, jobs) in runs.items():
@@ -60,10 +59,9 @@ def _line(flops: float) -> float:
 
 def _beyond_flops(label: str) -> float:
     """Returns how many times the seconds of the line a pattern took at 32,768 tokens."""
-    sweep = {"routed": SHARED, "hierarchical": SHARED, "native_sparse": ALONE}.get(label)
-    if sweep is None:
+    if label != "routed":
         return 1.0
-    summary = _summary(sweep, label)
+    summary = _summary(SHARED, label)
     return 1 / summary["tokens_per_second"] / _line(summary["attention_flops_per_token"])
 
 
