@@ -18,7 +18,7 @@ BY_NAME = ("data/tokenizer", "data.tokenizer", "data.tokenizer._target_")
 """Overrides that choose a tokenizer."""
 
 SETTING = "data.tokenizer."
-"""Begins the keys of a tokenizer's settings."""
+"""The prefix of keys that set a tokenizer's settings."""
 
 
 def as_resumed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST = 16  # documents that a limit leaves, if there are as many
-SMALLEST = 1 << 20  # bytes of the default limit, at least
-PER_TOKEN = 128  # and for each token of a training sequence: each of FEWEST documents then has about two sequences
-SEED = 0  # of the documents that are drawn; that of a run would give each run other text
+SMALLEST = 1 << 20  # the default limit has at least so many bytes
+PER_TOKEN = 128  # bytes for each token of a training sequence: each of FEWEST documents then has about two sequences
+SEED = 0  # of the documents that are drawn; with the seed of a run, each run would be scored on other text
 
 
 def default_limit(sequence_length: int) -> int:
-    """Returns the bytes of text on which a model is evaluated that was trained on sequences of this many tokens."""
+    """Returns the default limit in bytes, for a model that was trained on sequences of this many tokens."""
     return max(SMALLEST, PER_TOKEN * sequence_length)
 
 
 class Excerpts:
     """The beginnings of some of `documents`, with the attributes of a corpus's Split.
 
-    sizes: {document: how much of it}, in bytes of text, or in tokens where the documents have no text.
-    tokenizer: that of the documents; it tokenizes those that are cut.
+    sizes: {document: size of its beginning}, in bytes of text, or in tokens where the documents have no text.
+    tokenizer: that of the documents; it tokenizes the beginnings.
     """
 
     def __init__(self, documents: "Split | InMemoryDocuments", sizes: Mapping[int, int], tokenizer: Tokenizer):
@@ -107,7 +107,7 @@ def within_limit(sizes: np.ndarray, limit: int) -> dict[int, int]:
     """Returns {document: how much of its beginning is taken}.
 
     All documents are cut to the same size, the largest with which they are within the limit together. Where that is
-    less than the FEWEST-th part of the limit, documents are cut to this part, and drawn at random.
+    less than the limit divided by FEWEST, documents are drawn at random, and each is cut to that part of the limit.
     """
     if sizes.sum() <= limit:
         return dict(enumerate(sizes.tolist()))

@@ -53,8 +53,8 @@ def write(config: dict[str, Any]) -> list[str]:
     model, tokenizer = run.model, run.tokenizer
     if isinstance(tokenizer, Bins):
         raise ConfigError(
-            f"checkpoint={config['checkpoint']}: must be a run on text: the values of a series have none;"
-            " scripts/evaluate.py forecasts them"
+            f"checkpoint={config['checkpoint']}: must be a run on text, not on series of numbers;"
+            " scripts/evaluate.py forecasts series"
         )
     streams = [TextStream(tokenizer.decode, stop) for _ in prompts]
     alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished

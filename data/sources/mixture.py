@@ -78,7 +78,7 @@ class Mixture(Source):
 
     @property
     def byte_unit(self) -> str:
-        """That of its sources with documents; "byte" if they have different ones."""
+        """The unit that all sources with documents share; "byte" if their units differ."""
         units = {mixed.source.byte_unit for mixed in self.with_documents}
         return units.pop() if len(units) == 1 else Source.byte_unit
 

@@ -92,17 +92,17 @@ class Row:
 
     @property
     def units(self) -> Units:
-        """The units of its losses."""
+        """The units of the row's losses."""
         return self.example.units
 
     @property
     def quality(self) -> str:
-        """The number by which it is compared: BITS, or LOSS where there are no bits per byte."""
+        """The number by which the row is compared: BITS, or LOSS where there are no bits per byte."""
         return quality_in(self.units)
 
     @property
     def unit(self) -> str:
-        """That of its quality."""
+        """The unit of the row's quality."""
         return self.units[self.quality]
 
     def seeded(self, name: str) -> list[Seeded]:

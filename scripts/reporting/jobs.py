@@ -96,12 +96,12 @@ class Job:
 
     @property
     def units(self) -> Units:
-        """The units of its losses."""
+        """The units of the job's losses."""
         return units_in(self.evaluation or self.summary)
 
     @property
     def quality(self) -> str:
-        """The number by which it is compared: BITS, or LOSS where there are no bits per byte."""
+        """The number by which the job is compared: BITS, or LOSS where there are no bits per byte."""
         return quality_in(self.units)
 
     def sizes_of_documents(self) -> list[int] | None:
