@@ -75,8 +75,8 @@ def resolve_evaluated(config: DictConfig) -> dict[str, Any]:
     """Returns the composed config of a command that evaluates a trained run, as plain values. Its group `data` names
     documents, which are read with the run's tokenizer.
 
-    A source that cannot be evaluated is refused before a key of it that is missing, such as the tokenizer of files of
-    tokens, and a tokenizer on the command line is refused.
+    A source that cannot be evaluated, as files of tokens, is refused even where one of its keys, such as its tokenizer,
+    is missing. A tokenizer on the command line is refused.
     """
     data = trust_named(OmegaConf.to_container(config, resolve=True)).get("data")
     if data:

@@ -97,7 +97,7 @@ def _keys(overrides: Sequence[str]) -> list[str]:
 
 
 def _has(file: Path, name: str, value: Any) -> bool:
-    """Whether a setting describes the tokenizer of a file: as it is, or as its run's config gave it."""
+    """Whether a setting describes the tokenizer of a file: the tokenizer itself, or the config of its run."""
     from data.tokenizers import Saved, load
 
     own, config = load(file), file.with_name("config.yaml")

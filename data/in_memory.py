@@ -124,7 +124,7 @@ def count_copies(documents: "Split | InMemoryDocuments", trained: "Split") -> in
 
 
 def _sizes(tokens: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Returns a number for each pair of counts. Different pairs have the same one where a count exceeds 2^32."""
+    """Returns a number for each pair of counts. Different pairs may have the same number if a count exceeds 2^32."""
     return (tokens.astype(np.int64) << 32) ^ text.astype(np.int64)
 
 

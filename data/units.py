@@ -33,7 +33,7 @@ def units_of(tokenizer: "Tokenizer", source: "Source") -> dict[str, str]:
 
 
 def units_in(row: Mapping[str, Any]) -> Units:
-    """Returns the units of a row of evaluation.json or of a summary.json, which those of early versions do not have."""
+    """Returns the units of a row of evaluation.json or of a summary.json; files of early versions do not name them."""
     if "units" in row:
         return row["units"]
     if (row.get("tokenizer") or {}).get("tokenizer") == "bins":

@@ -13,12 +13,12 @@ LOGITS = 1 << 28
 """Logits of a chunk on a GPU: 512 MB in bf16."""
 
 TILE = 256
-"""Tokens of which a chunk on a GPU is a multiple, and a selection of scored tokens: the tiles of matrix products are
-full."""
+"""A chunk on a GPU, and a selection of scored tokens, is a multiple of so many tokens, so that the tiles of matrix
+products are full."""
 
 SELECTED = 7 / 8
-"""The largest share of tokens that is selected: text, where only the last token of a document is not scored, needs no
-gathering, and its sums keep their order."""
+"""The largest share of scored tokens at which they are selected. In text, only the last token of a document is not
+scored: nothing is gathered there, and the sums keep their order."""
 
 
 def linear_cross_entropy(

@@ -46,8 +46,8 @@ class Tokenizer(ABC):
 
     @property
     def per_byte(self) -> bool:
-        """Whether losses are given per byte of the text, which compares tokenizers. They are not where a token is a
-        reader's own unit, as a value of a series is."""
+        """Whether losses are given per byte of the text, so that runs with different tokenizers compare. They are not
+        where readers count in tokens, as in the values of a series."""
         return self.has_text and self.token_unit == Tokenizer.token_unit
 
     @property

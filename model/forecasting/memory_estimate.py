@@ -56,7 +56,7 @@ class StepMemory:
     """Memory at the peak of one training step.
 
     parts: bytes by part
-    phase: the phase of the peak; with a CUDA graph, of the graph's
+    phase: the phase of the peak; with a CUDA graph, the phase of the graph's peak
     layer_heap_bytes: the largest size that one layer's activations reach in a CPU's heap (memory_tracker.HEAP_BLOCK)
     """
 
