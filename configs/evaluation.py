@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from configs.build import ConfigError, build_plan, build_protocol
-from configs.mixture import source_names
 from configs.runs import Run, open_corpus, open_run
 from data import DataModule, InMemoryDocuments
 from data.baselines import (
@@ -56,12 +55,14 @@ def measure_run(
     settings: Mapping[str, Any],
     scorer: Scorer,
     units: Units,
+    sources: Sequence[str],
     model: Transformer | None = None,
     label: str | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Returns `measure` of a trained run.
 
     units: those of losses on the documents (`units_on`).
+    sources: those of the documents (`sources_on`), which may be of another run than this one.
     model, label: the run's weights under another attention, and the name of its row; by default the run's own.
     """
     corpus = open_corpus(run) if settings["baselines"] else None
@@ -79,7 +80,7 @@ def measure_run(
         corpus=corpus,
         checkpoint=run.checkpoint,
         label=label or run.label,
-        sources=source_names(run.config["data"]) if isinstance(documents, Split) else (),
+        sources=sources,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from configs.aliases import upgrade
 from configs.build import ConfigError, build_data, build_model
-from configs.mixture import build_source
+from configs.mixture import build_source, source_names
 from configs.pretrained import GROUP, PREFIX, groups_of, is_pretrained, pretrained_folder, weights_of
 from configs.tokenizer import FILE, tokenizer_of, with_own_tokenizer
 from data import CorpusError, DataModule, InMemoryDocuments
@@ -214,6 +214,12 @@ def units_on(run: Run, data: Mapping[str, Any] | None) -> Units:
     return units_of(run.tokenizer, build_source(data) if data else run.data.source)
 
 
+def sources_on(run: Run, data: Mapping[str, Any] | None) -> list[str]:
+    """Returns the names of the sources of a mixture with which the names of the documents of `open_documents` begin;
+    none for the documents of one source."""
+    return source_names(data or run.config["data"])
+
+
 def open_corpus(run: Run) -> Corpus | None:
     """Returns the training corpus of `run`; None, with a warning, where it changed or is gone."""
     try:
@@ -236,7 +242,7 @@ def retokenize(documents: Split | InMemoryDocuments, name: str, first: Run, run:
         raise ConfigError(
             f"checkpoint={run.checkpoint}: must have the tokenizer of {first.label}: bins of other numbers"
         )
-    rows = [{"name": str(document), "text": documents.text(document)} for document in range(len(documents))]
+    rows = [{"name": name, "text": documents.text(number)} for number, name in enumerate(documents.names)]
     return InMemoryDocuments(rows, run.tokenizer)
 
 

@@ -58,7 +58,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 
     from configs.evaluation import measure_run
     from configs.group_checks import check_evaluation
-    from configs.runs import open_documents, open_run, units_on
+    from configs.runs import open_documents, open_run, sources_on, units_on
     from configs.series_forecasts import measure_forecasts, open_series, plan_forecasts
     from model.evaluation import Scorer, add_row
     from model.training.run_folder import check_writable
@@ -74,7 +74,8 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     series = open_series(run, config.get("data"))
     forecasts = plan_forecasts(run, series, settings["split"], config["series"]) if series else None
     scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
-    measured, _ = measure_run(run, documents, settings, scorer, units_on(run, config.get("data")))
+    own = config.get("data")
+    measured, _ = measure_run(run, documents, settings, scorer, units_on(run, own), sources_on(run, own))
     if forecasts:
         measured["series_forecasts"] = measure_forecasts(run, series, forecasts, config, progress_bar)
     # The run's own file names a checkpoint relative to the run's folder, which may move.
@@ -103,7 +104,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     from configs.errors import ConfigError
     from configs.evaluation import measure_run, shared_settings, under_attention
     from configs.group_checks import check_evaluation
-    from configs.runs import open_documents, open_run, retokenize, same_tokenizer, units_on
+    from configs.runs import open_documents, open_run, retokenize, same_tokenizer, sources_on, units_on
     from data.units import BITS
     from model.evaluation import Scorer, compare
     from model.training.run_folder import check_writable, new_run_path
@@ -128,10 +129,10 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
         if not runs:
             settings = shared_settings(settings, run)
             documents, name = open_documents(run, settings["split"], config.get("data"))
-            units = units_on(run, config.get("data"))
+            units, sources = units_on(run, config.get("data")), sources_on(run, config.get("data"))
         own = retokenize(documents, name, runs[0] if runs else run, run)
         for label, model in models.items():
-            measured, found = measure_run(run, own, settings, scorer, units, model, label)
+            measured, found = measure_run(run, own, settings, scorer, units, sources, model, label)
             place = {"run": label, "checkpoint": str(run.checkpoint), "documents_from": name}
             changed = {} if model is run.model else {"attention": attention}
             against.append(len(rows) - 1 if changed else 0)

@@ -39,11 +39,11 @@ def write_books(folder: Path, documents: int = 12, words: int = 150) -> Path:
 
 
 def make_run(
-    outputs: Path, books: Path, *overrides: str, name: str = "run", seed: int = 0, small: Sequence[str] = SMALL
+    outputs: Path, books: Path | None, *overrides: str, name: str = "run", seed: int = 0, small: Sequence[str] = SMALL
 ) -> Path:
-    """An untrained run in `outputs`/`name`/first."""
+    """An untrained run in `outputs`/`name`/first. `books`: data.path; None for a mixture."""
     config: dict[str, Any] = compose(*small, "data=files", "data.path=books", *overrides)
-    config["data"] |= {"path": str(books), "cache": str(outputs / "cache")}
+    config["data"] |= {"path": books and str(books), "cache": str(outputs / "cache")}
     config["name"] = name
     data = build_data(config["data"])
     data.setup()

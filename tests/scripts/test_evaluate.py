@@ -224,6 +224,21 @@ def test_a_limit_leaves_the_beginnings_of_documents_and_is_told(
     assert told in (tmp_path / "compared" / "comparison.md").read_text()
 
 
+def test_every_run_is_scored_on_the_same_part_of_each_source_of_a_mixture(window, outputs, books, tmp_path):
+    entries = ",".join(f"{{data:files,name:{name},path:{books},weight:1}}" for name in ("old", "new"))
+    mixture = ("data=mixture", f"data.source.sources=[{entries}]")
+    mixed = make_run(outputs, None, *mixture, name="mixed")
+    other = make_run(outputs, None, *mixture, "data.tokenizer.vocabulary=280", name="mixed with other tokens")
+    runs, whole = f"checkpoint=[{mixed},{other},{window}]", ("evaluation.baselines=false", f"output={tmp_path}")
+    rows = evaluate(runs, "evaluation.limit=1000", *whole)["rows"]
+    assert len({row["documents_digest"] for row in rows}) == 1
+    for row in rows:
+        assert row["bytes"] == 2000 and {name: each["bytes"] for name, each in row["by_source"].items()} == {
+            "old": 1000,
+            "new": 1000,
+        }
+
+
 def test_the_default_limit_leaves_everything_of_a_small_split_and_null_of_every_split(window, monkeypatch):
     whole = evaluate(f"checkpoint={window}")
     assert whole["excerpt_of"] is None
