@@ -30,6 +30,7 @@ ADDED: dict[str, Any] = {
     "data.length_weights": None,
     "data.on_bad_document": "skip",  # files that were not UTF-8 were left out
     "evaluation.by_context.places": 1,
+    "evaluation.limit": None,
 }
 """Key -> the value under which a run of a version without the key was trained."""
 

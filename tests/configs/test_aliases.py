@@ -9,6 +9,7 @@ import yaml
 from configs import aliases
 from configs.aliases import upgrade
 from configs.build import build_model_config, build_plan
+from configs.resolve import with_later_keys
 from configs.runs import open_run
 from kernels.patterns import Routed
 from scripts.reporting.jobs import read_sweeps
@@ -64,6 +65,12 @@ def test_a_run_of_a_version_without_cuda_graphs_resumes_without_one():
     saved = compose("trainer=gpu")
     assert saved["trainer"].pop("cuda_graph") == "auto"
     assert upgrade(saved)["trainer"]["cuda_graph"] is False
+
+
+def test_a_run_of_a_version_without_a_limit_is_evaluated_whole_as_the_runs_beside_it_were():
+    saved = compose()
+    assert saved["evaluation"].pop("limit") == "auto"
+    assert with_later_keys(upgrade(saved), compose()).evaluation.limit is None
 
 
 def test_an_old_run_is_opened_resumed_and_reported(tmp_path):
