@@ -17,10 +17,11 @@ def output_may_close() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # an error while Python flushes it at its end would be printed
+            if sys.stdout:  # None in a process that is started without one
+                sys.stdout.flush()  # an error while Python flushes it at its end would be printed
     except (BrokenPipeError, SystemExit) as error:
         by_rich = isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
-        if not by_rich and not (isinstance(error, BrokenPipeError) and _is_closed(sys.stdout)):
+        if not by_rich and not (isinstance(error, BrokenPipeError) and sys.stdout and _is_closed(sys.stdout)):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the buffer still holds
         sys.exit(128 + signal.SIGPIPE)

@@ -55,6 +55,15 @@ def test_every_way_of_writing_ends_with_the_same_status(write, monkeypatch):
     assert end.value.code == 128 + signal.SIGPIPE
 
 
+def test_a_command_without_a_standard_output_ends_as_usual(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)  # as Python sets it after `>&-`
+    with output_may_close():
+        print("text")
+    with pytest.raises(SystemExit) as end, output_may_close():
+        raise SystemExit(2)
+    assert end.value.code == 2
+
+
 def test_an_error_of_the_command_or_of_another_pipe_stays():
     ours, theirs = socket.socketpair()
     theirs.close()
