@@ -31,6 +31,7 @@ class Excerpts:
 
     sizes: {document: size of its beginning}, in bytes of text, or in tokens where the documents have no text.
     tokenizer: that of the documents; it tokenizes the beginnings.
+        A document of a token file that is not UTF-8 keeps its own tokens, as many as the size has room for.
     """
 
     def __init__(self, documents: "Split | InMemoryDocuments", sizes: Mapping[int, int], tokenizer: Tokenizer):
@@ -40,15 +41,25 @@ class Excerpts:
         cut = [number for number in self.numbers if sizes[number] < whole[number]]
         self.has_text = documents.total_bytes > 0
         if self.has_text:
-            texts = [documents.text(number).encode()[: sizes[number]].decode(errors="ignore") for number in cut]
-            rows = [{"name": documents.names[n], "text": text} for n, text in zip(cut, texts, strict=True)]
+            texts = {number: documents.text(number).encode() for number in cut}
+            # Bytes of token files that are not UTF-8 are replaced in the text, which has other tokens then.
+            valid = [number for number in cut if len(texts[number]) == whole[number]]
+            rows = [{"name": documents.names[n], "text": texts[n][: sizes[n]].decode(errors="ignore")} for n in valid]
             beginnings = InMemoryDocuments(rows, tokenizer)
-            self._cut = {number: (beginnings.tokens(n), beginnings.text(n)) for n, number in enumerate(cut)}
+            self._cut = {
+                number: (beginnings.tokens(n), beginnings.text(n), beginnings.bytes[n])
+                for n, number in enumerate(valid)
+            }
+            for number in set(cut) - set(valid):
+                tokens = documents.tokens(number)
+                ends = np.cumsum(tokenizer.token_bytes[tokens[1:]])
+                count = int(np.searchsorted(ends, sizes[number], side="right"))
+                size = int(ends[count - 1]) if count else 0
+                self._cut[number] = tokens[: count + 1], tokenizer.decode(tokens[1 : count + 1]), size
         else:
-            self._cut = {number: (documents.tokens(number)[: sizes[number] + 1], "") for number in cut}
+            self._cut = {number: (documents.tokens(number)[: sizes[number] + 1], "", 0) for number in cut}
         self.bytes = [
-            len(self._cut[number][1].encode()) if number in self._cut else int(documents.bytes[number])
-            for number in self.numbers
+            self._cut[number][2] if number in self._cut else int(documents.bytes[number]) for number in self.numbers
         ]
 
     def __len__(self) -> int:

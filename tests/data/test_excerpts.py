@@ -57,6 +57,18 @@ def test_a_character_is_not_cut():
     assert found.text(0) == "aü" and found.bytes == [3]
 
 
+def test_tokens_that_are_not_utf8_are_kept():
+    class Files:
+        names, bytes, total_bytes, raw = ["a"], [200], 200, np.r_[256, np.arange(200, 250).repeat(4)]
+        tokens = lambda self, document: self.raw  # noqa: E731
+        text = lambda self, document: Bytes().decode(self.raw[1:])  # noqa: E731
+        __len__ = lambda self: 1  # noqa: E731
+
+    found = excerpts(Files(), 50, Bytes())
+    assert found.tokens(0).tolist() == Files.raw[:51].tolist()
+    assert found.bytes == [50] and found.text(0) == Bytes().decode(Files.raw[1:51])
+
+
 def test_tokens_without_text_are_limited_by_number():
     class Tokens:
         names, bytes, total_bytes = ["a", "b"], [0, 0], 0
