@@ -30,32 +30,34 @@ class Excerpts:
     """The beginnings of some of `documents`, with the attributes of a corpus's Split.
 
     sizes: {document: size of its beginning}, in bytes of text, or in tokens where the documents have no text.
-    tokenizer: that of the documents; it tokenizes the beginnings.
-        A document of a token file that is not UTF-8 keeps its own tokens, as many as the size has room for.
+    tokenizer: that of the documents; it tokenizes the beginnings. A document of a token file
+        that is not UTF-8 keeps its own tokens, as many as the size has room for.
     """
 
     def __init__(self, documents: "Split | InMemoryDocuments", sizes: Mapping[int, int], tokenizer: Tokenizer):
         self.documents, self.numbers = documents, sorted(sizes)
         self.names = [documents.names[number] for number in self.numbers]
-        whole, self._cut = sizes_of(documents), {}
+        whole = sizes_of(documents)
+        self._cut: dict[int, tuple[np.ndarray, str, int]] = {}  # tokens, text and bytes
         cut = [number for number in self.numbers if sizes[number] < whole[number]]
         self.has_text = documents.total_bytes > 0
         if self.has_text:
-            texts = {number: documents.text(number).encode() for number in cut}
-            # Bytes of token files that are not UTF-8 are replaced in the text, which has other tokens then.
-            valid = [number for number in cut if len(texts[number]) == whole[number]]
-            rows = [{"name": documents.names[n], "text": texts[n][: sizes[n]].decode(errors="ignore")} for n in valid]
-            beginnings = InMemoryDocuments(rows, tokenizer)
-            self._cut = {
-                number: (beginnings.tokens(n), beginnings.text(n), beginnings.bytes[n])
-                for n, number in enumerate(valid)
-            }
-            for number in set(cut) - set(valid):
+            texts: dict[int, str] = {}
+            for number in cut:
+                text = documents.text(number).encode()
+                # Bytes of token files that are not UTF-8 are replaced in the text, which has other tokens then.
+                if len(text) == whole[number]:
+                    texts[number] = text[: sizes[number]].decode(errors="ignore")
+                    continue
                 tokens = documents.tokens(number)
                 ends = np.cumsum(tokenizer.token_bytes[tokens[1:]])
                 count = int(np.searchsorted(ends, sizes[number], side="right"))
                 size = int(ends[count - 1]) if count else 0
                 self._cut[number] = tokens[: count + 1], tokenizer.decode(tokens[1 : count + 1]), size
+            rows = [{"name": documents.names[number], "text": text} for number, text in texts.items()]
+            beginnings = InMemoryDocuments(rows, tokenizer)
+            for n, number in enumerate(texts):
+                self._cut[number] = beginnings.tokens(n), beginnings.text(n), beginnings.bytes[n]
         else:
             self._cut = {number: (documents.tokens(number)[: sizes[number] + 1], "", 0) for number in cut}
         self.bytes = [
