@@ -20,10 +20,10 @@ def check_cuda_graph(config: Mapping[str, Any]) -> None:
 def resolve_cuda_graph(
     config: Mapping[str, Any], forecast: Mapping[str, Any] | None = None, log_reason: bool = False
 ) -> bool | str:
-    """Returns `trainer.cuda_graph` for fit(): `auto` becomes false if a step cannot be replayed, or if the forecast is
-    that of a run without a graph.
+    """Returns the value of `trainer.cuda_graph` for fit(). `auto` becomes false if a step cannot be replayed, or if a
+    step in a graph is forecast to exceed the memory of the device.
 
-    forecast: the run's forecast as in summary.json, if there is one.
+    forecast: the run's forecast as in summary.json, if there is one. It has no graph if one would exceed the memory.
     log_reason: log why, on a GPU.
 
     Raises:

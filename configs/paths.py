@@ -23,8 +23,8 @@ def check_runs(config: Mapping[str, Any]) -> None:
 
 
 def check_trained(checkpoints: str | list[str]) -> None:
-    """Checks that the runs in the key `checkpoint` exist. Models in Hugging Face's format are checked when they are
-    opened."""
+    """Raises ConfigError if a run that the key `checkpoint` names does not exist. Models in Hugging Face's format are
+    checked later, when they are opened."""
     for checkpoint in [checkpoints] if isinstance(checkpoints, str) else checkpoints:
         if not is_pretrained(checkpoint):
             checkpoint_of("checkpoint", checkpoint, prefer="last")

@@ -215,8 +215,8 @@ def units_on(run: Run, data: Mapping[str, Any] | None) -> Units:
 
 
 def sources_on(run: Run, data: Mapping[str, Any] | None) -> list[str]:
-    """Returns the names of the sources of a mixture with which the names of the documents of `open_documents` begin;
-    none for the documents of one source."""
+    """Returns the names of the sources of a mixture; an empty list for a single source. The names of the documents that
+    `open_documents` returns begin with the name of their source."""
     return source_names(data or run.config["data"])
 
 

@@ -56,8 +56,8 @@ class ForecastPlan:
 
 
 def plan_forecasts(run: Run, series: Sequence[Series], split: str, settings: Mapping[str, Any]) -> ForecastPlan | None:
-    """Returns what the composed group `settings` asks to forecast. Returns None, with a warning, if it names no horizon
-    and none of HORIZONS fits the training sequences and the split.
+    """Returns the plan of the forecasts that the composed group `settings` describes. Returns None, with a warning, if
+    `settings` has no horizons and none of HORIZONS fits the training sequences and the split.
 
     Raises:
         ConfigError: the context or a horizon does not fit the run, or the split of a series.

@@ -34,8 +34,8 @@ def with_own_tokenizer(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def inherits_tokenizer(config: Mapping[str, Any], overrides: Sequence[str]) -> bool:
-    """Whether a composed training config has the tokenizer of the checkpoint `init_from`: unless `overrides` (of the
-    command line) choose another by name."""
+    """Whether a composed training config takes the tokenizer of the checkpoint in `init_from`. It does not if
+    `overrides` (of the command line) choose another tokenizer by name."""
     return bool(config.get("init_from")) and not any(key in _keys(overrides) for key in BY_NAME)
 
 

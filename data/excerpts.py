@@ -37,32 +37,35 @@ class Excerpts:
     def __init__(self, documents: "Split | InMemoryDocuments", sizes: Mapping[int, int], tokenizer: Tokenizer):
         self.documents, self.numbers = documents, sorted(sizes)
         self.names = [documents.names[number] for number in self.numbers]
-        whole = sizes_of(documents)
-        self._cut: dict[int, tuple[np.ndarray, str, int]] = {}  # tokens, text and bytes
-        cut = [number for number in self.numbers if sizes[number] < whole[number]]
         self.has_text = documents.total_bytes > 0
+        whole = sizes_of(documents)
+        cut = {number: size for number, size in sizes.items() if size < whole[number]}
+        self._cut: dict[int, tuple[np.ndarray, str, int]] = {}  # tokens, text and bytes
         if self.has_text:
-            texts: dict[int, str] = {}
-            for number in cut:
-                text = documents.text(number).encode()
-                # Bytes of token files that are not UTF-8 are replaced in the text, which has other tokens then.
-                if len(text) == whole[number]:
-                    texts[number] = text[: sizes[number]].decode(errors="ignore")
-                    continue
-                tokens = documents.tokens(number)
-                ends = np.cumsum(tokenizer.token_bytes[tokens[1:]])
-                count = int(np.searchsorted(ends, sizes[number], side="right"))
-                size = int(ends[count - 1]) if count else 0
-                self._cut[number] = tokens[: count + 1], tokenizer.decode(tokens[1 : count + 1]), size
-            rows = [{"name": documents.names[number], "text": text} for number, text in texts.items()]
-            beginnings = InMemoryDocuments(rows, tokenizer)
-            for n, number in enumerate(texts):
-                self._cut[number] = beginnings.tokens(n), beginnings.text(n), beginnings.bytes[n]
+            self._cut_texts(cut, whole, tokenizer)
         else:
-            self._cut = {number: (documents.tokens(number)[: sizes[number] + 1], "", 0) for number in cut}
+            self._cut = {number: (documents.tokens(number)[: size + 1], "", 0) for number, size in cut.items()}
         self.bytes = [
             self._cut[number][2] if number in self._cut else int(documents.bytes[number]) for number in self.numbers
         ]
+
+    def _cut_texts(self, sizes: Mapping[int, int], whole: np.ndarray, tokenizer: Tokenizer) -> None:
+        """Cuts documents to `sizes` bytes of text. whole: the bytes of each document."""
+        texts: dict[int, str] = {}
+        for number, size in sizes.items():
+            text = self.documents.text(number).encode()
+            if len(text) == whole[number]:
+                texts[number] = text[:size].decode(errors="ignore")
+            else:  # a token file that is not UTF-8: its text has replacement characters, and so other tokens
+                tokens = self.documents.tokens(number)
+                ends = np.cumsum(tokenizer.token_bytes[tokens[1:]])
+                count = int(np.searchsorted(ends, size, side="right"))
+                own = int(ends[count - 1]) if count else 0
+                self._cut[number] = tokens[: count + 1], tokenizer.decode(tokens[1 : count + 1]), own
+        rows = [{"name": self.documents.names[number], "text": text} for number, text in texts.items()]
+        beginnings = InMemoryDocuments(rows, tokenizer)
+        for n, number in enumerate(texts):
+            self._cut[number] = beginnings.tokens(n), beginnings.text(n), beginnings.bytes[n]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -96,7 +99,7 @@ def excerpts(
     """Returns the part of `documents` on which models are evaluated, and logs how much it is; `documents` themselves
     where they are within the limit.
 
-    limit: of the text in bytes, or of the tokens where there is no text; of each source of a mixture.
+    limit: the most bytes of text, or tokens where there is no text; in a mixture, for each source.
     sources: of a mixture; a document's name begins with that of its source and a slash.
     """
     sizes = sizes_of(documents)
@@ -119,8 +122,8 @@ def excerpts(
 def within_limit(sizes: np.ndarray, limit: int) -> dict[int, int]:
     """Returns {document: how much of its beginning is taken}.
 
-    All documents are cut to the same size, the largest with which they are within the limit together. Where that is
-    less than the limit divided by FEWEST, documents are drawn at random, and each is cut to that part of the limit.
+    Each document is cut to the same size: the largest at which all documents together are within the limit. If this
+    size is less than limit / FEWEST, only some documents are taken, drawn at random, each cut to limit / FEWEST.
     """
     if sizes.sum() <= limit:
         return dict(enumerate(sizes.tolist()))
@@ -138,7 +141,8 @@ def sizes_of(documents: "Split | InMemoryDocuments | Excerpts") -> np.ndarray:
 
 
 def _common_size(sizes: np.ndarray, limit: int) -> int:
-    """Returns the largest size with which documents that are cut to it are within a limit that they exceed whole."""
+    """Returns the largest size such that all documents, each cut to it, have at most `limit` together. Uncut they have
+    more."""
     ascending = np.sort(sizes)
     shorter = np.cumsum(ascending) - ascending  # all of the documents that are shorter than each one
     common = (limit - shorter) // np.arange(len(sizes), 0, -1)

@@ -1,13 +1,13 @@
-"""The units of losses, by what a token is (`Tokenizer.token_unit`) and what a byte of the text is (`Source.byte_unit`).
+"""The units of losses, with the names that a tokenizer gives a token and a source gives a byte of text.
 
     text                 bits per byte, and nats per token
     genomes              bits per base, and nats per token
     series of numbers    nats per value
     numbers of tokens    nats per token
 
-Units are {number: its unit}. The numbers are those of result files (`loss` and `bits_per_byte` in evaluation.json and
-summary.json, `train/loss` and so on in metrics.csv), and no result has a number without a unit. Result files keep
-their units, and everything that shows a loss reads them there.
+`Units` maps the numbers of result files, `loss` and `bits_per_byte`, to their units. Where `bits_per_byte` has no unit,
+result files do not have that number. evaluation.json and summary.json contain the units of their numbers, and whatever
+shows a loss reads them there.
 """
 
 from collections.abc import Mapping

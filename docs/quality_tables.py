@@ -1,16 +1,18 @@
 """The tables of what patterns reach: docs/quality.md, docs/pretrained.md and docs/sweeps.md."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from data.units import BITS, OF_TEXT
 from docs.result_files import read, report_rows, where
 from scripts.benchmarks.results import markdown
 
 
-def extension_table(sweep: str, timed: bool = False) -> str:
+def extension_table(sweep: str, timed: bool = False, unit: str = OF_TEXT[BITS]) -> str:
     """Returns quality and cost of every pattern in a sweep with a first stage and a control, best first.
 
     timed: whether the jobs had the GPU for themselves, so that their step times compare.
+    unit: that of `bits_per_byte`, for records of versions that did not write it.
     """
     rows = {label: row for label, row in report_rows(sweep).items() if row["bits_per_byte"]}  # those that are done
     attention = float(rows["dense"]["attention_flops_per_token"])
@@ -25,7 +27,7 @@ def extension_table(sweep: str, timed: bool = False) -> str:
         }
         beside = {name: [number(row, key) for key in own] for name, own in keys.items()}
         cells.append(
-            {"pattern": row["label"], "bits per byte": f"{quality:.4f}{spread}"}
+            {"pattern": row["label"], unit: f"{quality:.4f}{spread}"}
             | {
                 f"beside {name}": "-"
                 if mean != mean
@@ -58,13 +60,26 @@ def by_seed(sweep: str) -> str:
 def by_position(sweep: str, positions: Sequence[int]) -> str:
     """Returns the loss (nats per token) of each pattern of a sweep in seed 1 by the position of a token in its
     document; each column begins at one of `positions`."""
+    return _losses(sweep, "by_position", "start", positions, lambda cell: f"{cell['start']:,} to {cell['stop']:,}")
+
+
+def by_context(sweep: str, contexts: Sequence[int]) -> str:
+    """Returns the loss (nats per token) of the same tokens under each of `contexts`, of each pattern of a sweep in seed
+    1 that was scored with all of them."""
+    return _losses(sweep, "by_context", "context", contexts, lambda cell: f"{cell['context']:,}", places=4)
+
+
+def _losses(
+    sweep: str, part: str, key: str, values: Sequence[int], title: Callable[[Mapping[str, Any]], str], places: int = 3
+) -> str:
+    """Returns a table of the losses in the list `part` of a row of evaluation.json, of the entries whose `key` is one
+    of `values`."""
     rows = []
     for job, row in _evaluated(sweep):
-        if job["seed"] != 1:
-            continue
-        cells = {each["start"]: each for each in row["by_position"]}
-        columns = {f"{n:,} to {cells[n]['stop']:,}": f"{cells[n]['loss']:.3f}" for n in positions}
-        rows.append({"pattern": job["label"]} | columns)
+        cells = {cell[key]: cell for cell in row[part]}
+        if job["seed"] == 1 and cells.keys() >= set(values):
+            losses = {title(cells[value]): f"{cells[value]['loss']:.{places}f}" for value in values}
+            rows.append({"pattern": job["label"]} | losses)
     return markdown(rows)
 
 

@@ -11,6 +11,7 @@ up to date.
 
 from docs.kernel_tables import hierarchical_time, kernel_speeds, layout_time, order_of_sums, routed_speeds
 from docs.quality_tables import (
+    by_context,
     by_position,
     by_seed,
     extended,
@@ -30,11 +31,13 @@ from docs.training_tables import (
     gpu_runs,
     gpu_steps,
     graphed_steps,
+    graphed_steps_on_an_idle_host,
     loaders,
 )
 from scripts.benchmarks.results import markdown
 
 __all__ = [
+    "by_context",
     "by_position",
     "by_seed",
     "context_parallel",
@@ -46,6 +49,7 @@ __all__ = [
     "gpu_runs",
     "gpu_steps",
     "graphed_steps",
+    "graphed_steps_on_an_idle_host",
     "hierarchical_time",
     "kernel_speeds",
     "layout_time",

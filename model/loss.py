@@ -13,12 +13,12 @@ LOGITS = 1 << 28
 """Logits of a chunk on a GPU: 512 MB in bf16."""
 
 TILE = 256
-"""A chunk on a GPU, and a selection of scored tokens, is a multiple of so many tokens, so that the tiles of matrix
-products are full."""
+"""The number of tokens in a chunk on a GPU, and in a selection of scored tokens, is a multiple of TILE, so that the
+tiles of matrix products are full."""
 
 SELECTED = 7 / 8
-"""The largest share of scored tokens at which they are selected. In text, only the last token of a document is not
-scored: nothing is gathered there, and the sums keep their order."""
+"""Scored tokens are selected only if they are at most this share of all tokens. In text, where only the last token of a
+document is not scored, none are selected, and the sums keep their order."""
 
 
 def linear_cross_entropy(
@@ -36,8 +36,8 @@ def linear_cross_entropy(
     float32: the sum over scored tokens of losses and penalties, with gradients to hidden and weight, and each token's
     loss (0 where not scored), without. Products run in the autocast dtype where autocast is on; softmax and sums in
     float32. in_fp8: the logits are products of e4m3 numbers (kernels/fp8.py); the products of their gradient are not.
-    scored: how many targets are scored at most, where the host has counted them. If they are few, the logits of hardly
-    any other tokens are computed.
+    scored: an upper bound of the number of scored targets, counted on the host. If it is small (SELECTED), logits are
+    computed for so many tokens alone, rounded up to a multiple of TILE.
     """
     if not torch.is_grad_enabled():  # an autograd.Function is asked for gradients even under no_grad
         hidden, weight = hidden.detach(), weight.detach()
@@ -46,8 +46,8 @@ def linear_cross_entropy(
 
 
 def _scored_rows(targets: Tensor, scored: int) -> Tensor | None:
-    """Returns the indices of all scored tokens, and of others up to a multiple of TILE; None for all tokens. The host
-    does not wait for the device."""
+    """Returns the indices of all scored tokens, and of other tokens up to a multiple of TILE. Returns None if logits of
+    all tokens are to be computed. The host does not wait for the device."""
     size = -(-scored // TILE) * TILE
     if size > SELECTED * len(targets):
         return None

@@ -38,8 +38,8 @@ class Source(ABC):
     several_paths: whether `path` may be a list.
     weights: of a mixture, the ratio in which training draws from its sources by their names; None otherwise.
     tokens_at_a_time: of a mixture, the tokens of consecutive sequences of one source; None stands for one sequence.
-    more_splits: what to do where a split has no document, for errors.
-    byte_unit: what a byte of the text is to a reader, in the units of losses (../units.py).
+    more_splits: advice in the error about a split without documents.
+    byte_unit: the name of a byte of text in the units of losses (../units.py): a byte, or a base of a genome.
     streaming: whether training reads the documents from their files (../streaming). Then the corpus holds the
         documents of validation and test alone, and its training split is a sample of the training documents.
     """

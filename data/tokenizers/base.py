@@ -28,7 +28,7 @@ class Tokenizer(ABC):
     origin: the setting that chooses it, for errors; by default the import path of a class of the user.
     always_lossless: whether its construction makes it lossless; the documents of others are checked one by one.
     has_text: whether its tokens stand for text; without it, nothing is known per byte, and nothing can be decoded.
-    token_unit: what a token is to a reader, in the units of losses (units.py).
+    token_unit: the name of a token in the units of losses (units.py): a token, or a value of a series.
     lossy: whether its tokens may stand for another text than the document's (`data.tokenizer.lossy=allow`).
     """
 
@@ -46,8 +46,8 @@ class Tokenizer(ABC):
 
     @property
     def per_byte(self) -> bool:
-        """Whether losses are given per byte of the text, so that runs with different tokenizers compare. They are not
-        where readers count in tokens, as in the values of a series."""
+        """Whether losses are given per byte of text, which makes runs with different tokenizers comparable. Otherwise
+        they are given per token, for example per value of a series."""
         return self.has_text and self.token_unit == Tokenizer.token_unit
 
     @property

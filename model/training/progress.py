@@ -23,7 +23,7 @@ SHOWN = {
     "validation/loss": "validation loss {:.3f} {loss}",
     "validation/bits_per_byte": "{:.3f} {bits_per_byte}",
 }
-"""{column of metrics.csv: its text, with the short names of the units}."""
+"""Column of metrics.csv -> format of its value on the console. {loss} and {bits_per_byte} stand for their units."""
 
 
 class Progress(Callback):

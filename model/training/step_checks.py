@@ -38,7 +38,7 @@ class StepChecks:
         self._document_names = document_names
 
     def begin_batch(self, step: int, first: int, last: int) -> None:
-        """Counts the training samples `first` <= n < `last` as those of `step`, besides its earlier batches."""
+        """Begins a batch of `step`, of the training samples `first` <= n < `last`. A step may have several batches."""
         self.step = step
         self._samples[step] = (self._samples.get(step, (first,))[0], last)
 

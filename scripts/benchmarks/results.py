@@ -28,7 +28,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def earlier_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the rows that the file `arguments.output` has already, if it exists and `arguments.append` is set."""
+    """Returns the rows of the file `arguments.output` if `arguments.append` is set and it exists; otherwise none."""
     if not arguments.append or not arguments.output.exists():
         return []
     return json.loads(arguments.output.read_text())["rows"]

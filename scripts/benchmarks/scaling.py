@@ -2,8 +2,8 @@
 
 Every case is a fresh process that trains on the data of the config, profiles a few steps, and reports the median step.
 Data parallelism (`ddp`, `fsdp2`) gives each device its own sequences; context parallelism (`context`) shares each
-sequence, so that a step has the same tokens on any number of devices. One device trains without a CUDA graph, as
-several must: the shares of linear speed compare equal steps.
+sequence, so that a step has the same tokens on any number of devices. One device also
+trains without a CUDA graph, which several cannot have, so that the same step is compared.
 """
 
 import argparse

@@ -130,7 +130,7 @@ def run_job(train: Train, folder: Path, hash: str, settings: dict[str, Any], tit
 
 
 def _result(summary: dict[str, Any]) -> str | None:
-    """Returns the quality of a run in words: bits per byte, or another unit of its data (data/units.py)."""
+    """Returns the quality of a run with its unit, as "0.7162 bits per byte"; None if it was not measured."""
     units = units_in(summary)
     quality = quality_in(units)
     return None if summary.get(quality) is None else f"{summary[quality]:.4f} {units[quality]}"
