@@ -46,6 +46,8 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
     """Returns (name, value) of the table's rows, without those that were not measured."""
     units, baselines, by_source = units_in(row), row.get("baselines", {}), row.get("by_source", {})
     quality, tokens = quality_in(units), f"{counted_by(units[LOSS])}s"
+    order = baselines.get("markov_order")
+    markov = None if order == 1 else baselines.get(f"markov_{quality}")  # of order 1 it is the bigram model
     cells = [
         ("loss", row["loss"], f"{{:.4f}} {short(units[LOSS])}"),
         (units.get(BITS), row["bits_per_byte"], "{:.4f}"),
@@ -53,7 +55,7 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         *((f"  of {name}", found[quality], "{:.4f}") for name, found in by_source.items()),
         ("  gzip -9, per document", baselines.get(f"gzip_{quality}"), "{:.4f}"),
         (f"  bigram model, same {tokens}", baselines.get(f"bigram_{quality}"), "{:.4f}"),
-        (f"  Markov model of order {baselines.get('markov_order')}", baselines.get(f"markov_{quality}"), "{:.4f}"),
+        (f"  Markov model of order {order}", markov, "{:.4f}"),
         ("perplexity", row["perplexity"], "{:.2f}"),
         ("perplexity per word", row["word_perplexity"], "{:,.1f}"),
         (f"loss of a document's first 512 {tokens}", row["loss_first_512"], "{:.4f}"),

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from scripts.reporting.run_table import report_rows
 
 SAMPLE = json.loads((Path(__file__).parent / "sample_run/evaluation.json").read_text())["rows"][0]
@@ -26,3 +28,10 @@ def test_losses_of_a_series_are_per_value():
 def test_losses_of_a_row_of_an_early_version_are_per_byte():
     names = dict(report_rows(SAMPLE, {}))
     assert names["bits per byte"] == f"{SAMPLE['bits_per_byte']:.4f}" and names["loss"].endswith(" nats/token")
+
+
+@pytest.mark.parametrize(("order", "shown"), [(0, True), (1, False), (2, True)])
+def test_a_markov_model_of_order_1_is_the_bigram_model_and_is_shown_once(order, shown):
+    baselines = {"bigram_bits_per_byte": 1.95, "markov_bits_per_byte": 1.95, "markov_order": order}
+    names = [name for name, value in report_rows(SAMPLE | {"baselines": baselines}, {}) if value == "1.9500"]
+    assert names == ["  bigram model, same tokens", f"  Markov model of order {order}"][: 1 + shown]
