@@ -1,7 +1,8 @@
 """The report of sweeps and runs: quality and cost of each attention pattern.
 
 manifest.py    manifest.json of a sweep, which scripts/sweeping writes
-jobs.py        folders -> jobs: manifests, summaries, evaluations, metrics, and problems with them
+read_jobs.py   folders -> jobs: manifests, summaries, evaluations, metrics, and problems with them
+jobs.py        a job's settings, states and numbers
 aggregate.py   jobs -> rows: means over seeds, differences to the dense baseline, Pareto fronts
 table.py       rows -> pareto.csv and the table of both pages
 contexts.py    the loss by context, and the longest useful context

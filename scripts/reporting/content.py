@@ -19,8 +19,9 @@ from scripts.reporting.figures import (
     draw_position_differences,
     draw_positions,
 )
-from scripts.reporting.jobs import Job, Sweep, read_sweeps
+from scripts.reporting.jobs import Job, Sweep
 from scripts.reporting.manifest import FAILED, INTERRUPTED, OUT_OF_MEMORY
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.reporting.scaling import Scaling, at_largest_budget, fit_sweep, is_scaling
 from scripts.reporting.scaling_figure import draw_scaling
 from scripts.reporting.scaling_text import limits, sentences

@@ -12,7 +12,7 @@ from configs.build import build_model_config, build_plan
 from configs.resolve import with_later_keys
 from configs.runs import open_run
 from kernels.patterns import Routed
-from scripts.reporting.jobs import read_sweeps
+from scripts.reporting.read_jobs import read_sweeps
 from tests.commands import compose, resolved
 from tests.scripts.runs import make_run, write_books
 

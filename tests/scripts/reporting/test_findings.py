@@ -12,8 +12,9 @@ from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
 from scripts.reporting.curves import position_differences_of
 from scripts.reporting.findings import UNTIMED, budgets, cautions, comparisons, progress
-from scripts.reporting.jobs import Job, Sweep, read_sweeps
+from scripts.reporting.jobs import Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.reporting.subject import subject
 from scripts.reporting.table import make_columns
 from tests.scripts.reporting.sweeps import make_config, make_sweep

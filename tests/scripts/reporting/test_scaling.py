@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from scripts.reporting.content import gather
-from scripts.reporting.jobs import read_sweeps
 from scripts.reporting.markdown import write_markdown
 from scripts.reporting.page import write_page
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.reporting.scaling import Scaling, fit_sweep
 from scripts.reporting.scaling_law import fit_power_law
 from scripts.reporting.scaling_text import header, limits, sentences, write_scaling_csv

@@ -4,8 +4,8 @@ import pytest
 
 from configs.errors import ConfigError
 from scripts.reporting.aggregate import make_rows
-from scripts.reporting.jobs import read_sweeps
 from scripts.reporting.manifest import CONTROL, read_manifest
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.sweeping.composer import as_lines
 from scripts.sweeping.short_context import shortened
 from tests.commands import resolved

@@ -8,8 +8,8 @@ import pytest
 from configs.errors import ConfigError
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.findings import budgets
-from scripts.reporting.jobs import read_sweeps
 from scripts.reporting.manifest import FIRST_STAGE, read_manifest
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.sweeping.locks import changing_job, lock
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
 from tests.scripts.sweeping.test_launch import fails

@@ -8,8 +8,8 @@ import pytest
 from configs.build import ConfigError, build_data
 from configs.forecasting import flops_of_phases
 from model.forecasting import total_cost
-from scripts.reporting.jobs import read_sweeps
 from scripts.reporting.manifest import read_manifest
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.plan import Plan
 from tests.scripts.sweeping.conftest import jobs_of, run_sweep

@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from model.training.run_folder import RunFolderError
-from scripts.reporting import jobs
+from scripts.reporting import read_jobs
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.curves import curve_of, positions_of, routing_of
 from scripts.reporting.findings import cautions
-from scripts.reporting.jobs import STATES, read_sweeps
+from scripts.reporting.jobs import STATES
+from scripts.reporting.read_jobs import read_sweeps
 from scripts.sweeping.locks import lock
 from tests.scripts.reporting.sweeps import SAMPLE, make_config, make_job, make_sweep, write_manifest
 
@@ -80,7 +81,7 @@ def test_a_job_that_was_killed_is_interrupted_and_one_that_runs_is_not(running):
         assert read_one(running).state == "running"
     before = (running / "manifest.json").read_bytes()
     killed = read_one(running)
-    assert (killed.state, killed.exit_reason) == ("interrupted", jobs.KILLED)
+    assert (killed.state, killed.exit_reason) == ("interrupted", read_jobs.KILLED)
     assert (running / "manifest.json").read_bytes() == before, "a report writes into no manifest"
     assert read_one(running, "dense").state == "done"
 
@@ -103,7 +104,7 @@ def test_a_job_that_ends_while_one_looks_is_done(running, monkeypatch):
         file.write_text(file.read_text().replace('"running"', '"failed"'))
         return True
 
-    monkeypatch.setattr(jobs, "was_killed", ends)
+    monkeypatch.setattr(read_jobs, "was_killed", ends)
     assert read_one(running).state == "failed"
 
 
