@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from data.corpus import Corpus, Split
 from data.excerpts import default_limit, excerpts, sizes_of
 from data.in_memory import count_copies, digest
 from data.tokenizers import Tokenizer
-from data.units import BITS, Units, quality_in
+from data.units import BITS, Units, quality_in, units_by_source
 from model import Transformer
 from model.evaluation import Scorer, add_row, find_key_tokens, short_protocol, summarize, summarize_key_tokens
 from model.evaluation.context import default_contexts
@@ -55,7 +55,7 @@ def measure_run(
     settings: Mapping[str, Any],
     scorer: Scorer,
     units: Units,
-    sources: Sequence[str],
+    sources: Mapping[str, Units],
     model: Transformer | None = None,
     label: str | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -96,7 +96,7 @@ def measure(
     corpus: Corpus | None,
     checkpoint: Path | None,
     label: str,
-    sources: Sequence[str] = (),
+    sources: Mapping[str, Units],
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Evaluates a model. Returns its row of evaluation.json, and the token losses of each document.
 
@@ -108,12 +108,12 @@ def measure(
         corpus: the bigram and Markov baselines are counted on its training split; None leaves them out.
         checkpoint: the file of the weights, or None if there is none yet.
         label: name of the model in progress bars.
-        sources: names of the sources of a mixture, each of which gets a summary; empty for other documents.
+        sources: the units of the losses on each source of a mixture, which gets a summary; empty for other documents.
     """
     protocol = build_protocol(settings["protocol"], sequence_length)
     whole, limit = documents, limit_of(settings, sequence_length)
     if limit is not None:
-        documents = excerpts(whole, limit, tokenizer, sources)
+        documents = excerpts(whole, limit, tokenizer, list(sources))
     evaluator = _open_evaluator(settings["key_tokens"], tokenizer, model, scorer)
     by_context, long_document, per_byte = settings["by_context"], settings["long_document"], BITS in units
     with _errors():
@@ -124,7 +124,8 @@ def measure(
         row["excerpt_of"] = None if documents is whole else _whole(whole, limit)
         row["tokenizer"] = tokenizer.identity()
         if sources:
-            row["by_source"] = summarize_sources(losses, documents, documents.names, sources, per_byte=per_byte)
+            found = summarize_sources(losses, documents, documents.names, list(sources), per_byte=per_byte)
+            row["by_source"] = {name: each | {"units": dict(sources[name])} for name, each in found.items()}
         if isinstance(whole, InMemoryDocuments) and any(whole.left_out.values()):
             row["documents_left_out"] = whole.left_out
         contexts, targets, places, least = map(by_context.get, ("contexts", "targets", "places", "least_tokens"))
@@ -185,7 +186,7 @@ def evaluate_trained(
         corpus=data.corpus,
         checkpoint=None,
         label=config["name"],
-        sources=list(data.source.weights or ()),
+        sources=units_by_source(data.tokenizer, data.source),
     )
     place = {"checkpoint": "checkpoints/last.ckpt", "documents_from": split, "split": split}
     row = place | {"precision": trainer["precision"]} | measured

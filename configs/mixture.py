@@ -59,11 +59,6 @@ def with_whole_sources(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "source": {**data["source"], "sources": [_whole(entry) for entry in entries]}}
 
 
-def source_names(data: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the sources of a composed `data` group; none if it is no mixture."""
-    return [each["name"] for each in with_whole_sources(data)["source"]["sources"]] if is_mixture(data) else []
-
-
 def build_source(data: Mapping[str, Any]) -> Source:
     """Returns the source of a composed `data` group, which reads its `path`."""
     built = {"sources": build_mixed_sources(data)} if is_mixture(data) else None

@@ -11,14 +11,14 @@ import torch
 
 from configs.aliases import upgrade
 from configs.build import ConfigError, build_data, build_model
-from configs.mixture import build_source, source_names
+from configs.mixture import build_source
 from configs.pretrained import GROUP, PREFIX, groups_of, is_pretrained, pretrained_folder, weights_of
 from configs.tokenizer import FILE, tokenizer_of, with_own_tokenizer
 from data import CorpusError, DataModule, InMemoryDocuments
 from data.corpus import Corpus, Split
 from data.tokenizers import Bins, Tokenizer
 from data.tokenizers import load as load_tokenizer
-from data.units import Units, units_of
+from data.units import Units, units_by_source, units_of
 from model import ModelConfig, Transformer
 from model.precision import DTYPES, device_of
 from model.pretrained.weights import Weights
@@ -214,10 +214,10 @@ def units_on(run: Run, data: Mapping[str, Any] | None) -> Units:
     return units_of(run.tokenizer, build_source(data) if data else run.data.source)
 
 
-def sources_on(run: Run, data: Mapping[str, Any] | None) -> list[str]:
-    """Returns the names of the sources of a mixture; an empty list for a single source. The names of the documents that
-    `open_documents` returns begin with the name of their source."""
-    return source_names(data or run.config["data"])
+def sources_on(run: Run, data: Mapping[str, Any] | None) -> dict[str, Units]:
+    """Returns the units of the losses on each source of a mixture, by its name; {} for a single source. The names of
+    the documents that `open_documents` returns begin with the name of their source."""
+    return units_by_source(run.tokenizer, build_source(data) if data else run.data.source)
 
 
 def open_corpus(run: Run) -> Corpus | None:

@@ -4,6 +4,7 @@
     genomes              bits per base, and nats per token
     series of numbers    nats per value
     numbers of tokens    nats per token
+    mixtures             bits per byte, where a base of a genome is one byte; each source has its own unit besides
 
 `Units` maps the numbers of result files, `loss` and `bits_per_byte`, to their units. Where `bits_per_byte` has no unit,
 result files do not have that number. evaluation.json and summary.json contain the units of their numbers, and whatever
@@ -30,6 +31,11 @@ def units_of(tokenizer: "Tokenizer", source: "Source") -> dict[str, str]:
     """Returns the units of losses on documents of `source`, whose tokens are those of `tokenizer`."""
     bits = {BITS: f"bits per {source.byte_unit}"} if tokenizer.per_byte else {}
     return {LOSS: f"nats per {tokenizer.token_unit}"} | bits
+
+
+def units_by_source(tokenizer: "Tokenizer", source: "Source") -> dict[str, Units]:
+    """Returns the units of losses on the documents of each source of a mixture, by its name; {} for other sources."""
+    return {name: units_of(tokenizer, each) for name, each in source.mixed.items()}
 
 
 def units_in(row: Mapping[str, Any]) -> Units:

@@ -59,6 +59,11 @@ class Source(ABC):
         Empty if all documents are packed into sequences."""
         return {}
 
+    @property
+    def mixed(self) -> "Mapping[str, Source]":
+        """Of a mixture, its sources by their names; empty otherwise."""
+        return {}
+
     @abstractmethod
     def check(self, path: Paths) -> None:
         """Raises CorpusError for a path that cannot be read."""

@@ -83,6 +83,10 @@ class Mixture(Source):
         return units.pop() if len(units) == 1 else Source.byte_unit
 
     @property
+    def mixed(self) -> dict[str, Source]:
+        return {mixed.name: mixed.source for mixed in self.sources}
+
+    @property
     def token_files(self) -> list[MixedSource]:
         """The sources whose documents stay in files of tokens."""
         return [mixed for mixed in self.with_documents if isinstance(mixed.source, TokenShards)]

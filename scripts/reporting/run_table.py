@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from data.units import BITS, LOSS, counted_by, quality_in, short, units_in
+from data.units import BITS, LOSS, Units, counted_by, quality_in, short, units_in
 from scripts.console import counted
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("loss", row["loss"], f"{{:.4f}} {short(units[LOSS])}"),
         (units.get(BITS), row["bits_per_byte"], "{:.4f}"),
         ("  with a lossy tokenizer", row.get("tokenizer", {}).get("lossy"), "{}ed"),
-        *((f"  of {name}", found[quality], "{:.4f}") for name, found in by_source.items()),
+        *(
+            (f"  of {name}{_own_unit(found, units, quality)}", found[quality], "{:.4f}")
+            for name, found in by_source.items()
+        ),
         ("  gzip -9, per document", baselines.get(f"gzip_{quality}"), "{:.4f}"),
         (f"  bigram model, same {tokens}", baselines.get(f"bigram_{quality}"), "{:.4f}"),
         (f"  Markov model of order {order}", markov, "{:.4f}"),
@@ -76,6 +79,12 @@ def report_rows(row: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str,
         ("training time", summary.get("train_seconds"), "{:,.0f} s"),
     ]
     return [(name, form.format(value)) for name, value, form in cells if value is not None]
+
+
+def _own_unit(found: dict[str, Any], units: Units, quality: str) -> str:
+    """Returns ", bits per base" for a source of a mixture whose quality has another unit than that of all."""
+    own = found.get("units", units)[quality]  # early versions do not have it
+    return "" if own == units[quality] else f", {own}"
 
 
 def _given(context: int | str) -> str:

@@ -5,7 +5,7 @@ import pytest
 from data.sources import Files, Genome, Mixture, TimeSeries
 from data.sources.mixture import MixedSource
 from data.tokenizers import Bins, Bytes, TokenIds
-from data.units import counted_by, quality_in, short, units_in, units_of
+from data.units import counted_by, quality_in, short, units_by_source, units_in, units_of
 
 TEXT = Files("text", (".txt",))
 GENOME = Genome((".fa",), "name", True)
@@ -33,6 +33,13 @@ def test_tokenizer_and_source_give_the_units(tokenizer, source, units):
     assert found == units
     assert units_in({"loss": 1.0, "bits_per_byte": 2.0, "units": found}) == units
     assert quality_in(found) == ("bits_per_byte" if "bits_per_byte" in units else "loss")
+
+
+def test_each_source_of_a_mixture_has_its_own_units():
+    base, byte = PER_TOKEN | {"bits_per_byte": "bits per base"}, PER_TOKEN | {"bits_per_byte": "bits per byte"}
+    assert units_by_source(Bytes(), mixture(GENOME, TEXT)) == {"0": base, "1": byte}
+    assert units_by_source(TokenIds(9, 0), mixture(TEXT)) == {"0": PER_TOKEN}
+    assert units_by_source(Bytes(), GENOME) == {}
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,23 @@ def test_own_documents_have_the_unit_of_their_source(documents, tmp_path, capsys
     assert "bits per base" in text and "bits per byte" not in text and "5,200 bases" in text
 
 
+def test_a_mixture_of_a_genome_and_text_shows_bits_per_base_of_the_genome(documents, tmp_path, capsys):
+    genomes, books = (documents[kind][1].removeprefix("data.path=") for kind in ("genome", "text"))
+    entries = f"{{data:genome,path:{genomes},weight:1}},{{data:files,path:{books},weight:1}}"
+    mixture = ("data=mixture", f"data.source.sources=[{entries}]", "data/tokenizer=bytes")
+    train(resolved(*NANO, *mixture, *SHORT, f"outputs={tmp_path}", f"data.cache={tmp_path / 'cache'}"))
+    (folder,) = (tmp_path / "window").iterdir()
+    trained = json.loads((folder / "evaluation.json").read_text())["rows"][0], capsys.readouterr().out
+    again = evaluate(f"checkpoint={folder}", "evaluation=chunked"), capsys.readouterr().out
+    for row, printed in (trained, again):
+        assert row["units"] == UNITS["text"]
+        units = {name: found["units"] for name, found in row["by_source"].items()}
+        assert units == {"genome": UNITS["genome"], "files": UNITS["text"]}
+        genome, text = (row["by_source"][name]["bits_per_byte"] for name in ("genome", "files"))
+        assert re.search(rf"of genome, bits per base +│ +{genome:.4f} ", printed)
+        assert re.search(rf"of files +│ +{text:.4f} ", printed)
+
+
 def test_comparison_of_runs_on_series(documents, tmp_path):
     runs = [series_run(documents, tmp_path, name, n) for n, name in enumerate("ab")]
     compared = evaluate(f"checkpoint=[{runs[0]},{runs[1]}]", f"output={tmp_path / 'comparison'}")
