@@ -194,7 +194,7 @@ def training_overrides(
     overrides: Sequence[str],
     replacement: Replacement,
     schedule: Sequence[str | list[str]],
-    rope: Rope = MODEL_ROPE,
+    rope: Rope,
 ) -> str:
     """Returns the overrides that give train.py the patterns of the probe and `schedule`, quoted for a shell. `rope`:
     the rotary embeddings of the run's layers."""

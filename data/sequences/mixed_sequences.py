@@ -33,8 +33,8 @@ class MixedSequences(Dataset):
         weights: Mapping[str, int],
         packed: Callable[[SplitSubset], Dataset],
         tagged: bool,
-        generated: Mapping[str, Dataset] | None = None,
-        at_a_time: int = 1,
+        generated: Mapping[str, Dataset],
+        at_a_time: int,
     ):
         self.at_a_time = at_a_time
         self.split = split
@@ -43,7 +43,7 @@ class MixedSequences(Dataset):
         source = np.array([name.partition("/")[0] for name in split.names])
         self.parts = []
         for name in weights:
-            if name in (generated or {}):
+            if name in generated:
                 self.parts.append(generated[name])
                 continue
             documents = np.flatnonzero(source == name)

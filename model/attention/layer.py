@@ -28,7 +28,7 @@ class Attention(nn.Module):
         config: ModelConfig,
         pattern: Pattern | Sequence[Pattern],
         backend: str,
-        training_settings: object = None,
+        training_settings: object,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim

@@ -83,10 +83,10 @@ class Forecast:
         return plain | {"tokens": self.tokens_per_step * self.steps, "flops": self.flops}
 
 
-def forecast(sample: Sample, phases: PhaseCosts | None = None) -> Forecast:
+def forecast(sample: Sample, phases: PhaseCosts) -> Forecast:
     """Returns the forecast of the run that `sample` was drawn for. Nothing is trained and no random number is drawn.
 
-    phases: the FLOPs of its phases; by default it has one.
+    phases: the FLOPs of its phases.
 
     On a CPU the forecast includes the memory that the process holds now: call this before the model is built.
     """
@@ -100,7 +100,7 @@ def forecast(sample: Sample, phases: PhaseCosts | None = None) -> Forecast:
         memory=forecast_memory(sample),
         layers=_layers(sample),
         flops_per_step=sample.flops_per_step,
-        phases=phases or [(0, sample.flops_per_step)],
+        phases=phases,
         cache_bytes=expected_bytes(model, config["data"]["sequence_length"], batch=1)[0],
         device_bytes=device_bytes(device),
         cuda_graph=bool(config["trainer"]["cuda_graph"]),

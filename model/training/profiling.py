@@ -63,9 +63,9 @@ def record(on_host: bool = False) -> profile:
     return profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU])
 
 
-def host_table(profiler: profile, seconds: float, steps: int, rows: int = 20) -> str:
-    """Returns a table in Markdown of the host's time by operator, each without the operators that it calls. The rest of
-    a step is Python's. profiler: it recorded `steps` steps in `seconds`, in which it slows the host down."""
+def host_table(profiler: profile, seconds: float, steps: int) -> str:
+    """Returns a table in Markdown of the 20 operators that take most of the host's time, each without those that it
+    calls. The rest of a step is Python's. profiler: it recorded `steps` steps in `seconds`, and slows the host down."""
     spent = [
         (event.self_cpu_time_total / 1e3 / steps, event.count / steps, event.key) for event in profiler.key_averages()
     ]
@@ -73,7 +73,7 @@ def host_table(profiler: profile, seconds: float, steps: int, rows: int = 20) ->
     total = sum(each for each, _, _ in spent)
     lines = [f"host: {1e3 * seconds / steps:.1f} ms a step with the profiler, of which {total:.1f} ms in operators", ""]
     lines += ["| ms a step | share | calls | operator |", "|---|---|---|---|"]
-    lines += [f"| {each:.2f} | {each / total:.1%} | {calls:.0f} | {name[:90]} |" for each, calls, name in spent[:rows]]
+    lines += [f"| {each:.2f} | {each / total:.1%} | {calls:.0f} | {name[:90]} |" for each, calls, name in spent[:20]]
     return "\n".join(lines)
 
 

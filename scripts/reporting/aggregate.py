@@ -247,9 +247,9 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(front)
 
 
-def student_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
-    """Returns t with P(|T| <= t) = `confidence` for Student's T with `freedom` degrees of freedom."""
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+def student_quantile(freedom: float) -> float:
+    """Returns t with P(|T| <= t) = CONFIDENCE for Student's T with `freedom` degrees of freedom."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _mark_fronts(rows: list[Row]) -> list[Row]:

@@ -5,7 +5,6 @@ show several. The same inputs give the same bytes.
 """
 
 import io
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -83,7 +82,6 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
     if min(xs) > 0 and max(xs) / min(xs) > 8:
         axes.set_xscale("log")
         _plain_log_ticks(axes, min(xs), max(xs))
-    bars = []
     for (row, style, _), (x, y) in zip(shown, points, strict=True):
         if row.baseline or row.is_control:
             dots = {"color": LIGHT["front"], "linewidth": 0.8, "linestyle": (0, (1, 3)), "zorder": 1}
@@ -93,12 +91,11 @@ def draw_cost(axes: Axes, rows: Sequence[Row], styles: Sequence[Style], cost: st
         half_x, half_y = ((row.values[name].half_width or 0.0) / scale for name, scale in ((cost, size), (quality, 1)))
         error = {"ecolor": style.color, "elinewidth": 1.1, "capsize": 2.5, "alpha": 0.75, "zorder": 2}
         axes.errorbar([x], [y], xerr=half_x or None, yerr=half_y or None, fmt="none", **error)
-        bars += [((x - half_x, y), (x + half_x, y)), ((x, y - half_y), (x, y + half_y))]
         point = {"markersize": 7.5, "zorder": 4, "markeredgecolor": LIGHT["paper"], "markeredgewidth": 0.9}
         axes.plot([x], [y], style.marker, color=style.color, **point)
     _frame(axes, points)
     front = [point for (row, _, _), point in zip(shown, points, strict=True) if cost in row.fronts]
-    bars += _draw_front(axes, sorted(front))
+    _draw_front(axes, sorted(front))
     names = [row.label if len(rows) <= MOST_NAMED_POINTS else str(number) for row, _, number in shown]
     return partial(place_labels, axes, points, names)
 
@@ -191,10 +188,10 @@ def draw_position_differences(
     axes.set_ylabel(f"loss minus dense's ({short(unit)})")
 
 
-def to_inline_svg(draw: Draw, name: str, size: tuple[float, float] = PANEL) -> str:
+def to_inline_svg(draw: Draw, name: str) -> str:
     """Returns a panel as an <svg> element in the page's colours. `name` makes its ids unique in the page."""
     with plt.rc_context(SETTINGS | {"svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained", facecolor="none")
+        figure = Figure(figsize=PANEL, layout="constrained", facecolor="none")
         FigureCanvasAgg(figure)
         _compose(figure, [(draw, figure.add_subplot())])
         text = _svg(figure)
@@ -281,8 +278,8 @@ def _frame(axes: Axes, points: Sequence[Point]) -> None:
         axes.locator_params(axis="y", nbins=4)
 
 
-def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]:
-    """Draws the best quality within a cost, as steps. Returns the steps."""
+def _draw_front(axes: Axes, front: Sequence[Point]) -> None:
+    """Draws the best quality within a cost, as steps."""
     limits = axes.get_xlim(), axes.get_ylim()
     corners = [(front[0][0], limits[1][1])]
     for x, y in front:
@@ -290,10 +287,6 @@ def _draw_front(axes: Axes, front: Sequence[Point]) -> list[tuple[Point, Point]]
     corners.append((limits[0][1], front[-1][1]))
     axes.plot(*zip(*corners, strict=True), color=LIGHT["front"], linewidth=1.3, zorder=1.5)
     axes.set(xlim=limits[0], ylim=limits[1])
-    return [
-        (min(start, stop), max(start, stop)) if start[0] == stop[0] else (start, stop)
-        for start, stop in itertools.pairwise(corners)
-    ]
 
 
 def _plain_log_ticks(axes: Axes, low: float, high: float) -> None:

@@ -110,10 +110,10 @@ class Resampling:
     narrow, by a factor of about sqrt(1 - 1/seeds), because the resamples vary about the mean of these seeds.
     """
 
-    def __init__(self, sizes: np.ndarray, unit: float, resamples: int = RESAMPLES, seed: int = 0):
+    def __init__(self, sizes: np.ndarray, unit: float, resamples: int = RESAMPLES):
         """sizes: `[documents]`, bytes or tokens. unit: nats of a unit of the quality: ln 2 for bits per byte."""
         self.sizes, self.unit, self.resamples = sizes, unit, resamples
-        self.generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(0)
         documents = len(sizes)
         counts = self.generator.multinomial(documents, np.full(documents, 1 / documents), resamples)
         self.counts = np.concatenate([np.ones((1, documents)), counts])

@@ -132,18 +132,18 @@ def unit_of(kind: str, largest: float) -> tuple[float, str]:
     return next((unit for unit in UNITS[kind] if abs(largest) >= unit[0]), UNITS[kind][-1])
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """Returns `value` with so many significant digits and no exponent: 0.0123, 1.23, 123, 12,300."""
+def significant(value: float) -> str:
+    """Returns `value` with three significant digits and no exponent: 0.0123, 1.23, 123, 12,300."""
     if not value:
         return "0"
-    rounded = float(f"{value:.{digits}g}")
-    places = max(0, digits - 1 - int(f"{rounded:e}".partition("e")[2]))
+    rounded = float(f"{value:.3g}")
+    places = max(0, 2 - int(f"{rounded:e}".partition("e")[2]))
     return f"{rounded:,.{places}f}"
 
 
-def signed(value: float, places: int = 4) -> str:
-    """Returns `value` with its sign, with a minus as wide as a plus. Zero after rounding has no sign."""
-    text = f"{value:+.{places}f}"
+def signed(value: float) -> str:
+    """Returns `value` with its sign and four decimals; a minus is as wide as a plus, and a rounded zero has no sign."""
+    text = f"{value:+.4f}"
     return text.lstrip("+-") if not float(text) else text.replace("-", MINUS)
 
 

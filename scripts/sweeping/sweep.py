@@ -262,7 +262,7 @@ def _of_attention(overrides: Overrides) -> Overrides:
     return {key: value for key, value in overrides.items() if key.lstrip("+~").startswith("attention")}
 
 
-def describe_budget(match: str | None, budget: Budget, first_stage: Mapping[str, Any] | None = None) -> str:
+def describe_budget(match: str | None, budget: Budget, first_stage: Mapping[str, Any] | None) -> str:
     """Returns a match, its budget and the first stage as overrides."""
     stage = [
         f"sweep.first_stage.{key}={as_override(value)}"
