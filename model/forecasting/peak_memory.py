@@ -8,7 +8,7 @@ from kernels import Axis
 
 from ..attention import AttentionLayout, build_layouts, share_sequences
 from ..parallel.context import StandInGroup
-from ..training.efficiency import give_back_free_memory, resident_bytes
+from ..training.memory_use import give_back_free_memory, resident_bytes
 from .memory_estimate import estimate_step
 from .memory_limit import memory_limit
 from .sample import Sample

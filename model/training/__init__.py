@@ -12,7 +12,8 @@ Read in this order:
     ranks.py        all ranks end when one is killed, hangs or fails
     run_folder.py   the folder of one run: config.yaml, summary.json, train.log, checkpoints/
     metrics.py      metrics.csv, and the callback that logs
-    efficiency.py   tokens per second, memory, attention density, FLOPs, MFU
+    efficiency.py   tokens per second, attention density, FLOPs, MFU
+    memory_use.py   the peak memory of a device or of this process
     checkpoints.py  last.ckpt and best.ckpt, written atomically; exact resume
     failures.py     out of memory, and other errors of training, with their messages
     interrupt.py    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C (signals.py: the latest of them)

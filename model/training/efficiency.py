@@ -8,28 +8,20 @@ Attention is counted from the layouts of the batch of the logged step: its visib
 last step of a phase (phases.py) is logged, so that no window has steps of two phases.
 """
 
-import contextlib
-import ctypes
-import gc
 import re
-import resource
 import statistics
-import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
-if TYPE_CHECKING:
-    from model.training.step_graph import GraphRecorder
+from model.training.memory_use import peak_memory_bytes, reset_peak_memory
+from model.training.step_graph import GraphRecorder
 
 SKIPPED_STEPS = 3
 """First steps of a session, which are not measured."""
-
-STATUS = Path("/proc/self/status")
 
 # Dense bf16 tensor-core peaks (FLOP/s) from NVIDIA's data sheets, without sparsity. The first key that occurs in the
 # name of the device counts.
@@ -63,47 +55,6 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if "MIG" in name:  # a slice of a device
         return None
     return next((flops for key, flops in PEAK_FLOPS.items() if re.search(rf"\b{key}\b", name)), None)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Returns the peak memory. CUDA: the most bytes that PyTorch's allocator held for tensors since the latest
-    `reset_peak_memory`. CPU: the most resident bytes of this process (VmHWM), with libraries and data; on Linux since
-    the reset, elsewhere since the start of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if STATUS.exists():
-        return _status("VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_bytes() -> int:
-    """Returns the resident bytes of this process; the most since its start where the system has no present number."""
-    return _status("VmRSS") if STATUS.exists() else peak_memory_bytes(torch.device("cpu"))
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Starts the peak of `peak_memory_bytes` anew, at the bytes that are held now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            (STATUS.parent / "clear_refs").write_text("5")
-
-
-def give_back_free_memory() -> bool:
-    """Returns freed memory of this process to the system, which only glibc's heap can do. Returns whether that heap is
-    in use."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
-    return trim is not None
-
-
-def _status(key: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
 
 
 class FetchTimer(PassThroughProfiler):

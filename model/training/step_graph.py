@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.layout.lru_cache import cached_values, forget_all_but
-from model.training.efficiency import peak_memory_bytes, reset_peak_memory
 from model.training.failures import is_out_of_memory, size
+from model.training.memory_use import peak_memory_bytes, reset_peak_memory
 
 log = logging.getLogger(__name__)
 

@@ -228,7 +228,7 @@ class TrainingStep:
 
     def peak_memory(self) -> int:
         """Most bytes that tensors held during one more step; on a CPU, this process so far."""
-        from model.training.efficiency import peak_memory_bytes, reset_peak_memory
+        from model.training.memory_use import peak_memory_bytes, reset_peak_memory
 
         if self.device.type == "cuda":
             reset_peak_memory(self.device)

@@ -184,7 +184,7 @@ def _free_process_state() -> None:
         sys.modules["wandb"].finish()
     import torch
 
-    from model.training.efficiency import give_back_free_memory
+    from model.training.memory_use import give_back_free_memory
 
     give_back_free_memory()
     if torch.cuda.is_available():

@@ -1,4 +1,3 @@
-import sys
 import time
 from types import SimpleNamespace
 
@@ -9,13 +8,7 @@ from stand_ins import Sequences, TinyData, train
 from torch.utils.data import DataLoader
 
 from model.training import efficiency
-from model.training.efficiency import (
-    SKIPPED_STEPS,
-    give_back_free_memory,
-    peak_flops,
-    peak_memory_bytes,
-    resident_bytes,
-)
+from model.training.efficiency import SKIPPED_STEPS, peak_flops
 from model.training.metrics import read_rows
 
 
@@ -115,29 +108,6 @@ def test_mfu_where_the_peak_is_known(tmp_path, monkeypatch):
     summary = train(tmp_path, max_steps=8, log_every=4).summary
     assert summary["mfu_exact"] == pytest.approx(100 * summary["tokens_per_second"] / 1e9, rel=0.5)
     assert summary["mfu_dense_equivalent"] == pytest.approx(4 * summary["mfu_exact"])
-
-
-def test_peak_memory_of_a_process():
-    assert peak_memory_bytes(torch.device("cpu")) > 50e6
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone starts VmHWM anew")
-def test_the_peak_of_a_run_is_that_of_its_training(tmp_path):
-    before = peak_memory_bytes(torch.device("cpu"))
-    earlier = torch.ones(100_000_000 + before // 4)  # larger than all that this process ever held, and a mapping
-    peak = peak_memory_bytes(torch.device("cpu"))
-    assert peak > before + 400e6
-    del earlier
-    assert peak_memory_bytes(torch.device("cpu")) > peak - 10e6  # the system counts pages in batches
-    assert train(tmp_path, max_steps=2).summary["peak_memory_bytes"] < peak - 300e6
-
-
-def test_what_was_freed_goes_back():
-    blocks = [torch.ones(25_000) for _ in range(3000)]  # 100 kB each: glibc's heap
-    held = resident_bytes()
-    del blocks[:-1]  # one lives on, at the heap's end
-    if give_back_free_memory():
-        assert resident_bytes() < held - 250e6
 
 
 def test_cost_is_of_the_batch_that_ran(tmp_path, monkeypatch):
