@@ -1,14 +1,9 @@
 """Impossible settings fail before any work starts, in one line that names the key, the value and what is accepted."""
 
-import logging
-import re
-
 import pytest
 
 from configs.build import ConfigError, build_plan
-from configs.checks import check, check_types
-from configs.fp8 import check_fp8
-from configs.graphed_step import check_cuda_graph, resolve_cuda_graph
+from configs.checks import check
 from configs.group_checks import check_backend, check_data
 from data import CorpusError
 from tests.commands import compose
@@ -267,109 +262,6 @@ def test_the_default_config_passes():
     config = compose()
     check(config)
     assert config["data"]["sequence_length"] >= 4096
-
-
-@pytest.mark.parametrize(
-    ("capability", "overrides", "message"),
-    [
-        ((8, 6), [], r"^trainer\.fp8=mlp: must be false on A GPU: it needs compute capability 8\.9 or higher$"),
-        ((9, 0), ["trainer.precision=32-true"], r"^trainer\.precision=32-true: must be bf16-mixed or bf16-true with "),
-        ((9, 0), ["model.width=136"], r"^model\.width=136: must be a multiple of 16 with trainer\.fp8=mlp$"),
-        ((8, 9), ["model.mlp_width=1000"], r"^model\.mlp_width=1000: must be a multiple of 16 with trainer\.fp8=mlp$"),
-        (
-            (10, 0),
-            ["model.vocabulary=5001", "trainer.fp8=mlp_and_head"],
-            r"^model\.vocabulary=5001: must be a multiple of 16 with trainer\.fp8=mlp_and_head$",
-        ),
-    ],
-)
-def test_where_fp8_cannot_run_it_is_refused(capability, overrides, message, monkeypatch):
-    for name, value in dict(is_available=True, get_device_capability=capability, get_device_name="A GPU").items():
-        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
-    with pytest.raises(ConfigError, match=message):
-        check_fp8(check_types(compose("trainer=gpu", "trainer.fp8=mlp", *overrides)))
-    check_fp8(check_types(compose("trainer=gpu", *overrides, "trainer.fp8=false")))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["trainer=cpu"], "on a CPU"),
-        (["trainer.devices=2"], "on several devices"),
-        (["trainer.devices=auto"], "on several devices"),
-        (["trainer.strategy=ddp"], "with trainer.strategy=ddp"),
-        (["trainer.precision=16-mixed"], "with trainer.precision=16-mixed"),
-        (["attention.backend=flex"], "with attention.backend=flex, and true with auto, triton, hopper"),
-        (
-            ["model.activation_checkpointing=selective", "trainer.compile=false"],
-            "with model.activation_checkpointing and trainer.compile=false",
-        ),
-        (
-            ["model.head_dim=48"],
-            "where Triton's kernels cannot run: head_dim 48: must be one of 32, 64, 96, 128, 192, 256",
-        ),
-        (
-            ["trainer.precision=64-true"],
-            "where Triton's kernels cannot run: dtype torch.float64: must be one of torch.bfloat16, torch.float16, "
-            "torch.float32",
-        ),
-    ],
-)
-def test_where_a_step_cannot_be_replayed_true_is_refused_and_auto_is_false(overrides, reason, monkeypatch, caplog):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    settings = ("trainer=gpu", *overrides)
-    message = f"trainer.cuda_graph=true: must be false or auto {reason}"
-    for refuse in (check_cuda_graph, resolve_cuda_graph):
-        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-            refuse(compose(*settings, "trainer.cuda_graph=true"))
-    check_cuda_graph(compose(*settings, "trainer.cuda_graph=auto"))
-    with caplog.at_level(logging.INFO):
-        assert resolve_cuda_graph(compose(*settings, "trainer.cuda_graph=auto"), log_reason=True) is False
-    lines = [f"trainer.cuda_graph=auto: false, as always {reason}"] if "on a CPU" not in reason else []
-    assert [record.message for record in caplog.records] == lines
-
-
-@pytest.mark.parametrize(
-    ("capability", "triton", "reason"),
-    [
-        ((7, 5), True, "compute capability 7.5: must be 8.0 or later"),
-        ((9, 0), False, "the package triton is not installed"),
-    ],
-)
-def test_without_kernels_that_can_be_captured_no_step_is(capability, triton, reason, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    monkeypatch.setattr("configs.graphed_step.has_triton", lambda: triton)
-    with pytest.raises(ConfigError, match=f"where Triton's kernels cannot run: {re.escape(reason)}$"):
-        check_cuda_graph(compose("trainer=gpu", "trainer.cuda_graph=true"))
-
-
-@pytest.mark.parametrize(("trainer", "value"), [("gpu", "auto"), ("ddp", False), ("fsdp", False)])
-def test_by_default_one_gpu_replays_steps_and_several_do_not(trainer, value, monkeypatch, caplog):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    caplog.set_level(logging.INFO)
-    assert resolve_cuda_graph(compose(f"trainer={trainer}"), log_reason=True) == value
-    assert not caplog.records, "nothing to say to a user who has not set it"
-
-
-@pytest.mark.parametrize("value", [True, "auto"])
-def test_a_step_is_replayed_on_one_gpu(value, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
-    for more in ([], ["model.activation_checkpointing=true"], ["trainer.on_nan=skip_step"], ["attention=routed"]):
-        config = compose("trainer=gpu", f"trainer.cuda_graph={str(value).lower()}", *more)
-        check_cuda_graph(config)
-        assert resolve_cuda_graph(config) == value
-
-
-def test_fp8_is_accepted_on_a_gpu_that_has_it(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 9))
-    check_fp8(check_types(compose("trainer=gpu", "trainer.fp8=mlp_and_head")))
 
 
 @pytest.mark.parametrize(
