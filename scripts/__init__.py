@@ -1,1 +1,1 @@
-"""Commands beside train.py; each is thin: it composes a config and calls the rooms that do the work."""
+"""Commands beside train.py. Each composes a config and calls the packages that do the work."""

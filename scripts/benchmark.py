@@ -1,4 +1,4 @@
-"""Measures speed, and writes what it measured: a JSON file with device, versions and shapes, and a Markdown table.
+"""Measures speed and memory. Prints a Markdown table, and writes a JSON file with device, versions and shapes.
 
 python scripts/benchmark.py training --attention dense window --lengths 1024 2048 4096 8192 16384
 python scripts/benchmark.py decode --attention dense window --contexts 8192 131072 --batch 16

@@ -1,15 +1,15 @@
-"""Held-out perplexity and bits per byte of trained models, and what they recall.
+"""Measures the perplexity and bits per byte of trained models on held-out documents, or their recall.
 
-    python scripts/evaluate.py checkpoint=outputs/window/2026-01-31_12-00-00_000000          a run: its own test split
+    python scripts/evaluate.py checkpoint=outputs/window/2026-01-31_12-00-00_000000    a run: its own test split
     python scripts/evaluate.py checkpoint=RUN_DIR/last evaluation.protocol.stride=512
-    python scripts/evaluate.py checkpoint=RUN_DIR data=files data.path=books/                one's own documents
-    python scripts/evaluate.py 'checkpoint=[RUN_A,RUN_B]'                                    runs on the same tokens
-    python scripts/evaluate.py checkpoint=RUN_DIR attention=dense                            and the same weights, dense
-    python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                               what it finds far back
+    python scripts/evaluate.py checkpoint=RUN_DIR data=files data.path=books/          other documents
+    python scripts/evaluate.py 'checkpoint=[RUN_A,RUN_B]'                              several runs, the same documents
+    python scripts/evaluate.py checkpoint=RUN_DIR attention=dense                      also with dense attention
+    python scripts/evaluate.py suite=recall checkpoint=RUN_DIR                         recall of distant facts
 
-The result goes to the screen and into the run's evaluation.json, one row a checkpoint, precision, protocol and
-documents; a comparison goes into a folder of its own. A command that was killed goes on where it was when it is given
-again.
+The result is printed and written to the run's evaluation.json, which has one row for each checkpoint, precision,
+protocol and set of documents. A comparison is written to a folder of its own. A command that was killed continues where
+it stopped when it is given again.
 """
 
 import sys
@@ -94,10 +94,10 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
-    """Scores every run of `config["checkpoint"]` on the documents of the first, or on `config["data"]`; with
-    `config["attention"]` each under its own attention and under that one. Prints the tables, writes them to a folder,
-    and returns the content of comparison.json. The differences are to the first run; those of another attention are to
-    the same run under its own."""
+    """Scores every run of `config["checkpoint"]` on the same documents: those of the first run, or `config["data"]`.
+    With `config["attention"]`, each run is scored under its own attention and under that one. Prints the tables, writes
+    them to a folder, and returns the content of comparison.json. A run is compared with the first run, and a run under
+    another attention with itself under its own."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -140,7 +140,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
             losses.append(found)
             runs.append(run)
         run.model.to("cpu")
-    scored = rows[0]["by_document"]["bytes"]  # of the part of the documents that evaluation.limit leaves
+    scored = rows[0]["by_document"]["bytes"]  # of the excerpts, under evaluation.limit
     sizes = scored if BITS in units else [0] * len(scored)
     differences = [
         {"run": rows[row]["run"], "against": rows[other]["run"]}
@@ -157,8 +157,9 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Asks every run that `config["checkpoint"]` names, prints a table, and writes recall.json and a picture. The
-    result of own documents is recall_<digest>.json beside the run's own. Returns the contents of the files."""
+    """Measures the recall of every run that `config["checkpoint"]` names, prints a table, and writes recall.json and a
+    picture. The file for the documents of `config["data"]` is recall_<digest>.json. Returns the contents of the
+    files."""
     from configs.errors import ConfigError
 
     named = config["checkpoint"]

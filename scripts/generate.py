@@ -1,10 +1,10 @@
-"""Text from a trained run, as it comes.
+"""Generates text with a trained run, and prints each token when it is sampled.
 
     python scripts/generate.py checkpoint=outputs/window/2026-01-31_12-00-00_000000 'prompt="import "'
     python scripts/generate.py checkpoint=RUN_DIR prompt_file=beginning.txt temperature=0 new_tokens=1000
     python scripts/generate.py checkpoint=RUN_DIR 'prompt=["One","Two"]' 'stop=["\\n\\n"]'
 
-Text goes to standard output, and nothing else does; speed and memory go to standard error.
+Standard output gets the text alone; speed and memory go to standard error.
 """
 
 import sys
@@ -57,7 +57,7 @@ def write(config: dict[str, Any]) -> list[str]:
             " scripts/evaluate.py forecasts series"
         )
     streams = [TextStream(tokenizer.decode, stop) for _ in prompts]
-    alone = len(prompts) == 1  # several would mix on the screen: they are printed when they are finished
+    alone = len(prompts) == 1  # several texts would mix on the screen: they are printed when they are finished
 
     def show(text: str) -> None:
         sys.stdout.write(text)
@@ -68,7 +68,7 @@ def write(config: dict[str, Any]) -> list[str]:
         text = streams[sequence].add(token)
         if alone:
             show(text)
-        # A model that opens the next document has ended this one.
+        # bos begins the next document, and so ends this one.
         return streams[sequence].ended or token == tokenizer.bos
 
     try:
@@ -139,7 +139,7 @@ def _stop(config: dict[str, Any]) -> list[str]:
 
 
 def _cuda_graph(wanted: "bool | str", cache: "Cache") -> bool:
-    """Whether to record the step of a token; "auto" says what it chose."""
+    """Returns whether to replay decoding steps from a CUDA graph. Logs the choice of "auto"."""
     if isinstance(wanted, bool):
         return wanted
     if cache.model.embed_tokens.weight.device.type != "cuda":
@@ -150,7 +150,7 @@ def _cuda_graph(wanted: "bool | str", cache: "Cache") -> bool:
 
 
 def _log(cache: "Cache", times: list[float], tokens: int, batch: int) -> None:
-    """Speed, and what the cache holds and reads, beside what is expected."""
+    """Logs the speed, and the bytes that the cache stores and that a token reads, measured and expected."""
     from model.decoding import expected_bytes
 
     prefill, decode = times[1] - times[0], times[-1] - times[1]

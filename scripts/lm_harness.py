@@ -4,10 +4,12 @@
     python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR --tasks TASK --output_path out/
     python -m scripts.lm_harness run --model farsight --model_args checkpoint=RUN_DIR,precision=bf16-mixed --tasks TASK
 
-All that follows `python -m scripts.lm_harness` is the harness's own (`lm-eval --help`). model_args: `checkpoint`,
-`precision`, `accelerator`, `tokens_at_once`, `truncate=True`, which cuts what is too long for the model at its
-beginning (without it such a request is an error), and `trust=my_package.MyPattern`, for a run that names a class of
-others (several are joined by +).
+The arguments after `python -m scripts.lm_harness` are those of the harness (`lm-eval --help`). The keys of model_args:
+
+    checkpoint, precision, accelerator    as in scripts/evaluate.py
+    tokens_at_once    tokens that are read at once
+    truncate          True cuts the beginning of a request that is too long for the model; otherwise it is an error
+    trust             classes outside this repository that the run names, joined by +: trust=my_package.MyPattern
 """
 
 import sys
@@ -36,14 +38,15 @@ from model.loss import IGNORE
 log = logging.getLogger("farsight")
 
 GENERATION = {"until": [], "max_gen_toks": 256, "do_sample": False, "temperature": 0.0, "top_k": None, "top_p": 1.0}
-"""What a task may ask of generation, and the harness's defaults."""
+"""The settings of generation that a task may have, with the harness's defaults."""
 
 
 class Requests:
-    """Answers the harness's three kinds of requests, in text, by a model and its tokenizer.
+    """Answers the harness's three kinds of requests with a model and its tokenizer.
 
-    `tokens_at_once`: of requests that are read side by side; a text longer than that is read in chunks. `truncate`:
-    what is too long for the model loses its beginning, else it is a ValueError.
+    tokens_at_once: the most tokens of a batch of requests; a longer text is read in chunks.
+    truncate: whether to cut the beginning of a request that is longer than the model's maximum. Otherwise the request
+        raises ValueError.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, tokens_at_once: int, truncate: bool) -> None:
@@ -51,7 +54,8 @@ class Requests:
         self.tokens_at_once, self.truncate = tokens_at_once, truncate
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """(log-probability in nats, whether greedy decoding gives it) of each pair's second text behind its first."""
+        """Returns, for each pair (context, continuation), the continuation's log-probability in nats and whether greedy
+        decoding gives it."""
         encoded = [self._fit(*encode_pair(self.tokenizer.encode, *pair), self.tokenizer.bos) for pair in pairs]
         found: list[Answer] = [Answer(True, 0.0, 0)] * len(pairs)  # of an empty continuation
         asked = [index for index, (_, continuation) in enumerate(encoded) if continuation]
@@ -62,7 +66,8 @@ class Requests:
         return [(-each.nll, each.exact) for each in found]
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
-        """Log-probability of whole texts, nats; what is longer than the model takes in `rolling_segments`."""
+        """Returns the log-probability of each text in nats. A text longer than the model's maximum is scored in the
+        segments of `rolling_segments`."""
         documents = [np.array([self.tokenizer.bos, *self.tokenizer.encode(text)]) for text in texts]
         work = [
             (index, segment)
@@ -76,7 +81,7 @@ class Requests:
         return found
 
     def generate_until(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """What follows each text, up to the first of its `until`."""
+        """Returns the generated continuation of each text, up to the first of its strings `until`."""
         return [self._generate(text, settings) for text, settings in requests]
 
     def _generate(self, text: str, asked: Mapping[str, Any]) -> str:
@@ -103,8 +108,8 @@ class Requests:
         return stream.text
 
     def _fit(self, context: list[int], rest: list[int], bos: int, room: int = 1) -> tuple[list[int], list[int]]:
-        """[bos] + context, cut at its beginning where that and `rest`, or `room` new tokens, are longer than the model
-        takes; the last token is only ever predicted."""
+        """Returns ([bos] + context, rest), with the beginning of the context cut so that it fits the model together
+        with `rest` and with `room` new tokens. The last token is only predicted, and takes no room."""
         context, limit = [bos, *context], self.model.config.max_length
         excess = len(context) + max(len(rest), room) - 1 - limit
         if excess <= 0:
@@ -119,8 +124,9 @@ class Requests:
 
 
 def encode_pair(encode: Callable[[str], Sequence[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of the context and of what follows it, as the harness parts them: spaces at the context's end belong to
-    the continuation, and its tokens are those of the whole text behind as many as the context has."""
+    """Returns the tokens of the context and of the continuation, divided as the harness divides them: spaces at the end
+    of the context belong to the continuation, whose tokens are those of the whole text after as many as the context
+    has."""
     end = len(context) - len(context.rstrip())
     if end:
         context, continuation = context[:-end], context[-end:] + continuation
@@ -129,8 +135,9 @@ def encode_pair(encode: Callable[[str], Sequence[int]], context: str, continuati
 
 
 def rolling_segments(tokens: int, window: int) -> list[Segment]:
-    """How the harness reads a document of `tokens` tokens (bos included) that is longer than `window`: windows side by
-    side, of which the last is moved back to be whole, and scored on what no other has scored."""
+    """Returns the windows in which the harness scores a document of `tokens` tokens, bos included. They are disjoint,
+    except for the last one: it begins earlier, so that it is as long as the others, and scores only the tokens that no
+    other window scores."""
     last, segments, scored = tokens - 1, [], 1
     while scored <= last:
         stop = min(scored - 1 + window, last)
@@ -140,7 +147,7 @@ def rolling_segments(tokens: int, window: int) -> list[Segment]:
 
 
 class _Documents:
-    """model.evaluation.Documents of tokens alone."""
+    """Implements model.evaluation.Documents for tokens without text."""
 
     def __init__(self, documents: Sequence[np.ndarray]) -> None:
         self._documents = documents
@@ -154,7 +161,8 @@ class _Documents:
 
 
 def _batches(asked: Sequence[int], lengths: Sequence[int], tokens_at_once: int) -> list[list[int]]:
-    """The longest first, so that those side by side are of about one length; at least one at once."""
+    """Returns the indices `asked` in batches of at most `tokens_at_once` tokens, or of one request. The longest come
+    first, so that the requests of a batch have about equal lengths."""
     batches: list[list[int]] = []
     for index in sorted(asked, key=lambda index: -lengths[index]):
         if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_at_once:
@@ -164,7 +172,8 @@ def _batches(asked: Sequence[int], lengths: Sequence[int], tokens_at_once: int) 
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """A batch for model.evaluation.answer; what is padded behind a text is neither seen by it nor scored."""
+    """Returns a batch for model.evaluation.answer, of (context, continuation) rows. Padding follows each text, which
+    does not see it, and is not scored."""
     length = max(len(context) + len(rest) for context, rest in rows) - 1
     tokens = torch.zeros(len(rows), length + 1, dtype=torch.int64)
     targets = torch.full((len(rows), length), IGNORE)
@@ -176,7 +185,8 @@ def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
 
 
 def register() -> type:
-    """Registers our model class with the harness as "farsight". ConfigError: lm-eval is not installed."""
+    """Registers the harness's model "farsight" and returns its class. Raises ConfigError if lm-eval is not
+    installed."""
     try:
         from lm_eval.api.model import LM
         from lm_eval.api.registry import MODEL_REGISTRY, register_model
@@ -205,7 +215,7 @@ def register() -> type:
             from model.precision import autocast
 
             super().__init__()
-            # The harness says device="cuda" where nobody asked for it, GPU or not.
+            # The harness passes device="cuda" by default, with or without a GPU.
             accelerator = accelerator or ("cpu" if device == "cpu" else "auto")
             check_device(accelerator, precision)
             trust_classes(trust.split("+") if trust else None)

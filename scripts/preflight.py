@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: parameters, tokens, attention by layer, FLOPs, memory by part, cache.
+"""Forecasts the cost of a run: parameters, tokens, attention by layer, FLOPs, memory by part, cache.
 
     python scripts/preflight.py model=tiny attention=dense data.sequence_length=8192      the same settings as train.py
     python scripts/preflight.py experiment=gpu_32k data.path=books/ output=forecast.json

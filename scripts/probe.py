@@ -1,12 +1,12 @@
-"""Which layers of a dense model need full attention, on your long documents.
+"""Measures which layers of a dense model need full attention, on long documents.
 
     python scripts/probe.py checkpoint=RUN_DIR                                 windows of 256, the run's test split
     python scripts/probe.py checkpoint=RUN_DIR data=files data.path=books/ attention.patterns.local.width=1024
     python scripts/probe.py checkpoint=RUN_DIR attention=hierarchical attention.patterns.hierarchy.pooling=mean
     python scripts/probe.py checkpoint=RUN_DIR per_head=true measure=all
 
-The result goes to the screen, into probe.json and probe.csv in the run's folder, and into report/probe.png, where a
-later probe replaces it. A probe that was killed continues when the command is given again.
+The result is printed, and written to probe.json, probe.csv and report/probe.png in the run's folder, which a later
+probe overwrites. A probe that was killed continues when the command is given again.
 """
 
 import sys

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEIGHBOURS = (2, 4, 8, 32, 128)
-"""Queries in a row, whose choices are compared."""
+"""Numbers of consecutive queries whose choices are compared."""
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def save(arguments: argparse.Namespace) -> None:
-    """Runs the model once and writes what each routed layer chose."""
+    """Runs the model once and writes the blocks that each routed layer chose."""
     import numpy as np
     import torch
 
@@ -97,7 +97,8 @@ def save(arguments: argparse.Namespace) -> None:
 
 
 def sharing(chosen: "Tensor") -> list[dict[str, Any]]:
-    """A row a layer of `chosen`: different blocks that so many queries in a row choose, over their choices."""
+    """Returns a row for each layer of `chosen`: for several numbers of consecutive queries, how many different blocks
+    they choose, over the number of their choices."""
     from kernels.selection.routing_health import union_of_neighbours
 
     return [

@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
 
 
 def show(config: dict) -> None:
-    """One PNG with all patterns of the plan, and a table of their densities."""
+    """Writes a PNG with all patterns of the plan, and prints a table of their densities and their reach by depth."""
     from configs.checks import check_show_pattern
 
     check_show_pattern(config)
@@ -67,7 +67,7 @@ def show(config: dict) -> None:
 
 
 def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None:
-    """Every layer's mask in characters, whole and near the diagonal, and how far information travels with depth."""
+    """Prints the mask of each layer in characters, whole and near the diagonal, and its reach by depth."""
     from rich.table import Table
 
     from model.attention.reach import layer_mask, reach_by_depth, union_density, unreached
@@ -98,7 +98,8 @@ def _show_reach(console: "Console", plan: "AttentionPlan", config: dict) -> None
 
 
 def terminal_picture(mask: "Tensor", rows: int = 24) -> str:
-    """Draws a mask in characters: two a cell, darker where a larger share of the cell's pairs is visible."""
+    """Draws a mask `[length, length]` in `rows` lines of characters. A cell has two equal characters, darker for a
+    larger share of visible pairs."""
     import numpy as np
 
     length, rows = len(mask), min(rows, len(mask))
@@ -112,7 +113,7 @@ def terminal_picture(mask: "Tensor", rows: int = 24) -> str:
 
 
 def _all_patterns() -> "dict[str, Pattern]":
-    """The pattern of each choice that has a single one, by the name of the choice."""
+    """Returns the pattern of each attention choice that has a single one, by the name of the choice."""
     from configs.build import build_plan
 
     files = sorted((Path(__file__).parent.parent / "configs" / "attention").glob("*.yaml"))
