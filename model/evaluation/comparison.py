@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.evaluation.statistics import bootstrap
+from model.evaluation.statistics import document_bounds
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One run minus another; negative if the first is better. `low` and `high` are 95 % bounds (bootstrap over
-    documents, each drawn for both runs at once), null for one document. The loss (nats per token) is null if the runs'
-    tokenizers differ; bits per byte are null where losses are given per token alone."""
+    """One run minus another; negative if the first is better. `low` and `high` are 95 % bounds over documents
+    (statistics.document_bounds of each document's difference), null for one document. The loss (nats per token) is null
+    if the runs' tokenizers differ; bits per byte are null where losses are given per token alone."""
 
     loss: float | None
     loss_low: float | None
@@ -51,9 +51,9 @@ def bits_per_byte(nats: np.ndarray, sizes: np.ndarray) -> tuple[float | None, fl
     if not sizes.sum():
         return None, None, None
     bits = nats / math.log(2)
-    return (float(bits.sum() / sizes.sum()), *bootstrap(bits, sizes))
+    return (float(bits.sum() / sizes.sum()), *document_bounds(bits, sizes))
 
 
 def per_token(nats: np.ndarray, tokens: np.ndarray) -> tuple[float, float | None, float | None]:
     """Returns the mean of nats over tokens, `[documents]` each, and its bounds (None for one document)."""
-    return (float(nats.sum() / tokens.sum()), *bootstrap(nats, tokens))
+    return (float(nats.sum() / tokens.sum()), *document_bounds(nats, tokens))

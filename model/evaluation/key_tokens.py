@@ -11,7 +11,7 @@ import numpy as np
 
 from model.evaluation.perplexity import perplexity
 from model.evaluation.protocol import Protocol
-from model.evaluation.statistics import bootstrap
+from model.evaluation.statistics import document_bounds
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def summarize_key_tokens(losses: list[np.ndarray], chosen: list[np.ndarray]) -> 
         return KeyTokens(0, 0, None, None, None, None)
     nats, tokens = np.array([loss.sum() for loss in kept]), np.array([len(loss) for loss in kept])
     total, count = float(nats.sum()), int(tokens.sum())
-    return KeyTokens(count, len(kept), total / count, *bootstrap(nats, tokens), perplexity(total, count))
+    return KeyTokens(count, len(kept), total / count, *document_bounds(nats, tokens), perplexity(total, count))

@@ -23,7 +23,7 @@ OCTAVES = 6
 @dataclass(frozen=True)
 class Change:
     """Loss minus that of dense attention, nats per token, over the tokens at positions `[start, stop)` of their chunks.
-    `low` and `high` are 95 % bounds (bootstrap over documents), None if there is one document."""
+    `low` and `high` are 95 % bounds over documents, None if there is one document."""
 
     start: int
     stop: int

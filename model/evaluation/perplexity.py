@@ -12,7 +12,7 @@ import numpy as np
 from model.evaluation.comparison import bits_per_byte
 from model.evaluation.documents import Documents
 from model.evaluation.protocol import Protocol
-from model.evaluation.statistics import bootstrap, mean_and_bounds
+from model.evaluation.statistics import document_bounds, mean_and_bounds
 
 EDGES = (0, *(2**i for i in range(9, 31)))
 """Edges of the position buckets: [0, 512), [512, 1024), [1024, 2048), ..."""
@@ -27,7 +27,7 @@ TRAILING = 2048
 @dataclass(frozen=True)
 class Bucket:
     """Loss (nats per token) of the tokens at positions `[start, stop)` of their documents. `low` and `high` are its
-    95 % bounds (bootstrap over documents), null if only one document reaches the bucket."""
+    95 % bounds over documents (statistics.document_bounds), null if only one document reaches the bucket."""
 
     start: int
     stop: int
@@ -61,7 +61,7 @@ class ByDocument:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of evaluation.json. `low` and `high` are 95 % bounds (bootstrap over documents), null for one document.
+    """One row of evaluation.json. `low` and `high` are 95 % bounds over documents, null for one document.
 
     `word_perplexity` is exp(nats / words of the text), which does not depend on the tokenizer (as for PG-19, Rae et al.
     2019); it is null where each document is one word, as a genome or a series is. `loss_first_512` and
@@ -111,7 +111,7 @@ def summarize(
     first = np.concatenate([loss[:FIRST] for loss in long]) if long else None
     last = np.concatenate([loss[-(len(loss) // 4) :] for loss in long]) if long else None
     bits, bits_low, bits_high = bits_per_byte(nats, sizes if per_byte else 0 * sizes)
-    loss_low, loss_high = bootstrap(nats, tokens)
+    loss_low, loss_high = document_bounds(nats, tokens)
     return Evaluation(
         protocol=protocol.describe(),
         documents=len(losses),

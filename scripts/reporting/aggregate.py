@@ -58,8 +58,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference of the quality. `low` and `high`: its 95 % bounds by bootstrap over the documents that both
-    runs scored, None for one document."""
+    """A mean difference of the quality. `low` and `high`: its 95 % bounds over the documents that both runs scored,
+    None for one document."""
 
     mean: float
     low: float | None

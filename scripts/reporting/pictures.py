@@ -86,6 +86,16 @@ def plot_loss_by_position(axes: plt.Axes, buckets: Sequence[Mapping[str, float]]
     axes.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
     axes.set_xlabel(f"position in the document ({counted_by(unit)}s)")
     axes.set_ylabel(f"loss ({short(unit)})")
+    _cut_wide_bands(axes)
+
+
+def _cut_wide_bands(axes: plt.Axes) -> None:
+    """Cuts off bands that would flatten every line, as those over two documents do."""
+    losses = np.concatenate([line.get_ydata() for line in axes.lines])
+    span = np.ptp(losses)
+    if span:
+        low, high = max(axes.dataLim.y0, losses.min() - span), min(axes.dataLim.y1, losses.max() + span)
+        axes.set_ylim(low - 0.05 * span, high + 0.05 * span)
 
 
 def draw_recall(rows: Sequence[Mapping[str, Any]], file: Path) -> None:

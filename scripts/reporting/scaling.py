@@ -5,15 +5,15 @@ held out: no fit uses its runs. scaling_law.py has the law and the resampling be
 words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from data.units import BITS, OF_TEXT
 from scripts.reporting.jobs import Job, Sweep, same_text
-from scripts.reporting.manifest import PATTERN
 from scripts.reporting.scaling_law import FREE_OFFSET, LEAST_BUDGETS, Interval, PowerLaw, Resampling, fit_power_law
 
 GRID = 60
@@ -81,8 +81,8 @@ def at_largest_budget(sweep: Sweep) -> Sweep:
 
 
 def fit_sweep(sweep: Sweep) -> Scaling:
-    """Fits a law for each pattern of a scaling sweep to the jobs that are done."""
-    jobs = [job for job in sweep.jobs if job.flops is not None and job.role == PATTERN]
+    """Fits a law for each pattern of a scaling sweep, and for its control, to the jobs that are done."""
+    jobs = [job for job in sweep.jobs if job.flops is not None]
     held_out = max(job.flops for job in jobs)
     missing = tuple(f"{job.label}, seed {job.seed} ({job.state})" for job in jobs if not job.counted)
     done = [job for job in jobs if job.counted]
@@ -109,7 +109,8 @@ def fit_sweep(sweep: Sweep) -> Scaling:
         law = fit_power_law(np.array(fitted), losses)
         if _is_baseline(pattern, jobs):
             dense = law
-        fits.append(_fit(pattern, _is_baseline(pattern, jobs), found, fitted, held_out, law, dense))
+        interval = partial(Interval.of, levels=resampling.levels if resampling else (0.0, 1.0))
+        fits.append(_fit(pattern, _is_baseline(pattern, jobs), found, fitted, held_out, law, dense, interval))
     seeds = min((len(each) for each in _by_setting(done).values()), default=1)
     steps = min((steps for job in done if (steps := job.number("step"))), default=None)
     return Scaling(sweep.name, held_out, *named, tuple(fits), missing, tuple(refused), seeds, steps)
@@ -131,26 +132,27 @@ def _fit(
     held_out: float,
     law: PowerLaw,
     dense: PowerLaw | None,
+    interval: Callable[[np.ndarray], Interval],
 ) -> Fit:
     predicted, difference, multiplier = law.loss(held_out), None, None
     # Harder documents raise all points alike. Without that, intervals are those of the law on these documents.
     level = np.mean([found[flops].on_documents for flops in fitted], 0)
     level -= level[0]
     if held_out in found:
-        difference = Interval.of(found[held_out].losses - predicted)
+        difference = interval(found[held_out].losses - predicted)
     if dense is not None and not baseline:
-        multiplier = Interval.of(dense.flops(law.loss(fitted[-1])) / fitted[-1])
+        multiplier = interval(dense.flops(law.loss(fitted[-1])) / fitted[-1])
     return Fit(
         pattern=pattern,
         baseline=baseline,
         points=tuple(found[flops].point for flops in fitted),
         held_out=found[held_out].point if held_out in found else None,
-        exponent=Interval.of(law.exponent),
-        offset=Interval.of(law.offset) if len(fitted) >= FREE_OFFSET else None,
-        predicted=Interval.of(predicted - level),
+        exponent=interval(law.exponent),
+        offset=interval(law.offset) if len(fitted) >= FREE_OFFSET else None,
+        predicted=interval(predicted - level),
         difference=difference,
         multiplier=multiplier,
-        curve=tuple((float(c), Interval.of(law.loss(c) - level)) for c in np.geomspace(fitted[0], held_out, GRID)),
+        curve=tuple((float(c), interval(law.loss(c) - level)) for c in np.geomspace(fitted[0], held_out, GRID)),
     )
 
 

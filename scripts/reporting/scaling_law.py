@@ -9,11 +9,15 @@ than FREE_OFFSET budgets E is 0, which is the line in log-log axes of Kaplan et 
 parameters pass through three points exactly, and would extrapolate their noise.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
-from model.evaluation.statistics import LEVELS, RESAMPLES
+from model.evaluation.statistics import document_quantile
+
+RESAMPLES = 1000
 
 FREE_OFFSET = 4
 """Smallest number of budgets with which E is fitted."""
@@ -94,11 +98,14 @@ class Interval:
     high: float | None
 
     @staticmethod
-    def of(resamples: np.ndarray) -> "Interval":
-        """The first resample is all documents and seeds, once each; the others are drawn."""
+    def of(resamples: np.ndarray, levels: tuple[float, float]) -> "Interval":
+        """The first resample is all documents and seeds, once each; the others are drawn.
+
+        levels: of the quantiles that are the bounds (`Resampling.levels`).
+        """
         if len(resamples) == 1:
             return Interval(float(resamples[0]), None, None)
-        low, high = np.quantile(resamples[1:], LEVELS, method="inverted_cdf")  # interpolates no infinity
+        low, high = np.quantile(resamples[1:], levels, method="inverted_cdf")  # interpolates no infinity
         return Interval(float(resamples[0]), float(low), float(high))
 
 
@@ -106,8 +113,9 @@ class Resampling:
     """The quality of runs under resamples of documents and seeds (Efron's bootstrap, seeded).
 
     All runs have the same drawn documents, so that what they share cancels in differences. Each mean over seeds draws
-    its own seeds: the noise of two trainings is independent. The part of an interval that comes from few seeds is too
-    narrow, by a factor of about sqrt(1 - 1/seeds), because the resamples vary about the mean of these seeds.
+    its own seeds: the noise of two trainings is independent. Resamples of few documents or seeds vary too little. So
+    `levels` are wider than 2.5 % and 97.5 % where there are few documents (the expanded percentiles of Hesterberg 2015,
+    arXiv:1411.5279), and the deviations of drawn seeds from their mean are sqrt(seeds / (seeds - 1)) times as large.
     """
 
     def __init__(self, sizes: np.ndarray, unit: float, resamples: int = RESAMPLES):
@@ -118,6 +126,8 @@ class Resampling:
         counts = self.generator.multinomial(documents, np.full(documents, 1 / documents), resamples)
         self.counts = np.concatenate([np.ones((1, documents)), counts])
         self.drawn_sizes = self.counts @ sizes
+        outside = float(ndtr(-document_quantile(sizes) * math.sqrt(documents / (documents - 1))))
+        self.levels = outside, 1 - outside
 
     def quality(self, nats: np.ndarray) -> np.ndarray:
         """Returns `[1 + resamples]`, of which the first is of all documents and seeds.
@@ -125,9 +135,11 @@ class Resampling:
         nats: `[seeds, documents]` of the runs of one setting.
         """
         found, seeds = self.on_documents(nats), len(nats)
+        mean = found.mean(1)
         drawn = self.generator.integers(seeds, size=(self.resamples, seeds))
         drawn = np.concatenate([np.arange(seeds)[None], drawn])
-        return np.take_along_axis(found, drawn, 1).mean(1)
+        deviation = np.take_along_axis(found, drawn, 1).mean(1) - mean
+        return mean + deviation * math.sqrt(seeds / max(1, seeds - 1))
 
     def on_documents(self, nats: np.ndarray) -> np.ndarray:
         """Returns the quality of each seed on the documents of each resample, `[1 + resamples, seeds]`."""

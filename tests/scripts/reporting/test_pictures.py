@@ -43,6 +43,18 @@ def test_a_bucket_that_one_document_reaches_has_no_band():
     plt.close(figure)
 
 
+def test_wide_bands_do_not_flatten_the_lines():
+    """Two documents reach the last bucket: its interval is many times as wide as what the lines show."""
+    wide = {"start": 512, "stop": 1024, "loss": 2.5, "low": -30.0, "high": 35.0}
+    figure, axes = plt.subplots()
+    for shift in (0.0, 0.2):
+        bucket = {"start": 0, "stop": 512, "loss": 3.0 + shift, "low": 2.9, "high": 3.4}
+        plot_loss_by_position(axes, [bucket, wide], "nats per token")
+    low, high = axes.get_ylim()
+    assert low < 2.5 and high > 3.4 and high - low <= 3.1 * (3.2 - 2.5)
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("doublings", [1, 4, 6, 8, 12, 16])
 def test_labels_of_positions_do_not_touch(doublings):
     edges = [0, *(512 << doubling for doubling in range(doublings + 1))]

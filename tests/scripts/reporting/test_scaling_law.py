@@ -48,26 +48,25 @@ def test_a_loss_that_rises_or_stays_has_no_compute_that_lowers_it(count):
     assert np.isinf(law.flops(np.array([0.9, 0.9]))).all()
 
 
-def interval_of_a_draw(seed: int, documents: int = 40, seeds: int = 8) -> Interval:
+def interval_of_a_draw(seed: int, documents: int, seeds: int) -> Interval:
     """The interval of the exponent, from documents and trainings drawn around a law of exponent 0.2."""
     chance = np.random.default_rng(seed)
     sizes = np.full(documents, 1000.0)
     of_document = chance.normal(0, 0.1, documents)
-    resampling = Resampling(sizes, np.log(2), resamples=200)
+    resampling = Resampling(sizes, np.log(2), resamples=400)
     found = []
     for loss in losses_of(FLOPS[:3], 0.0, 0.2):
-        own = (
-            loss + of_document * loss + chance.normal(0, 0.03, (seeds, documents)) + chance.normal(0, 0.01, (seeds, 1))
-        )
+        own = loss + of_document * loss + chance.normal(0, 0.02, documents) + chance.normal(0, 0.005, (seeds, 1))
         found.append(resampling.quality(own * sizes * np.log(2)))
-    return Interval.of(fit_power_law(FLOPS[:3], np.stack(found, 1)).exponent)
+    return Interval.of(fit_power_law(FLOPS[:3], np.stack(found, 1)).exponent, resampling.levels)
 
 
-def test_intervals_contain_the_truth_about_as_often_as_they_claim():
-    """95 %, or a little less with eight seeds. Of 200 draws, a share of 0.9 varies by 0.02."""
-    found = [interval_of_a_draw(seed) for seed in range(200)]
+@pytest.mark.parametrize(("documents", "seeds"), [(40, 8), (10, 8), (10, 3)])
+def test_intervals_contain_the_truth_about_as_often_as_they_claim(documents, seeds):
+    """Without the wider levels and deviations of few documents and seeds, 88 % in the second case."""
+    found = [interval_of_a_draw(seed, documents, seeds) for seed in range(300)]
     share = np.mean([each.low <= 0.2 <= each.high for each in found])
-    assert 0.85 <= share <= 0.985
+    assert 0.91 <= share <= 0.985
 
 
 def test_resamples_are_reproducible_and_share_their_documents():
