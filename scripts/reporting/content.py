@@ -117,7 +117,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         budgets=tuple(findings.budgets(sweeps)),
         subject=tuple(subject([job for sweep in sweeps for job in sweep.jobs])),
         comparisons=tuple(
-            ([] if timed else [findings.UNTIMED]) + laws + (findings.comparisons(rows) if measured or not laws else [])
+            findings.without_times(sweeps) + laws + (findings.comparisons(rows) if measured or not laws else [])
         ),
         cautions=tuple([line for each in scaling for line in limits(each)] + findings.cautions(sweeps, rows)),
         figures=figures,

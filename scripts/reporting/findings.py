@@ -23,12 +23,26 @@ UNTIMED = (
     "are left out (each run's summary.json has them)."
 )
 
+UNEQUAL_TIME = (
+    "Seconds of training were counted while jobs shared a device, so the same training time was not the same budget: "
+    "do not compare their quality."
+)
+
+MOST_UNTIMED = 0.02
+"""Share of a job's tokens that may be trained while the clock stands, without a caution."""
+
 MATCHED = {"tokens": "the same tokens", "time": "the same training time", "flops": "the same training FLOPs"}
 COST_NAMES = {
     "step_seconds": "step time",
     "attention_flops_per_token": "attention FLOPs",
     "peak_memory_bytes": "peak memory",
 }
+
+
+def without_times(sweeps: Sequence[Sweep]) -> list[str]:
+    """Returns what does not compare because jobs ran at the same time on one device, if any did."""
+    shared = [sweep for sweep in sweeps if not sweep.timed]
+    return [UNTIMED] * bool(shared) + [UNEQUAL_TIME] * any(sweep.match == "time" for sweep in shared)
 
 
 def title_of(sweeps: Sequence[Sweep]) -> str:
@@ -130,7 +144,9 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
     found += _fewer_seeds(evaluated)
     bounds = [row.values[quality] for row in evaluated if row.values[quality].low is not None]
     if any(one.low <= other.high and other.low <= one.high for one, other in combinations(bounds, 2)):
-        found.append("Pareto fronts use means: where intervals overlap, a pattern may be on a front by chance.")
+        found.append(
+            "The best in quality and the Pareto fronts are those of means: where intervals overlap, they may be chance."
+        )
     if len(evaluated) > 1 and any(sweep.match is None for sweep in sweeps):
         found += [
             f"Unequal budgets: {name} from {low} to {high}."
@@ -155,7 +171,7 @@ def cautions(sweeps: Sequence[Sweep], rows: Sequence[Row]) -> list[str]:
         for sweep in sweeps
         if sweep.replaced
     ]
-    found += _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
+    found += _untimed_steps(sweeps) + _without_control(evaluated) + _like_dense(evaluated) + _untrained(jobs)
     found += [f"{job.label}, seed {job.seed}: {'; '.join(job.problems)}." for job in jobs if job.problems]
     if not same_text(jobs) and not other_tokens:
         found.append(
@@ -194,6 +210,20 @@ def _fewer_seeds(evaluated: Sequence[Row]) -> list[str]:
     ]
 
 
+def _untimed_steps(sweeps: Sequence[Sweep]) -> list[str]:
+    """Returns a caution if jobs of equal time trained much of their tokens while the clock stood: in the first steps of
+    a session, which compile."""
+    shares: dict[str, float] = {}
+    for job in (job for sweep in sweeps if sweep.match == "time" and sweep.timed for job in sweep.jobs if job.counted):
+        seconds, rate, tokens = map(job.number, ("measured_seconds", "tokens_per_second", "train_tokens"))
+        if job.role != FIRST_STAGE and seconds and rate and tokens:
+            shares[job.label] = max(shares.get(job.label, 0.0), 1 - seconds * rate / tokens)
+    if max(shares.values(), default=0.0) <= MOST_UNTIMED:
+        return []
+    told = _and([f"{max(0.0, share):.0%} of the tokens of {label}" for label, share in shares.items()])
+    return [f"The clock stands during the first steps of a session, which compile: {told} were trained outside of it."]
+
+
 def _without_control(evaluated: Sequence[Row]) -> list[str]:
     """Returns a warning if no model was trained at short context, to which long context could be compared."""
     long = [row.sequence_length for row in evaluated if (row.sequence_length or 0) >= LONG]
@@ -215,12 +245,15 @@ def _like_dense(evaluated: Sequence[Row]) -> list[str]:
 
 
 def _untrained(jobs: Sequence[Job]) -> list[str]:
-    """Returns a caution for runs that are too short to be better than a bigram model."""
-    counted = [finite((job.evaluation.get("baselines") or {}).get(f"bigram_{job.quality}")) for job in jobs]
-    if not counted or None in counted or any(job.evaluation[job.quality] < counted[0] for job in jobs):
+    """Returns cautions for runs that are not better than a bigram model."""
+    bigrams = [finite((job.evaluation.get("baselines") or {}).get(f"bigram_{job.quality}")) for job in jobs]
+    if not bigrams or None in bigrams:
         return []
-    bigram = f"a bigram model of the same tokens ({counted[0]:.4f} {jobs[0].units[jobs[0].quality]})"
-    return [f"No pattern is better than {bigram}: these runs are too short to compare patterns."]
+    worse = [job for job, bigram in zip(jobs, bigrams, strict=True) if job.evaluation[job.quality] >= bigram]
+    model = f"a bigram model of the same tokens ({bigrams[0]:.4f} {jobs[0].units[jobs[0].quality]})"
+    if len(worse) == len(jobs):
+        return [f"No pattern is better than {model}: these runs are too short to compare patterns."]
+    return [f"{job.label}, seed {job.seed}, is not better than {model}: it is too short, or diverged." for job in worse]
 
 
 def _against_dense(row: Row) -> str:
@@ -232,7 +265,8 @@ def _against_dense(row: Row) -> str:
     bounds = _bounds(row.difference_paired, row.difference)
     mean = row.difference.mean
     better = "worse" if mean > 0 else "better"
-    change = f"is {better} by {abs(mean):.4f} {row.unit}" if mean else f"has the same {row.unit}"
+    size = f"{abs(mean):.4f}"
+    change = f"is {better} by {size} {row.unit}" if float(size) else f"has the same {row.unit} to four places"
     if any(each.low <= 0 <= each.high for each in bounds):
         change += ", which may be chance"
     took = f"takes {' and '.join(costs)} and " if costs else ""

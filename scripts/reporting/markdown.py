@@ -3,6 +3,7 @@
 from scripts.reporting.content import Content, reason, standing, surroundings
 from scripts.reporting.markdown_table import bounded, escape, table
 from scripts.reporting.scaling_text import READING, header, heading, table_of
+from scripts.reporting.table import OF_DIFFERENCES
 
 
 def write_markdown(content: Content) -> str:
@@ -16,6 +17,7 @@ def write_markdown(content: Content) -> str:
         "## Quality against cost",
         f"![Held-out quality against {', '.join(title for title, _ in content.figures['pareto'])}](pareto.png)",
         _table(content),
+        f"Differences are {OF_DIFFERENCES}." * any(column.title.startswith("vs ") for column in content.columns),
     ]
     titles = {
         "loss_curves": "Training loss",

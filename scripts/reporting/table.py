@@ -32,6 +32,8 @@ CSV_COLUMNS = (
 """Columns of pareto.csv. `_low` and `_high` are 95 % bounds over seeds, empty for one seed; those of the difference
 to the control are over documents."""
 
+OF_DIFFERENCES = "over the seeds of both; ± 95 % over seeds, in brackets 95 % over documents"
+
 UNITS: dict[str, tuple[tuple[float, str], ...]] = {
     "seconds": ((1.0, "s"), (1e-3, "ms")),
     "flops": ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1, "FLOP")),
@@ -76,10 +78,16 @@ def make_columns(rows: Sequence[Row]) -> list[Column]:
         _estimates(rows, LOSS, short(loss), "of tokens without text; " * (loss == OF_TEXT[LOSS]) + quality, _fixed(4)),
         Column(
             "vs dense",
-            f"difference of {unit} to dense, over the seeds of both; ± 95 % over seeds, or 95 % over documents",
-            tuple(map(_difference, rows)),
+            f"difference of {unit} to dense, {OF_DIFFERENCES}",
+            tuple(_difference(row, row.difference, row.difference_paired, "baseline" * row.baseline) for row in rows),
         ),
-        Column("vs control", f"difference of {unit} to the control; 95 % over documents", tuple(map(_over, rows))),
+        Column(
+            "vs control",
+            f"difference of {unit} to the control, {OF_DIFFERENCES}",
+            tuple(
+                _difference(row, row.over_control, row.over_control_paired, "control" * row.is_control) for row in rows
+            ),
+        ),
         _in_units(rows, "step_seconds", "step time", "median of an optimizer step", "seconds"),
         _ratios(rows, "step_seconds", "time/dense", "step time divided by dense's"),
         _in_units(
@@ -187,25 +195,15 @@ def _state(row: Row) -> Cell:
     return Cell(", ".join(sorted(parts, key=lambda part: "done" not in part)), ", ".join(sorted(states)))
 
 
-def _difference(row: Row) -> Cell:
-    if row.difference is None:
-        return Cell("baseline", 0.0) if row.baseline and row.quality in row.values else Cell("", None)
-    if row.difference.low is None and row.difference_paired is not None:
-        return _over_documents(row.difference_paired)
-    return Cell(_with_bounds(row.difference, signed, _fixed(4)), row.difference.mean)
-
-
-def _over(row: Row) -> Cell:
-    """The difference to the control, with its bounds over documents, or over seeds where there are none."""
-    found = row.over_control_paired or row.over_control
+def _difference(row: Row, over_seeds: Estimate | None, over_documents: Paired | None, name: str) -> Cell:
+    """The difference to a row, with its intervals over seeds and over documents; `name` in the cell of that row."""
+    found = over_seeds or over_documents
     if found is None:
-        return Cell("control", 0.0) if row.is_control and row.quality in row.values else Cell("", None)
-    return _over_documents(found)
-
-
-def _over_documents(found: Paired | Estimate) -> Cell:
-    bounds = "" if found.low is None else f" ({signed(found.low)} to {signed(found.high)})"
-    return Cell(signed(found.mean) + bounds, found.mean)
+        return Cell(name, 0.0) if name and row.quality in row.values else Cell("", None)
+    text = signed(found.mean) if over_seeds is None else _with_bounds(over_seeds, signed, _fixed(4))
+    if over_documents is not None and over_documents.low is not None:
+        text += f" ({signed(over_documents.low)} to {signed(over_documents.high)})"
+    return Cell(text, found.mean)
 
 
 def _fronts(row: Row) -> Cell:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scripts.reporting.aggregate import make_rows
 from scripts.reporting.content import gather
 from scripts.reporting.curves import position_differences_of
-from scripts.reporting.findings import UNTIMED, budgets, cautions, comparisons, progress
+from scripts.reporting.findings import UNEQUAL_TIME, UNTIMED, budgets, cautions, comparisons, progress
 from scripts.reporting.jobs import Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
 from scripts.reporting.read_jobs import read_sweeps
@@ -257,7 +257,8 @@ def test_runs_that_counting_beats_are_too_short():
 
     said = "No pattern is better than a bigram model of the same tokens (1.9000 bits per byte)"
     assert any(line.startswith(said) for line in read(judged("dense", 2.0), judged("window", 1.95))[1])
-    assert not any("bigram" in line for line in read(judged("dense", 1.8), judged("window", 1.95))[1])
+    (line,) = [line for line in read(judged("dense", 1.8), judged("window", 1.95))[1] if "bigram" in line]
+    assert line.startswith("window, seed 1, is not better than a bigram") and line.endswith("or diverged.")
     assert not any("bigram" in line for line in read(job("dense", 1, 5.0), judged("window", 1.95))[1])
 
 
@@ -310,11 +311,30 @@ def test_times_of_jobs_that_shared_a_device_are_left_out(tmp_path, ran_on, ends,
     (folder / "manifest.json").write_text(json.dumps(manifest))
     content = gather([folder])
     assert (content.comparisons[0] == UNTIMED) is not compare
+    assert UNEQUAL_TIME not in content.comparisons, "tokens were equal, whatever the time"
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"match": "time", "budget": {"seconds": 60.0}}))
+    assert (UNEQUAL_TIME in gather([folder]).comparisons) is not compare
     assert any("step time" in line for line in content.comparisons[1:]) is compare
     heads = {column.title for column in content.columns}
     assert ({"tokens/s", "train time (s)"} <= heads) is compare and "FLOPs/dense" in heads
     assert content.figures["summary"][0][0] == ("step time" if compare else "attention FLOPs")
     assert any("by training time" in title for title, _ in content.figures["loss_curves"]) is compare
+
+
+@pytest.mark.parametrize(("match", "tokens", "told"), [
+    ("time", {"dense": 6600, "window": 60_060}, "9% of the tokens of dense and 0% of the tokens of window were"),
+    ("time", {"dense": 6060, "window": 60_060}, None),
+    ("tokens", {"dense": 6600, "window": 60_060}, None),
+])  # fmt: skip
+def test_tokens_that_were_trained_before_the_clock_started_are_told(match, tokens, told):
+    rates, jobs = {"dense": 100.0, "window": 1000.0}, []
+    for label, trained in tokens.items():
+        summary = {"measured_seconds": 60.0, "tokens_per_second": rates[label], "train_tokens": trained}
+        made = job(label, 1, 1.0)
+        jobs.append(dataclasses.replace(made, summary=made.summary | summary))
+    sweeps = [Sweep("s", Path("s"), tuple(jobs), match=match)]
+    lines = [line for line in cautions(sweeps, make_rows(sweeps)) if "clock stands" in line]
+    assert len(lines) == (told is not None) and all(told in line for line in lines)
 
 
 @pytest.fixture
