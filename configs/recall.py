@@ -48,7 +48,7 @@ def measure_recall(
     """Measures the recall of a run. Returns the content of its recall.json, and logs the result of each case.
 
     Args:
-        documents: their text is what the answers are hidden in.
+        documents: facts are inserted into their text.
         name: of the documents.
         config: the composed config of scripts/evaluate.py.
         store: of finished cases (`recall_store`); they are not asked again.

@@ -38,7 +38,8 @@ class DataModule(LightningDataModule):
     tokenizer: converts text to tokens; after `setup`, the trained one
     packing: `contiguous`, `whole` or `best_fit` (sequences/packing.py)
     document_mask: whether attention and positions end with a document (collation.py)
-    length_weights: how often training reads documents of at least so many tokens in a pass; None is once
+    length_weights: {tokens: times that a pass of training reads a document of at least so many tokens}; None reads
+        each once
     sequence_length: tokens in a sequence
     batch_size: sequences per device and batch
     validation_sequences: the most sequences to validate on, spread evenly over the split; None is all of them
@@ -46,7 +47,7 @@ class DataModule(LightningDataModule):
     on_bad_document: `error`, `skip` or `replace`, for documents that cannot be read (data/sources/bad_documents.py)
     workers: processes that load batches, 0 for none; the order of the data does not depend on it
     cache: the folder of prepared corpora
-    seed: of the order of documents and sequences
+    seed: determines the order of documents and sequences
 
     A batch is a dict of tensors `[batch, sequence_length]`, with the keys that data/collation.py lists. In a run whose
     sequences grow (`lengths`), the batches of early phases have more sequences, which are shorter; the number of tokens
@@ -96,8 +97,8 @@ class DataModule(LightningDataModule):
         self.cache = Path(cache)
         self.seed = seed
         self.cursor = 0  # training samples consumed so far on all devices
-        self.ranks_per_sequence = 1  # so many ranks in a row take the same sequences
-        self.ranks = 1  # that take different sequences: the default number of streams is a multiple of it
+        self.ranks_per_sequence = 1  # number of consecutive ranks that take the same sequences
+        self.ranks = 1  # ranks that take different sequences; the default number of streams is a multiple of it
         # (first optimizer step, sequence length) of each phase of a run whose sequences grow; the last one's length is
         # `sequence_length`, of which the others must be divisors
         self.lengths: Sequence[tuple[int, int]] = ()
@@ -260,7 +261,7 @@ class DataModule(LightningDataModule):
         return [names[document] for document in dict.fromkeys(documents)]
 
     def _sequences(self, split: str, seed: int | None = None, cuts: int | None = None) -> Dataset:
-        """The sequences of a split, or the samples of a phase, into `cuts` of which each sequence is cut."""
+        """Returns the sequences of a split; with `cuts`, the samples of a phase, into which each sequence is cut."""
         if self._packed is None:
             shared = self.packing, self.sequence_length, self.length_weights, self.document_mask, self.seed
             self._packed = PackedSplits(self.corpus, self.source, *shared)
@@ -312,7 +313,7 @@ class DataModule(LightningDataModule):
         return -(-one_pass // accumulated) * accumulated  # max_epochs: about one pass, in whole optimizer steps
 
     def _rank(self) -> tuple[int, int]:
-        """Which share of the training stream is this process', and of how many."""
+        """Returns (this process's share of the training samples, the number of shares)."""
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank // self.ranks_per_sequence, self.trainer.world_size // self.ranks_per_sequence

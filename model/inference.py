@@ -1,4 +1,4 @@
-"""A model put to use rather than trained, and left as it was."""
+"""Uses a model for evaluation or decoding, and restores its mode afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no compilation: lengths differ from pass to pass, and each would be compiled anew."""
+    """Sets evaluation mode, and compiles nothing: each length of a text would be compiled anew."""
     training = model.training
     model.eval()
     try:

@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
 
 
 class LayerOutput(NamedTuple):
-    """`x` `[batch, length, width]`: the residual stream behind a layer. `auxiliary`, `diagnostics`: its attention's."""
+    """x: the residual stream after a layer, `[batch, length, width]`. auxiliary, diagnostics: as in AttentionOutput."""
 
     x: Tensor
     auxiliary: Tensor | None
@@ -117,6 +117,8 @@ keep_attention = partial(create_selective_checkpoint_contexts, _keeps)
 
 
 class Layer(nn.Module):
+    """A pre-norm block: attention and SwiGLU, each of which adds to the residual stream."""
+
     def __init__(
         self, config: ModelConfig, pattern: Pattern | Sequence[Pattern], backend: str, training_settings: object
     ) -> None:
@@ -128,8 +130,8 @@ class Layer(nn.Module):
         self.checkpointing = config.activation_checkpointing
 
     def compile_in_training(self) -> None:
-        """Makes `forward` compiled in training mode. `forward` is replaced rather than the module's call, so that hooks
-        stay outside of the graph."""
+        """Compiles `forward` for training mode. Only `forward` is replaced, so that the module's hooks stay outside of
+        the graph."""
         eager, compiled = self.forward, torch.compile(self.forward, fullgraph=True, dynamic=False)
         self.forward = lambda *arguments: (compiled if self.training else eager)(*arguments)
 
@@ -197,7 +199,7 @@ class Transformer(nn.Module):
         self, document: Tensor | None, length: int, context: Context | None = None
     ) -> list[AttentionLayout]:
         """Each layer's layout of a batch: document int `[batch, length]`, or None if every sequence is one document.
-        With `context`, whose ranks share the sequences, of this rank's tokens; `document` is that of all tokens.
+        With a `context`, whose ranks share the sequences, layouts are of this rank's tokens, and `document` is of all.
 
         Layers with the same pattern share one layout (a BlockLayout, if the pattern is a mask over the tokens); without
         documents, layouts are cached. When training on a GPU or with compiled layers, layouts have fixed sizes, so that
@@ -208,13 +210,14 @@ class Transformer(nn.Module):
         return build_layouts([core.layout_pattern for core in self.cores], tokens, self.plan.block, fixed, context)
 
     def share_sequences(self, group: dist.ProcessGroup, length: int) -> Context:
-        """How the ranks of `group` share sequences of `length`; raises ValueError if the length does not divide."""
+        """Returns how the ranks of `group` share sequences of `length` tokens. ValueError: the length does not
+        divide."""
         return share_sequences(self.patterns, self.plan.block, group, length)
 
     def bytes_sent(self, shards: Sequence[SequenceShard], batch: int, key_bytes: int) -> list[tuple[int, int]]:
-        """Bytes that this rank sends to others in each layer, in the forward and the backward pass over `batch`
-        sequences. `key_bytes`: bytes of one element of a key or value. Recomputation sends those of the forward pass
-        again."""
+        """Returns, for each layer, the bytes that this rank sends to others, (forward pass, backward pass), over
+        `batch` sequences. `key_bytes`: bytes of one element of a key or value. Recomputation sends those of the forward
+        pass again."""
         sent = [shard.bytes_sent(core, key_bytes) for shard, core in zip(shards, self.cores, strict=True)]
         return [(forward * batch, backward * batch) for forward, backward in sent]
 
@@ -249,7 +252,8 @@ class Transformer(nn.Module):
         Layers of equal patterns share one graph, as do batches of one shape, whatever their documents: their layouts
         have fixed sizes. Evaluation and decoding, whose shapes vary, stay as they are.
 
-        phases: of the training, each with its own shapes and windows, and so with a graph for each kind of layer.
+        phases: number of phases of the training. Each has its own shapes and windows, and so a graph for each kind of
+            layer.
         """
         self.compiled = True
         graphs = len({*zip(self.patterns, self.rotaries, strict=True)}) * (phases + 1)  # + 1: an indexer's warm-up ends
@@ -261,8 +265,8 @@ class Transformer(nn.Module):
             layer.compile_in_training()
 
     def train_in_fp8(self, products: str | bool) -> None:
-        """Computes products of the training step in 8 bits: "mlp" for those of SwiGLU, "mlp_and_head" for the logits
-        too, False for none. Parameters stay as they are, and so do evaluation and decoding."""
+        """Sets which matrix products of a training step are computed in 8 bits: "mlp" for those of SwiGLU,
+        "mlp_and_head" for the logits, too, False for none. Parameters, evaluation and decoding do not change."""
         for layer in self.layers:
             layer.mlp.trains_in_fp8 = products in FP8
         self.head_trains_in_fp8 = products == "mlp_and_head"
@@ -279,8 +283,8 @@ class Transformer(nn.Module):
         layouts: Sequence[AttentionLayout],
         scored: int | None = None,
     ) -> LossOutput:
-        """Next-token loss of tokens, targets and position, int64 `[batch, length]`; targets of -100 are not scored.
-        scored: as in `linear_cross_entropy`."""
+        """Returns the next-token loss. tokens, targets and position: int64 `[batch, length]`; targets of -100 are not
+        scored. layouts: one for each layer (`build_layouts`). scored: as in `linear_cross_entropy`."""
         hidden, losses = self._run(tokens, position, layouts)
         penalty = self.config.z_loss if self.training else 0.0
         in_fp8 = self.head_trains_in_fp8 and self.training

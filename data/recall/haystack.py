@@ -1,6 +1,6 @@
 """Sequences of real text with inserted facts and questions.
 
-The haystack is the text between the facts: tokens of real documents, best of those that the model is evaluated on.
+The haystack is the text between the facts: tokens of real documents, usually those on which the model is evaluated.
 Facts are inserted between its tokens, so that the sequence has exactly the length that was asked for.
 """
 

@@ -143,7 +143,7 @@ def with_test_split(splits: dict, path: str) -> dict:
 
 @cache
 def _say_once(message: str) -> None:
-    """Logs what is found again each time that a command lists the files."""
+    """Logs a message once, since a command may list the files several times."""
     log.info(message)
 
 

@@ -15,7 +15,8 @@ class SequenceShard:
     """What a layer's attention needs of a batch whose sequences several ranks share. In a forward pass it takes the
     place of the layer's layout: the inputs hold the tokens of this rank, and `attend` brings the keys that they see.
 
-    pattern: of the layer, or one a KV head. tokens: all tokens of the sequences. block, fixed: as in build_layout.
+    pattern: that of the layer, or one for each KV head. tokens: all tokens of the sequences. block, fixed: as in
+    build_layout.
     """
 
     can_interleave = True
@@ -34,18 +35,18 @@ class SequenceShard:
 
     @property
     def overflow(self) -> Tensor | None:
-        """As BlockLayout.overflow, of all the layouts that it is made of."""
+        """As BlockLayout.overflow, for all layouts of the shard."""
         raise NotImplementedError
 
     def attend(self, inputs: Inputs, core: AttentionCore) -> AttentionOutput:
-        """As AttentionCore.forward, of this rank's tokens; all ranks call it together. `core`: the layer's own."""
+        """As AttentionCore.forward, for this rank's tokens; all ranks call it together. `core`: that of the layer."""
         raise NotImplementedError
 
     def cost(self, batch: int, heads: int, head_dim: int) -> AttentionCost:
-        """Of this rank's queries, as BlockLayout.cost, with densities relative to causal attention over the tokens."""
+        """As BlockLayout.cost, for this rank's queries; densities are relative to causal attention over the tokens."""
         raise NotImplementedError
 
     def bytes_sent(self, core: AttentionCore, key_bytes: int) -> tuple[int, int]:
-        """Bytes that this rank sends to others in one layer, for one sequence: in the forward and the backward pass.
-        `key_bytes`: bytes of one number of a key or value."""
+        """Returns the bytes that this rank sends to others in one layer, for one sequence, as (forward pass, backward
+        pass). `key_bytes`: bytes of one element of a key or value."""
         raise NotImplementedError

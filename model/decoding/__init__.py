@@ -5,7 +5,7 @@
     cost.py         bytes of the cache, and time of a token
     generation.py   prompts -> continuations
     sampling.py     from logits to a token: greedy, temperature, top-k, top-p
-    streaming.py    tokens to text as they come
+    streaming.py    tokens to text, one by one
 
 tests/model/decoding/test_parity.py proves that decoding equals one pass over the whole text.
 """

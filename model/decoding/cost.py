@@ -1,4 +1,4 @@
-"""What a trained model's decoding costs: the bytes of its cache, and the time of a token behind a long context."""
+"""Measures the cost of decoding: the bytes of a trained model's cache, and the time of a token after a long context."""
 
 import logging
 import statistics

@@ -1,4 +1,4 @@
-"""Evaluation of trained models on whole documents: held-out loss, and recall of what lies far back.
+"""Evaluation of trained models on whole documents: held-out loss, and recall of distant facts.
 
     documents.py        the interface of documents
     protocol.py         how a document is cut for scoring

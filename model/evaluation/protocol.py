@@ -18,9 +18,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Protocol:
-    """`whole`: one pass over the document. `sliding`: windows of `window` tokens, `stride` apart, each scored on what
-    the ones before did not score, so that every token but the first window's sees at least `window - stride` tokens
-    (`stride` null: half a window). `chunked`: disjoint windows, each starting from nothing.
+    """`whole`: one pass over the document. `sliding`: windows of `window` tokens, `stride` apart, each scored on the
+    tokens that no earlier window scored, so that every token but the first window's sees at least `window - stride`
+    tokens (`stride` null: half a window). `chunked`: disjoint windows, each starting from nothing.
 
     Raises:
         ValueError: an unknown name, or sizes that do not fit; the message names the key.

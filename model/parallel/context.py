@@ -29,7 +29,8 @@ class Context:
         return self.held[self.group.rank()]
 
     def per_span(self, span: int) -> "Context":
-        """Of the spans of `span` tokens, of which every rank holds whole ones: an index is a span."""
+        """Returns the context of spans of `span` tokens, of which every rank holds whole ones: its indices are
+        spans."""
         held = tuple(tuple(range(each.start // span, each.stop // span) for each in ranges) for ranges in self.held)
         return Context(self.group, self.length // span, held)
 
@@ -48,7 +49,7 @@ class Context:
 
 
 class StandInGroup:
-    """A group of ranks of which none exists, for the exchanges of rank `own` that a forecast counts."""
+    """Takes the place of a group in a forecast, which counts the exchanges of rank `own` without any other process."""
 
     group_name = "forecast"
 

@@ -54,7 +54,7 @@ class Exchange:
 
     @property
     def wanted_here(self) -> Ranges:
-        """What this rank has after the exchange."""
+        """The ranges that this rank holds after the exchange."""
         return self.wanted[self.rank]
 
     def sent(self) -> tuple[int, int]:
@@ -124,7 +124,7 @@ class Exchange:
         return outs
 
     def give_back(self, grads: Sequence[Tensor], dim: int) -> list[Tensor]:
-        """The transpose of `bring`: gradients of received entries go back to their holder, who adds them up in the
+        """The transpose of `bring`: gradients of received entries go back to their holder, which adds them in the
         order of the ranks."""
         held = size(self.held[self.rank])
         outs = [x.new_zeros(*x.shape[:dim], held, *x.shape[dim + 1 :]) for x in grads]

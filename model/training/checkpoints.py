@@ -267,8 +267,8 @@ class Checkpoints(Checkpoint):
         self.best_loss = float("inf")
         self.best_step: int | None = None
         self.owes_validation = False
-        # For the next training batch, from before a validation or a stop: every data iterator that Lightning makes in
-        # between draws a seed from PyTorch's generator.
+        # The state before a validation or a stop, which the next training batch needs: every data iterator that
+        # Lightning makes in between draws a seed from PyTorch's generator.
         self.random_state: dict[str, Any] | None = None
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:

@@ -45,8 +45,7 @@ from model.training.strategies import build_strategy
 log = logging.getLogger(__name__)
 
 FILE_ALONE = {"file_alone": True}
-"""Of a record for train.log whose line the command prints when the run ends."""
-
+"""Attributes of a log record for train.log alone: the command prints the same line when the run ends."""
 
 TRAINED = "trained"
 """The `state` in summary.json of a run that is trained to its end and not evaluated yet."""
@@ -54,7 +53,7 @@ TRAINED = "trained"
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended that did not fail."""
+    """The end of a run that did not fail."""
 
     state: str  # "finished" or "interrupted" (and then resumable)
     step: int  # optimizer steps done, over all sessions

@@ -1,7 +1,7 @@
 """Frozen parameters, chosen by the names that `model.named_parameters()` gives them.
 
-A frozen parameter keeps its bits: it has no gradient and no optimizer state, and no weight decay pulls on it. It still
-passes gradients on to the layers below it.
+A frozen parameter does not change by a single bit: it has no gradient, no optimizer state and no weight decay.
+Gradients still flow through it to the layers below.
 
 `IndexersFirst` freezes all but the indexers for the first optimizer steps.
 """

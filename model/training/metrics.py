@@ -57,7 +57,7 @@ class MetricsCSV(Logger):
                     file.write(content)
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.truncate(self.path, size)  # no half of a row
+                    os.truncate(self.path, size)  # removes a row that was written in part
                 raise
         self.rows += 1
 

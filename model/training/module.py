@@ -5,12 +5,12 @@
 The units of metrics are those of loss_sums.py. Sums are kept in float64 and divided once at the end, so a validation
 loss is exact over its tokens and no mean of batch means.
 
-Weights under accumulation. Micro-batches (and ranks) may hold different numbers of scored tokens, and a mean of their
-means would weigh a token more where it has fewer companions. Here each micro-batch back-propagates its *sum* of nats
-over a constant (the number of positions), and `configure_gradient_clipping` multiplies the accumulated gradient by
-positions / scored tokens of all micro-batches on all ranks. The gradient is then that of the mean over every scored
-token of the step, whatever the split: accumulate=3 equals one batch three times as long. A layer's own loss (a
-router's) is a sum over queries and is added to the nats: it trains, weighted alike, and is in no reported loss.
+Weights under accumulation. Micro-batches (and ranks) may hold different numbers of scored tokens, and in a mean of
+their means a token of a micro-batch with fewer of them would weigh more. Here each micro-batch back-propagates its
+*sum* of nats over a constant (the number of positions), and `configure_gradient_clipping` multiplies the accumulated
+gradient by positions / scored tokens of all micro-batches on all ranks. The gradient is then that of the mean over
+every scored token of the step, whatever the split: accumulate=3 equals one batch three times as long. A layer's own
+loss (a router's) is a sum over queries and is added to the nats: it trains, weighted alike, and is in no reported loss.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 
 class BatchResults(NamedTuple):
-    """What a training step reads of its batch besides the loss.
+    """The results of a training batch besides its loss.
 
-    totals: float64 `[3]`: nats, scored tokens and bytes. overflow: as Transformer.overflow. tokens: positions.
-    diagnostics: of each layer.
+    totals: float64 `[3]`: nats, scored tokens and bytes. overflow: as Transformer.overflow. layouts, diagnostics: those
+    of each layer. tokens: number of positions.
     """
 
     totals: Tensor
@@ -81,8 +81,8 @@ class LanguageModel(lightning.LightningModule):
         self.mean_bytes = token_bytes.max().item() if self.lossy else 1
         self.register_buffer("token_bytes", (token_bytes > 0 if self.lossy else token_bytes).long(), persistent=False)
         self.save_hyperparameters(config)
-        self.stepped = True  # has the optimizer stepped since the last training_step?
-        self.layouts: list = []  # of the latest training batch, for the cost of what really ran
+        self.stepped = True  # whether the optimizer has stepped since the last training_step
+        self.layouts: list = []  # of the latest training batch, whose cost is logged
         self.batch_size = self.batch_tokens = 0  # sequences and positions in it
         self.learning_rate = 0.0
         self.validation_metrics: dict[str, float] = {}
@@ -176,7 +176,7 @@ class LanguageModel(lightning.LightningModule):
         return loss
 
     def _compute(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, BatchResults]:
-        """The loss of a training batch, with gradients, and what else is needed of it. A CUDA graph replays this
+        """Returns the loss of a training batch, with gradients, and its other results. A CUDA graph replays this
         function: it reads no Python value that changes from batch to batch, and has no side effects."""
         out, layouts = self._forward(batch)
         tokens = out.per_token.numel()
@@ -200,7 +200,8 @@ class LanguageModel(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Weighs the accumulated gradient by scored tokens (see the top of the file), measures its norm, clips it."""
+        """Scales the accumulated gradient by scored tokens (see the top of the file), measures its norm, and clips
+        it."""
         trainer = self.trainer
         self.indexers_first.drop_gradients()
         positions = self.batch_tokens * trainer.accumulate_grad_batches * trainer.world_size
@@ -229,7 +230,7 @@ class LanguageModel(lightning.LightningModule):
         self.stepped = True
 
     def train_metrics(self) -> dict[str, float]:
-        """The step that has just ended. Waits for the device, so it is called only where something is logged."""
+        """Returns the metrics of the step that has just ended. Waits for the device, so only logged steps call it."""
         self.checks.check()
         sums = self._over_ranks(self.sums).tolist()
         return {
@@ -241,7 +242,7 @@ class LanguageModel(lightning.LightningModule):
         }
 
     def _routing_metrics(self) -> dict[str, float]:
-        """The latest diagnostics of the routers; where ranks share sequences, their mean over all ranks."""
+        """Returns the latest diagnostics of the routers; if ranks share sequences, their mean over all ranks."""
         diagnostics = self.model.diagnostics()
         if self.context_group is not None and diagnostics:
             means = self._over_ranks(torch.stack(list(diagnostics.values())).double()) / self.trainer.world_size

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 STACK_DTYPE = torch.bfloat16
-"""Of the orthogonalization."""
+"""The dtype of the orthogonalization."""
 
 STACK_BYTES = 256 << 20
 """Largest size of a rank's stack in bf16; more matrices of one shape are updated in several stacks. An update holds up
@@ -157,7 +157,7 @@ def _rate_factor(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
 
 
 class MuonWithAdamW(Optimizer):
-    """Two optimizers behind one face, so that Lightning, LambdaLR and checkpoints see an ordinary one.
+    """Two optimizers as one, which Lightning, LambdaLR and checkpoints handle like any optimizer.
 
     The parts own no state: groups and state live here and are shared with them by reference, so that PyTorch's own
     `state_dict` and `load_state_dict` work on the whole.

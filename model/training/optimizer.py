@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules.
 
-Parameter groups follow GPT-3, OLMo 2 and their kin: weight decay pulls on matrices only. Norm gains, biases and sink
+Parameter groups follow GPT-3 and OLMo 2: weight decay applies to matrices only. Norm gains, biases and sink
 logits have no scale for decay to control, and a token table is excluded because decay shrinks the rows of rare tokens
 step after step although no gradient reaches them, and smaller embeddings mean larger gradients in the first layers
 (OLMo 2, arXiv:2501.00656). A tied output head is that same table, so it is excluded with it.
@@ -116,9 +116,11 @@ def build_schedule(
     name: str,
     **settings: float,
 ) -> LambdaLR:
-    """Multiplies every group's learning rate by a factor that depends on the step alone; or, given `progress`, on the
-    share of the run that is done. The `first` steps, a stage of their own, have a whole schedule, as have the others;
-    not with `progress`, since no step is a known share of such a run."""
+    """Returns a scheduler that multiplies the learning rate of every group by a factor.
+
+    The factor depends on the step alone; with `progress`, on the share of the run that is done. The `first` steps are a
+    stage with a schedule of its own, and the steps after them have another one. With `progress` there is one schedule
+    for all steps, since no step is a known share of such a run."""
     factor = SCHEDULES[name]
     if progress is not None:
         return LambdaLR(

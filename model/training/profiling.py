@@ -1,4 +1,4 @@
-"""Where the time of a device goes in a training step, by PyTorch's profiler.
+"""Measures with PyTorch's profiler how a training step uses the time of the device.
 
 `trainer.profile=N` records N steps, the first of which is step FIRST_STEP + 1 of the session. The run's folder then
 holds profile.json, with the numbers of StepProfile, and trace.json.gz, a timeline that https://ui.perfetto.dev opens.

@@ -134,7 +134,7 @@ class RunFolder:
             write_atomically(self.config_file, yaml.safe_dump(after, sort_keys=False, allow_unicode=True))
 
     def finished_as(self, config: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> dict[str, Any] | None:
-        """Returns the summary of a run that has finished with these very settings, where `checkpoint` is its last one:
+        """Returns the summary of a run that has finished with these settings, if `checkpoint` is its last one:
         there is nothing left to train or to evaluate. None otherwise. `saved`: the run's config.yaml under the current
         names of its keys."""
         summary = self.read_summary()
@@ -147,7 +147,7 @@ class RunFolder:
         return json.loads(self.summary_file.read_text(encoding="utf-8")) if self.summary_file.exists() else {}
 
     def write_summary(self, **values: Any) -> dict[str, Any]:
-        """Adds these values to summary.json (what is there and not named stays) and returns the whole."""
+        """Sets these entries of summary.json, keeps the others, and returns all of them."""
         summary = self.read_summary() | values
         write_json(self.summary_file, summary)
         return summary

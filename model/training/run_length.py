@@ -2,9 +2,8 @@
 
 Patterns of different speed are compared fairly in runs of equal time. The clock (efficiency.py) stands still during the
 first steps of a session and the first step of a phase (compilation), validations and saves, and continues from a
-checkpoint. Where seconds limit the
-run, the learning-rate schedule follows the fraction of the run that is done, as of the end of the previous step, and
-not the step number.
+checkpoint. Where seconds limit the run, the learning-rate schedule follows the fraction of the run that is done at the
+end of the previous step, and not the step number.
 """
 
 from typing import Any

@@ -124,12 +124,12 @@ class CudaRecorder(GraphRecorder):
             yield
 
     def _end_failed(self, pool: Any) -> None:
-        """Ends what a failed capture leaves begun in PyTorch 2.11 to 2.13. Otherwise the allocator returns no memory to
-        the device any more, and the next random number on it is an error."""
+        """Completes the end of a failed capture, which PyTorch 2.11 to 2.13 leaves incomplete. Otherwise the allocator
+        returns no more memory to the device, and drawing a random number on it is an error."""
         device = self.stream.device_index
         try:
             torch._C._cuda_endAllocateToPool(device, pool)
-        except RuntimeError:  # the end of the capture has got as far
+        except RuntimeError:  # PyTorch has ended the allocation itself
             pass
         else:
             torch._C._cuda_releasePool(device, pool)
@@ -212,8 +212,8 @@ class StepGraph(Generic[Results]):
         return outputs
 
     def attach_gradients(self) -> None:
-        """Sets the gradients of all parameters to the sums over the batches of this step so far. Whoever set them to
-        None since `run`, as the optimizer's `zero_grad` does, has not lost them."""
+        """Sets the gradients of all parameters to the sums over the batches of this step so far, also if they were set
+        to None since `run`, as the optimizer's `zero_grad` does."""
         for parameter, gradient in self.gradients.items():
             parameter.grad = gradient
 

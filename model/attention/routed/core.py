@@ -33,7 +33,7 @@ class RoutedLayout:
     document_start: Tensor
     """int32 `[batch, queries]`: the sequence index of the first token of each query's document."""
     query: Tensor | None = None
-    """int32 `[queries]`: the sequence indices of the queries, where they are some of the tokens; None: 0, 1, ..."""
+    """int32 `[queries]`: the sequence indices of the queries, if they are only some of the tokens. None: 0, 1, ..."""
     keys: int | None = None
     """Tokens of the sequence; None: as many as there are queries."""
 
@@ -159,7 +159,8 @@ class RoutedAttention(AttentionCore):
         return window, routed, routing
 
     def choose(self, inputs: Inputs, layout: RoutedLayout, summaries: Tensor | None = None) -> Routing:
-        """The selection, and the router's queries and summaries that it was made by, `[batch, selectors, ...]`."""
+        """Returns the selection, and the router's queries and summaries `[batch, selectors, ...]` from which it
+        follows."""
         pattern = self.pattern
         document_start = layout.document_start.expand(len(inputs.q_BHTD), -1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.indexer is not None):
@@ -185,8 +186,8 @@ class RoutedAttention(AttentionCore):
         return selection, queries, summaries
 
     def block_summaries(self, inputs: Inputs, document_start: Tensor) -> Tensor:
-        """The router's key of each block, `[batch, kv_heads, or 1 for all, blocks, dim]`. document_start int32
-        `[batch, length]`: of the tokens of `inputs`, counted from the first of them."""
+        """Returns the router's key of each block, `[batch, kv_heads or 1, blocks, dim]`. document_start: int32 `[batch,
+        length]`, counted from the first token of `inputs`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.indexer is not None):
             return block_means(self.router_keys(inputs), document_start, self.pattern.block)
 

@@ -4,8 +4,8 @@ The score of a block is the product of the query and the mean of the indexer key
 selector has a query; all share the keys. The loss (kernels/selection/indexer_loss.py) covers the chosen blocks; during
 the warm-up, all past blocks under dense attention.
 
-A model that is trained already takes DSA's two stages (DeepSeek-V3.2, 2025): in the warm-up the layers attend densely
-as before, and the indexers alone train; then all parameters train under routed attention."""
+A trained dense model is converted in the two stages of DSA (DeepSeek-V3.2, 2025): in the warm-up the layers attend
+densely as before, and the indexers alone train; then all parameters train under routed attention."""
 
 import math
 from dataclasses import dataclass
