@@ -8,15 +8,30 @@ generated sequences are few bytes that other bytes of the same sequence give awa
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
+
+from model.loss import IGNORE
 
 FIRST_TOKENS = 512
 
 PARTS = 3
 """Number of the groups of targets that every validation has: all tokens; positions < FIRST_TOKENS; the last quarter of
 the sequence. The sources of a mixture come after them."""
+
+
+def totals(per_token: Tensor, targets: Tensor, token_bytes: Tensor, mean_bytes: float) -> Tensor:
+    """Returns the sums over the scored targets, float64 `[3]`: nats, tokens, and bytes of text.
+
+    per_token: nats of each target `[batch, length]`. targets: int64 `[batch, length]`, IGNORE where not scored.
+    token_bytes: int64 `[vocabulary]`; `mean_bytes` times it are the bytes that a token stands for.
+    """
+    scored = targets != IGNORE
+    nats = per_token.double().where(scored, 0.0).sum()
+    bytes_ = token_bytes[targets.where(scored, 0)].where(scored, 0).sum()
+    return torch.stack([nats, scored.sum().double(), bytes_.double() * mean_bytes])
 
 
 def train_units(
@@ -33,15 +48,66 @@ def train_units(
     return units
 
 
-def validation_parts(batch: Mapping[str, Tensor], length: int, sources: int) -> list[Tensor]:
+class ValidationSums:
+    """The sums of one validation over its batches.
+
+    sources: the names of a mixture's sources; none otherwise.
+    """
+
+    def __init__(self, sources: Sequence[str], device: torch.device) -> None:
+        self.sources = list(sources)
+        # Rows: `_parts`. Columns: `totals`.
+        self.sums = torch.zeros(PARTS + len(self.sources), 3, dtype=torch.float64, device=device)
+        self.diagnostics: dict[str, list[Tensor]] = {}
+
+    def add(
+        self,
+        batch: Mapping[str, Tensor],
+        length: int,
+        totals_of: Callable[[Tensor], Tensor],
+        diagnostics: Mapping[str, Tensor],
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            batch: the tensors of this rank's tokens.
+            length: that of the whole sequences.
+            totals_of: maps targets to their `totals`.
+            diagnostics: scalars of the routers.
+        """
+        for name, value in diagnostics.items():
+            self.diagnostics.setdefault(name, []).append(value)
+        for row, part in enumerate(_parts(batch, length, len(self.sources))):
+            self.sums[row] += totals_of(batch["targets"].where(part, IGNORE))
+
+    def metrics(
+        self,
+        over_ranks: Callable[[Tensor], Tensor],
+        text_sources: Collection[str] | None,
+        lossy: bool,
+        per_byte: bool,
+    ) -> dict[str, float]:
+        """Returns the metrics `validation/*`: losses, and the mean of each diagnostic over batches.
+
+        over_ranks: returns the sum of a tensor over all ranks. The other arguments are those of `train_units`.
+        """
+        metrics = _validation_units(over_ranks(self.sums).tolist(), self.sources, text_sources, lossy, per_byte)
+        for name, values in self.diagnostics.items():
+            sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
+            found, batches = over_ranks(sums).tolist()
+            metrics[f"validation/routing_{name}"] = found / batches
+        return metrics
+
+
+def _parts(batch: Mapping[str, Tensor], length: int, sources: int) -> list[Tensor]:
     """Returns a bool mask `[batch, length]` for each group of targets: first the PARTS, then one for each of the
-    `sources` of a mixture. `length`: of the sequences."""
+    `sources` of a mixture. `length`: that of the whole sequences."""
     position = batch["position"]
     parts = [position >= 0, position < FIRST_TOKENS, position >= 3 * length // 4]
     return parts + [batch["source"] == number for number in range(sources)]
 
 
-def validation_units(
+def _validation_units(
     sums: Sequence[Sequence[float]],
     sources: Sequence[str],
     text_sources: Collection[str] | None,
@@ -50,8 +116,8 @@ def validation_units(
 ) -> dict[str, float]:
     """Returns the metrics `validation/*`.
 
-    sums: nats, tokens and bytes of each of the `validation_parts`, over the whole validation. sources: the names of a
-    mixture's. The other arguments are those of `train_units`.
+    sums: nats, tokens and bytes of each of the `_parts`, over the whole validation. sources: the names of a mixture's.
+    The other arguments are those of `train_units`.
     """
     whole, first, last, *by_source = sums
     metrics = _units("validation", whole, lossy, per_byte)

@@ -16,6 +16,7 @@ loss (a router's) is a sum over queries and is added to the nats: it trains, wei
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning
@@ -24,14 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kernels.layout.cost import AttentionCost
-from model.loss import IGNORE
 from model.parallel.context import Context, context_group
 from model.parallel.ranges import take
 from model.training.checkpoints import check_keys
 from model.training.failures import size
 from model.training.freezing import IndexersFirst, freeze_parameters
-from model.training.loss_sums import PARTS, train_units, validation_parts, validation_units
-from model.training.optimizer import build_optimizer, build_schedule
+from model.training.loss_sums import ValidationSums, totals, train_units
+from model.training.optimizer import build_optimizer, build_schedule, set_rates
 from model.training.step_checks import StepChecks
 from model.training.step_graph import CudaRecorder, GraphRecorder, StepGraph
 from model.training.strategies import FullyShardedStrategy, WatchedRanks
@@ -141,11 +141,8 @@ class LanguageModel(lightning.LightningModule):
         the schedule reads the time of an earlier step (run_length.py)."""
         if self.progress is not None and self.saved_ends == self.ends:
             return
-        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
-            factors = (factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas)
-            for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
-                group["lr"] = base * factor
-            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        for config in self.trainer.lr_scheduler_configs:
+            set_rates(config.scheduler)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         first = self.stepped
@@ -259,32 +256,19 @@ class LanguageModel(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self.checks.check()
-        self.validation_sources: list[str] = getattr(self.trainer.datamodule, "source_names", [])
-        # Rows: `validation_parts`. Columns: nats, tokens, bytes.
-        rows = PARTS + len(self.validation_sources)
-        self.validation_sums = torch.zeros(rows, 3, dtype=torch.float64, device=self.device)
-        self.validation_diagnostics: dict[str, list[Tensor]] = {}
+        self.validation_sums = ValidationSums(getattr(self.trainer.datamodule, "source_names", []), self.device)
         self.model.collect_diagnostics(True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         out, _ = self._forward(batch)
-        length = batch["tokens"].shape[1]
-        batch = self._own(batch)
-        for name, value in self.model.diagnostics().items():
-            self.validation_diagnostics.setdefault(name, []).append(value)
-        for row, part in enumerate(validation_parts(batch, length, len(self.validation_sources))):
-            self.validation_sums[row] += self._totals(out.per_token, batch["targets"].where(part, IGNORE))
+        own, length = self._own(batch), batch["tokens"].shape[1]
+        self.validation_sums.add(own, length, partial(self._totals, out.per_token), self.model.diagnostics())
 
     def on_validation_epoch_end(self) -> None:
-        sums = self._over_ranks(self.validation_sums).tolist()
-        self.validation_metrics = validation_units(
-            sums, self.validation_sources, self._text_sources(), self.lossy, self.per_byte
-        )
         self.model.collect_diagnostics(False)
-        for name, values in self.validation_diagnostics.items():
-            sums = torch.stack([torch.stack(values).double().sum(), torch.tensor(len(values)).to(values[0]).double()])
-            found, batches = self._over_ranks(sums).tolist()
-            self.validation_metrics[f"validation/routing_{name}"] = found / batches
+        self.validation_metrics = self.validation_sums.metrics(
+            self._over_ranks, self._text_sources(), self.lossy, self.per_byte
+        )
         # For callbacks that monitor something; metrics.py writes the float64 values out.
         self.log_dict(self.validation_metrics, logger=False, sync_dist=True)
 
@@ -338,11 +322,7 @@ class LanguageModel(lightning.LightningModule):
         return {name: take(x, context.own) for name, x in batch.items() if isinstance(x, Tensor)}
 
     def _totals(self, per_token: Tensor, targets: Tensor) -> Tensor:
-        """float64 [3]: nats, scored tokens and bytes over the scored targets."""
-        scored = targets != IGNORE
-        nats = per_token.double().where(scored, 0.0).sum()
-        bytes_ = self.token_bytes[targets.where(scored, 0)].where(scored, 0).sum()
-        return torch.stack([nats, scored.sum().double(), bytes_.double() * self.mean_bytes])
+        return totals(per_token, targets, self.token_bytes, self.mean_bytes)
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         """The sum over all ranks. Lightning's `reduce` sends a barrier first, at which the host waits for the device.

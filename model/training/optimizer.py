@@ -135,6 +135,14 @@ def build_schedule(
     return LambdaLR(optimizer, factor_of)
 
 
+def set_rates(scheduler: LambdaLR) -> None:
+    """Sets the learning rates of the next step to those of `scheduler`; a checkpoint may hold other ones."""
+    factors = (factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas)
+    for group, base, factor in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+        group["lr"] = base * factor
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
 def cosine(step: int, max_steps: int, *, warmup_fraction: float, final_fraction: float) -> float:
     """Linear warm-up, then half a cosine down to `final_fraction` (SGDR, arXiv:1608.03983).
 
