@@ -96,6 +96,16 @@ def started(*arguments: str | Path, **environment: str) -> Iterator["ForkedProce
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def read_log(process: "ForkedProcess", words: str) -> None:
+    """Reads the standard error of a `started` process up to the line that holds `words`."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return
+    raise AssertionError("".join(lines))
+
+
 class Signalled:
     """A process that is sent signals only while it runs, so that no signal reaches another one of its number."""
 

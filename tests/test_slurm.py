@@ -6,7 +6,7 @@ import signal
 
 import torch
 
-from tests.commands import run_forked, started
+from tests.commands import read_log, run_forked, started
 from tests.scripts.runs import SMALL, write_books
 
 SHORT = ("trainer.validate_every=null", "trainer.log_every=1", "evaluation=chunked", "evaluation.baselines=false")
@@ -21,10 +21,8 @@ def test_sigusr1_saves_and_the_requeued_job_goes_on(tmp_path, monkeypatch):
         monkeypatch.setenv(f"SLURM_{key}", str(value))
 
     with started("train.py", *command) as first:
-        for line in first.stderr:
-            if "step 2/" in line:
-                first.send_signal(signal.SIGUSR1)
-                break
+        read_log(first, "step 2/")
+        first.send_signal(signal.SIGUSR1)
         rest = first.stderr.read()
     assert first.returncode == 130, rest
     (folder,) = (tmp_path / "run").iterdir()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from configs.build import build_data, build_model
+from data.tokenizers import Tokenizer
 from model.training.run_folder import RunFolder
 from tests.commands import compose
 from tests.model.small import lively
@@ -23,6 +24,7 @@ SMALL = (
     ),
     *("data.tokenizer.vocabulary=300", "data.sequence_length=64", "attention.block=16", "optimizer=adamw"),
 )
+SHORT = ("trainer.max_steps=2", "trainer.validate_every=2", "evaluation=chunked", "evaluation.baselines=false")
 WORDS = ("the", "and", "of", "river", "stone", "light", "walked", "under", "night", "seven", "over", "quiet", "wind")
 
 
@@ -54,3 +56,15 @@ def make_run(
     checkpoint = {"state_dict": weights, "hyper_parameters": config, "DataModule": data.state_dict()}
     torch.save(checkpoint, folder.checkpoints / "last.ckpt")
     return folder.path
+
+
+def add_file(books: Path, split: str = "train") -> None:
+    """A document whose words are others, so that a tokenizer that learns from it is another."""
+    (books / split / "added.txt").write_text("zebra quartz vexing jukebox " * 80)
+
+
+def build_tokenizer(config: dict) -> Tokenizer:
+    """The tokenizer of a composed training config, trained on its corpus if it must be."""
+    data = build_data(config["data"])
+    data.setup()
+    return data.tokenizer

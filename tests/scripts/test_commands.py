@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from data.sources.splits import SPLITS, split_of
-from tests.commands import run, run_forked, started
+from tests.commands import read_log, run, run_forked, started
 
 SMALL = ["experiment=smoke", "logger=csv", "data.workers=0", "trainer.max_steps=4", "trainer.validate_every=2"]
 
@@ -183,10 +183,8 @@ def test_wandb_is_imported_only_where_it_is_chosen():
 def test_ctrl_c_saves_the_run_and_stops_a_sweep(outputs, corpus):
     settings = (*SMALL, *corpus, "trainer.max_steps=100000", "trainer.log_every=1", "name=stopped", "seed=1,2")
     with started("train.py", "-m", *settings, f"outputs={outputs}") as process:
-        for line in process.stderr:
-            if "step 2/" in line:
-                process.send_signal(signal.SIGINT)
-                break
+        read_log(process, "step 2/")
+        process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130, rest
     (folder,) = (outputs / "stopped").iterdir()

@@ -18,17 +18,7 @@ from model import Transformer
 from model.training.run_folder import RunFolderError
 from scripts import evaluate as command
 from tests.commands import compose, started
-from tests.scripts.runs import SMALL, make_run, write_books
-
-
-@pytest.fixture(scope="module")
-def books(tmp_path_factory) -> Path:
-    return write_books(tmp_path_factory.mktemp("corpus") / "books")
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
+from tests.scripts.runs import SMALL, make_run
 
 
 @pytest.fixture(scope="module")

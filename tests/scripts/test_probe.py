@@ -17,17 +17,7 @@ from model.training.run_folder import find_checkpoint
 from scripts import probe as command
 from scripts.export import export_run
 from tests.commands import compose, resolved
-from tests.scripts.runs import SMALL, make_run, write_books
-
-
-@pytest.fixture(scope="module")
-def books(tmp_path_factory) -> Path:
-    return write_books(tmp_path_factory.mktemp("corpus") / "books")
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("outputs")
+from tests.scripts.runs import SMALL, make_run
 
 
 @pytest.fixture(scope="module")

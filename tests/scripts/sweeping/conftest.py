@@ -96,13 +96,3 @@ def without_report(outputs: Path) -> None:
 def start(outputs: Path, *arguments: str) -> AbstractContextManager[ForkedProcess]:
     """The sweep in a process of its own, and a process group of its own, as a terminal makes one."""
     return started("train.py", "-m", *arguments, f"outputs={outputs}")
-
-
-def at(process: ForkedProcess, words: str) -> None:
-    """Reads the process's log up to the line that holds `words`."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if words in line:
-            return
-    raise AssertionError("".join(lines))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scripts.reporting.manifest import MANIFEST_FILE, read_manifest
-from tests.scripts.sweeping.conftest import at, run_sweep, start, states, table, wait_for, without_report
+from tests.commands import read_log
+from tests.scripts.sweeping.conftest import run_sweep, start, states, table, wait_for, without_report
 
 JOBS = ("sweep=patterns", "attention=window", "attention.patterns.local.width=16", "trainer.max_steps=40",
         "trainer.validate_every=40", "trainer.save_every=4")  # fmt: skip
@@ -28,16 +29,16 @@ def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, 
 
     without_report(tmp_path / "disturbed")
     with start(tmp_path / "disturbed", *jobs) as process:
-        at(process, "step 9/40")
+        read_log(process, "step 9/40")
         process.send_signal(signal.SIGKILL)
     assert list(states(folder).values()) == ["running", "waiting"]  # nobody was left to write anything
     first = read_manifest(folder).jobs[0]
     assert 8 <= torch.load(folder / first.folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] < 40
 
     with start(tmp_path / "disturbed", *jobs) as process:
-        at(process, "job 1/2 dense seed=1: resumes from its last checkpoint")
-        at(process, "job 2/2 window seed=1: starts")
-        at(process, "step 5/40")
+        read_log(process, "job 1/2 dense seed=1: resumes from its last checkpoint")
+        read_log(process, "job 2/2 window seed=1: starts")
+        read_log(process, "step 5/40")
         process.send_signal(signal.SIGINT)
         process.stderr.read()
     assert process.returncode == 130
@@ -101,7 +102,7 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path, small, reports):
     folder = tmp_path / "patterns"
     without_report(tmp_path)
     with start(tmp_path, *jobs) as process:
-        at(process, "job 1/2 dense seed=1: starts")
+        read_log(process, "job 1/2 dense seed=1: starts")
         ours = run_sweep(tmp_path, *jobs)
         process.stderr.read()
     wait_for(lambda: process.poll() is not None)

@@ -19,8 +19,8 @@ from scripts.sweeping import own_process
 from scripts.sweeping import worker as worker_module
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.locks import changing_job, is_running
-from tests.commands import ROOT
-from tests.scripts.sweeping.conftest import at, run_sweep, start, states, wait_for, without_report
+from tests.commands import ROOT, read_log
+from tests.scripts.sweeping.conftest import run_sweep, start, states, wait_for, without_report
 
 TWO = ("sweep=patterns", "sweep.baseline=null", "attention=window,strided")
 LONG = ("trainer.max_steps=3000", "trainer.validate_every=3000", "trainer.save_every=3000")
@@ -39,7 +39,7 @@ def test_ctrl_c_in_a_terminal_saves_the_job_in_its_own_process_and_begins_no_oth
     folder = tmp_path / "patterns"
     without_report(tmp_path)
     with start(tmp_path, *TWO, *small, *LONG, "sweep.isolate=true") as process:
-        at(process, "step 5/3000")
+        read_log(process, "step 5/3000")
         os.killpg(process.pid, signal.SIGINT)
         rest = process.stderr.read()  # to its end: until nobody is left
     assert process.returncode == 130 and "job 2/2" not in rest and "Traceback" not in rest
@@ -95,7 +95,7 @@ def test_joblibs_workers_save_and_end_when_the_sweep_is_killed(tmp_path, small, 
     with start(
         tmp_path, *TWO[:2], "attention=window", *small, *LONG, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     ) as process:
-        at(process, "step 5/3000")
+        read_log(process, "step 5/3000")
         process.kill()
         wait_for(lambda: states(folder)["window seed=1"] != "running", seconds=20)
         job = read_manifest(folder).jobs[0]
