@@ -1,6 +1,7 @@
 """Other implementations of attention on the same selection, as functions of q, k, v `[batch, heads, tokens, head_dim]`.
 
-Each is made by a function of its name and raises Unavailable (or ImportError) where it cannot serve.
+Each function returns the implementation of its name. It raises Unavailable, or ImportError, if that cannot serve the
+case.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ class Unavailable(RuntimeError):
 
 
 def fla(selection: Any, heads: int) -> Callable:
-    """fla-core's `parallel_nsa`, its selected branch alone. It wants groups of 16 or more."""
+    """fla-core's `parallel_nsa`, its selected branch alone. It needs groups of 16 or more query heads."""
     import torch
     from fla.ops.nsa import parallel_nsa
 
@@ -63,7 +64,7 @@ def flex(selection: Any, heads: int) -> Callable:
 
 
 def dense(selection: Any, heads: int) -> Callable:
-    """Dense causal attention: what routing saves. Its TFLOP/s are over the selected pairs, too."""
+    """Dense causal attention, for comparison. Its TFLOP/s are over the selected pairs, too."""
     from torch.nn.functional import scaled_dot_product_attention
 
     return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -1,4 +1,4 @@
-"""What every benchmark writes: JSON with its surroundings, and the same numbers as a Markdown table."""
+"""The results of a benchmark: a JSON file with device and versions, and the same numbers as a Markdown table."""
 
 import argparse
 import json
@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 PEERS = ("flash-attn-4", "nvidia-cutlass-dsl", "fla-core", "attn-gym")
-"""Packages whose versions are named where they are installed."""
+"""Packages whose versions are recorded if they are installed."""
 
 
 def surroundings() -> dict[str, Any]:
-    """Device, versions and date, without which a time means nothing."""
+    """Returns the device, the versions of packages, and the date."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -35,7 +35,7 @@ def earlier_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def write(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The file `arguments.output` gets its surroundings, the other arguments as settings, and the rows."""
+    """Writes the surroundings, the arguments as settings, and the rows to the file `arguments.output`."""
     from model.training.storage import make_folder, write_atomically
 
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
@@ -45,7 +45,7 @@ def write(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> N
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table; their keys are the columns."""
+    """Returns the rows as a Markdown table; their keys are the columns."""
     columns = list(rows[0])
     cell = lambda value: f"{value:,.4g}" if isinstance(value, float) else str(value)  # noqa: E731
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

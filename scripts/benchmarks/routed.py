@@ -1,21 +1,22 @@
 """Attention to chosen blocks on a GPU, forward and backward: our kernels, fla's NSA, FlexAttention, dense SDPA.
 
-All attend by the same selection, of a stated distribution (selections.py); dense attends to everything. TFLOP/s are
-over selected pairs (4 D FLOP a pair and head forward, 10 D backward), so what a side computes in vain counts as waste.
-`floor_ms` is the larger of bytes / 4.3 TB/s and FLOP / 700 TFLOP/s of the by-block algorithm (bytes a (query, head,
-slot): forward q in, partial out and in; backward q and dO in, partial dQ out and in). Before it is timed, a side is
-held against float64 arithmetic on sampled queries and blocks. Sides take turns; the median counts. A side is timed, and
-what there is printed and written, as soon as it is ready: fla tries 40 shapes of its kernels at its first call, which
-takes minutes.
+All implementations (`--sides`) attend by the same selection (selections.py); dense attends to everything. TFLOP/s count
+the selected pairs alone (4 D FLOP per pair and head forward, 10 D backward), whatever else an implementation computes.
+`share_of_floor` is the least time of the by-block algorithm over the measured one. That least time is the larger of
+bytes / 4.3 TB/s and FLOP / 700 TFLOP/s, with these bytes for each (query, head, slot): forward, q is read and a partial
+output written and read; backward, q and dO are read and a partial dQ written and read.
 
-Scoring and top-k (`select`) and the transpose of the choice are timed apart, in rows of their own.
+Before an implementation is timed, its results are compared with float64 arithmetic on sampled queries and blocks. The
+implementations take turns, and the median time counts. The table is printed and written whenever one more
+implementation is ready: fla tries 40 shapes of its kernels at its first call, which takes minutes.
+
+Scoring with top-k (`select`) and the transpose of the choice have rows of their own.
 
     python scripts/benchmark.py routed --output outputs/benchmarks/routed.json
-    python scripts/benchmark.py routed --sweep     tile shapes of each kernel instead
+    python scripts/benchmark.py routed --sweep     times tile shapes of each kernel (tile_shapes.py) instead
 """
 
 import argparse
-import functools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -23,24 +24,6 @@ from typing import Any
 
 BANDWIDTH, PEAK = 4.3e12, 700e12
 SAMPLES = 32
-SWEPT = {
-    "forward": [
-        (64, 4, 2, 168),
-        (64, 4, 1, 168),
-        (64, 4, 1, 128),
-        (64, 4, 1, 168, True),
-        (32, 4, 2, 128),
-    ],
-    "backward": [
-        (32, 4, 3, None, True, True),
-        (32, 4, 3, None, False, True),
-        (32, 4, 4, None, True, True),
-        (32, 8, 3, 128, True, True),
-        (16, 4, 3, None, True, True),
-    ],
-    "slots": [(16, 4), (8, 2), (8, 4)],
-}
-"""What `--sweep` times of each kernel: the fields of a SelectionConfig (a SumConfig for slots)."""
 SIDES = ("by_block", "fla", "flex", "dense")
 
 
@@ -64,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from scripts.benchmarks.results import markdown, write
+    from scripts.benchmarks.tile_shapes import sweep
 
     if not torch.cuda.is_available():
         raise SystemExit("error: the benchmark of routed attention needs a CUDA device")
@@ -74,20 +58,20 @@ def run(arguments: argparse.Namespace) -> None:
         batch, length = (int(n) for n in shape.split("x"))
         for heads in arguments.heads:
             for kind in arguments.kinds:
-                measurement = _Measurement(kind, batch, length, heads, arguments)
+                measurement = Measurement(kind, batch, length, heads, arguments)
 
-                def report(found: list[dict[str, Any]]) -> None:  # a run that is cut short has its results
+                def report(found: list[dict[str, Any]]) -> None:  # so that a run that is interrupted leaves its results
                     print(markdown(found), flush=True)
                     write(arguments, rows + found)  # noqa: B023
 
-                found = measurement.sweep() if arguments.sweep else measurement.rows(report)
+                found = sweep(measurement) if arguments.sweep else measurement.rows(report)
                 report(found)
                 rows += found
                 torch.cuda.empty_cache()
     print(markdown(rows))
 
 
-class _Measurement:
+class Measurement:
     """One shape and selection: inputs, sides, checks and times."""
 
     def __init__(self, kind: str, batch: int, length: int, heads: int, arguments: argparse.Namespace) -> None:
@@ -111,7 +95,7 @@ class _Measurement:
         self.union = float(union_of_neighbours(self.selection.chosen))
 
     def rows(self, report: Callable[[list[dict[str, Any]]], None] = lambda found: None) -> list[dict[str, Any]]:
-        """The rows of all sides; `report` gets those that are ready whenever there is one more."""
+        """Returns the rows of all implementations. `report` is called with the rows so far when one more is ready."""
         import torch
 
         from scripts.benchmarks import peers
@@ -124,9 +108,9 @@ class _Measurement:
                 call = self._ours if side == "by_block" else getattr(peers, side)(self.selection, self.heads)
                 error = None if side == "dense" else self._check(call, side)
                 calls[side], times[side] = call, ([], [])
-                found.append(self._facts(side) | {"relative_error": error and float(f"{error:.1e}")})
+                found.append(self.facts(side) | {"relative_error": error and float(f"{error:.1e}")})
             except (ImportError, peers.Unavailable, torch.OutOfMemoryError) as reason:
-                found.append(self._facts(side) | {"note": f"{type(reason).__name__}: {str(reason)[:80]}"})
+                found.append(self.facts(side) | {"note": f"{type(reason).__name__}: {str(reason)[:80]}"})
             self._take_turns(calls, times)
             self._fill(found, times)
             report(found)
@@ -136,7 +120,7 @@ class _Measurement:
         return [*found, *self._selecting()]
 
     def _take_turns(self, calls: dict[str, Callable], times: dict[str, tuple[list[float], list[float]]]) -> None:
-        """One more forward and backward time of each side."""
+        """Measures one more forward and backward time of each implementation."""
         import torch
 
         for side, call in calls.items():
@@ -151,7 +135,7 @@ class _Measurement:
             times[side][1].append(marks[1].elapsed_time(marks[2]))
 
     def _fill(self, found: list[dict[str, Any]], times: dict[str, tuple[list[float], list[float]]]) -> None:
-        """What follows from the times so far, into the sides' rows."""
+        """Sets the columns of the implementations' rows that follow from the times so far."""
         pairs = int(self.selection.pairs().sum()) * self.group * self.head_dim
         floors = self._floors()
         for row in found:
@@ -163,7 +147,8 @@ class _Measurement:
                 if row["side"] != "dense":
                     row |= {"share_of_floor": round(sum(floors) / sum(ms), 2)}
 
-    def _facts(self, side: str) -> dict[str, Any]:
+    def facts(self, side: str) -> dict[str, Any]:
+        """Returns a row of `side` without measured values."""
         names = ("forward_ms", "backward_ms", "forward_tflops", "backward_tflops", "share_of_floor", "relative_error")
         return {
             "selection": self.kind,
@@ -190,6 +175,7 @@ class _Measurement:
         from kernels import block_means
         from kernels.backends.triton.selection.top_k import choose
         from kernels.layout.selection import transpose
+        from scripts.benchmarks.timing import median_ms
 
         chosen, first = self.selection.chosen, self.selection.document_start
         router = self.q.detach().unflatten(1, (self.kv_heads, self.group)).mean(2)
@@ -200,7 +186,7 @@ class _Measurement:
             ),
             "select: transpose": lambda: transpose(chosen, self.length // self.block),
         }
-        return [self._facts(name) | {"forward_ms": round(_time(step, 5), 3)} for name, step in steps.items()]
+        return [self.facts(name) | {"forward_ms": round(median_ms(step, 5), 3)} for name, step in steps.items()]
 
     def _ours(self, q: Any, k: Any, v: Any) -> Any:
         from kernels import attention
@@ -263,107 +249,3 @@ class _Measurement:
         if not worst < 2e-2:
             raise AssertionError(f"{side}, {self.kind}, {self.length}: relative errors {errors}")
         return worst
-
-    def sweep(self) -> list[dict[str, Any]]:
-        """Time of each of our kernels alone, over all pieces of queries, by its config."""
-        import torch
-
-        from kernels.backends.triton.dense.backward import compute_row_stats
-        from kernels.backends.triton.selection import gradients, partial_outputs, work_items
-        from kernels.backends.triton.selection.launch_settings import SelectionConfig, SumConfig
-        from kernels.backends.triton.selection.sum_partials import combine_slots
-
-        q, k, v = (t.detach() for t in (self.q, self.k, self.v))
-        selection, scale, group = self.selection, self.scale, self.group
-        make_plan = functools.partial(work_items.make_plan, selection, group, group * self.head_dim * 2, step=128)
-        plan, backward_plan = make_plan(), make_plan(rows_per_item=gradients.ROWS_PER_ITEM)
-        out, lse = partial_outputs.forward(q, k, v, selection, scale)
-        prepared = compute_row_stats(self.grad, None, out, lse, 64)
-        row_stats = gradients.by_query(prepared, self.length)
-        truth = out, *gradients.backward(self.grad, q, k, v, row_stats, selection, scale)
-        partial = torch.empty(max(plan.rows, backward_plan.rows), self.head_dim, dtype=q.dtype, device="cuda")
-        partial_lse = torch.empty(plan.rows, dtype=torch.float32, device="cuda")
-        lines = self.batch * self.kv_heads
-        first_rows = torch.full((lines, plan.queries_per_chunk, selection.slots), -1, dtype=torch.int32, device="cuda")
-        found = []
-
-        def forward(config: Any) -> None:
-            for chunk in range(plan.chunks):
-                partial_outputs.partials_of_chunk(
-                    q, k, v, selection, plan, chunk, scale, config, partial, partial_lse, first_rows
-                )
-
-        grads = torch.zeros(2, lines, self.length, self.head_dim, dtype=torch.float32, device="cuda")
-        chunks = torch.empty(
-            max(backward_plan.buffers, 1), 2, self.block, self.head_dim, dtype=torch.float32, device="cuda"
-        )
-
-        def backward(config: Any) -> None:
-            given = self.grad, q, k, v, row_stats, selection, backward_plan
-            for chunk in range(backward_plan.chunks):
-                gradients.partials_of_chunk(*given, chunk, scale, config, partial, first_rows, grads, chunks)
-
-        summed = torch.empty_like(out)
-
-        def slots(config: Any, softmax: bool) -> None:
-            lses = (partial_lse, lse.clone()) if softmax else (None, None)
-            for chunk in range(plan.chunks):
-                combine_slots(
-                    partial, lses[0], first_rows, summed, lses[1], chunk * plan.queries_per_chunk, group, scale, config
-                )
-
-        def measure(kernel: str, config: Any, step: Callable, whole: Callable | None = None) -> None:
-            fields = " ".join(f"{name} {value}" for name, value in vars(config).items())
-            row = self._facts(kernel) | {"note": fields}
-            try:
-                if whole is not None:
-                    ours = whole(config)
-                    row["relative_error"] = max(
-                        float((a - b).float().norm() / b.float().norm())
-                        for a, b in zip(ours, truth if len(ours) > 1 else truth[:1], strict=True)
-                    )
-                    del ours
-                row["backward_ms" if kernel.startswith("backward") else "forward_ms"] = round(_time(step, 3), 2)
-            except Exception as reason:  # a shape that does not fit the device is a result, too
-                row["note"] += f": {type(reason).__name__}"
-            found.append(row)
-            torch.cuda.empty_cache()
-
-        for fields in SWEPT["forward"]:
-            config = SelectionConfig(*fields)
-            whole = lambda c: partial_outputs.forward(q, k, v, selection, scale, c)[:1]  # noqa: E731
-            measure("forward", config, functools.partial(forward, config), whole)
-        forward(SelectionConfig(*SWEPT["forward"][0]))  # what the slots' sums are timed on
-        for fields in SWEPT["slots"]:
-            for softmax in (True, False):
-                config = SumConfig(*fields)
-                measure("slots" if softmax else "backward: slots", config, functools.partial(slots, config, softmax))
-        whole = lambda c: (  # noqa: E731
-            truth[0],
-            *gradients.backward(self.grad, q, k, v, row_stats, selection, scale, c),
-        )
-        for fields in SWEPT["backward"]:
-            config = SelectionConfig(*fields)
-            measure("backward", config, functools.partial(backward, config), whole)
-        for name, step in {
-            "plan": lambda: work_items.make_plan(selection, group, group * self.head_dim * 2),
-            "backward: compute_row_stats": lambda: compute_row_stats(self.grad, None, out, lse, 64),
-            "backward: by query": lambda: gradients.by_query(prepared, self.length),
-        }.items():
-            found.append(self._facts(name) | {"forward_ms": round(_time(step, 3), 2)})
-        return found
-
-
-def _time(step: Callable, rounds: int) -> float:
-    """Median milliseconds, the first call left out."""
-    import torch
-
-    times = []
-    for _ in range(rounds + 1):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        step()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[1:])
