@@ -1,12 +1,12 @@
-"""Tokens per second of a run's training batches, and of a plain memory map of the same tokens.
+"""Speed of loading a run's training batches, and of a plain memory map of the same tokens, in tokens per second.
 
 The memory map returns only tokens and targets: a slice of tokens.bin, and the slice one token later, as int64 tensors.
 Small trainers load their data in this way. A DataModule also reads documents in the run's order, and makes document ids
 and positions. The loaders are measured in turns, so that other load on the machine slows all of them alike. Tokens per
 CPU second of the process that reads the batches (the training process in a run) depend much less on such load.
 
-A streamed loader reads the texts of the same documents in files, and tokenizes them as it goes on: to bytes, and with
-the run's own tokenizer.
+A streamed loader reads the texts of the same documents in files, and tokenizes them while it reads: to bytes, or
+with the run's own tokenizer.
 """
 
 import argparse
@@ -28,7 +28,7 @@ FILES = 8
 """Files that a streamed loader reads."""
 
 WARM_UP = 8
-"""Batches before the first measurement: workers start, and the tokens come into memory."""
+"""Batches before the first measurement, in which workers start and the tokens are read into memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,11 +1,12 @@
-"""Time to read a prompt, and to grow it token by token, by pattern, context and batch; what the cache holds and reads.
+"""Time to read a prompt and to decode a token, and bytes of the cache, by pattern, context and batch.
 
-Each row is a cache of its own; a few tokens are decoded first that don't count. `stored` and `read` are what the
-model's patterns ask for (kernels/layout/cost.py); `read_measured` is what the last token really read. `floor_ms` is
-the time in which a GPU could read the weights and those keys and values once, at the speed of a large copy on it.
+Each row has a cache of its own, and a few tokens are decoded before the clock starts. `stored` and `read` are the bytes
+that follow from the model's patterns (kernels/layout/cost.py); `read_measured` are those that the last token read.
+`floor_ms` is the time in which the GPU could read the weights and these keys and values once, at the speed of a large
+copy.
 
-With --pretend no prompt is read: caches are filled with random keys and values, which takes no time, and tells as much
-of a token's cost. Reading a prompt is then measured by itself, on one sequence.
+With --pretend no prompt is read: caches are filled with random keys and values, after which a token costs as much. The
+time to read a prompt is then measured on one sequence.
 
     python scripts/benchmark.py decode --model small --bfloat16 --pretend --step graph --batch 1 16 \\
         --attention dense window strided block_sparse hierarchical routed --contexts 8192 32768 131072
@@ -33,10 +34,10 @@ STEPS = {
 }
 
 SHOWN = ("attention", "context", "batch", "prefill_ms", "ms_per_token", "floor_ms")
-"""Of a row, as soon as it is measured."""
+"""Columns of a row that are printed when it is measured."""
 
 COPIED = 1 << 30
-"""Bytes of the copy that tells a GPU's bandwidth."""
+"""Bytes of the copy by which a GPU's bandwidth is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,14 +63,14 @@ def run(arguments: argparse.Namespace) -> None:
         for row in measure(attention, arguments):
             rows.append(row)
             compare(rows, min(arguments.contexts))
-            write(arguments, rows)  # as they come: what was measured stays measured
+            write(arguments, rows)  # after each row, so that an interrupted benchmark keeps its rows
             print(", ".join(f"{name} {row[name]}" for name in SHOWN), flush=True)
     print(markdown(rows))
     print(f"\nwritten to {arguments.output}")
 
 
 def measure(attention: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows of a model with random weights."""
+    """Yields the rows of a model with random weights."""
     import torch
 
     from model.inference import evaluating
@@ -88,8 +89,8 @@ def measure(attention: str, arguments: argparse.Namespace) -> Iterator[dict[str,
 
 
 def compare(rows: list[dict[str, Any]], shortest: int) -> None:
-    """Adds to each row how many times the token of the `shortest` context it takes, and of dense attention at its own,
-    where those are measured."""
+    """Adds to each row the ratio of its time per token to that at the `shortest` context, and to that of dense
+    attention at the same context, if these are measured."""
     times = {(row["attention"], row["context"], row["batch"]): row["ms_per_token"] for row in rows}
     for row in rows:
         attention, context, batch = row["attention"], row["context"], row["batch"]
@@ -149,7 +150,7 @@ def _row(
 
 
 def _prefill(model: "Transformer", context: int, arguments: argparse.Namespace) -> float:
-    """Seconds to read one prompt; the first chunk's kernels were compiled by a short one."""
+    """Returns the seconds to read one prompt; a short prompt before it compiles the kernels."""
     from model import Cache
 
     _read(model, Cache(model, 1), min(context, 2 * arguments.prefill_chunk), arguments.prefill_chunk)
@@ -157,7 +158,7 @@ def _prefill(model: "Transformer", context: int, arguments: argparse.Namespace) 
 
 
 def _read(model: "Transformer", cache: "Cache", context: int, chunk: int) -> "tuple[torch.Tensor, float]":
-    """(hidden states of the last chunk, seconds) of reading a random prompt."""
+    """Reads a random prompt. Returns (hidden states of the last chunk, seconds)."""
     import torch
 
     device, generator = model.embed_tokens.weight.device, torch.Generator().manual_seed(0)
@@ -169,7 +170,7 @@ def _read(model: "Transformer", cache: "Cache", context: int, chunk: int) -> "tu
 
 
 def _bandwidth(device: "torch.device") -> float | None:
-    """Bytes a second that a GPU reads and writes in a large copy; None on a CPU."""
+    """Returns the bytes per second that a GPU reads and writes in a large copy; None on a CPU."""
     import torch
 
     if device.type != "cuda":

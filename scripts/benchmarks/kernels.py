@@ -1,14 +1,14 @@
 """Forward and backward time, and memory, of every attention backend on a GPU beside its peers, by pattern and length.
 
-`auto`, `triton` and `flash` are ours, through the public `attention()`; `flex`, `flex_flash` and `flash_attn` are the
-peers' own calls: FlexAttention compiled, FlexAttention on FlashAttention-4, and FlashAttention-4 itself (causal and
-windows; its gradients as it gives them by default, not deterministic). A peer that is not installed is left out, and
-said so.
+`auto`, `triton`, `hopper` and `flash` are backends of `attention()`. The peers are called directly: `flex` is compiled
+FlexAttention, `flex_flash` FlexAttention on FlashAttention-4, and `flash_attn` FlashAttention-4 itself (causal
+attention and windows, with its default gradients, which are not deterministic). A peer that is not installed is left
+out with a message.
 
-Each (pattern, length) is a process of its own: they compile side by side, wait for one another, and are then timed one
-after the other, each backend in turn, round after round. TFLOP/s are over visible pairs (4 D FLOP a pair and head
-forward, 10 D backward), so that masked work in partial tiles counts as waste. Before it is timed, each backend is held
-against float64 arithmetic on sampled queries and keys.
+Each (pattern, length) has a process of its own. The processes compile at the same time, and are timed one after
+another; in each round the backends take turns. TFLOP/s count visible pairs alone (4 D FLOP per pair and head forward,
+10 D backward), and not the masked pairs of partial tiles. Before a backend is timed, its results are compared with
+float64 arithmetic on sampled queries and keys.
 """
 
 import argparse
@@ -25,14 +25,14 @@ PATTERNS = {
     "bigbird": ("BlockSparse", {"block_size": 128, "window_blocks": 3, "global_blocks": 1, "random_blocks": 3}),
 }
 PACKED = ("causal_documents",)
-"""Patterns over packed documents of 20,000 to 200,000 tokens, which sequences cut."""
+"""Patterns that are measured on packed documents of 20,000 to 200,000 tokens; sequences cut documents."""
 OURS = ("auto", "triton", "hopper", "flash")
 PEERS = ("flex", "flex_flash", "flash_attn")
 AHEAD = 4_000_000
-"""Cycles for which the GPU is busy before each measurement, so that the host has launched what is measured, as in
-training, where it is steps ahead."""
+"""Cycles for which the GPU is kept busy before each measurement, so that the host launches the measured kernels in
+advance, as in training."""
 SAMPLES = 32
-"""Queries, and keys, of one KV head that are held against float64 arithmetic."""
+"""Number of queries, and of keys, of one KV head that are compared with float64 arithmetic."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +101,7 @@ def _work(task: tuple[str, int], arguments: argparse.Namespace, ready: Any, turn
 
 
 class _Measurement:
-    """All backends on one pattern and length, compiled and checked when the constructor returns."""
+    """All backends on one pattern and length. The constructor compiles and checks them."""
 
     def __init__(self, name: str, length: int, arguments: argparse.Namespace) -> None:
         import torch
@@ -139,7 +139,7 @@ class _Measurement:
         for backend in list(self.calls):
             try:
                 self.errors[backend] = self._check(self.calls[backend])
-            except Exception as error:  # a peer that fails is no reason to measure nothing
+            except Exception as error:  # the others are measured if a peer fails
                 if backend not in PEERS:
                     raise
                 del self.calls[backend]

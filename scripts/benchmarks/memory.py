@@ -1,7 +1,7 @@
-"""Peak memory of training, forecast (model/forecasting) and measured, as a user's run has it: one process a run.
+"""Peak memory of training, forecast (model/forecasting) and measured. Each run has a process of its own.
 
-A GPU's peak is what PyTorch's allocator held for tensors at most. A CPU's allocator keeps no such count: measured are
-the most resident bytes of the whole process (VmHWM), libraries included (`before_mb` in the forecast).
+On a GPU the peak is the most bytes that PyTorch's allocator held for tensors. On a CPU, whose allocator keeps no
+statistics, it is the most resident bytes of the process (VmHWM), libraries included (`before_mb` in the forecast).
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 6
-"""The optimizer's state is there from the second step on, and a heap grows for a few steps more."""
+"""Training steps of a run. The optimizer's state exists from the second step on, and a heap grows for a few more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure(overrides: list[str]) -> dict[str, Any]:
-    """Forecast and measured bytes of a few steps of the run that `overrides` describe, in this process."""
+    """Returns the forecast and the measured bytes of a few steps of the run that `overrides` describe, in this
+    process."""
     from configs.build import build_data
     from configs.forecasting import forecast_run
     from scripts.benchmarks.models import composed

@@ -1,4 +1,4 @@
-"""Models to measure: what the configs name, with random weights."""
+"""The models that are measured: those of the configs, with random weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ def composed(*overrides: str) -> "dict[str, Any]":
 
 
 def untrained(attention: str, model: str) -> "tuple[Transformer, dict[str, Any]]":
-    """(a model of the choices `attention` and `model` of the configs, on the GPU where there is one; the whole
-    config)."""
+    """Returns (a model with random weights, its whole config) for the choices `attention` and `model` of configs/. The
+    model is on the GPU if there is one."""
     import torch
 
     from configs.build import build_model

@@ -1,9 +1,9 @@
-"""Speed of training on several devices of one machine, beside one device, as train.py runs it.
+"""Speed of train.py on several devices of one machine, and on one device.
 
 Every case is a fresh process that trains on the data of the config, profiles a few steps, and reports the median step.
 Data parallelism (`ddp`, `fsdp2`) gives each device its own sequences; context parallelism (`context`) shares each
-sequence, so that a step has the same tokens on any number of devices. One device also
-trains without a CUDA graph, which several cannot have, so that the same step is compared.
+sequence, so that a step has the same tokens on any number of devices. One device also trains without a CUDA graph,
+which several devices cannot use, so that equal steps are compared.
 """
 
 import argparse

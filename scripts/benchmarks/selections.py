@@ -1,9 +1,10 @@
-"""Selections to measure with, each of a stated distribution, made on the device.
+"""Selections on which routed attention is measured.
 
-random      every query and selector draws its top_k blocks independently and evenly from its eligible ones
-clustered   a run of RUN neighbouring queries shares one random score a block, of which each query draws each anew
-            with probability EXCHANGED; it takes the top_k: neighbours choose nearly alike, as trained routers do
-a file      `chosen` of a training run, saved by scripts/save_selection.py
+random      every query and selector draws its top_k blocks independently and uniformly from its eligible ones
+clustered   RUN consecutive queries share one random score for each block; each query replaces each score by a new one
+            with probability EXCHANGED and takes the top_k blocks. So neighbours choose similar blocks, as under
+            trained routers
+file        `chosen` of a trained run, saved by scripts/save_selection.py
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ RUN, EXCHANGED = 64, 0.05
 
 
 def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: int, file: str | None = None) -> Any:
-    """A kernels.Selection on the GPU: "random", "clustered", or "file"."""
+    """Returns a kernels.Selection on the GPU. kind: "random", "clustered", or "file"."""
     import torch
 
     from kernels import Selection
@@ -41,7 +42,8 @@ def make(kind: str, batch: int, selectors: int, length: int, block: int, top_k: 
 
 
 def load(file: str, batch: int, selectors: int, length: int, block: int) -> Any:
-    """A saved selection, a layer a sequence (evenly spread, or repeated), repeated over selectors, cut to `length`."""
+    """Returns a saved selection, cut to `length`. Each sequence of the batch has one of its layers, evenly spread or
+    repeated, and selectors are repeated."""
     import torch
 
     from kernels import Selection

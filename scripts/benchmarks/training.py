@@ -1,8 +1,8 @@
-"""Speed of a training step, forward, backward and update, by pattern and length, as train.py runs it.
+"""Speed of a training step of train.py (forward, backward and update), by pattern and length.
 
 Precision, compilation, optimizer and gradient clipping come from the config. Each step of a measurement has documents
-of its own, and builds their layouts. Patterns and lengths are measured in turn, round after round, so that a machine
-whose speed drifts treats all alike; the median of the rounds is reported.
+of its own, and builds their layouts. Patterns and lengths take turns in each round, so that a drift of the machine's
+speed affects all of them alike; the median of the rounds is reported.
 
 `mfu` is the share of the fastest matrix product that this device was measured to reach in the same run, in bf16 with
 `trainer.fp8` too. Its FLOPs, and `density_pairs`, are means over the steps of a measurement.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 PROFILED = 10
-"""Steps of a profile: the device waits for the first one alone."""
+"""Steps of a profile. The device waits for the host in the first one alone."""
 
 BUSY = 0.9
 """Share of a step below which the host's operators are profiled, too."""
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Kind(NamedTuple):
-    """What is measured: a choice of configs/attention, tokens a sequence, and settings, of the config where None."""
+    """A case: a choice of configs/attention, tokens per sequence, and settings; None stands for the config's value."""
 
     attention: str
     length: int
@@ -111,7 +111,7 @@ class Kind(NamedTuple):
         return ", ".join(settings)
 
     def overrides(self) -> list[str]:
-        """Those of the training config."""
+        """The overrides of the training config."""
         keys = {"attention.backend": self.backend, "trainer.fp8": self.fp8, "trainer.cuda_graph": self.cuda_graph}
         return [f"attention={self.attention}", *(f"{key}={value}" for key, value in keys.items() if value)]
 
@@ -158,12 +158,12 @@ class TrainingStep:
         self.tokens = self.batch * self.length
         self.generator = torch.Generator().manual_seed(0)
         self.mean_document = arguments.documents
-        # Made before: drawing them is no part of a step. Each measurement takes all of them.
+        # Drawing the batches is not measured. Each measurement takes all of them.
         self.batches = [self._batch() for _ in range(arguments.steps)]
         self.count = 0
 
     def _batch(self) -> "dict[str, torch.Tensor | None]":
-        """tokens `[batch, length + 1]`, position and document `[batch, length]` or None, on the device."""
+        """Returns tokens `[batch, length + 1]`, and position and document `[batch, length]` or None, on the device."""
         import torch
 
         shape = self.batch, self.length
@@ -208,7 +208,7 @@ class TrainingStep:
         return reported
 
     def _compute(self, batch: "Mapping[str, torch.Tensor | None]") -> "tuple[torch.Tensor, torch.Tensor]":
-        """(what is differentiated, the loss that is reported) of a batch."""
+        """Returns (the loss that is differentiated, the loss that is reported) of a batch."""
         import torch
 
         tokens, position, document = batch["tokens"], batch["position"], batch["document"]
@@ -220,14 +220,15 @@ class TrainingStep:
         return total / out.count, (out.total / out.count).detach()
 
     def density_and_flops(self) -> tuple[float, float]:
-        """Visible pairs over those of dense causal attention, and FLOPs of a step: means over the batches."""
+        """Returns (visible pairs over those of dense causal attention, FLOPs of a step), as means over the batches."""
         layouts = (self.model.build_layouts(batch["document"], self.length) for batch in self.batches)
         costs = [self.model.cost(each, self.batch) for each in layouts]
         density = statistics.mean(cost.attention.density_pairs for cost in costs)
         return density, statistics.mean(cost.flops for cost in costs)
 
     def peak_memory(self) -> int:
-        """Most bytes that tensors held during one more step; on a CPU, this process so far."""
+        """Returns the most bytes that tensors held during one more step; on a CPU, that this process has held so
+        far."""
         from model.training.memory_use import peak_memory_bytes, reset_peak_memory
 
         if self.device.type == "cuda":
@@ -241,8 +242,9 @@ class TrainingStep:
         return self.graph is not None and not self.graph.fails
 
     def profile(self) -> str:
-        """A table of the device's time by kernel over PROFILED steps, and the share of time in which it was busy. Where
-        it waits for the host, one of the host's time by operator as well, over as many further steps."""
+        """Returns a table of the device's time by kernel over PROFILED steps, with the share of time in which it was
+        busy. If the device waits for the host, also returns a table of the host's time by operator, over as many
+        further steps."""
         from model.training.profiling import host_table, record, step_profile
 
         with record() as profiler:
@@ -263,7 +265,7 @@ class TrainingStep:
 
 
 def matrix_product_rate(device: "torch.device", dtype: "torch.dtype") -> float:
-    """FLOP/s of a large square matrix product on this device, the median of several."""
+    """Returns the FLOP/s of a large square matrix product on this device, the median of several."""
     import torch
 
     size, repeats = (8192, 20) if device.type == "cuda" else (1024, 5)
