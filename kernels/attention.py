@@ -158,8 +158,8 @@ def _checked(backend: str, automatic: bool, q: Tensor, k: Tensor, block: int) ->
     SelfCheckError: another check fails."""
     if not q.is_cuda or backend not in ("triton", "hopper", "flash"):
         return backend
-    problem = q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block
-    failure = selfcheck.failure(_module(backend), *problem, plain=backend == "flash")
+    problem = selfcheck.Problem(q.device, q.dtype, q.shape[-1], q.shape[1] // k.shape[1], block)
+    failure = selfcheck.failure(_module(backend), problem, plain=backend == "flash")
     if failure is None:
         return backend
     if backend != "hopper" or not automatic:

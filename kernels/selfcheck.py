@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -31,58 +32,56 @@ class SelfCheckError(RuntimeError):
     """A kernel disagrees with the reference on this machine."""
 
 
+class Problem(NamedTuple):
+    """The properties of a call for which kernels are compiled, and so checked.
+
+    group: query heads per KV head, or per selector. block: tokens in a tile or a selected block; None for decoding.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+    group: int
+    block: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.dtype}, head_dim={self.head_dim})"
+
+
 @functools.cache
-def failure(
-    backend: ModuleType,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    group: int,
-    block: int,
-    plain: bool = False,
-) -> str | None:
+def failure(backend: ModuleType, problem: Problem, plain: bool = False) -> str | None:
     """What is wrong with the results of `backend`, or why it has none; None: they differ from the reference by no more
     than rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") == "0":
         return None
     try:
-        found = errors(backend, device, dtype, head_dim, group, block, plain)
+        found = errors(backend, problem, plain)
     except torch.OutOfMemoryError:
         raise  # of the caller's tensors, not of this small problem
     except Exception as error:  # a compiler that cannot compile a kernel raises errors of many kinds
         reason = next(iter(str(error).splitlines()), "")
         return (
-            f"attention.backend={_choice(backend)} does not run on {device} ({dtype}, head_dim={head_dim}): "
-            f"{type(error).__name__}: {reason}. Try attention.backend=blocked."
+            f"attention.backend={_choice(backend)} does not run on {problem}: {type(error).__name__}: {reason}. "
+            "Try attention.backend=blocked."
         )
-    return _describe_wrong(found, backend, device, dtype, head_dim)
+    return _describe_wrong(found, backend, problem)
 
 
 @functools.cache
-def check_selection(
-    backend: ModuleType,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    group: int,
-    block: int,
-) -> None:
-    """Raises SelfCheckError if attention on a Selection is wrong by more than rounding; group: query heads per
-    selector."""
+def check_selection(backend: ModuleType, problem: Problem) -> None:
+    """Raises SelfCheckError if attention on a Selection is wrong by more than rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
-        found = selection_errors(backend, device, dtype, head_dim, group, block)
-        _raise(_describe_wrong(found, backend, device, dtype, head_dim))
+        _raise(_describe_wrong(selection_errors(backend, problem), backend, problem))
 
 
 @functools.cache
-def check_decoding(device: torch.device, dtype: torch.dtype, head_dim: int, group: int) -> None:
+def check_decoding(problem: Problem) -> None:
     """Raises SelfCheckError if the kernels of decoding steps, which have no backward pass, are wrong by more than
-    rounding; group: query heads per KV head."""
+    rounding."""
     if os.environ.get("FARSIGHT_SELF_CHECK") != "0":
         from kernels.backends.triton import decode
 
-        found = decoding_errors(decode, device, dtype, head_dim, group)
-        _raise(_describe_wrong(found, decode, device, dtype, head_dim))
+        _raise(_describe_wrong(decoding_errors(decode, problem), decode, problem))
 
 
 def _raise(message: str | None) -> None:
@@ -90,10 +89,10 @@ def _raise(message: str | None) -> None:
         raise SelfCheckError(message)
 
 
-def decoding_errors(
-    backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int, group: int
-) -> dict[str, float]:
-    """The relative errors of two queries over consecutive keys and over listed slots, in sequences of two lengths."""
+def decoding_errors(backend: ModuleType, problem: Problem) -> dict[str, float]:
+    """Returns the relative errors of two queries over consecutive keys and over listed slots, in sequences of two
+    lengths."""
+    device, dtype, head_dim, group, _ = problem
     kv_heads, entries, generator = 2, 150, torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, heads, length, head_dim, generator=generator).to(device, dtype)
@@ -108,10 +107,10 @@ def decoding_errors(
     truth = reference.masked_attention(q.double().cpu(), *keys, mask, head_dim**-0.5)
     masks, slots, count = masks.to(device), slots.to(device), count.to(device)
     parts = [CachedKeys(k, v, masks[0], None, count), CachedKeys(k, v, masks[1], slots[:, None])]
-    errors_by_name = backend.forward(q, parts, head_dim**-0.5, None)
+    results = backend.forward(q, parts, head_dim**-0.5, None)
     return {
         name: float((ours.double().cpu() - right).norm() / right.norm())
-        for name, ours, right in zip(("output", "log-sum-exp"), errors_by_name, truth, strict=True)
+        for name, ours, right in zip(("output", "log-sum-exp"), results, truth, strict=True)
     }
 
 
@@ -120,16 +119,12 @@ def _choice(backend: ModuleType) -> str:
     return backend.__name__.removeprefix("kernels.backends.").partition(".")[0]
 
 
-def _describe_wrong(
-    errors_by_name: dict[str, float], backend: ModuleType, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> str | None:
+def _describe_wrong(errors_by_name: dict[str, float], backend: ModuleType, problem: Problem) -> str | None:
     for name, error in errors_by_name.items():
-        if not error <= TOLERANCE[dtype]:  # also for NaN
+        if not error <= TOLERANCE[problem.dtype]:  # also for NaN
             return (
-                f"attention.backend={_choice(backend)} computes a wrong {name} on {device} ({dtype}, "
-                f"head_dim={head_dim}: relative error {error:.1e}). "
-                "Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or "
-                "attention.backend=blocked."
+                f"attention.backend={_choice(backend)} computes a wrong {name} on {problem}, with a relative error of "
+                f"{error:.1e}. Try TRITON_PTXAS_PATH=<a ptxas of CUDA 13.0 or later>, or attention.backend=blocked."
             )
     return None
 
@@ -148,52 +143,32 @@ def _isolated(function: Callable[..., dict[str, float]]) -> Callable[..., dict[s
 
 
 @_isolated
-def errors(
-    backend: ModuleType,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    group: int,
-    block: int,
-    plain: bool = False,
-) -> dict[str, float]:
-    """The relative error of each result of `backend` for packed documents under a window with sink tokens; `plain`: for
-    one document under a window without them."""
+def errors(backend: ModuleType, problem: Problem, plain: bool = False) -> dict[str, float]:
+    """Returns the relative error of each result of `backend` for packed documents under a window with sink tokens;
+    `plain`: for one document under a window without them."""
+    device, block = problem.device, problem.block
     length = 4 * block - 5
     document = (torch.arange(length) >= 3 * block // 2).int()[None].to(device)
     axis = Axis.tokens(length, device=device) if plain else Axis.tokens(length, document)
     layout = build_layout(Window(block + 7, sink_tokens=0 if plain else 3), axis, block=block)
-    return _errors(backend, layout, length, device, dtype, head_dim, group)
+    return _errors(backend, layout, length, problem)
 
 
 @_isolated
-def selection_errors(
-    backend: ModuleType,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    group: int,
-    block: int,
-) -> dict[str, float]:
-    """The relative error of each result for packed documents in which each query chooses at most two blocks."""
+def selection_errors(backend: ModuleType, problem: Problem) -> dict[str, float]:
+    """Returns the relative error of each result for packed documents in which each query chooses at most two blocks."""
+    device, block = problem.device, problem.block
     length, generator = 6 * block - 5, torch.Generator().manual_seed(0)
     first = document_starts((torch.arange(length) >= 3 * block // 2).int()[None])
     draw = lambda n: torch.randn(1, 2, n, 8, generator=generator)  # noqa: E731
     settings = dict(top_k=2, window=block // 2, block=block, backend="blocked")
     selection = select(draw(length), draw(length // block), first, **settings)
     moved = [t.to(device) for t in selection.tensors()]
-    return _errors(backend, Selection.from_tensors(moved, length, block), length, device, dtype, head_dim, group)
+    return _errors(backend, Selection.from_tensors(moved, length, block), length, problem)
 
 
-def _errors(
-    backend: ModuleType,
-    layout: BlockLayout | Selection,
-    length: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    group: int,
-) -> dict[str, float]:
+def _errors(backend: ModuleType, layout: BlockLayout | Selection, length: int, problem: Problem) -> dict[str, float]:
+    device, dtype, head_dim, group, _ = problem
     kv_heads, generator = 2, torch.Generator().manual_seed(0)
 
     def draw(heads: int) -> torch.Tensor:

@@ -40,7 +40,8 @@ def decode_attention(
         out, lse = direct.attend(q, key_sets, scale)
         return (out, lse) if sink_logits is None else add_sinks(out, lse, sink_logits)
     if q.is_cuda and not torch.compiler.is_compiling():
-        selfcheck.check_decoding(q.device, q.dtype, q.shape[-1], q.shape[1] // key_sets[0].k.shape[1])
+        group = q.shape[1] // key_sets[0].k.shape[1]
+        selfcheck.check_decoding(selfcheck.Problem(q.device, q.dtype, q.shape[-1], group))
     k, v, mask, slots, count, page = (list(each) for each in zip(*key_sets, strict=True))
     return torch.ops.farsight.decode_attention(q, k, v, mask, slots, count, page, scale, sink_logits)
 

@@ -77,8 +77,8 @@ def _forward(
     dispatch.check_capture("selected_attention", backend, q)
     selection = Selection.from_tensors(selection, k.shape[2], block)
     if backend == "triton" and q.is_cuda:  # here and not above, where a compiler may trace
-        group = q.shape[1] // selection.selectors
-        selfcheck.check_selection(_module(backend), q.device, q.dtype, q.shape[-1], group, block)
+        problem = selfcheck.Problem(q.device, q.dtype, q.shape[-1], q.shape[1] // selection.selectors, block)
+        selfcheck.check_selection(_module(backend), problem)
     with torch.autocast(q.device.type, enabled=False):
         return _module(backend).forward(q, k, v, selection, scale)
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import selfcheck
 from kernels.backends import blocked, gathered
 
-PROBLEM = (torch.device("cpu"), torch.float32, 16, 2, 32)
+PROBLEM = selfcheck.Problem(torch.device("cpu"), torch.float32, head_dim=16, group=2, block=32)
 
 
 def broken(forward=blocked.forward, backward=blocked.backward, name="broken") -> ModuleType:
@@ -20,8 +20,8 @@ def broken(forward=blocked.forward, backward=blocked.backward, name="broken") ->
 
 
 def test_a_right_backend_is_exact_up_to_rounding():
-    assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
-    assert selfcheck.failure(blocked, *PROBLEM) is None
+    assert max(selfcheck.errors(blocked, PROBLEM).values()) < 1e-5
+    assert selfcheck.failure(blocked, PROBLEM) is None
 
 
 @pytest.mark.parametrize(("index", "name"), [(0, "gradient of q"), (1, "gradient of k"), (2, "gradient of v")])
@@ -31,7 +31,7 @@ def test_a_wrong_gradient_is_named(index, name):
         grads[index] = grads[index] * 1.01
         return grads
 
-    found = selfcheck.failure(broken(backward=backward), *PROBLEM)
+    found = selfcheck.failure(broken(backward=backward), PROBLEM)
     assert f"wrong {name}" in found and "TRITON_PTXAS_PATH" in found
 
 
@@ -41,14 +41,14 @@ def test_a_wrong_output_is_named(wrong):
         out, lse = blocked.forward(*args)
         return out * wrong, lse
 
-    assert "wrong output" in selfcheck.failure(broken(forward=forward), *PROBLEM)
+    assert "wrong output" in selfcheck.failure(broken(forward=forward), PROBLEM)
 
 
 def test_a_kernel_that_cannot_be_compiled_is_named_with_the_reason():
     def forward(*args):
         raise RuntimeError("PTXAS error: no such instruction\nptxas -v ...")
 
-    found = selfcheck.failure(broken(forward, name="kernels.backends.triton.dense"), *PROBLEM)
+    found = selfcheck.failure(broken(forward, name="kernels.backends.triton.dense"), PROBLEM)
     assert found.startswith("attention.backend=triton does not run on cpu")
     assert "RuntimeError: PTXAS error: no such instruction. Try" in found
 
@@ -56,33 +56,33 @@ def test_a_kernel_that_cannot_be_compiled_is_named_with_the_reason():
         raise torch.OutOfMemoryError("of the run itself")
 
     with pytest.raises(torch.OutOfMemoryError):
-        selfcheck.failure(broken(forward=without_memory), *PROBLEM)
+        selfcheck.failure(broken(forward=without_memory), PROBLEM)
 
 
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("FARSIGHT_SELF_CHECK", "0")
-    assert selfcheck.failure(broken(forward=None), *PROBLEM) is None
+    assert selfcheck.failure(broken(forward=None), PROBLEM) is None
 
 
 def test_attention_on_a_selection_is_checked_too():
-    assert max(selfcheck.selection_errors(gathered, *PROBLEM).values()) < 1e-5
-    selfcheck.check_selection(gathered, *PROBLEM)
+    assert max(selfcheck.selection_errors(gathered, PROBLEM).values()) < 1e-5
+    selfcheck.check_selection(gathered, PROBLEM)
 
     def backward(*args):
         grad_q, grad_k, grad_v = gathered.backward(*args)
         return grad_q, grad_k.roll(1, 2), grad_v
 
     with pytest.raises(selfcheck.SelfCheckError, match="wrong gradient of k"):
-        selfcheck.check_selection(broken(gathered.forward, backward), *PROBLEM)
+        selfcheck.check_selection(broken(gathered.forward, backward), PROBLEM)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_an_evaluation_comes_first(mode):
     """No gradients are wanted there, and the check wants some."""
     with mode():
-        assert max(selfcheck.errors(blocked, *PROBLEM).values()) < 1e-5
-        assert max(selfcheck.errors(blocked, *PROBLEM, plain=True).values()) < 1e-5
-        assert max(selfcheck.selection_errors(gathered, *PROBLEM).values()) < 1e-5
+        assert max(selfcheck.errors(blocked, PROBLEM).values()) < 1e-5
+        assert max(selfcheck.errors(blocked, PROBLEM, plain=True).values()) < 1e-5
+        assert max(selfcheck.selection_errors(gathered, PROBLEM).values()) < 1e-5
 
 
 def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
@@ -90,8 +90,8 @@ def test_within_a_checkpointed_layer_it_is_no_part_of_the_layer():
     masks, choices = broken(), broken(gathered.forward, gathered.backward)  # right, and not checked before
 
     def layer(x):
-        assert selfcheck.failure(masks, *PROBLEM) is None
-        selfcheck.check_selection(choices, *PROBLEM)
+        assert selfcheck.failure(masks, PROBLEM) is None
+        selfcheck.check_selection(choices, PROBLEM)
         return (x * x).sum()
 
     x = torch.randn(5, requires_grad=True)
