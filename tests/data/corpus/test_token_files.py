@@ -2,66 +2,23 @@
 
 import json
 import pickle
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from data import BPE, CorpusError, Files, InMemoryDocuments, prepare
+from data import CorpusError
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
-from data.collation import Packed, row_of
 from data.corpus import Corpus
 from data.in_memory import digest
 from data.sequences.packing import pack
-from data.sources import GeneratingSource, MixedSource, Mixture, TokenShards
-from data.tokenizers import Saved, TokenIds, hugging_face_files
-from tests.data.conftest import random_text
-
-TEXTS = [random_text(20 + 17 * number, seed=number) + "é" for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    trained, file = BPE(300), tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    trained.fit(TEXTS)
-    trained.save(file)
-    return Saved(str(file))
-
-
-@pytest.fixture
-def shards(tmp_path):
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    return folder
-
-
-def encoded(tokenizer, texts, first: bool) -> np.ndarray:
-    """The tokens of texts, with the separator before each (`first`) or after it."""
-    separator = [tokenizer.bos]
-    parts = [[separator, tokenizer.encode(text)] if first else [tokenizer.encode(text), separator] for text in texts]
-    return np.concatenate([part for pair in parts for part in pair])
-
-
-def header(tokens: int, magic: int = 20240520, version: int = 1) -> bytes:
-    numbers = np.zeros(256, "<i4")
-    numbers[:3] = magic, version, tokens
-    return numbers.tobytes()
+from data.tokenizers import TokenIds
+from tests.data.corpus.material import TEXTS, encoded, llm_c, opened
 
 
 def nanogpt(folder: Path, tokenizer) -> None:
     encoded(tokenizer, TEXTS[:9], first=False).astype("<u2").tofile(folder / "train.bin")
     encoded(tokenizer, TEXTS[9:], first=False).astype("<u2").tofile(folder / "val.bin")
-
-
-def llm_c(folder: Path, tokenizer) -> None:
-    """Documents go on in the next file."""
-    train = encoded(tokenizer, TEXTS[:9], first=True).astype("<u2")
-    for number, part in enumerate(np.array_split(train, 4)):
-        (folder / f"fineweb_train_{number:06}.bin").write_bytes(header(len(part)) + part.tobytes())
-    held_out = encoded(tokenizer, TEXTS[9:], first=True).astype("<u4")
-    (folder / "fineweb_val_000000.bin").write_bytes(header(len(held_out), 20240801, 7) + held_out.tobytes())
 
 
 def olmo(folder: Path, tokenizer) -> None:
@@ -73,14 +30,6 @@ def olmo(folder: Path, tokenizer) -> None:
 def numpy_files(folder: Path, tokenizer) -> None:
     np.save(folder / "train.npy", encoded(tokenizer, TEXTS[:9], first=True).astype(np.int32))
     np.save(folder / "val.npy", encoded(tokenizer, TEXTS[9:], first=True).astype(np.uint16))
-
-
-def source(dtype: str = "uint16") -> TokenShards:
-    return TokenShards((".bin", ".npy"), dtype)
-
-
-def opened(shards, tokenizer, dtype: str = "uint16", minimum_tokens: int = 0) -> Corpus:
-    return prepare(source(dtype), str(shards), tokenizer, minimum_tokens, shards.parent / "cache", "error")
 
 
 @pytest.mark.parametrize(
@@ -232,105 +181,6 @@ def test_the_index_has_its_digest_and_its_paths(shards, tokenizer, caplog):
     assert opened(shards, tokenizer).splits["train"].starts[0] == 0 and "prepared again" in caplog.text
 
 
-@pytest.fixture
-def mixture(shards, tokenizer, books):
-    """A mixture of token files, three samples in four, and of books, one."""
-    llm_c(shards, tokenizer)
-    return Mixture(
-        [MixedSource("web", source(), str(shards), 3), MixedSource("books", Files("text"), str(books), 1)],
-        tokens_at_a_time=None,
-    )
-
-
-def test_a_mixture_of_token_files_and_texts(mixture, shards, tokenizer, make, books):
-    data = make(source=mixture, path=None, tokenizer=tokenizer, sequence_length=32, batch_size=1)
-    data.setup()
-    alone = opened(shards, tokenizer)
-    texts = prepare(Mixture(mixture.sources[1:]), None, tokenizer, 0, shards.parent / "cache", "error")
-    for name, split in data.corpus.splits.items():
-        assert len(split) == len(alone.splits[name]) + len(texts.splits[name]) and split.folder.name == name
-        for document in range(len(split)):
-            inside = document - len(alone.splits[name])
-            part, index = (alone, document) if inside < 0 else (texts, inside)
-            of_part = part.splits[name]
-            assert split.tokens(document).tolist() == of_part.tokens(index).tolist()
-            assert split.text(document) == of_part.text(index) and split.words[document] == of_part.words[index]
-            assert split.names[document] == ("web/" if inside < 0 else "") + of_part.names[index]
-            assert split.bytes[document] == of_part.bytes[index]
-        assert split.flat.tolist() == [token for n in range(len(split)) for token in split.tokens(n)]
-        assert split.lengths.sum() == split.total_tokens == len(split.flat) and split.total_bytes == split.bytes.sum()
-        assert 0 < len(split.head(60)) <= 60 and len(split.head(10**9)) == split.total_tokens
-        assert (
-            pickle.loads(pickle.dumps(split)).tokens(len(split) - 1).tolist() == split.tokens(len(split) - 1).tolist()
-        )
-    assert 1 < bigram_bits_per_byte(data.corpus, data.corpus.splits["test"]) < 8
-    names = [data.document_names(n, n + 1)[0].partition("/")[0] for n in range(40)]
-    assert names.count("web") == 30 and names.count("books") == 10
-    whole = [batch["tokens"] for batch in islice(data.train_dataloader(), 9)]
-    data.advance(4)
-    resumed = make(source=mixture, path=None, tokenizer=tokenizer, sequence_length=32, batch_size=1)
-    resumed.setup()
-    resumed.load_state_dict(data.state_dict())
-    assert all(map(torch.equal, [b["tokens"] for b in islice(resumed.train_dataloader(), 5)], whole[4:]))
-    stored = data.state_dict()
-    stored["contents"] = {**stored["contents"], "test": texts.contents["test"]}
-    with pytest.raises(CorpusError, match=r"its test split changed"):
-        data.check_unchanged(stored, "a run")
-
-
-def test_a_mixture_of_token_files_alone_and_what_it_refuses(mixture, shards, tokenizer, tmp_path, books):
-    web, _ = mixture.sources
-    corpus = prepare(Mixture([web]), None, tokenizer, 0, tmp_path / "cache", "error")
-    assert corpus.splits["train"].names[0] == "web/fineweb_train_000000.bin:0"
-    with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: data/tokenizer=bpe: must be "):
-        prepare(mixture, None, BPE(300), 0, tmp_path / "cache", "error")
-    with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: .* files of tokens are for training alone$"):
-        InMemoryDocuments.load(mixture, None, tokenizer, "error", "test")
-    recall = MixedSource("recall", Generating(), None, 1)
-    with pytest.raises(CorpusError, match=r"^data\.source\.sources: must have a source of text for web and recall$"):
-        Mixture([web, recall])
-    (shards / "fineweb_train_000001.bin").write_bytes(b"\0")
-    with pytest.raises(CorpusError, match=r"^data\.source\.sources: web: data\.path: \S+_train_000001\.bin: must hold"):
-        prepare(mixture, None, tokenizer, 0, tmp_path / "cache", "error")
-
-
-class Generating(GeneratingSource):
-    """Keeps the documents in which it was asked to generate."""
-
-    def __init__(self):
-        self.seen = []
-
-    @property
-    def settings(self):
-        return {}
-
-    def check(self, path):
-        pass
-
-    def identity(self, path, cache=None):
-        return {}
-
-    def load(self, path, arrow_cache, bad):
-        return {}
-
-    def generate(self, documents, tokenizer, length, generator):
-        self.seen.append(documents)
-        return row_of(Packed(documents.tokens(0)[:9], [9], length, tokenizer.bos, True))
-
-    def check_length(self, documents, tokenizer, length):
-        self.seen.append(documents)
-
-
-def test_generated_sequences_of_a_mixture_use_its_texts(mixture, tokenizer, make):
-    generating = Generating()
-    sources = Mixture([*mixture.sources, MixedSource("recall", generating, None, 4)])
-    data = make(source=sources, path=None, tokenizer=tokenizer, sequence_length=32, validation_sequences=3)
-    data.setup()
-    assert len(list(data.val_dataloader())) == 2
-    assert {split.folder.name for split in generating.seen} == {"train", "validation"}
-    assert {name.partition("/")[0] for split in generating.seen for name in split.names} == {"books"}
-
-
 def test_token_files_without_a_tokenizer_have_tokens_and_no_bytes(shards, tokenizer):
     llm_c(shards, tokenizer)
     known, corpus = opened(shards, tokenizer), opened(shards, TokenIds(300, tokenizer.bos))
@@ -347,25 +197,3 @@ def test_token_files_without_a_tokenizer_have_tokens_and_no_bytes(shards, tokeni
     assert "tokens" in cells and not cells.keys() & {"MB", "bytes/token"}
     with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be a tokenizer\.json to decode"):
         opened(shards, TokenIds(300, tokenizer.bos)).splits["train"].text(0)
-
-
-def test_texts_need_a_tokenizer_of_text(mixture, shards, tokenizer, books, tmp_path):
-    ids = TokenIds(300, tokenizer.bos)
-    for function, arguments in (
-        (prepare, (Files("text"), str(books), ids, 0, tmp_path / "cache", "error")),
-        (prepare, (mixture, None, ids, 0, tmp_path / "cache", "error")),
-        (InMemoryDocuments.load, (Files("text"), str(books), ids, "error", "test")),
-    ):
-        with pytest.raises(CorpusError, match=r"data/tokenizer=token_ids: must be a tokenizer of text: only "):
-            function(*arguments)
-    assert not (tmp_path / "cache").exists()
-    with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be bytes, bpe or saved, "):
-        hugging_face_files(ids, 1000)
-    with pytest.raises(CorpusError, match=r"^data/tokenizer=token_ids: must be a tokenizer\.json to encode"):
-        ids.encode("text")
-    with pytest.raises(CorpusError, match=r"^data\.tokenizer\.bos=300: must be less than \S+=300$"):
-        TokenIds(300, 300)
-    with pytest.raises(
-        CorpusError, match=r"^data/tokenizer=token_ids: must be the one that wrote .* vocabulary of 200\b"
-    ):
-        opened(shards, TokenIds(200, tokenizer.bos))
