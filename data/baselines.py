@@ -21,7 +21,7 @@ COUNTED_TOKENS = 50_000_000  # a model counts at most this many training tokens:
 
 def gzip_bits_per_byte(documents: Split | InMemoryDocuments) -> float:
     """Returns the bits per byte of `gzip -9`, which compresses each document alone."""
-    compressed = sum(len(gzip.compress(documents.text(document).encode(), 9)) for document in range(len(documents)))
+    compressed = sum(len(gzip.compress(documents.raw(document), 9)) for document in range(len(documents)))
     return 8 * compressed / documents.total_bytes
 
 

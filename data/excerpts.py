@@ -40,11 +40,11 @@ class Excerpts:
         self.has_text = documents.total_bytes > 0
         whole = sizes_of(documents)
         cut = {number: size for number, size in sizes.items() if size < whole[number]}
-        self._cut: dict[int, tuple[np.ndarray, str, int]] = {}  # tokens, text and bytes
+        self._cut: dict[int, tuple[np.ndarray, bytes, int]] = {}  # tokens, text, and number of bytes
         if self.has_text:
             self._cut_texts(cut, whole, tokenizer)
         else:
-            self._cut = {number: (documents.tokens(number)[: size + 1], "", 0) for number, size in cut.items()}
+            self._cut = {number: (documents.tokens(number)[: size + 1], b"", 0) for number, size in cut.items()}
         self.bytes = [
             self._cut[number][2] if number in self._cut else int(documents.bytes[number]) for number in self.numbers
         ]
@@ -54,18 +54,18 @@ class Excerpts:
         texts: dict[int, str] = {}
         for number, size in sizes.items():
             text = self.documents.text(number).encode()
-            if len(text) == whole[number]:
+            if text == self.documents.raw(number) and len(text) == whole[number]:
                 texts[number] = text[:size].decode(errors="ignore")
             else:  # a token file that is not UTF-8: its text has replacement characters, and so other tokens
                 tokens = self.documents.tokens(number)
                 ends = np.cumsum(tokenizer.token_bytes[tokens[1:]])
                 count = int(np.searchsorted(ends, size, side="right"))
                 own = int(ends[count - 1]) if count else 0
-                self._cut[number] = tokens[: count + 1], tokenizer.decode(tokens[1 : count + 1]), own
+                self._cut[number] = tokens[: count + 1], tokenizer.decode_bytes(tokens[1 : count + 1]), own
         rows = [{"name": self.documents.names[number], "text": text} for number, text in texts.items()]
         beginnings = InMemoryDocuments(rows, tokenizer)
         for n, number in enumerate(texts):
-            self._cut[number] = beginnings.tokens(n), beginnings.text(n), beginnings.bytes[n]
+            self._cut[number] = beginnings.tokens(n), beginnings.raw(n), beginnings.bytes[n]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -77,7 +77,14 @@ class Excerpts:
 
     def text(self, document: int) -> str:
         number = self.numbers[document]
-        return self._cut[number][1] if number in self._cut else self.documents.text(number)
+        if number not in self._cut:
+            return self.documents.text(number)
+        return self._cut[number][1].decode(errors="replace")
+
+    def raw(self, document: int) -> bytes:
+        """Returns the bytes of the document's text."""
+        number = self.numbers[document]
+        return self._cut[number][1] if number in self._cut else self.documents.raw(number)
 
     @cached_property
     def words(self) -> list[int]:

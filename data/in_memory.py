@@ -99,6 +99,10 @@ class InMemoryDocuments:
     def text(self, document: int) -> str:
         return self._texts[document]
 
+    def raw(self, document: int) -> bytes:
+        """Returns the bytes of the document's text."""
+        return self._texts[document].encode()
+
     @cached_property
     def flat(self) -> np.ndarray:
         """The tokens of all documents in their order."""
@@ -133,10 +137,10 @@ def _digest_of_tokens(tokens: np.ndarray) -> bytes:
 
 
 def digest(documents: "Split | InMemoryDocuments") -> str:
-    """Returns the sha256 of the texts of all documents in their order. Names and the tokenizer do not change it. For
+    """Returns the sha256 of the bytes of all documents in their order. Names and the tokenizer do not change it. For
     tokens without text, it is that of the tokens."""
     found, has_text = hashlib.sha256(), documents.total_bytes > 0
     for document in range(len(documents)):
-        text = documents.text(document).encode() if has_text else documents.tokens(document).astype("<u4").tobytes()
-        found.update(len(text).to_bytes(8) + text)
+        own = documents.raw(document) if has_text else documents.tokens(document).astype("<u4").tobytes()
+        found.update(len(own).to_bytes(8) + own)
     return found.hexdigest()

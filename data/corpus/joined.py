@@ -60,6 +60,10 @@ class JoinedSplit(Split):
         split, index = self._place(document)
         return split.text(index)
 
+    def raw(self, document: int) -> bytes:
+        split, index = self._place(document)
+        return split.raw(index)
+
     def head(self, tokens: int) -> np.ndarray:
         """Returns the first tokens of each part, in the parts' shares of all tokens."""
         tokens = min(tokens, self.total_tokens)

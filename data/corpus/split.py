@@ -47,6 +47,10 @@ class Split:
     def text(self, document: int) -> str:
         return self.documents[document]["text"]
 
+    def raw(self, document: int) -> bytes:
+        """Returns the bytes of the document's text. Those of a token file may not be UTF-8."""
+        return self.text(document).encode()
+
     @property
     def texts(self) -> "Split":
         """The documents in which sources generate their sequences."""

@@ -166,6 +166,9 @@ class ShardedSplit(SplitOfFiles):
         """Returns the decoded tokens, without the first one."""
         return self.tokenizer.decode(self.tokens(document)[1:])
 
+    def raw(self, document: int) -> bytes:
+        return self.tokenizer.decode_bytes(self.tokens(document)[1:])
+
     def head(self, tokens: int) -> np.ndarray:
         count = int(np.searchsorted(self.offsets, tokens))
         return np.concatenate([self.tokens(document) for document in range(min(count, len(self)))])[:tokens]

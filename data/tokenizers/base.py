@@ -82,6 +82,10 @@ class Tokenizer(ABC):
     def decode(self, tokens: Iterable[int]) -> str:
         """Returns the text of tokens; bos adds nothing to it."""
 
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """Returns the bytes of tokens. `decode` has U+FFFD in place of those that are not UTF-8."""
+        return self.decode(tokens).encode()
+
     def normalized(self, text: str) -> str:
         """Returns the text that the tokens of `text` stand for: the same text, unless the tokenizer normalizes it."""
         return text

@@ -132,10 +132,14 @@ class ByteLevel(Tokenizer):
         return bool((ends == sizes).all()) and self.decode(tokens) == whole
 
     def decode(self, tokens: Iterable[int]) -> str:
-        numbers = tokens.tolist() if isinstance(tokens, np.ndarray) else list(map(int, tokens))
         if self._has_own_decoder:
-            return self._tokenizer.decode(numbers)
-        return b"".join(map(self._bytes.__getitem__, numbers)).decode(errors="replace")
+            return self._tokenizer.decode(_numbers(tokens))
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        if self._has_own_decoder:
+            return super().decode_bytes(tokens)
+        return b"".join(map(self._bytes.__getitem__, _numbers(tokens)))
 
     def to_library(self) -> "tokenizers.Tokenizer":
         from tokenizers import Tokenizer
@@ -165,3 +169,7 @@ class ByteLevel(Tokenizer):
         text = state.pop("json")
         vars(self).update(state)
         self._use(Tokenizer.from_str(text))
+
+
+def _numbers(tokens: Iterable[int]) -> list[int]:
+    return tokens.tolist() if isinstance(tokens, np.ndarray) else list(map(int, tokens))

@@ -35,7 +35,10 @@ class Bytes(Fixed):
         return self.encode("".join(texts)), sizes
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return bytes(token for token in map(int, tokens) if token != self.bos).decode(errors="replace")
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        return bytes(token for token in map(int, tokens) if token != self.bos)
 
     def to_library(self) -> "tokenizers.Tokenizer":
         from tokenizers import Tokenizer, models, pre_tokenizers

@@ -57,16 +57,23 @@ def test_a_character_is_not_cut():
     assert found.text(0) == "aü" and found.bytes == [3]
 
 
-def test_tokens_that_are_not_utf8_are_kept():
+CUT_OWLS = 40 * [*"🦉".encode()[:3], 32, 32]
+"""As many bytes as its text has, in which U+FFFD, of three bytes, stands for the first three of each owl."""
+
+
+@pytest.mark.parametrize("contents", [np.arange(200, 250).repeat(4).tolist(), CUT_OWLS], ids=["any", "as long"])
+def test_tokens_that_are_not_utf8_are_kept(contents):
     class Files:
-        names, bytes, total_bytes, raw = ["a"], [200], 200, np.r_[256, np.arange(200, 250).repeat(4)]
-        tokens = lambda self, document: self.raw  # noqa: E731
-        text = lambda self, document: Bytes().decode(self.raw[1:])  # noqa: E731
+        names, bytes, total_bytes, own = ["a"], [200], 200, np.r_[256, contents]
+        tokens = lambda self, document: self.own  # noqa: E731
+        text = lambda self, document: Bytes().decode(self.own[1:])  # noqa: E731
+        raw = lambda self, document: bytes(self.own[1:].tolist())  # noqa: E731
         __len__ = lambda self: 1  # noqa: E731
 
     found = excerpts(Files(), 50, Bytes())
-    assert found.tokens(0).tolist() == Files.raw[:51].tolist()
-    assert found.bytes == [50] and found.text(0) == Bytes().decode(Files.raw[1:51])
+    assert found.tokens(0).tolist() == Files.own[:51].tolist()
+    assert found.bytes == [50] and found.text(0) == Bytes().decode(Files.own[1:51])
+    assert found.raw(0) == bytes(contents[:50])
 
 
 def test_tokens_without_text_are_limited_by_number():

@@ -1,5 +1,6 @@
 """Files of tokens that others prepared are read in place, with their documents."""
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -7,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import CorpusError
+from data import CorpusError, Files, prepare
 from data.baselines import bigram_bits_per_byte, gzip_bits_per_byte
 from data.corpus import Corpus
+from data.excerpts import excerpts
 from data.in_memory import digest
 from data.sequences.packing import pack
-from data.tokenizers import TokenIds
-from tests.data.corpus.material import TEXTS, encoded, llm_c, opened
+from data.sources import MixedSource, Mixture
+from data.tokenizers import Bytes, TokenIds
+from tests.data.corpus.material import TEXTS, encoded, llm_c, opened, source
 
 
 def nanogpt(folder: Path, tokenizer) -> None:
@@ -73,6 +76,27 @@ def test_documents_are_packed_and_scored(shards, tokenizer):
     assert {name.partition(":")[0] for name in train.names} >= {f"fineweb_train_00000{n}.bin" for n in (0, 2, 3)}
     assert held_out.words == [len(text.split()) for text in TEXTS[9:]]
     assert 1 < bigram_bits_per_byte(corpus, held_out) < 8 and gzip_bits_per_byte(held_out) > 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_gzip_compresses_the_bytes_of_documents_that_are_not_utf8(shards, books, alone):
+    """Their text has U+FFFD instead, three bytes for each byte of random ones, which gzip compresses well."""
+    generator, tokenizer, web = np.random.default_rng(0), Bytes(), source()
+    documents = {name: generator.integers(128, 256, (2, 3000)) for name in ("train", "val")}
+    for name, own in documents.items():
+        np.insert(own, 0, tokenizer.bos, axis=1).ravel().astype("<u2").tofile(shards / f"{name}.bin")
+    if not alone:
+        web = Mixture([MixedSource("web", web, str(shards), 1), MixedSource("books", Files("text"), str(books), 1)])
+    path = str(shards) if alone else None
+    held_out = prepare(web, path, tokenizer, 0, shards.parent / "cache", "error").splits["validation"]
+    raw = [held_out.raw(number) for number in range(len(held_out))]
+    assert raw[:2] == [bytes(own.tolist()) for own in documents["val"]]
+    assert "".join(map(held_out.text, range(2))).encode() != b"".join(raw[:2])
+    expected = 8 * sum(len(gzip.compress(each, 9)) for each in raw) / sum(map(len, raw))
+    assert gzip_bits_per_byte(held_out) == pytest.approx(expected, rel=1e-12)
+    assert not alone or 7 < expected < 8
+    cut = excerpts(held_out, 2000, tokenizer)
+    assert [cut.raw(n) for n in range(2)] == [each[: cut.bytes[n]] for n, each in enumerate(raw[:2])]
 
 
 def test_a_hash_of_each_document_decides_without_names(shards, tokenizer):

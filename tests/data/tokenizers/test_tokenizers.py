@@ -31,7 +31,7 @@ def tokenizer(request, bpe, tmp_path_factory):
 @given(text=any_text)
 def test_round_trip_and_bytes_are_exact(tokenizer, text):
     tokens = tokenizer.encode(text)
-    assert tokenizer.decode(tokens) == text
+    assert tokenizer.decode(tokens) == text and tokenizer.decode_bytes([tokenizer.bos, *tokens]) == text.encode()
     assert tokenizer.token_bytes[tokens.astype(np.int64)].sum() == len(text.encode())
     assert tokenizer.bos not in tokens  # not even where the text spells it
 
