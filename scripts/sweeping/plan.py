@@ -28,6 +28,8 @@ from scripts.sweeping.short_context import control_of, first_stage_of
 
 log = logging.getLogger(__name__)
 
+LENGTH = "data.sequence_length"
+
 
 @dataclass
 class Draft:
@@ -72,6 +74,10 @@ class Plan:
             with on_any_machine():
                 for job in jobs:
                     check_step_types(self._plain(job))
+        # Those of the YAML file count, too, so that a sweep of some of its lengths can go on with the others.
+        of_file = [point[each.keys.index(LENGTH)] for each in before if LENGTH in each.keys for point in each.points]
+        longest = self.longest(jobs, of_file)
+        jobs = [self.on_the_text_of(longest, job) for job in jobs]
         stages: dict[str, Draft] = {}
         drafts = []
         with progress_bar(f"{self.settings.name}, planning {counted(len(jobs), 'job')}", len(jobs)) as progress:
@@ -124,6 +130,25 @@ class Plan:
         # The path as it was given: a sweep whose outputs are a relative path continues on another machine.
         job = job | {"init_from": as_override(str(self.place / first_stage.hash / "last"))}
         return Draft(job, self._plain(job), role, first_stage.hash)
+
+    def longest(self, jobs: Sequence[Overrides], values: Sequence[str]) -> int:
+        """Returns the length of the longest training sequences, in tokens: of the jobs, and of `values` of LENGTH.
+        Values that are no numbers are refused when their job is drafted."""
+        lengths = [self._plain(job)["data"]["sequence_length"] for job in jobs]
+        lengths += [int(value) for value in values if value.isdecimal()]
+        return max((length for length in lengths if isinstance(length, int)), default=0)
+
+    def on_the_text_of(self, longest: int, job: Overrides) -> Overrides:
+        """Returns the overrides of a job that is scored on the same text as one with sequences of `longest` tokens:
+        evaluation.limit=auto is more text for longer sequences."""
+        config = self._plain(job)
+        length, limit = config["data"]["sequence_length"], config["evaluation"]["limit"]
+        if limit != "auto" or not isinstance(length, int) or length >= longest:
+            return job
+        from data.excerpts import default_limit
+
+        limit = default_limit(longest)
+        return job if default_limit(length) == limit else job | {"evaluation.limit": str(limit)}
 
     def _without_start(self, job: Overrides) -> Overrides:
         """Returns the overrides of a job without weights to start from, which its first stage gives it."""

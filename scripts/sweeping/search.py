@@ -19,7 +19,7 @@ from configs.validation import validated
 from data.units import quality_in, units_in
 from model.training.run_folder import RunFolder
 from scripts.reporting.manifest import DONE, JobEntry, read_manifest
-from scripts.sweeping.plan import Plan
+from scripts.sweeping.plan import LENGTH, Plan
 from scripts.sweeping.points import Overrides
 from scripts.sweeping.sweep import Sweep
 
@@ -50,12 +50,13 @@ def search(sweep: Sweep) -> int:
     plan = sweep.plan
     settings = validated(Search, plan.settings.search, "sweep.search")
     space, fixed = space_of(plan.settings.vary, plan.composer.own, plan.composer.parse)
+    longest = plan.longest(*of_lengths(space, fixed))
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=settings.seed, constant_liar=True))
     hashes: list[str] = []
 
     def run(jobs: list[Overrides]) -> list[JobEntry]:
         """Enters jobs into the manifest, runs those that are not done, and returns their entries."""
-        drafts = [plan.draft(job) for job in jobs]
+        drafts = [plan.draft(plan.on_the_text_of(longest, job)) for job in jobs]
         hashes.extend(draft.hash for draft in drafts if draft.hash not in hashes)
         total = max(len(hashes), settings.trials + bool(plan.settings.baseline))
         sweep.numbers |= {hash: f"{number}/{total}" for number, hash in enumerate(hashes, 1)}
@@ -111,6 +112,16 @@ def baseline_overrides(plan: Plan, fixed: Overrides) -> Overrides:
     doubtful = [key for key in job if key.startswith("attention.")]
     certain = {key: value for key, value in job.items() if key not in doubtful}
     return certain | {key: job[key] for key in doubtful if plan.has_key(certain, key)}
+
+
+def of_lengths(space: Space, fixed: Overrides) -> tuple[list[Overrides], list[str]]:
+    """Returns jobs of which one has the longest sequences that a trial can have, and the values of LENGTH in the space.
+    The jobs have each value of each group, such as `experiment`, which may set that length."""
+    certain = {key: value for key, value in fixed.items() if not key.startswith("attention.")}
+    groups = {key: values for key, values in space.items() if "." not in key and isinstance(values, list)}
+    jobs = [certain | {key: value} for key, values in groups.items() for value in values]
+    lengths = space.get(LENGTH, [])
+    return [certain, *jobs], lengths if isinstance(lengths, list) else [str(lengths.high)]
 
 
 def space_of(vary: Mapping[str, Any], command_line: Sequence[Override], parse: Any) -> tuple[Space, Overrides]:

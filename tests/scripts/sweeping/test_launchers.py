@@ -6,6 +6,9 @@ import types
 
 import pytest
 
+from configs.evaluation import limit_of
+from data.excerpts import default_limit
+from model.training.run_folder import RunFolder
 from scripts.console import ROOT
 from scripts.reporting.manifest import read_manifest
 from scripts.sweeping import own_process
@@ -101,6 +104,20 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, small, quick, reports, caps
     again = read_manifest(folder)
     assert [job.hash for job in again.jobs[:4]] == [job.hash for job in first.jobs] and len(again.jobs) == 6
     assert capsys.readouterr().err.count("already done") == 4
+
+
+@pytest.mark.parametrize("lengths", ["32,65536", "int(interval(32,65536))"])
+def test_the_trials_of_a_search_and_the_baseline_are_scored_on_the_same_text(tmp_path, small, quick, reports, lengths):
+    pytest.importorskip("optuna")
+    own = [each for each in small if "sequence_length" not in each]
+    searched = (f"data.sequence_length={lengths}", "optimizer.learning_rate=0.01,0.02", "sweep.search.trials=4")
+    assert run_sweep(tmp_path, "sweep=search", "attention=window", *own, *searched, "sweep.match=null") == 0
+    folder, limits, found = tmp_path / "search", set(), set()
+    for job in read_manifest(folder).jobs:
+        config = RunFolder(folder / job.folder).read_config()
+        found.add(config["data"]["sequence_length"])
+        limits.add(limit_of(config["evaluation"], config["data"]["sequence_length"]))
+    assert limits == {default_limit(65536)} and min(found) < 8192
 
 
 def test_a_search_is_told_what_failed(tmp_path, small, quick, reports):

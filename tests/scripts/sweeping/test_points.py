@@ -4,6 +4,8 @@ import pytest
 
 from configs.checks import check
 from configs.errors import ConfigError, as_override
+from configs.evaluation import limit_of
+from data.excerpts import default_limit
 from scripts.sweeping.composer import as_overrides
 from scripts.sweeping.points import dimensions_of, labels
 from tests.commands import ROOT
@@ -91,6 +93,37 @@ def test_lengths_have_as_many_tokens_a_step():
         data, trainer = job.config["data"], job.config["trainer"]
         assert data["sequence_length"] * data["batch_size"] * trainer["accumulate"] == 8192
         assert trainer["max_steps"] == 420
+
+
+ON_LONGER = ("data.batch_size=1", "sweep.tokens=262144")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lengths"),
+    [
+        (("sweep=patterns", "data.sequence_length=1024,65536", "attention=dense"), {1024, 65536}),
+        (
+            ("sweep=patterns", "data.sequence_length=1024,65536", "attention=dense", "sweep.control=512"),
+            {1024, 65536, 512},
+        ),
+        (("sweep=extend", "data.sequence_length=32768,65536", "attention=dense"), {1024, 32768, 65536}),
+        # Launched again with the other length, the sweep goes on.
+        (("sweep=patterns", "+sweep.vary={data.sequence_length:[1024,65536]}", "data.sequence_length=1024"), {1024}),
+    ],
+)
+def test_jobs_of_every_length_are_scored_on_the_same_text(arguments, lengths):
+    jobs = [job.config for job in jobs_of(*arguments, *ON_LONGER)]
+    assert {job["data"]["sequence_length"] for job in jobs} == lengths
+    limits = {limit_of(job["evaluation"], job["data"]["sequence_length"]) for job in jobs}
+    assert limits == {default_limit(65536)}
+
+
+def test_jobs_that_are_scored_alike_by_default_keep_it():
+    """Their hashes, and so the jobs of sweeps of earlier versions, stay the same."""
+    for arguments in (("sweep=lengths",), ("sweep=patterns", "data.sequence_length=65536", *ON_LONGER)):
+        assert {job.config["evaluation"]["limit"] for job in jobs_of(*arguments)} == {"auto"}
+    jobs = jobs_of("sweep=patterns", "data.sequence_length=1024,65536", "evaluation.limit=5000", *ON_LONGER)
+    assert {job.config["evaluation"]["limit"] for job in jobs} == {5000}
 
 
 @pytest.mark.parametrize(
