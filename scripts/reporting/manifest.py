@@ -8,6 +8,7 @@ lock is free was killed.
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -80,6 +81,11 @@ class Manifest:
 
     def job(self, hash: str) -> JobEntry | None:
         return next((job for job in self.jobs if job.hash == hash), None)
+
+    def of(self, jobs: Sequence[JobEntry]) -> list[JobEntry]:
+        """Returns the entries of jobs that were read earlier, as they are now."""
+        now = {job.hash: job for job in self.jobs}
+        return [now[job.hash] for job in jobs]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -63,6 +63,7 @@ def search(sweep: Sweep) -> int:
         unfinished = sweep.enter(drafts)
         if unfinished:
             sweep.launch(unfinished)
+            sweep.wait_for_others(unfinished)
         manifest = read_manifest(plan.folder)
         return [manifest.job(draft.hash) for draft in drafts]
 

@@ -55,6 +55,7 @@ class Sweep:
         unfinished = self.enter(drafts)
         try:
             self._launch_in_stages(unfinished)
+            self.wait_for_others(unfinished)
         finally:  # a sweep that the user stops has a report, too
             self._end_killed(unfinished, "its process was killed")
             status = self.conclude([draft.hash for draft in drafts])
@@ -155,14 +156,30 @@ class Sweep:
         Returns whether the stage is done."""
         if is_running(self.folder, read_manifest(self.folder).job(hash)):
             log.info("job %s first stage: trains in another process; its jobs wait", self.numbers[hash])
-        with lock(self.folder, hash):  # released when that process is done with the stage, or gone
-            stage = read_manifest(self.folder).job(hash)
-        if stage.state not in (DONE, FAILED, OUT_OF_MEMORY):
-            self.launch([stage])
-            stage = read_manifest(self.folder).job(hash)
-        if stage.state != DONE:
-            log.info("job %s first stage: %s, so its jobs cannot start", self.numbers[hash], stage.state)
-        return stage.state == DONE
+        state = self._finish(hash)
+        if state != DONE:
+            log.info("job %s first stage: %s, so its jobs cannot start", self.numbers[hash], state)
+        return state == DONE
+
+    def wait_for_others(self, jobs: Sequence[JobEntry]) -> None:
+        """Waits for those of the jobs that other processes run, and runs here what these processes do not finish."""
+        while running := [job for job in read_manifest(self.folder).of(jobs) if self._runs_elsewhere(job)]:
+            for job in running:
+                log.info("waits for job %s %s, which runs in another process", self.numbers[job.hash], job.name)
+            for job in running:
+                self._finish(job.hash)
+
+    def _runs_elsewhere(self, job: JobEntry) -> bool:
+        return job.state != DONE and is_running(self.folder, job)
+
+    def _finish(self, hash: str) -> str:
+        """Waits for the process that runs a job, and runs it here if that process does not finish it. Returns the
+        job's state."""
+        with lock(self.folder, hash):  # released when that process is done with the job, or gone
+            job = read_manifest(self.folder).job(hash)
+        if job.state not in (DONE, FAILED, OUT_OF_MEMORY):
+            self.launch([job])
+        return read_manifest(self.folder).job(hash).state
 
     def launch(self, jobs: Sequence[JobEntry]) -> None:
         """Hands jobs to the launcher and waits for them.
@@ -191,7 +208,7 @@ class Sweep:
     def _end_killed(self, jobs: Sequence[JobEntry], reason: str) -> list[JobEntry]:
         """Ends running jobs that have no process any more. Returns the jobs that never started."""
         with changing(self.folder) as manifest:
-            entries = [manifest.job(job.hash) for job in jobs]
+            entries = manifest.of(jobs)
             for job in entries:
                 if job.state == RUNNING and not is_running(self.folder, job):
                     job.end(INTERRUPTED, 0.0, reason)

@@ -1,9 +1,12 @@
 """Sweeps of jobs that take a second, or, with `quick`, none."""
 
+import contextlib
 import json
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from model.training.run_folder import RunFolder, config_hash
 from scripts.reporting.manifest import read_manifest
 from scripts.sweeping.composer import Composer
 from scripts.sweeping.launch import launch
+from scripts.sweeping.locks import changing_job, lock
 from scripts.sweeping.plan import Draft, Plan
 from tests.commands import ForkedProcess, started
 from tests.scripts.runs import SMALL, write_books
@@ -96,3 +100,38 @@ def without_report(outputs: Path) -> None:
 def start(outputs: Path, *arguments: str) -> AbstractContextManager[ForkedProcess]:
     """The sweep in a process of its own, and a process group of its own, as a terminal makes one."""
     return started("train.py", "-m", *arguments, f"outputs={outputs}")
+
+
+def _hold_job(folder: Path, hash: str, state: str, held: Event, release: Event) -> None:
+    with lock(folder, hash):
+        with changing_job(folder, hash) as job:
+            job.start()
+        held.set()
+        release.wait(60)
+        with changing_job(folder, hash) as job:
+            job.end(state, 1.0)
+
+
+@contextlib.contextmanager
+def run_by_another(folder: Path, hash: str, state: str) -> Iterator[Event]:
+    """While the block runs, another process runs a job, and ends it with `state` once the yielded event is set."""
+    fork = multiprocessing.get_context("fork")
+    held, release = fork.Event(), fork.Event()
+    other = fork.Process(target=_hold_job, args=(folder, hash, state, held, release))
+    other.start()
+    assert held.wait(60)
+    try:
+        yield release
+    finally:
+        release.set()
+        other.join()
+
+
+def at_message(part: str, happens: Callable[[], None]) -> Callable[..., None]:
+    """Returns a log function that calls `happens` with each message that has `part`."""
+
+    def info(message: str, *values: object) -> None:
+        if part in message % values:
+            happens()
+
+    return info

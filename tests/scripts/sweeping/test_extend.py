@@ -1,8 +1,5 @@
 """Sweeps in two stages: full attention at short context once, and every pattern from its weights."""
 
-import multiprocessing
-from pathlib import Path
-
 import pytest
 
 from configs.errors import ConfigError
@@ -10,8 +7,7 @@ from scripts.reporting.aggregate import make_rows
 from scripts.reporting.findings import budgets
 from scripts.reporting.manifest import FIRST_STAGE, read_manifest
 from scripts.reporting.read_jobs import read_sweeps
-from scripts.sweeping.locks import changing_job, lock
-from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
+from tests.scripts.sweeping.conftest import at_message, jobs_of, run_by_another, run_sweep, states
 from tests.scripts.sweeping.test_launch import fails
 
 STAGES = ("sweep.first_stage.sequence_length=16", "sweep.first_stage.tokens=128", "sweep.tokens=192")
@@ -122,17 +118,6 @@ def test_a_finished_sweep_goes_on_with_another_pattern_and_another_seed(tmp_path
     assert run_sweep(tmp_path, *more, "attention=dense", "seed=2") == 0, "a seed of its own first stage"
 
 
-def _train_first_stage(folder: Path, hash: str, held, release) -> None:
-    """Stands for another process, which trains the first stage and is interrupted."""
-    with lock(folder, hash):
-        with changing_job(folder, hash) as job:
-            job.start()
-        held.set()
-        release.wait(60)
-        with changing_job(folder, hash) as job:
-            job.end("interrupted", 1.0)
-
-
 def test_jobs_wait_for_a_first_stage_that_another_process_trains(tmp_path, small, quick, reports, monkeypatch, capsys):
     """This process takes the place of one that does not finish the stage. No job starts before that."""
     trained = []
@@ -143,23 +128,12 @@ def test_jobs_wait_for_a_first_stage_that_another_process_trains(tmp_path, small
     assert "first stage: failed, so its jobs cannot start" in capsys.readouterr().err
     stage = read_manifest(folder).jobs[0]
     quick |= {label: lambda label=label: trained.append(label) for label in ("first stage 16", "dense", "window")}
-    fork = multiprocessing.get_context("fork")
-    held, release = fork.Event(), fork.Event()
-    other = fork.Process(target=_train_first_stage, args=(folder, stage.hash, held, release))
-    other.start()
-    assert held.wait(60)
-    monkeypatch.setattr("scripts.sweeping.sweep.log.info", _releasing(release, trained))
-    assert run_sweep(tmp_path, *PAIR, *small) == 0
-    other.join()
+
+    def release() -> None:
+        assert trained == []
+        may_end.set()
+
+    with run_by_another(folder, stage.hash, "interrupted") as may_end:
+        monkeypatch.setattr("scripts.sweeping.sweep.log.info", at_message("its jobs wait", release))
+        assert run_sweep(tmp_path, *PAIR, *small) == 0
     assert trained == ["first stage 16", "dense", "window"]
-
-
-def _releasing(release, trained):
-    """Returns a log function that lets the other process end once this one waits for it."""
-
-    def info(message: str, *values: object) -> None:
-        if "its jobs wait" in message:
-            assert trained == []
-            release.set()
-
-    return info

@@ -15,8 +15,8 @@ from hydra.errors import MissingConfigException
 from configs.errors import ConfigError
 from scripts.reporting.manifest import read_manifest
 from scripts.sweeping.composer import Composer
-from scripts.sweeping.locks import changing_job, lock
-from tests.scripts.sweeping.conftest import jobs_of, run_sweep, states
+from scripts.sweeping.locks import changing_job
+from tests.scripts.sweeping.conftest import at_message, jobs_of, run_by_another, run_sweep, states
 from train import is_sweep
 
 PAIR = ("sweep=patterns", "attention=window")
@@ -151,19 +151,27 @@ def test_another_budget_is_another_sweep(tmp_path, small, quick, reports, capsys
     assert len(states(tmp_path / "longer")) == len(states(tmp_path / "patterns")) == 2
 
 
-def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path, small, quick, reports, capsys):
-    quick["window"] = fails(RuntimeError())
-    run_sweep(tmp_path, *PAIR, *small)
+@pytest.mark.parametrize(("ends", "trains", "status"), [("done", 0, 0), ("interrupted", 1, 0), ("failed", 0, 1)])
+def test_a_sweep_waits_for_jobs_that_another_process_runs_and_runs_what_it_does_not_finish(
+    tmp_path, small, quick, reports, monkeypatch, ends, trains, status
+):
+    trained = []
+    quick |= {"window": fails(RuntimeError()), "strided": fails(RuntimeError())}
+    three = ("sweep=patterns", "attention=window,strided", *small)
+    run_sweep(tmp_path, *three)
     folder = tmp_path / "patterns"
-    job = read_manifest(folder).jobs[1]
-    with changing_job(folder, job.hash) as noted:
-        noted.start()
-    del quick["window"]
-    with lock(folder, job.hash):
-        assert run_sweep(tmp_path, *PAIR, *small) == 1
-        assert states(folder)["window seed=1"] == "running"
-        assert "job 2/2 window seed=1: runs in another process" in capsys.readouterr().err
-    assert run_sweep(tmp_path, *PAIR, *small) == 0
+    quick |= {label: lambda label=label: trained.append(label) for label in ("window", "strided")}
+
+    def release() -> None:
+        assert trained == ["strided"], "what no other process runs comes first"
+        may_end.set()
+
+    with run_by_another(folder, read_manifest(folder).jobs[1].hash, ends) as may_end:
+        told = at_message("waits for job 2/3 window seed=1, which runs in another process", release)
+        monkeypatch.setattr("scripts.sweeping.sweep.log.info", told)
+        assert run_sweep(tmp_path, *three) == status
+    assert trained == ["strided", *["window"] * trains]
+    assert states(folder)["window seed=1"] == ("failed" if ends == "failed" else "done")
 
 
 def test_ctrl_c_stops_the_sweep_and_it_resumes(tmp_path, small, quick, reports, capsys):

@@ -14,7 +14,7 @@ from scripts.reporting.manifest import read_manifest
 from scripts.sweeping import own_process
 from scripts.sweeping.locks import changing_job
 from scripts.sweeping.search import Interval, choices, space_of
-from tests.scripts.sweeping.conftest import run_sweep, states, without_report
+from tests.scripts.sweeping.conftest import at_message, run_by_another, run_sweep, states, without_report
 
 ONE = ("sweep=patterns", "sweep.baseline=null", "attention=window")
 
@@ -104,6 +104,20 @@ def test_a_search_goes_on_where_it_stopped(tmp_path, small, quick, reports, caps
     again = read_manifest(folder)
     assert [job.hash for job in again.jobs[:4]] == [job.hash for job in first.jobs] and len(again.jobs) == 6
     assert capsys.readouterr().err.count("already done") == 4
+
+
+def test_a_search_waits_for_a_trial_that_another_process_runs(tmp_path, small, quick, reports, monkeypatch):
+    """Its next proposal depends on the result."""
+    pytest.importorskip("optuna")
+    arguments = ("sweep=search", "sweep.baseline=null", *small, "optimizer.learning_rate=0.01,0.02")
+    assert run_sweep(tmp_path, *arguments, "sweep.search.trials=3") == 0
+    folder = tmp_path / "search"
+    expected = [job.hash for job in read_manifest(folder).jobs]
+    with run_by_another(folder, expected[0], "done") as may_end:
+        told = at_message("which runs in another process", may_end.set)
+        monkeypatch.setattr("scripts.sweeping.sweep.log.info", told)
+        assert run_sweep(tmp_path, *arguments, "sweep.search.trials=3") == 0
+    assert [job.hash for job in read_manifest(folder).jobs] == expected
 
 
 @pytest.mark.parametrize("lengths", ["32,65536", "int(interval(32,65536))"])
