@@ -66,7 +66,7 @@ def measure_recall(
 
     rows = []
     total = settings["samples"] * sum(case.length for case in cases)
-    with progress_bar(f"{run.label}, recall", total) as progress, autocast(run.model, config["precision"]):
+    with progress_bar(f"{run.label}, recall", total) as progress, autocast(run.model, run.precision):
         for case in cases:
             where = "".join(f"_{key}_{value}" for key, value in case.where.items())
             file = f"{case.task}_{case.length}{where}"
@@ -99,7 +99,7 @@ def measure_recall(
         "tokenizer": run.tokenizer.identity(),
         "protocol": {
             **{"name": "recall", "samples": settings["samples"], "bos": True, "bar": BAR, "seed": config["seed"]},
-            "precision": config["precision"],
+            "precision": run.precision,
         },
         "rows": rows,
         "exact_match": match,
@@ -110,7 +110,7 @@ def measure_recall(
 def recall_store(run: Run, documents: Split | InMemoryDocuments, config: Mapping[str, Any], folder: Path) -> LossStore:
     """Returns the store, below `folder`, of the finished cases of a run under these settings."""
     answers = {key: config["recall"][key] for key in ("samples", "tasks")}
-    settings = answers | {"protocol": "recall", "seed": config["seed"], "precision": config["precision"]}
+    settings = answers | {"protocol": "recall", "seed": config["seed"], "precision": run.precision}
     return LossStore(folder / FOLDER / fingerprint(run.checkpoint, documents, settings))
 
 

@@ -115,7 +115,7 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
 
     Args:
         checkpoint: as model.training.run_folder.find_checkpoint takes it, or `hf:NAME` (configs/pretrained.py).
-        accelerator, precision: as Lightning's Trainer takes them.
+        accelerator, precision: as Lightning's Trainer takes them; `auto` is a precision, too (`precision_of`).
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit the model of its config.
@@ -126,6 +126,7 @@ def open_run(checkpoint: str | Path, accelerator: str, precision: str) -> Run:
     file = CheckpointFile(find_checkpoint(checkpoint, prefer="last"))
     saved = file.read("hyper_parameters")
     config = upgrade(saved["hyper_parameters"])
+    precision = precision_of(config, accelerator) if precision == "auto" else precision
     run = Run(file, folder_of(file.path), config, saved.get("DataModule", {}), accelerator, precision)
     run.model  # noqa: B018  (raises the error about weights that do not fit)
     return run
@@ -137,9 +138,19 @@ def open_pretrained(name: str, accelerator: str, precision: str) -> Run:
     if not (folder / FILE).is_file():
         raise ConfigError(f"checkpoint={name}: must have a {FILE} ({folder / FILE} is missing)")
     config = {"name": "hf", **groups, "data": {"sequence_length": groups["model"]["max_length"]}}
+    precision = precision_of(config, accelerator) if precision == "auto" else precision
     run = Run(weights_of(name), folder, config, {}, accelerator, precision)
     run.model  # noqa: B018  (raises the error about weights that do not fit)
     return run
+
+
+def precision_of(config: Mapping[str, Any], accelerator: str) -> str:
+    """Returns the precision in which a run is evaluated by default: that of its training, in which train.py evaluates
+    it. It is float32 for pretrained models, and on a CPU for a run that was trained in 16 bits on a GPU."""
+    trainer = config.get("trainer", {})
+    precision = trainer.get("precision", "32-true")
+    elsewhere = device_of(accelerator).type == "cpu" and trainer.get("accelerator") != "cpu"
+    return "32-true" if elsewhere and "16" in precision else precision
 
 
 def start_from(start: str, model: Transformer, data: DataModule) -> None:

@@ -25,6 +25,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Split = Literal["train", "validation", "test"]
 Accelerator = Literal["auto", "cpu", "cuda", "gpu"]
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
+PrecisionOrAuto = Literal["auto", "32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"]
 
 
 Trust = Text | tuple[Text, ...] | None
@@ -272,6 +273,7 @@ class Device(Settings):
 
 
 class Evaluate(Device):
+    precision: PrecisionOrAuto
     suite: Literal["perplexity", "recall"]
     checkpoint: Text | Annotated[tuple[Text, ...], Field(min_length=1)]
     output: Text | None

@@ -93,7 +93,7 @@ def measure_forecasts(
     standardized = [each.standardize(each.values) for each in series]
     errors = {horizon: Errors() for horizon in horizons}
     total = settings["samples"] * sum(rows.stop - rows.start for _, rows in forecasts)
-    with progress_bar(f"{run.label}, forecasts", total) as progress, autocast(run.model, config["precision"]):
+    with progress_bar(f"{run.label}, forecasts", total) as progress, autocast(run.model, run.precision):
         for length in sorted({rows.stop - rows.start for _, rows in forecasts}, reverse=True):
             chosen = [(index, rows) for index, rows in forecasts if rows.stop - rows.start == length]
             contexts = [

@@ -58,14 +58,14 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
 
     from configs.evaluation import measure_run
     from configs.group_checks import check_evaluation
-    from configs.runs import open_documents, open_run, sources_on, units_on
+    from configs.runs import open_documents, sources_on, units_on
     from configs.series_forecasts import measure_forecasts, open_series, plan_forecasts
     from model.evaluation import Scorer, add_row
     from model.training.run_folder import check_writable
     from scripts.console import progress_bar
     from scripts.reporting.run_table import print_report
 
-    run = open_run(config["checkpoint"], config["accelerator"], config["precision"])
+    run = _open(config["checkpoint"], config["accelerator"], config["precision"])
     settings = config["evaluation"]
     check_evaluation(settings, run.sequence_length, run.model.config.max_length)
     documents, name = open_documents(run, settings["split"], config.get("data"))
@@ -73,7 +73,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
     check_writable(output.parent, config["output"])
     series = open_series(run, config.get("data"))
     forecasts = plan_forecasts(run, series, settings["split"], config["series"]) if series else None
-    scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
+    scorer = Scorer(settings["tokens_at_once"], run.precision, output.parent, progress_bar)
     own = config.get("data")
     measured, _ = measure_run(run, documents, settings, scorer, units_on(run, own), sources_on(run, own))
     if forecasts:
@@ -84,7 +84,7 @@ def evaluate_checkpoint(config: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": str(absolute if config["output"] else absolute.relative_to(run.folder)),
         "documents_from": name,
         "split": None if config.get("data") else settings["split"],
-        "precision": config["precision"],
+        "precision": run.precision,
     } | measured
     add_row(output, row)
     scorer.finish()
@@ -104,7 +104,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     from configs.errors import ConfigError
     from configs.evaluation import measure_run, shared_settings, under_attention
     from configs.group_checks import check_evaluation
-    from configs.runs import open_documents, open_run, retokenize, same_tokenizer, sources_on, units_on
+    from configs.runs import open_documents, retokenize, same_tokenizer, sources_on, units_on
     from data.units import BITS
     from model.evaluation import Scorer, compare
     from model.training.run_folder import check_writable, new_run_path
@@ -116,18 +116,19 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     if output.is_file():
         raise ConfigError(f"output={output}: must be a folder where runs or attentions are compared")
     check_writable(output.parent, config["output"])
-    scorer = Scorer(settings["tokens_at_once"], config["precision"], output.parent, progress_bar)
+    precision = config["precision"]
     runs: list[Run] = []  # of each row
     rows, losses, against = [], [], []
     named, attention = config["checkpoint"], config.get("attention")
     for checkpoint in named if isinstance(named, list) else [named]:
-        run = open_run(checkpoint, config["accelerator"], config["precision"])
+        run = _open(checkpoint, config["accelerator"], precision)
         check_evaluation(settings, run.sequence_length, run.model.config.max_length)
         models = {run.label: run.model}
         if attention:
             models[f"{run.label} attention={attention['name']}"] = under_attention(run, attention)
         if not runs:
-            settings = shared_settings(settings, run)
+            settings, precision = shared_settings(settings, run), run.precision
+            scorer = Scorer(settings["tokens_at_once"], precision, output.parent, progress_bar)
             documents, name = open_documents(run, settings["split"], config.get("data"))
             units, sources = units_on(run, config.get("data")), sources_on(run, config.get("data"))
         own = retokenize(documents, name, runs[0] if runs else run, run)
@@ -136,7 +137,7 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
             place = {"run": label, "checkpoint": str(run.checkpoint), "documents_from": name}
             changed = {} if model is run.model else {"attention": attention}
             against.append(len(rows) - 1 if changed else 0)
-            rows.append(place | changed | {"precision": config["precision"]} | measured)
+            rows.append(place | changed | {"precision": precision} | measured)
             losses.append(found)
             runs.append(run)
         run.model.to("cpu")
@@ -156,6 +157,19 @@ def compare_checkpoints(config: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _open(checkpoint: str, accelerator: str, precision: str) -> "Run":
+    """Opens a run for its evaluation, and logs its device and precision."""
+    from configs.group_checks import check_device
+    from configs.runs import open_run
+    from model.precision import describe_device
+
+    run = open_run(checkpoint, accelerator, precision)
+    check_device(accelerator, run.precision)  # that of its training, which this device may lack
+    device = {"accelerator": accelerator, "precision": run.precision, "fp8": False, "compile": False}
+    log.info("%s is evaluated on: %s", run.label, describe_device(device))
+    return run
+
+
 def evaluate_recall(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Measures the recall of every run that `config["checkpoint"]` names, prints a table, and writes recall.json and a
     picture. The file for the documents of `config["data"]` is recall_<digest>.json. Returns the contents of the
@@ -173,13 +187,13 @@ def _recall_of(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
     from configs.recall import measure_recall, recall_store
-    from configs.runs import open_documents, open_run
+    from configs.runs import open_documents
     from model.training.run_folder import check_writable
     from model.training.storage import make_folder, write_json
     from scripts.console import progress_bar
     from scripts.reporting.pictures import draw_recall
 
-    run = open_run(checkpoint, config["accelerator"], config["precision"])
+    run = _open(checkpoint, config["accelerator"], config["precision"])
     check_writable(Path(config["output"]).parent if config["output"] else run.folder, config["output"])
     documents, name = open_documents(run, config["evaluation"]["split"], config.get("data"))
     store = recall_store(run, documents, config, Path(config["output"]).parent if config["output"] else run.folder)
@@ -204,9 +218,12 @@ def _recall_of(checkpoint: str, config: dict[str, Any]) -> dict[str, Any]:
 def _recall_table(label: str, result: dict[str, Any]) -> "Table":
     from rich.table import Table
 
+    from scripts.reporting.run_table import in_precision
+
     bar = result["protocol"]["bar"]
     lengths = sorted({row["length"] for row in result["rows"]})
-    table = Table(title=f"{label}: exact answers by length", caption=f"effective: the longest length with {bar:.1%}")
+    title = f"{label}: exact answers by length{in_precision(result['protocol']['precision'])}"
+    table = Table(title=title, caption=f"effective: the longest length with {bar:.1%}")
     table.add_column("task")
     for column in (*(f"{length:,}" for length in lengths), "effective"):
         table.add_column(column, justify="right")

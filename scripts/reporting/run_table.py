@@ -17,7 +17,8 @@ def print_report(
     """Prints the table of an evaluation; with `summary` and `folder`, that of a run."""
     from rich.table import Table
 
-    table = Table(title=f"{scored_text(row)}, protocol {row['protocol']['name']}", show_header=False)
+    title = f"{scored_text(row)}, protocol {row['protocol']['name']}{in_precision(row.get('precision'))}"
+    table = Table(title=title, show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for name, value in report_rows(row, summary or {}):
@@ -25,6 +26,11 @@ def print_report(
     console.print(table)
     if folder:
         console.print(f"run folder: {folder.path}", soft_wrap=True)
+
+
+def in_precision(precision: str | None) -> str:
+    """Returns ", bf16-mixed" for the title of a table; "" for float32, and for early versions, which do not have it."""
+    return "" if precision in (None, "32-true") else f", {precision}"
 
 
 def scored_text(row: dict[str, Any]) -> str:

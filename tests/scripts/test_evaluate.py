@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import os
 import signal
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from configs.build import build_data
 from configs.errors import ConfigError
-from configs.runs import open_run
+from configs.evaluation import evaluate_trained
+from configs.runs import open_run, precision_of
 from model import Transformer
-from model.training.run_folder import RunFolderError
+from model.training.run_folder import RunFolder, RunFolderError
 from scripts import evaluate as command
+from scripts.console import progress_bar
 from tests.commands import compose, started
 from tests.scripts.runs import SMALL, make_run
 
@@ -80,6 +84,53 @@ def test_a_row_of_another_precision_is_another_row(dense, tmp_path):
         assert row["precision"] == precision
     rows = json.loads(output.read_text())["rows"]
     assert [row["precision"] for row in rows] == ["64-true", "32-true"]  # measured again, the first one is replaced
+
+
+@pytest.mark.parametrize(
+    ("trained", "accelerator", "on_gpu", "expected"),
+    [
+        (("cuda", "bf16-mixed"), "auto", True, "bf16-mixed"),
+        (("cuda", "bf16-mixed"), "cpu", True, "32-true"),
+        (("cuda", "16-mixed"), "auto", False, "32-true"),
+        (("cuda", "64-true"), "cpu", False, "64-true"),
+        (("cpu", "bf16-true"), "auto", False, "bf16-true"),
+        (("cpu", "32-true"), "auto", True, "32-true"),
+        (None, "auto", True, "32-true"),  # a pretrained model
+    ],
+)
+def test_the_default_precision_is_that_of_the_training(monkeypatch, trained, accelerator, on_gpu, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    config = {"trainer": dict(zip(("accelerator", "precision"), trained, strict=True))} if trained else {}
+    assert precision_of(config, accelerator) == expected
+
+
+def test_an_evaluation_has_the_precision_of_that_after_training_unless_another_is_asked_for(
+    outputs, books, capsys, caplog
+):
+    overrides = ("attention=dense", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed")
+    run = make_run(outputs, books, *overrides, name="in bf16")
+    config = RunFolder(run).read_config()
+    model = open_run(run, "cpu", "32-true").model  # as after training: weights in float32
+    data = build_data(config["data"])
+    data.setup()
+    trained = evaluate_trained(model, data, run, config, progress_bar)
+    with caplog.at_level(logging.INFO):
+        row = evaluate(f"checkpoint={run}")
+    assert row == trained and row["precision"] == "bf16-mixed"
+    assert json.loads((run / "evaluation.json").read_text())["rows"] == [row]
+    assert f"in bf16/{run.name} is evaluated on: CPU, bf16-mixed" in caplog.messages
+    assert "protocol sliding, bf16-mixed" in " ".join(capsys.readouterr().out.split())
+    asked = evaluate(f"checkpoint={run}", "precision=32-true")
+    assert asked["precision"] == "32-true" and asked["loss"] != row["loss"]
+    assert asked["loss"] == pytest.approx(row["loss"], rel=1e-2)
+
+
+def test_runs_that_are_compared_have_the_precision_of_the_first(dense, outputs, books, tmp_path):
+    overrides = ("trainer.accelerator=cpu", "trainer.precision=64-true")
+    double = make_run(outputs, books, *overrides, name="double")
+    for runs, expected in (((double, dense), "64-true"), ((dense, double), "32-true")):
+        rows = evaluate(f"checkpoint=[{runs[0]},{runs[1]}]", f"output={tmp_path / expected}")["rows"]
+        assert [row["precision"] for row in rows] == [expected] * 2
 
 
 def test_the_parts_that_are_asked_for_are_in_the_row(window, dense):
@@ -257,7 +308,7 @@ def test_an_evaluator_with_another_tokenizer_is_refused_before_anything_is_score
         ),
         (["checkpoint={short}", "evaluation.key_tokens.gain=0"], r"key_tokens.gain=0: must be a number > 0"),
         (["checkpoint={short}", "evaluation.key_tokens.confidence=1"], r"key_tokens.confidence=1: must be"),
-        (["checkpoint={short}", "precision=8-bit"], "precision=8-bit: must be 32-true"),
+        (["checkpoint={short}", "precision=8-bit"], "precision=8-bit: must be auto"),
         (
             ["checkpoint={short}", "attention=routed", "attention.patterns.routed.router=indexer"],
             "attention=routed: must be a pattern without parameters of its own, .*indexer",

@@ -17,6 +17,7 @@ from scripts.evaluate import evaluate
 from tests.commands import compose
 from tests.scripts.runs import make_run, write_books
 
+PRECISIONS = ((), ("precision=64-true",), ("precision=32-true",))
 DISTANCES = (90, 200, 400)
 SMALL = ("suite=recall", "accelerator=cpu", "recall.samples=2", "recall.tasks.common_words=null")
 
@@ -58,6 +59,17 @@ def test_a_model_that_knows_is_found_to_know(run, monkeypatch):
     (result,) = recall(f"checkpoint={run}", "recall.lengths=[300,400,512]")
     assert set(result["effective_length"].values()) == {400}
     assert result["exact_match"]["passkey"] == {300: 1.0, 400: 1.0, 512: 0.0}
+
+
+def test_answers_have_the_precision_of_the_training_by_default(tmp_path, capsys):
+    in_training = ("data.sequence_length=512", "trainer.accelerator=cpu", "trainer.precision=64-true")
+    double = make_run(tmp_path, write_books(tmp_path / "books"), *in_training)
+    settings = (f"checkpoint={double}", "recall.lengths=[300]", "recall.samples=1", "recall.tasks.copy=null")
+    (by_default,), (in_double,), (in_single,) = (recall(*settings, *own) for own in PRECISIONS)
+    assert by_default == in_double and by_default["protocol"]["precision"] == "64-true"
+    assert "exact answers by length, 64-true" in " ".join(capsys.readouterr().out.split())
+    assert in_single["protocol"]["precision"] == "32-true"
+    assert [row["nll"] for row in in_single["rows"]] != [row["nll"] for row in by_default["rows"]]
 
 
 def test_lengths_are_by_default_those_that_the_run_was_trained_on(run):
