@@ -137,7 +137,7 @@ def check_resumable(file: CheckpointFile, data: LightningDataModule, callbacks: 
         )
 
 
-OPTIONAL = "measured_seconds", "costs", "logged", "earlier_phases"
+OPTIONAL = "measured_seconds", "costs", "logged", "earlier_phases", "other_bytes"
 """Keys of callbacks that have defaults: early checkpoints do not hold them."""
 
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from model.training.memory_use import peak_memory_bytes, reset_peak_memory
+from model.training.memory_use import bytes_of_others, peak_memory_bytes, reset_peak_memory
 from model.training.step_graph import GraphRecorder
 
 SKIPPED_STEPS = 3
@@ -88,6 +88,7 @@ class Efficiency(Callback):
         self.train_tokens = 0  # positions, over all ranks and sessions
         self.earlier_seconds = 0.0  # training time of earlier sessions
         self.counted = 0.0  # seconds of the finished windows of all sessions
+        self.other_bytes: int | None = None  # the most that `bytes_of_others` returned, over all sessions
         self.session_started = time.perf_counter()
         self.session_steps = 0
         self.held = False
@@ -105,6 +106,12 @@ class Efficiency(Callback):
         self.session_started = time.perf_counter()
         self.device = module.device
         reset_peak_memory(module.device)
+        self._look_for_others()
+
+    def _look_for_others(self) -> None:
+        """While the clock stands: it takes time to ask the device."""
+        found = [count for count in (self.other_bytes, bytes_of_others(self.device)) if count is not None]
+        self.other_bytes = max(found, default=None)
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.running_since is None and not self.held:
@@ -124,9 +131,11 @@ class Efficiency(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._pause(module)
+        self._look_for_others()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._pause(module)
+        self._look_for_others()
 
     def hold(self, module: LightningModule) -> None:
         """Leaves the steps from this one on out of all speeds, until `release`."""
@@ -234,6 +243,7 @@ class Efficiency(Callback):
             "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
             "peak_memory_bytes": self._peak_memory(),
+            "other_processes_bytes": self.other_bytes,
             **{key: time_average(key) for key in SESSION_RATIOS},
             **self._mean_costs(),
             "train_tokens": self.train_tokens,
@@ -252,6 +262,7 @@ class Efficiency(Callback):
             "costs": self.costs,
             "logged": self.logged,
             "earlier_phases": self.earlier_phases,
+            "other_bytes": self.other_bytes,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -259,3 +270,4 @@ class Efficiency(Callback):
         self.counted = state_dict.get("measured_seconds", 0.0)  # early checkpoints have none
         self.costs, self.logged = state_dict.get("costs", self.costs), state_dict.get("logged", 0)
         self.earlier_phases = state_dict.get("earlier_phases", [])
+        self.other_bytes = state_dict.get("other_bytes")

@@ -38,6 +38,15 @@ def reset_peak_memory(device: torch.device) -> None:
             (STATUS.parent / "clear_refs").write_text("5")
 
 
+def bytes_of_others(device: torch.device) -> int | None:
+    """Returns the bytes of a GPU's memory that PyTorch's allocator does not hold in this process: those of other
+    processes, and those of CUDA and its libraries in this one. None where the device has no memory of its own."""
+    if device.type != "cuda" or torch.cuda.get_device_properties(device).is_integrated:
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - torch.cuda.memory_reserved(device))
+
+
 def give_back_free_memory() -> bool:
     """Returns freed memory of this process to the system, which only glibc's heap can do. Returns whether that heap is
     in use."""

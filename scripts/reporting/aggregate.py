@@ -149,13 +149,13 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
     First stages have no row, because they are not compared; their costs are part of the jobs' totals. Times of a sweep
     whose jobs shared a device are left out, because they do not compare.
     """
-    untimed = {str(sweep.folder) for sweep in sweeps if not sweep.timed}
+    untimed = {_place(sweep) for sweep in sweeps if not sweep.timed}
     grouped: dict[tuple[str, str, str], list[Job]] = {}
     for sweep in sweeps:
         for job in sweep.jobs:
             if job.role == FIRST_STAGE:
                 continue
-            grouped.setdefault((str(sweep.folder) if sweep.name else "", sweep.name, job.label), []).append(job)
+            grouped.setdefault((_place(sweep), sweep.name, job.label), []).append(job)
     places = {place: name for place, name, _ in grouped}
     rows = []
     for (place, name, label), jobs in grouped.items():
@@ -177,6 +177,10 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
             )
         )
     return _compare_with_controls(_compare_with_baselines(_mark_fronts(rows)))
+
+
+def _place(sweep: Sweep) -> str:
+    return str(sweep.folder) if sweep.name else ""
 
 
 def estimate(numbers: Sequence[float]) -> Estimate:

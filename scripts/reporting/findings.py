@@ -19,8 +19,8 @@ LONG = 4096
 """Tokens of a sequence from which on a report without a control has a caution."""
 
 UNTIMED = (
-    "Jobs ran at the same time on one device, so their step times, throughput and decoding times do not compare and "
-    "are left out (each run's summary.json has them)."
+    "Jobs shared a device, with each other or with other processes, so their step times, throughput and decoding times "
+    "do not compare and are left out (each run's summary.json has them)."
 )
 
 UNEQUAL_TIME = (

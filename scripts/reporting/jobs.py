@@ -110,7 +110,7 @@ class Sweep:
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str | None = None
     replaced: tuple[str, ...] = ()  # the hashes of jobs that are left out: a later one has the same overrides and seed
-    timed: bool = True  # whether the jobs' times compare: none of them shared its device with another
+    timed: bool = True  # whether the jobs' times compare: none of them shared its device
 
 
 def finite(value: Any) -> float | None:

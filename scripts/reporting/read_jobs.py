@@ -26,7 +26,7 @@ from scripts.reporting.manifest import (
     read_manifest,
     was_killed,
 )
-from scripts.reporting.sharing import shared_a_device
+from scripts.reporting.sharing import shared_a_device, used_by_others
 
 RUN_STATES = {"finished": DONE, "trained": INTERRUPTED}
 """{state of a run in summary.json: state of its job, where they differ}."""
@@ -59,7 +59,10 @@ def read_sweeps(folders: Iterable[str | Path]) -> list[Sweep]:
                 f"{folder}: must be a sweep, a run, or a folder of runs; it has no manifest.json and no config.yaml"
             )
         runs += [run for run in found if run not in runs]
-    return [*sweeps, *([Sweep("", runs[0].parent, tuple(_read_runs(runs)))] if runs else [])]
+    if not runs:
+        return sweeps
+    jobs = tuple(_read_runs(runs))
+    return [*sweeps, Sweep("", runs[0].parent, jobs, timed=not used_by_others(job.summary for job in jobs))]
 
 
 def _read_sweep(folder: Path) -> Sweep:
@@ -90,7 +93,7 @@ def _read_sweep(folder: Path) -> Sweep:
         command=manifest.command,
         versions=manifest.versions,
         device=manifest.device,
-        timed=not shared_a_device(manifest.jobs),
+        timed=not (shared_a_device(manifest.jobs) or used_by_others(job.summary for job in jobs.values())),
     )
 
 

@@ -1,10 +1,11 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from stand_ins import train
 
-from model.training.memory_use import give_back_free_memory, peak_memory_bytes, resident_bytes
+from model.training.memory_use import bytes_of_others, give_back_free_memory, peak_memory_bytes, resident_bytes
 
 
 def test_peak_memory_of_a_process():
@@ -28,3 +29,13 @@ def test_what_was_freed_goes_back():
     del blocks[:-1]  # one lives on, at the heap's end
     if give_back_free_memory():
         assert resident_bytes() < held - 250e6
+
+
+def test_the_memory_of_other_processes_is_what_the_allocator_does_not_hold(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 250)
+    for integrated, expected in ((0, 650), (1, None)):  # such a GPU shares the memory of the whole system
+        properties = SimpleNamespace(is_integrated=integrated)
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda device, found=properties: found)
+        assert bytes_of_others(torch.device("cuda", 0)) == expected
+    assert bytes_of_others(torch.device("cpu")) is None

@@ -294,6 +294,15 @@ def test_what_goes_on_has_not_failed(tmp_path, states, title):
     assert gather([folder]).ended_title == title
 
 
+def check_times(content, compare: bool) -> None:
+    assert (content.comparisons[0] == UNTIMED) is not compare
+    assert any("step time" in line for line in content.comparisons[1:]) is compare
+    heads = {column.title for column in content.columns}
+    assert ({"tokens/s", "train time (s)"} <= heads) is compare and "FLOPs/dense" in heads
+    assert content.figures["summary"][0][0] == ("step time" if compare else "attention FLOPs")
+    assert any("by training time" in title for title, _ in content.figures["loss_curves"]) is compare
+
+
 @pytest.mark.parametrize(
     ("ran_on", "ends", "compare"),
     [
@@ -310,15 +319,21 @@ def test_times_of_jobs_that_shared_a_device_are_left_out(tmp_path, ran_on, ends,
         entry |= {"ran_on": where, "ended": f"2026-11-24T08:{end}+00:00"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     content = gather([folder])
-    assert (content.comparisons[0] == UNTIMED) is not compare
+    check_times(content, compare)
     assert UNEQUAL_TIME not in content.comparisons, "tokens were equal, whatever the time"
     (folder / "manifest.json").write_text(json.dumps(manifest | {"match": "time", "budget": {"seconds": 60.0}}))
     assert (UNEQUAL_TIME in gather([folder]).comparisons) is not compare
-    assert any("step time" in line for line in content.comparisons[1:]) is compare
-    heads = {column.title for column in content.columns}
-    assert ({"tokens/s", "train time (s)"} <= heads) is compare and "FLOPs/dense" in heads
-    assert content.figures["summary"][0][0] == ("step time" if compare else "attention FLOPs")
-    assert any("by training time" in title for title, _ in content.figures["loss_curves"]) is compare
+
+
+@pytest.mark.parametrize(("others", "compare"), [(9 << 30, False), (600 << 20, True), (None, True)])
+@pytest.mark.parametrize("launched", ["together", "alone"])
+def test_times_of_jobs_that_shared_a_gpu_with_another_process_are_left_out(tmp_path, others, compare, launched):
+    """As jobs of another sweep do, which no manifest of this one has."""
+    folder = make_sweep(tmp_path / "s", ["dense", "window"], [1])
+    runs = sorted(file.parent for file in folder.glob("*/summary.json"))
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    (runs[1] / "summary.json").write_text(json.dumps(summary | {"other_processes_bytes": others}))
+    check_times(gather([folder] if launched == "together" else runs), compare)
 
 
 @pytest.mark.parametrize(("match", "tokens", "told"), [
