@@ -24,6 +24,7 @@ BITS = "bits_per_byte"
 Units = Mapping[str, str]
 
 OF_TEXT: Units = {LOSS: "nats per token", BITS: "bits per byte"}
+OF_BASES: Units = {LOSS: "nats per token", BITS: "bits per base"}
 OF_VALUES: Units = {LOSS: "nats per value"}
 
 
@@ -38,13 +39,17 @@ def units_by_source(tokenizer: "Tokenizer", source: "Source") -> dict[str, Units
     return {name: units_of(tokenizer, each) for name, each in source.mixed.items()}
 
 
-def units_in(row: Mapping[str, Any]) -> Units:
-    """Returns the units of a row of evaluation.json or of a summary.json; files of early versions do not name them."""
+def units_in(row: Mapping[str, Any], source: Mapping[str, Any] | None = None) -> Units:
+    """Returns the units of a row of evaluation.json or of a summary.json; files of early versions do not name them.
+
+    source: `data.source` in the run's config, where it is known.
+    """
     if "units" in row:
         return row["units"]
     if (row.get("tokenizer") or {}).get("tokenizer") == "bins":
         return OF_VALUES
-    return {LOSS: OF_TEXT[LOSS]} if row.get(BITS, 0.0) is None else OF_TEXT
+    of_text = OF_BASES if source and source.get("_target_") == "data.sources.Genome" else OF_TEXT
+    return {LOSS: of_text[LOSS]} if row.get(BITS, 0.0) is None else of_text
 
 
 def quality_in(units: Units) -> str:

@@ -185,6 +185,8 @@ def _read_run(folder: Path, state: str) -> dict[str, Any]:
     recall = {}
     if (folder / "recall.json").is_file():  # that of the last checkpoint on the run's own documents
         recall = read("recall.json", lambda: _read_recall(folder / "recall.json"), {})
+    source = setting_in(config, "data", "source")
+    summary, evaluation = (row and {**row, "units": units_in(row, source)} for row in (summary, evaluation))
     if evaluation is not None and finite(evaluation.get(quality := quality_in(units_in(evaluation)))) is None:
         problems.append(f"evaluation.json has no finite {quality}")
         evaluation = None
