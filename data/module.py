@@ -157,9 +157,14 @@ class DataModule(LightningDataModule):
 
     @property
     def tokens_per_pass(self) -> int | None:
-        """The tokens of the training documents, each as often as a pass reads it; None if they are streamed."""
-        if self.streams:
+        """The tokens of the training documents, each as often as a pass reads it; None if there is no such pass: if
+        they are streamed, or mixed with other sources, or if sequences are generated."""
+        if self.streams or self.source_names or self.source.generating:
             return None
+        return self._weighted_tokens
+
+    @property
+    def _weighted_tokens(self) -> int:
         train = self.corpus.splits["train"]
         return weighted(train, self.length_weights).total_tokens if self.length_weights else train.total_tokens
 
@@ -167,7 +172,7 @@ class DataModule(LightningDataModule):
         """Returns the size of the training data, in words."""
         if self.streams:
             return self.streams.describe()
-        weighted = f", {self.tokens_per_pass:,} a pass" if self.length_weights else ""
+        weighted = f", {self._weighted_tokens:,} a pass" if self.length_weights else ""
         tokens = f"{self.corpus.splits['train'].total_tokens:,} tokens"
         if self.text_sources == []:
             return f"endless generated sequences to train on, with text of its {tokens}"

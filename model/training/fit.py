@@ -195,7 +195,8 @@ def fit(
                 go_back_to(checkpoints.best, checkpoints.last)
     if rank_zero:
         entry = {"forecast": dict(forecast)} if forecast else {}
-        folder.start_summary(state="running", **_facts(module, trainer), units=dict(datamodule.units), **entry)
+        entry |= {"units": dict(datamodule.units), "tokens_per_pass": datamodule.tokens_per_pass}
+        folder.start_summary(state="running", **_facts(module, trainer), **entry)
     state, short = "failed", None
     try:
         with interrupt:

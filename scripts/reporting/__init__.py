@@ -9,6 +9,7 @@ contexts.py    the loss by context, and the longest useful context
 scaling.py     a sweep of several budgets -> each pattern's law of loss and compute (scaling_law.py: the fit and its
                intervals; scaling_text.py: sentences, table and CSV; scaling_figure.py)
 findings.py    rows -> findings in sentences (subject.py: the model, the data and the evaluation)
+cautions.py    rows -> what these findings do not show
 figures.py     rows -> figures (style.py: colours, labels.py: names beside points, curves.py: logged metrics)
 content.py     everything that the pages show, gathered once
 markdown.py, page.py, write.py, wandb_log.py: report.md, report.html, all files of a report, wandb artifacts

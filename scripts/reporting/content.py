@@ -8,6 +8,7 @@ from pathlib import Path
 from data.units import BITS, LOSS
 from scripts.reporting import findings
 from scripts.reporting.aggregate import Row, make_rows, unit_in
+from scripts.reporting.cautions import cautions
 from scripts.reporting.contexts import by_context_of
 from scripts.reporting.curves import curve_of, position_differences_of, positions_of, routing_of
 from scripts.reporting.figures import (
@@ -119,7 +120,7 @@ def gather(folders: Sequence[str | Path]) -> Content:
         comparisons=tuple(
             findings.without_times(sweeps) + laws + (findings.comparisons(rows) if measured or not laws else [])
         ),
-        cautions=tuple([line for each in scaling for line in limits(each)] + findings.cautions(sweeps, rows)),
+        cautions=tuple([line for each in scaling for line in limits(each)] + cautions(sweeps, rows)),
         figures=figures,
         contexts=tuple((row, each) for row, each in zip(rows, contexts, strict=True) if each),
         routing=tuple((row, found) for row in rows if (found := routing_of(row))),

@@ -130,6 +130,7 @@ def outlive_sigterm(worker: int) -> None:
 
 class TinyData(lightning.LightningDataModule):
     units = OF_TEXT
+    tokens_per_pass = None
 
     def __init__(self, batch_size: int = 2, workers: int = 0, sequences: int = 7, seed: int = 1):
         super().__init__()

@@ -10,9 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from scripts.reporting.aggregate import make_rows
+from scripts.reporting.cautions import cautions
 from scripts.reporting.content import gather
 from scripts.reporting.curves import position_differences_of
-from scripts.reporting.findings import UNEQUAL_TIME, UNTIMED, budgets, cautions, comparisons, progress
+from scripts.reporting.findings import UNEQUAL_TIME, UNTIMED, budgets, comparisons, progress
 from scripts.reporting.jobs import Job, Sweep
 from scripts.reporting.manifest import CONTROL, FIRST_STAGE
 from scripts.reporting.read_jobs import read_sweeps
@@ -350,6 +351,21 @@ def test_tokens_that_were_trained_before_the_clock_started_are_told(match, token
     sweeps = [Sweep("s", Path("s"), tuple(jobs), match=match)]
     lines = [line for line in cautions(sweeps, make_rows(sweeps)) if "clock stands" in line]
     assert len(lines) == (told is not None) and all(told in line for line in lines)
+
+
+def test_text_that_was_read_often_is_told_with_its_number():
+    def reading(label, tokens, **summary):
+        made = job(label, 1, 1.0)
+        return dataclasses.replace(made, summary=made.summary | {"train_tokens": tokens} | summary)
+
+    jobs = [reading("dense", 400, tokens_per_pass=100), reading("window", 410, tokens_per_pass=100)]
+    (line,) = [line for line in read(*jobs)[1] if "read its text" in line]
+    assert line.startswith("Training read its text window 4.1 times: ")
+    stage = reading("first stage", 50)
+    extended = [dataclasses.replace(each, first_stage=stage) for each in jobs]
+    (line,) = [line for line in read(*extended)[1] if "read its text" in line]
+    assert line.startswith("Training read its text dense 4.5 times and window 4.6 times: ")
+    assert not any("read its text" in line for line in read(reading("dense", 10**9), jobs[0])[1])
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import yaml
 from model.training.run_folder import RunFolderError
 from scripts.reporting import read_jobs
 from scripts.reporting.aggregate import make_rows
+from scripts.reporting.cautions import cautions
 from scripts.reporting.curves import curve_of, positions_of, routing_of
-from scripts.reporting.findings import cautions
 from scripts.reporting.jobs import STATES
 from scripts.reporting.read_jobs import read_sweeps
 from scripts.sweeping.locks import lock
