@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from scripts.benchmarks.routed import Measurement
+import torch
+
+from scripts.benchmarks.routed_measurement import Measurement
+from scripts.benchmarks.timing import median_ms
 
 SWEPT = {
     "forward": [
@@ -27,15 +29,12 @@ SWEPT = {
 """Kernel -> its configs: the fields of a SelectionConfig (of a SumConfig for "slots")."""
 
 
-def sweep(measured: "Measurement") -> list[dict[str, Any]]:
+def sweep(measured: Measurement) -> list[dict[str, Any]]:
     """Returns a row for each kernel and config of SWEPT, with the time of the kernel over all chunks of queries."""
-    import torch
-
     from kernels.backends.triton.dense.backward import compute_row_stats
     from kernels.backends.triton.selection import gradients, partial_outputs, work_items
     from kernels.backends.triton.selection.launch_settings import SelectionConfig, SumConfig
     from kernels.backends.triton.selection.sum_partials import combine_slots
-    from scripts.benchmarks.timing import median_ms
 
     q, k, v = (t.detach() for t in (measured.q, measured.k, measured.v))
     selection, scale, group = measured.selection, measured.scale, measured.group
