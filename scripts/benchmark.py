@@ -19,13 +19,13 @@ import argparse
 import importlib
 
 BENCHMARKS = {
-    "training": "steps of a model at several lengths and patterns: time per token, tokens per second",
-    "kernels": "attention alone on a GPU, forward and backward, every backend beside its peers",
-    "routed": "attention to chosen blocks on a GPU: our kernels beside fla's NSA, FlexAttention and dense SDPA",
-    "decode": "reading a prompt and growing it token by token: time, and what the cache holds and reads",
-    "scaling": "steps of train.py on several devices beside one: tokens per second, time in communication",
-    "data": "training batches of every packing beside a plain memory map: tokens per second",
-    "memory": "peak memory of training steps, forecast and measured, a fresh process each",
+    "training": "training steps of a model by length and pattern: time per token, tokens per second",
+    "kernels": "attention on a GPU, forward and backward: all backends, and other implementations",
+    "routed": "attention to chosen blocks on a GPU: our kernels, fla's NSA, FlexAttention and dense SDPA",
+    "decode": "reading a prompt and decoding: time per token, bytes that the cache stores and a token reads",
+    "scaling": "training steps on several devices and on one: tokens per second, time of communication",
+    "data": "loading training batches, for every packing and for a plain memory map: tokens per second",
+    "memory": "peak memory of training steps, forecast and measured, each run in a process of its own",
 }
 
 
