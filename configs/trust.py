@@ -97,9 +97,10 @@ def function_of(key: str, target: object, ours: Mapping[str, Callable]) -> Calla
     """
     if isinstance(target, str) and target in ours:
         return ours[target]
-    found = _load(target) if target in _trusted.get() else None
+    accepted = f"must be a function like {', '.join(ours)}, or one of yours"
+    found = _load(key, target, accepted) if target in _trusted.get() else None
     if not inspect.isfunction(found):
-        raise ConfigError(f"{key}={target}: must be a function like {', '.join(ours)}, or one of yours")
+        raise ConfigError(f"{key}={target}: {accepted}")
     return found
 
 
@@ -113,19 +114,19 @@ def _import(key: str, target: object, base: type) -> object:
             f"{key}={target}: must be this repository's own subclass of {kind} ({known}), or, if you trust that code, "
             f"trust={target} must be on this command line"
         )
-    found = _load(target)
-    if found is None:
-        raise ConfigError(f"{key}={target}: must be a class that exists: {known}, or a class of yours")
-    return found
+    return _load(key, target, f"must be a class that exists: {known}, or a class of yours")
 
 
-def _load(target: str) -> object:
-    """Returns the object of an import path; None if there is none."""
+def _load(key: str, target: str, accepted: str) -> object:
+    """Returns the object of an import path. Whatever its module raises becomes a ConfigError with the reason."""
     module, _, name = target.rpartition(".")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
+        loaded = import_module(module)
+    except Exception as error:
+        raise ConfigError(f"{key}={target}: {accepted}; to import it raised {type(error).__name__}: {error}") from error
+    if not hasattr(loaded, name):
+        raise ConfigError(f"{key}={target}: {accepted}; {module} has no {name}")
+    return getattr(loaded, name)
 
 
 def _targets(values: object) -> Iterator[str]:

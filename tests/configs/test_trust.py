@@ -1,5 +1,6 @@
 """Which classes a config may name. An attack leaves a trace if its code runs; none may."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -112,3 +113,27 @@ def test_the_reader_of_pickles_of_datasets_is_no_source(config):
     source = {"_target_": "data.sources.Hub", "config": None, "split": None, "revision": None, "text_column": "text"}
     with pytest.raises(CorpusError, match=r"data\.path=pandas"):
         build_data(config["data"] | {"source": source, "path": "pandas"})
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import nothing_here", "to import it raised ModuleNotFoundError: No module named 'nothing_here'"),
+        ("x = (", "to import it raised SyntaxError: '(' was never closed (own_patterns.py, line 1)"),
+        ("x = 1", "own_patterns has no Own"),
+        (
+            "import dataclasses\nfrom kernels.patterns import Dense\n@dataclasses.dataclass\nclass Own(Dense): pass",
+            "to import it raised TypeError: cannot inherit non-frozen dataclass from a frozen one",
+        ),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_refused_with_the_reason(body, reason, config, tmp_path, monkeypatch):
+    (tmp_path / "own_patterns.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_patterns", raising=False)
+    attacked = put(PATTERN, lambda traps: {"_target_": "own_patterns.Own"})(config, None)
+    trust("own_patterns.Own")
+    with pytest.raises(ConfigError) as error:
+        build_plan(attacked["attention"])
+    assert str(error.value).startswith(f"{PATTERN}._target_=own_patterns.Own: must be a class that exists: ")
+    assert str(error.value).endswith(reason)
