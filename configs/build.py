@@ -12,6 +12,7 @@ from configs.mixture import build_source
 from configs.trust import TARGET, construct, construct_with, function_of
 from configs.validation import check_arguments, validated
 from kernels.patterns import Pattern
+from kernels.patterns.consistency import check_consistency
 from model import AttentionPlan, ModelConfig, Transformer
 from model.attention import training_class
 from model.config import MODEL_ROPE, NO_ROPE, Rope
@@ -52,7 +53,7 @@ def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
     built = {name: build_pattern(f"attention.patterns.{name}", entry) for name, entry in entries.items()}
     ropes = {name: read_rope(f"attention.patterns.{name}", entry) for name, entry in entries.items()}
     try:
-        return AttentionPlan(
+        plan = AttentionPlan(
             patterns={name: pattern for name, (pattern, _) in built.items()},
             schedule=attention["schedule"],
             block=attention["block"],
@@ -62,6 +63,12 @@ def build_plan(attention: Mapping[str, Any]) -> AttentionPlan:
         )
     except ValueError as error:
         raise ConfigError(f"attention.{error}") from None
+    for name, pattern in plan.patterns.items():
+        try:
+            check_consistency(pattern, plan.block)
+        except ValueError as error:
+            raise ConfigError(f"attention.patterns.{name}.{error}") from None
+    return plan
 
 
 def read_rope(key: str, entry: Mapping[str, Any]) -> Rope:
