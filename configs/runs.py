@@ -253,7 +253,12 @@ def retokenize(documents: Split | InMemoryDocuments, name: str, first: Run, run:
         raise ConfigError(
             f"checkpoint={run.checkpoint}: must have the tokenizer of {first.label}: bins of other numbers"
         )
-    rows = [{"name": name, "text": documents.text(number)} for number, name in enumerate(documents.names)]
+    rows = []
+    for number, each in enumerate(documents.names):
+        rows.append({"name": each, "text": documents.text(number)})
+        if rows[-1]["text"].encode() != documents.raw(number):
+            accepted = f"the tokenizer of {first.label}, whose document {each} is not UTF-8: it has no other tokens"
+            raise ConfigError(f"checkpoint={run.checkpoint}: must have {accepted}")
     return InMemoryDocuments(rows, run.tokenizer)
 
 

@@ -224,6 +224,21 @@ def test_each_run_under_another_attention_is_compared_with_itself(window, dense,
     assert changes[0] < 1e-6 and changes[2] > 1e-3
 
 
+def test_documents_that_are_not_utf8_are_compared_under_their_own_tokenizer_alone(window, outputs, tmp_path):
+    """Another one would read U+FFFD in place of their bytes."""
+    for name, own in zip(("train", "val"), np.random.default_rng(0).integers(128, 256, (2, 3000)), strict=True):
+        np.insert(own, 0, 256).astype("<u2").tofile(tmp_path / f"{name}.bin")
+    shards = ("data=tokens", f"data.path={tmp_path}", "data/tokenizer=bytes", "data.source.dtype=uint16")
+    small = [each for each in SMALL if "vocabulary" not in each]
+    run = make_run(outputs, tmp_path, *shards, name="tokens", small=small)
+    same = ("evaluation.baselines=false", f"output={tmp_path / 'compared'}")
+    assert len(evaluate(f"checkpoint=[{run},{run}]", *same)["rows"]) == 2
+    with pytest.raises(
+        ConfigError, match=r"must have the tokenizer of tokens/first, whose document val\.bin:0 is not U"
+    ):
+        evaluate(f"checkpoint=[{run},{window}]", *same)
+
+
 def test_a_run_with_another_tokenizer_is_compared_by_bytes(window, outputs, books, tmp_path):
     other = make_run(outputs, books, "data.tokenizer.vocabulary=280", name="other")
     result = evaluate(f"checkpoint=[{window},{other}]", f"output={tmp_path}", "evaluation.baselines=false")
