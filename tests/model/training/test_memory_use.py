@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import torch
 from stand_ins import train
 
 from model.training.memory_use import bytes_of_others, give_back_free_memory, peak_memory_bytes, resident_bytes
+from scripts.reporting.sharing import OF_LIBRARIES
 
 
 def test_peak_memory_of_a_process():
@@ -39,3 +41,21 @@ def test_the_memory_of_other_processes_is_what_the_allocator_does_not_hold(monke
         monkeypatch.setattr("torch.cuda.get_device_properties", lambda device, found=properties: found)
         assert bytes_of_others(torch.device("cuda", 0)) == expected
     assert bytes_of_others(torch.device("cpu")) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.alone
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_another_process_on_a_gpu_is_told_from_the_libraries_of_this_one():
+    device = torch.device("cuda", 0)
+    matrix = torch.ones(512, 512, device=device)
+    (matrix @ matrix).sum().item()  # loads cuBLAS
+    alone = bytes_of_others(device)
+    assert alone < OF_LIBRARIES
+    program = "import torch; held = torch.empty(1 << 30, device='cuda:0'); print(flush=True); input()"  # 4 GiB
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        assert bytes_of_others(device) >= alone + (4 << 30)
+    finally:
+        other.communicate(b"\n")
