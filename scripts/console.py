@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from scripts.standard_output import output_may_close
@@ -74,6 +77,8 @@ def _run(main: Callable[[], None]) -> None:
 
     if _full_error:
         return main()
+    if unknown := _explain_option():
+        sys.exit(_fail(unknown))
     if unfinished := _explain_choice([argument for argument in sys.argv[1:] if argument.endswith("=base")]):
         sys.exit(_fail(unfinished))  # for Hydra, the file that the choices of a group share is one of them
     os.environ[FULL_ERROR] = os.environ[SINGLE_LINES] = "1"  # Hydra then raises its exceptions and prints none
@@ -82,7 +87,8 @@ def _run(main: Callable[[], None]) -> None:
     except MissingConfigException as error:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         options = [option for option in error.options or () if option != "base"]
-        sys.exit(_fail(f"{group}={choice}: must be one of {', '.join(options)}"))
+        named = _explain_choice(sys.argv[1:])  # a choice with slashes (data=books/) is a part of Hydra's group
+        sys.exit(_fail(named or f"{group}={choice}: must be one of {', '.join(options)}"))
     except (ConfigCompositionException, OverrideParseException) as error:
         sys.exit(_fail(_explain(error)))
     except ValueError as error:
@@ -108,11 +114,30 @@ def _explain(error: Exception) -> str:
         if refusal := _refused_with_resume(sys.argv[1:]):
             return refusal
         known = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
-        return f"{cause.full_key}: no such key; the keys here are {known or 'none'}{_choices_with(cause.full_key)}"
+        hint = _choices_with(cause.full_key) or _namesakes(cause.full_key, cause.parent_node._get_root())
+        return f"{cause.full_key}: no such key; the keys here are {known or 'none'}{hint}"
     if isinstance(error, OverrideParseException):
-        form = "key=value, key=a,b with -m, or 'key=[a,b]', quoted where the shell needs it"
-        return f"{error.override}: must be {form}"
+        key, equals, _ = error.override.partition("=")
+        quoted = f"; a text with quotes, brackets, commas or = needs quotes of its own: '{key}=\"...\"'"
+        return f"{error.override}: must be key=value, key=a,b with -m, or 'key=[a,b]'{quoted if equals else ''}"
+    if several := re.match(r"Ambiguous value for argument '((.*?)=.*)'$", str(error).splitlines()[0]):
+        argument, key = several.groups()
+        forms = f"a list is '{key}=[a,b]', a text with a comma '{key}=\"a, b\"', and a sweep needs -m"
+        return f"{argument}: must be one value; {forms}"
     return str(error).splitlines()[0]
+
+
+def _explain_option() -> str | None:
+    """Returns the error for arguments that Hydra does not take, if there are any: --key value, and overrides that an
+    option divides."""
+    _, unknown = get_args_parser().parse_known_args()
+    if not unknown:
+        return None
+    first = unknown[0]
+    if not first.startswith("-"):
+        return f"{first}: must stand beside the other settings, after all options like -m"
+    key = first.lstrip("-").partition("=")[0]
+    return f"{first}: no such option; settings are written {key}=VALUE, without dashes (--help lists them)"
 
 
 def _refused_with_resume(arguments: Sequence[str]) -> str | None:
@@ -141,6 +166,21 @@ def _choices_with(key: str) -> str:
         if choices:
             return f"; {group}={' or '.join(choices)} has it"
     return ""
+
+
+def _namesakes(key: str, config: DictConfig) -> str:
+    """Returns, as the end of a sentence, the keys elsewhere in the config whose name is that of `key` or similar."""
+    elsewhere: dict[str, list[str]] = {}
+    groups = [("", OmegaConf.to_container(config))]
+    while groups:
+        prefix, group = groups.pop()
+        for name, value in group.items():
+            if prefix or name != "hydra":
+                elsewhere.setdefault(str(name), []).append(f"{prefix}{name}")
+                if isinstance(value, dict):
+                    groups.append((f"{prefix}{name}.", value))
+    similar = get_close_matches(key.rpartition(".")[2], elsewhere, n=1, cutoff=0.8)
+    return f"; similar: {', '.join(sorted(elsewhere[similar[0]]))}" if similar else ""
 
 
 def _explain_choice(arguments: Sequence[str]) -> str | None:

@@ -72,6 +72,7 @@ def test_another_value_error_is_no_users_mistake(monkeypatch):
     def fails():
         raise ValueError("a fault of ours")
 
+    monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr("scripts.console._full_error", False)
     with pytest.raises(ValueError, match="a fault of ours"):
@@ -182,6 +183,7 @@ def test_the_runs_tokenizer_is_written_whole_or_not_at_all(tmp_path, monkeypatch
 
 
 def test_a_command_leaves_hydras_switch_as_it_was(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.delenv(console.FULL_ERROR, raising=False)
     during = []
     console.run(lambda: during.append(os.environ.get(console.FULL_ERROR)))

@@ -115,6 +115,28 @@ COMMANDS = {
         ("scripts/probe.py", [A_FILE, "attention=growing_window"], "attention.patterns=[window_128,"),
         ("scripts/probe.py", ["checkpoint=x", "attention.schedule=[local]"], "attention.schedule=[local]: must be"),
         ("scripts/show_pattern.py", ["length=null"], "length=null"),
+        ("train.py", ["max_steps=3"], "max_steps: no such key; ... similar: trainer.max_steps"),
+        ("train.py", ["data.pth=x"], "data.pth: no such key; ... similar: data.path"),
+        ("train.py", ["--max_steps", "3"], "--max_steps: no such option; settings are written max_steps=VALUE"),
+        ("train.py", ["seed=1", "-m", "sweep=patterns"], "sweep=patterns: must stand beside the other settings"),
+        ("train.py", ["data=books/"], "data=books/: must be one of books, code, files"),
+        (
+            "train.py",
+            ["data/tokenizer=../tokenizer.json"],
+            "data/tokenizer=../tokenizer.json: must be one of bins, bpe",
+        ),
+        ("train.py", ["data=files,books"], "data=files,books: must be one value; ... a sweep needs -m"),
+        (
+            "scripts/evaluate.py",
+            ["checkpoint=a,b"],
+            "checkpoint=a,b: must be one value; a list is 'checkpoint=[a,b]', a",
+        ),
+        (
+            "scripts/generate.py",
+            ["prompt=a, b"],
+            "prompt=a, b: must be one value; ... a text with a comma 'prompt=\"a, b\"'",
+        ),
+        ("scripts/generate.py", ["prompt=What's up"], "prompt=What's up: must be key=value, ... 'prompt=\"...\"'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_before_a_folder_exists(command, overrides, key, tmp_path, monkeypatch, capsys):
