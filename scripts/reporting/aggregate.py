@@ -162,7 +162,10 @@ def make_rows(sweeps: Sequence[Sweep]) -> list[Row]:
         alone = list(places.values()).count(name) == 1
         label += " (lossy tokenizer)" * any(job.lossy for job in jobs)
         counted = [job for job in jobs if job.counted]
-        found = {key: [n for job in counted if (n := job.number(key)) is not None] for key in MEASURED}
+        found = {
+            key: over_seeds([(job.seed, n) for job in counted if (n := job.number(key)) is not None])
+            for key in MEASURED
+        }
         if found[BITS]:
             found[LOSS] = []
         if place in untimed:
@@ -183,6 +186,14 @@ def _place(sweep: Sweep) -> str:
     return str(sweep.folder) if sweep.name else ""
 
 
+def over_seeds(numbers: Sequence[Seeded]) -> list[float]:
+    """Returns the mean of each seed's runs: runs that repeat a seed are not independent. Those of unknown seeds are."""
+    found: dict[object, list[float]] = {}
+    for place, (seed, number) in enumerate(numbers):
+        found.setdefault(("unknown", place) if seed is None else seed, []).append(number)
+    return [statistics.fmean(each) for each in found.values()]
+
+
 def estimate(numbers: Sequence[float]) -> Estimate:
     """Returns mean and interval of at least one number."""
     mean, count = statistics.fmean(numbers), len(numbers)
@@ -198,8 +209,10 @@ def difference(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> Estimate | N
     if not ours or not theirs:
         return None
     if seeds := _common(ours, theirs):
-        return estimate([dict(ours)[seed] - dict(theirs)[seed] for seed in seeds])
-    ours, theirs = [number for _, number in ours], [number for _, number in theirs]
+        ours, theirs = ([each for each in numbers if each[0] in seeds] for numbers in (ours, theirs))
+        means = [over_seeds(sorted(numbers)) for numbers in (ours, theirs)]
+        return estimate([own - other for own, other in zip(*means, strict=True)])
+    ours, theirs = over_seeds(ours), over_seeds(theirs)
     mean, count = statistics.fmean(ours) - statistics.fmean(theirs), min(len(ours), len(theirs))
     if count < 2:
         return Estimate(mean, None, None, count)
@@ -226,10 +239,17 @@ def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | No
     sizes = np.array(found[0])
     if not sizes.any() or not same_text(jobs):
         return None
-    nats = np.array([job.evaluation["by_document"]["nats"] for job in jobs])
-    less = nats[: len(ours)].mean(0) - nats[len(ours) :].mean(0)
+    less = _nats_of(ours) - _nats_of(theirs)
     mean = (bits_per_byte if jobs[0].quality == BITS else per_token)(less, sizes)
     return Paired(*mean, len(less), int((less < 0).sum()))
+
+
+def _nats_of(jobs: Sequence[Job]) -> np.ndarray:
+    """Returns the nats of each document, `[documents]`: the mean over the seeds of the jobs."""
+    by_document = zip(*(job.evaluation["by_document"]["nats"] for job in jobs), strict=True)
+    return np.array(
+        [statistics.fmean(over_seeds([*zip((job.seed for job in jobs), each, strict=False)])) for each in by_document]
+    )
 
 
 def _common(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> list[int]:

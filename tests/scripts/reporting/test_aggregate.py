@@ -83,6 +83,16 @@ def test_seeds_that_one_row_lacks_do_not_count():
     assert found.mean == pytest.approx(-0.5) and found.low is None and found.count == 1
 
 
+def test_runs_that_repeat_a_seed_count_as_one_seed():
+    found = difference([(1, 1.0), (2, 5.0), (1, 2.0)], [(1, 1.0), (2, 4.0)])
+    assert (found.mean, found.count) == (pytest.approx(0.75), 2)
+    jobs = [job("window", 1, 1.0), job("window", 1, 2.0), job("window", 2, 5.0)]
+    (row,) = make_rows([Sweep("s", Path("s"), tuple(jobs))])
+    assert (row.values["bits_per_byte"].mean, row.values["bits_per_byte"].count) == (3.25, 2)
+    unknown = difference([(None, 1.0), (None, 2.0)], [(1, 0.0), (2, 0.0)])
+    assert (unknown.mean, unknown.count) == (1.5, 2)
+
+
 def test_the_documents_of_the_seeds_of_both_are_compared():
     def judged(seed, *nats):
         row = {"bits_per_byte": 1.0, "documents_digest": "d", "by_document": {"nats": nats, "bytes": [100, 100]}}
