@@ -19,8 +19,12 @@ def check_consistency(pattern: Pattern, block: int) -> None:
 
     Patterns that compute or choose their keys (`is_mask` is False) are not checked. `block`: the size of a tile.
     """
-    if not pattern.is_mask:
-        return
+    if pattern.is_mask:
+        with torch.device("cpu"):  # a caller that builds a model without memory has the device meta as its default
+            _check(pattern, block)
+
+
+def _check(pattern: Pattern, block: int) -> None:
     query, key = QUERIES[:, None], torch.arange(LENGTH)[None]
     seen = pattern.visible(query, key, key + 1)
     if seen.dtype != torch.bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from torch import Tensor
 
 from configs.build import ConfigError, build_plan
@@ -70,3 +71,8 @@ def test_a_config_with_such_a_pattern_is_refused_with_its_key():
     attention = {"schedule": ["log"], "block": 128, "backend": "auto"}
     with pytest.raises(ConfigError, match=r"^attention\.patterns\.log\.candidates: must cover every visible key"):
         build_plan(attention | {"patterns": {"log": {"_target_": f"{__name__}.Powers", "reach": 64}}})
+
+
+def test_the_check_runs_where_models_are_built_without_memory():
+    with torch.device("meta"), pytest.raises(ValueError, match="candidates: must cover"):
+        check_consistency(Powers(reach=64), 128)
