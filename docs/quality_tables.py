@@ -17,6 +17,8 @@ def extension_table(sweep: str, timed: bool = False, unit: str = OF_TEXT[BITS]) 
     rows = {label: row for label, row in report_rows(sweep).items() if row["bits_per_byte"]}  # those that are done
     attention = float(rows["dense"]["attention_flops_per_token"])
     number = lambda row, key: float(row[key] or "nan")  # noqa: E731
+    tokens = [number(row, "train_tokens") for row in rows.values()]
+    unequal = max(tokens) > 1.1 * min(tokens)
     cells = []
     for row in sorted(rows.values(), key=lambda row: number(row, "bits_per_byte")):
         quality, high = number(row, "bits_per_byte"), number(row, "bits_per_byte_high")
@@ -38,6 +40,7 @@ def extension_table(sweep: str, timed: bool = False, unit: str = OF_TEXT[BITS]) 
                 "attention FLOPs / dense": f"{number(row, 'attention_flops_per_token') / attention:.2f}",
             }
             | ({"step time (ms)": f"{1e3 * number(row, 'step_seconds'):.0f}"} if timed else {})
+            | ({"tokens (millions)": f"{number(row, 'train_tokens') / 1e6:.0f}"} if unequal else {})
         )
     return markdown(cells)
 
@@ -89,38 +92,6 @@ def _evaluated(sweep: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         if job["role"] != "first stage" and job["state"] == "done":
             (row,) = read(f"{sweep}/{job['folder']}/evaluation.json")["rows"]
             yield job, row
-
-
-def recall_losses(attempt: int) -> str:
-    """Returns the last validation losses of the runs that learned recall tasks, in the order of their stages."""
-    rows = [
-        {
-            "run": row["run"],
-            "length": f"{row['length']:,}",
-            "tokens (millions)": f"{row['tokens'] / 1e6:.0f}",
-            "answers (nats per token)": f"{row['answers']:.3f}",
-            "novels (bits per byte)": f"{row['novels']:.3f}",
-        }
-        for row in read("recall_h200.json")["rows"]
-        if row["attempt"] == attempt
-    ]
-    return markdown(rows)
-
-
-def pass_keys() -> str:
-    """Returns how many pass keys the patterns found, by the length of the text, without those at its end."""
-    found: dict[str, dict[int, tuple[int, int]]] = {}
-    for row in read("recall_h200.json")["recall"]:
-        if row["task"] == "passkey" and row["depth"] < 1:
-            right, answers = found.setdefault(row["run"], {}).get(row["length"], (0, 0))
-            found[row["run"]][row["length"]] = right + row["right"], answers + row["answers"]
-    lengths = sorted({length for counts in found.values() for length in counts})
-    return markdown(
-        [
-            {"pattern": run} | {f"{n:,} tokens": "{} of {}".format(*counts[n]) if n in counts else "-" for n in lengths}
-            for run, counts in found.items()
-        ]
-    )
 
 
 def sweep_table(sweep: str) -> str:
