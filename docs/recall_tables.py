@@ -25,8 +25,7 @@ def recall_answers() -> str:
         stages = [row for row in read(STAGES)["stages"] if (row["pattern"], row["seed"]) == (pattern, seed)]
         found = _answers(pattern=pattern, seed=seed, trained=TRAINED, length=TRAINED)
         tasks = {
-            f"pass key, {length:,}": _pass_keys(pattern, seed, TRAINED, length)
-            for length in (4096, 16384, TRAINED)
+            f"pass key, {length:,}": _pass_keys(pattern, seed, TRAINED, length) for length in (4096, 16384, TRAINED)
         } | {
             "8 pairs": [row for row in found if row["task"] == "associative_recall"],
             "one of 4 keys": [row for row in found if row["task"] in ("needle_multikey", "needle_multiquery")],

@@ -95,8 +95,8 @@ def measured() -> str:
         (
             "answers about facts in 1,048,576 tokens of novels, after training at 65,536 (`model=tiny`, windows of 64 and "
             "one full layer without rotary embeddings, two seeds)",
-            f"{found_facts('hybrid, NoPE', 1048576)} right; in 65,536 tokens {found_facts('hybrid, NoPE', 65536)}, dense "
-            f"attention {found_facts('dense', 65536)}, windows alone {found_facts('window', 65536)}",
+            f"{found_facts('hybrid, NoPE', 1048576)} right; in 65,536 tokens {found_facts('hybrid, NoPE', 65536)}, "
+            f"dense attention {found_facts('dense', 65536)}, windows alone {found_facts('window', 65536)}",
             "[quality.md](docs/quality.md#recall-to-a-million-tokens)",
         ),
         (

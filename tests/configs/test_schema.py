@@ -140,10 +140,11 @@ OPTIONAL = ("trust", "output")
 """Keys that their command takes out of the config before the checks."""
 
 
+RECALL = ("recall", "recall_start")
 EXCEPTIONS = (
     ("data=hub", "data.path", "nonsense"),
-    *((f"data={each}", "data.path", None) for each in ("code", "mixture", "stdlib", "recall", "recall_start", "retrieval")),
-    *((f"data={each}", "data.validation_sequences", None) for each in ("recall", "recall_start", "retrieval")),
+    *((f"data={each}", "data.path", None) for each in ("code", "mixture", "stdlib", *RECALL, "retrieval")),
+    *((f"data={each}", "data.validation_sequences", None) for each in (*RECALL, "retrieval")),
     ("data=retrieval", "data.source.tasks.retrieval", None),
     *((f"data={each}", "data.source.parts", None) for each in ("genome", "strains")),
 )
@@ -153,7 +154,7 @@ the only task; each sequence of a genome in one split."""
 EARLIER = ("data.source.extensions", "data.source.split_by")
 EARLIER += ("data.source.near_duplicates", "data.source.tokens_at_a_time", "data.source.pairs")
 EARLIER += ("data.source.streaming", "data.source.streams", "data.source.held_out_documents")
-EARLIER += tuple((f"data={each}", "data.source.text_column") for each in ("recall", "recall_start", "retrieval"))
+EARLIER += tuple((f"data={each}", "data.source.text_column") for each in (*RECALL, "retrieval"))
 EARLIER += tuple((f"data={each}", "data.source.parts") for each in ("genome", "strains"))
 """Keys, some of one choice alone, that saved configs of earlier versions lack: the class has the value of those."""
 
