@@ -21,7 +21,7 @@ from docs.quality_tables import (
     sweep_table,
 )
 from docs.recall_tables import found_facts, pass_keys, recall_answers, recall_beyond, recall_learning
-from docs.result_files import read, report_rows, table, where
+from docs.result_files import read, report_rows, table
 from docs.training_tables import (
     context_parallel,
     data_parallel,
@@ -93,8 +93,8 @@ def measured() -> str:
             "[quality.md](docs/quality.md)",
         ),
         (
-            "answers about facts in 1,048,576 tokens of novels, after training at 65,536 (`model=tiny`, windows of 64 and "
-            "one full layer without rotary embeddings, two seeds)",
+            "answers about facts in 1,048,576 tokens of novels, after training at 65,536 (`model=tiny`, windows of 64 "
+            "and one full layer without rotary embeddings, two seeds)",
             f"{found_facts('hybrid, NoPE', 1048576)} right; in 65,536 tokens {found_facts('hybrid, NoPE', 65536)}, "
             f"dense attention {found_facts('dense', 65536)}, windows alone {found_facts('window', 65536)}",
             "[quality.md](docs/quality.md#recall-to-a-million-tokens)",
