@@ -246,10 +246,9 @@ def paired_difference(ours: Sequence[Job], theirs: Sequence[Job]) -> Paired | No
 
 def _nats_of(jobs: Sequence[Job]) -> np.ndarray:
     """Returns the nats of each document, `[documents]`: the mean over the seeds of the jobs."""
+    seeds = [job.seed for job in jobs]
     by_document = zip(*(job.evaluation["by_document"]["nats"] for job in jobs), strict=True)
-    return np.array(
-        [statistics.fmean(over_seeds([*zip((job.seed for job in jobs), each, strict=False)])) for each in by_document]
-    )
+    return np.array([statistics.fmean(over_seeds([*zip(seeds, nats, strict=True)])) for nats in by_document])
 
 
 def _common(ours: Sequence[Seeded], theirs: Sequence[Seeded]) -> list[int]:
