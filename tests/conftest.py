@@ -18,12 +18,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Several test processes side by side get a thread each: threads that wait for one another on a busy machine are slower
-# than none. Commands that tests start inherit it.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-
 from hypothesis import HealthCheck, settings
 from omegaconf import OmegaConf
 
@@ -31,6 +25,11 @@ import configs  # noqa: F401
 from tests import compositions
 
 compositions.remember()
+
+# Every test process has one thread. Bitwise comparisons then do not depend on the number of free cores; and on a busy
+# machine, threads that wait for one another are many times slower than one. Commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 # Tests train on the CPU, on a machine with a GPU too, unless they ask for it.
 OmegaConf.register_new_resolver("on_gpu", lambda gpu, cpu: cpu, replace=True)

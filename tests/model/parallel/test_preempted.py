@@ -23,10 +23,7 @@ def test_a_preempted_job_ends_with_the_bits_of_one_that_never_stopped(tmp_path):
     log = job.stderr()
     assert "SIGUSR2: finishing this step" in log
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     training.train(tmp_path / "straight", **SETTINGS)
-    torch.set_num_threads(threads)
     found, expected = (read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("run", "straight"))
     torch.testing.assert_close(found["state_dict"], expected["state_dict"], rtol=0, atol=0)
     states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (found, expected)]

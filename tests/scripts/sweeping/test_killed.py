@@ -13,16 +13,8 @@ JOBS = ("sweep=patterns", "attention=window", "attention.patterns.local.width=16
         "trainer.validate_every=40", "trainer.save_every=4")  # fmt: skip
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow  # two processes, which import everything, and three sweeps of two jobs
-def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, small, reports, one_thread, capsys):
+def test_a_sweep_that_was_killed_and_stopped_ends_with_the_same_table(tmp_path, small, reports, capsys):
     jobs = (*JOBS, *(each for each in small if not each.startswith("trainer.") or "log_every" in each))
     assert run_sweep(tmp_path / "undisturbed", *jobs) == 0
     folder = tmp_path / "disturbed" / "patterns"
