@@ -95,7 +95,7 @@ def fit(
     in each case.
 
     Args:
-        datamodule: batches, and the units of their losses, as data.DataModule has them.
+        datamodule: batches, the units of their losses and the tokens of a pass, as data.DataModule has them.
         folder: the run's folder; metrics.csv, summary.json and checkpoints/ are written there.
         max_steps: optimizer steps of the whole run, and the end of the learning-rate schedule; None for no limit.
         max_seconds: measured seconds of training of the whole run (run_length.py), which the schedule then follows;

@@ -72,6 +72,7 @@ class Data(lightning.LightningDataModule):
     """Each step trains on the same BATCH sequences, on however many ranks."""
 
     units = OF_TEXT
+    tokens_per_pass = None
 
     def __init__(self) -> None:
         super().__init__()
