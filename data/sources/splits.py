@@ -49,7 +49,8 @@ def split_by_size(groups: Iterable[Mapping[str, int]]) -> dict[str, str]:
     """Returns the split of each document: validation and test get about 5 % of the bytes each.
 
     Groups are taken in the order of a hash of their names. A group larger than 1 % of all goes to train, so that no few
-    documents decide a score. If that leaves less than 1 % for validation or test, it is the group nearest to 5 %.
+    documents decide a score. If that leaves less than 1 % for validation or test, it is the group nearest to 5 %: not
+    the largest one, and none below 0.1 % (an empty file, for example) while there are others.
 
     groups: bytes of documents by name; a group stays together. There must be at least three groups.
     """
@@ -67,7 +68,9 @@ def split_by_size(groups: Iterable[Mapping[str, int]]) -> dict[str, str]:
                 filled += size[index]
                 chosen[split].append(index)
         if filled < largest:
-            chosen[split] = [min(left, key=lambda index: abs(size[index] - share))]
+            largest_left = max(left, key=size.__getitem__)
+            worth = [index for index in left if index != largest_left and size[index] * 1000 >= sum(size)]
+            chosen[split] = [min(worth or left, key=lambda index: abs(size[index] - share))]
         left = [index for index in left if index not in chosen[split]]
     chosen["train"] = left
     return {name: split for split, indices in chosen.items() for index in indices for name in ordered[index]}

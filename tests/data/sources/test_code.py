@@ -152,6 +152,11 @@ def test_splits_by_size():
     assert all(0.04 < held_out / sum(sizes.values()) <= 0.05 for held_out in share.values())
     assert splits["giant"] == "train"
     assert split_by_size([{name: sizes[name]} for name in reversed(sizes)]) == splits
+    # An empty or tiny document is no split of its own while there are others, and the largest one is for training.
+    sizes = {"a": 300, "b": 200_000, "c": 0, "d": 200_001, "e": 200_002}
+    splits = split_by_size([{name: size} for name, size in sizes.items()])
+    assert {splits["b"], splits["d"]} == {"validation", "test"} and splits["a"] == splits["c"] == splits["e"] == "train"
+    assert sorted(split_by_size([{"a": 1}, {"b": 1_000_000}, {"c": 1}]).values()) == ["test", "train", "validation"]
     # Of few documents, those that come nearest to 5 % are held out.
     assert split_by_size([{"a": 90}, {"b": 1}, {"c": 7}, {"d": 60}]) == {
         "a": "train",
