@@ -25,10 +25,11 @@ class BadDocuments:
         self.count = 0
         self.examples: list[str] = []
 
-    def add(self, place: str, found: object, accepted: str) -> None:
+    def add(self, place: str, found: object, accepted: str, repairable: bool = False) -> None:
         """Counts a bad document.
 
-        place: its file, with its line or row. found: what is there. accepted: what should be there.
+        place: its file, with its line or row. found: what is there. accepted: what should be there. repairable: whether
+        `replace` would keep it.
 
         Raises:
             CorpusError: the policy is not `skip`.
@@ -37,14 +38,15 @@ class BadDocuments:
         if self.policy != "skip":
             raise CorpusError(
                 f"data.path={self.path}: must hold {accepted} in {place}, and holds {found}; data.on_bad_document=skip"
-                " skips such documents"
+                f" skips such documents{', and replace writes U+FFFD for such bytes' if repairable else ''}"
             )
         self._count(place, found)
 
     def repair(self, place: str, text: str) -> str | None:
         """Returns a text with U+FFFD for each lone surrogate and counts the document, if the policy is `replace`; None
-        otherwise. Readers decode bytes that are not UTF-8 to lone surrogates (`surrogateescape`)."""
-        if self.policy != "replace":
+        otherwise, and for UTF-16 and binary files. Readers decode bytes that are not UTF-8 to lone surrogates
+        (`surrogateescape`)."""
+        if self.policy != "replace" or not is_repairable(text):
             return None
         self._count(place, fault_of_text(text))
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -63,10 +65,15 @@ class BadDocuments:
 def describe_bad(bad: dict[str, Any]) -> str:
     """Returns a `BadDocuments.summary` as a sentence."""
     more = ", ..." if bad["documents"] > len(bad["examples"]) else ""
-    done = (
-        "have U+FFFD in place of bytes that are not UTF-8" if bad.get("replaced") else "cannot be read and are skipped"
-    )
-    return f"{bad['documents']} documents {done}: {', '.join(bad['examples'])}{more}"
+    documents, has, are = ("document", "has", "is") if bad["documents"] == 1 else ("documents", "have", "are")
+    replaced = f"{has} U+FFFD in place of bytes that are not UTF-8"
+    done = replaced if bad.get("replaced") else f"cannot be read and {are} skipped"
+    return f"{bad['documents']} {documents} {done}: {', '.join(bad['examples'])}{more}"
+
+
+def is_repairable(value: object) -> bool:
+    """Whether a text that is not UTF-8 is a text. UTF-16 and most binary files (.epub, .pdf) have a NUL somewhere."""
+    return isinstance(value, str) and "\0" not in value
 
 
 def fault_of_text(value: object) -> str | None:
@@ -77,6 +84,8 @@ def fault_of_text(value: object) -> str | None:
         except UnicodeEncodeError as error:
             code = ord(value[error.start])
             if 0xDC80 <= code <= 0xDCFF:  # `surrogateescape`
+                if not is_repairable(value):
+                    return "NULs and bytes that are not UTF-8, as UTF-16 and binary files have"
                 return f"the byte 0x{code - 0xDC00:02x} at character {error.start}, which is not UTF-8"
             return f"text with half a character, \\u{code:04x}"
         return None

@@ -11,8 +11,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .archives import ARCHIVES, UNREADABLE, members
-from .bad_documents import BadDocuments, fault_of_text
-from .tables import READERS
+from .bad_documents import BadDocuments, fault_of_text, is_repairable
+from .tables import READERS, fasta
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -91,22 +91,28 @@ def _read(
 ) -> Iterator[dict[str, str]]:
     stream = decompressed(compressed, file.suffix.lower())
     if kind not in READERS:
-        text = checked(stream.read().decode("utf-8", "surrogateescape"), None, name, "a UTF-8 text", bad)
+        text = checked(stream.read().decode("utf-8", "surrogateescape"), None, name, "a UTF-8 text", bad, replaces=True)
         if text is not None:
             yield {"name": name, "text": text}
         return
+    accepted = "a sequence of DNA" if READERS[kind] is fasta else f"a string in the field {text_column},"
     for row, (place, value, fault) in enumerate(READERS[kind](stream, name, text_column, bad)):
-        text = checked(value, fault, f"{name}, {place}", f"a string in the field {text_column},", bad)
+        text = checked(value, fault, f"{name}, {place}", accepted, bad, replaces=True)
         if text is not None:
             yield {"name": f"{name}:{row}", "text": text}
 
 
-def checked(value: Any, fault: str | None, place: str, accepted: str, bad: BadDocuments) -> str | None:
-    """Returns a document's text, with U+FFFD where `bad` replaces bytes that are not UTF-8; None if it is skipped."""
+def checked(
+    value: Any, fault: str | None, place: str, accepted: str, bad: BadDocuments, replaces: bool = False
+) -> str | None:
+    """Returns a document's text, with U+FFFD where `bad` replaces bytes that are not UTF-8; None if it is skipped.
+
+    replaces: whether the source accepts `data.on_bad_document=replace`.
+    """
     if fault := fault or fault_of_text(value):
         repaired = bad.repair(place, value) if isinstance(value, str) else None
         if repaired is None:
-            bad.add(place, fault, accepted)
+            bad.add(place, fault, accepted, repairable=replaces and is_repairable(value))
         return repaired
     return value
 

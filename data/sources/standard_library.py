@@ -39,7 +39,8 @@ class StandardLibrary(Source):
         root = self._root(path)
         if not (root / "abc.py").is_file():
             raise CorpusError(
-                f"data.path={root}: must be the library folder of a Python, with abc.py, or null for this Python's"
+                f"data.path={root}: must be the library folder of a Python, with abc.py, or null for this Python's;"
+                " data=files reads documents of your own"
             )
 
     def identity(self, path: str | None, cache: Path | None = None) -> dict:

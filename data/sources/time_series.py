@@ -162,6 +162,7 @@ class TimeSeries(Source):
                 delimiter = "\t" if kind_of(file, self.extensions) == ".tsv" else ","
                 reader = csv.reader(text, delimiter=delimiter, strict=True)
                 columns = next(reader, [])
+                _check_delimiter(columns, delimiter, name)
                 for row in reader:
                     if len(row) != len(columns):
                         found = f"{len(row)} fields instead of {len(columns)}"
@@ -181,9 +182,8 @@ class TimeSeries(Source):
             values = np.array([_number(cell) for cell in cells])
             wrong = np.flatnonzero(~np.isfinite(values))
             if len(wrong):
-                place = f"{name}, line {lines[wrong[0]]}"
-                but = f"data.source.time_column={self.time_column} alone has none"
-                accepted = f"a finite number in every row of {column} ({but})"
+                place = f"{name}, line {lines[wrong[0]]}, column {column}"
+                accepted = f"a finite number in every row (data.source.time_column={self.time_column} alone has none)"
                 bad.add(place, repr(cells[wrong[0]]), accepted)
             else:
                 yield Series(f"{name}:{column}", values, ends)
@@ -208,6 +208,16 @@ class TimeSeries(Source):
         if ends[-1] < rows:
             log.info(f"{name}: {rows - ends[-1]:,} of {rows:,} rows come after the test part and are not read")
         return dict(zip(SPLITS, ends, strict=True))
+
+
+def _check_delimiter(columns: Sequence[str], delimiter: str, name: str) -> None:
+    """Raises CorpusError if the first line of a file is one column and has another delimiter."""
+    if len(columns) == 1 and any(other in columns[0] for other in ",;\t"):
+        accepted = "commas (tabs in a .tsv)" if delimiter == "," else "tabs (commas in a .csv)"
+        raise CorpusError(
+            f"data.path={name}: must have {accepted} between its columns and a point in 1.5, and its first line is"
+            f" {columns[0]!r}"
+        )
 
 
 def _warn_of_order(name: str, column: str, cells: Sequence[str], lines: Sequence[int]) -> None:

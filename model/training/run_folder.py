@@ -90,7 +90,10 @@ class RunFolder:
         if not folder.path.is_dir():
             raise RunFolderError(f"no such run folder: {path}")
         if not folder.config_file.is_file():
-            raise RunFolderError(f"{path} is not a run folder: it holds no config.yaml")
+            model = (
+                f"; a model in Hugging Face's format is hf:{path}" if (folder.path / "config.json").is_file() else ""
+            )
+            raise RunFolderError(f"{path} is not a run folder: it holds no config.yaml{model}")
         return folder
 
     @classmethod

@@ -190,6 +190,17 @@ def test_bytes_that_are_not_utf8_are_replaced_and_counted(place, tmp_path, caplo
         source.load(str(place), tmp_path / "arrow2", BadDocuments("replace", str(place)))
 
 
+@pytest.mark.parametrize("content", ["A café.".encode("utf-16"), b"PK\x03\x04\x14\x00\xff"], ids=["UTF-16", "binary"])
+def test_a_file_that_is_no_text_in_bytes_is_not_repaired(content, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+    for policy in ("error", "replace"):
+        with pytest.raises(CorpusError, match=r"in a\.txt, and holds NULs .*=skip skips such documents$"):
+            Files("text", (".txt",)).load(str(tmp_path), tmp_path / "arrow", BadDocuments(policy, str(tmp_path)))
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(CorpusError, match=r"the byte 0xe9 .* skips such documents, and replace writes U"):
+        Files("text", (".txt",)).load(str(tmp_path), tmp_path / "arrow", STRICT)
+
+
 def test_a_source_that_replaces_no_bytes_refuses_the_policy(place, tmp_path):
     for source in (Hub(None, "train", None, "text"), Code((".py",), 1, False)):
         with pytest.raises(CorpusError, match=r"^data\.on_bad_document=replace: must be error or skip, "):
@@ -205,7 +216,7 @@ def test_the_documents_of_an_evaluation_are_counted(place, caplog):
     documents = InMemoryDocuments.load(Files("text"), str(place), Bytes(), "skip", "test")
     assert sorted(documents.names) == ["good.txt", "null.jsonl:1"]
     assert documents.left_out == {"unreadable": 1, "empty": 1}
-    assert "1 documents cannot be read" in caplog.text and "1 of 3 documents are empty" in caplog.text
+    assert "1 document cannot be read and is skipped" in caplog.text and "1 of 3 documents are empty" in caplog.text
 
 
 def test_a_validation_split_that_serves_as_test_is_evaluated_once(books):

@@ -61,7 +61,9 @@ def test_training_reads_both_strands(genomes, tmp_path):
 
 def test_a_protein_is_one_line_or_is_skipped(genomes, tmp_path):
     (genomes / "train" / "c.fa").write_bytes(b">protein of a\nACGTE\n>dna\nGG\n")
-    with pytest.raises(CorpusError, match=r"must hold .* in train/c\.fa, record 0 \(protein of a\), and holds .*'E'"):
+    with pytest.raises(
+        CorpusError, match=r"must hold a sequence of DNA in train/c\.fa, record 0 \(protein of a\), and holds .*'E'"
+    ):
         genome().load(str(genomes), tmp_path / "arrow", BadDocuments("error", str(genomes)))
     bad = BadDocuments("skip", str(genomes))
     documents = by_name(genome().load(str(genomes), tmp_path / "arrow2", bad))

@@ -63,7 +63,8 @@ def test_shares_and_compressed_files(table):
 def test_a_value_that_is_no_number_is_one_line_or_its_series_is_skipped(table, tmp_path, caplog):
     table.write_text(table.read_text().replace("10:00", "").replace("-2,10", "-2,NA"))
     with pytest.raises(
-        CorpusError, match=r"a finite number in every row of two .* in power\.csv, line 3, and holds 'NA'; data\.on_bad"
+        CorpusError,
+        match=r"a finite number in every row .* in power\.csv, line 3, column two, and holds 'NA'; data\.on_bad",
     ):
         source().load(str(table), tmp_path / "arrow", STRICT)
     bad = BadDocuments("skip", str(table))
@@ -72,6 +73,21 @@ def test_a_value_that_is_no_number_is_one_line_or_its_series_is_skipped(table, t
     table.write_text(table.read_text() + "2020-01-02 01:00,7\n")
     with pytest.raises(CorpusError, match=r"line 11, and holds 2 fields instead of 3"):
         list(source().read(str(table), STRICT))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "must"),
+    [
+        (".csv", "date;one\n2020;1,5\n", "must have commas between .* first line is 'date;one'"),
+        (".csv", "date\tone\n2020\t1\n", "must have commas"),
+        (".tsv", "date,one\n2020,1\n", "must have tabs"),
+    ],
+)
+def test_another_delimiter_is_named(suffix, text, must, tmp_path):
+    file = tmp_path / f"power{suffix}"
+    file.write_text(text)
+    with pytest.raises(CorpusError, match=must):
+        list(TimeSeries((suffix,), "date", (4, 2, 2)).read(str(file), STRICT))
 
 
 @pytest.mark.parametrize(

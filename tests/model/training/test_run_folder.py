@@ -46,7 +46,10 @@ def test_a_run_is_not_overwritten(tmp_path):
 def test_open_says_what_is_wrong(tmp_path):
     with pytest.raises(RunFolderError, match="no such run folder"):
         RunFolder.open(tmp_path / "nowhere")
-    with pytest.raises(RunFolderError, match=r"is not a run folder: it holds no config\.yaml"):
+    with pytest.raises(RunFolderError, match=r"is not a run folder: it holds no config\.yaml$"):
+        RunFolder.open(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(RunFolderError, match=f"; a model in Hugging Face's format is hf:{tmp_path}$"):
         RunFolder.open(tmp_path)
 
 
