@@ -83,7 +83,8 @@ def recall_learning(millions: Sequence[int]) -> str:
 
 
 def found_facts(pattern: str, length: int) -> str:
-    """Returns the right answers of a pattern's models after the last stage, over all tasks that one of them can do."""
+    """Returns the right answers of a pattern's models after the last stage, over the tasks whose answer is one number.
+    No model can do the other one, `needle_multivalue`."""
     rows = _answers(pattern=pattern, trained=TRAINED, length=length)
     return _counts([row for row in rows if row.get("depth") != 1 and row["task"] != "needle_multivalue"])
 
