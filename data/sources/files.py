@@ -57,6 +57,7 @@ class Files(Source):
 
     replaces = True
     several_paths = True
+    more_splits = "data.source.split_by=folder divides three or more of them by size; or " + Source.more_splits
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import shutil
 import signal
 
 import pytest
+from omegaconf import OmegaConf
 
 from configs.checks import check_evaluate, check_generate
 from configs.errors import ConfigError
@@ -261,3 +262,9 @@ def test_a_librarys_warning_is_written_once(monkeypatch):
         logger.info("and what is only for %s", logger.name)
     lines = ["from noisy_library", "from quiet_library", "from farsight", "and what is only for farsight"]
     assert shown.getvalue().splitlines() == lines
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "export", "probe", "preflight", "show_pattern"])
+def test_help_begins_with_what_the_command_does(name):
+    header = OmegaConf.load(console.CONFIGS / f"{name}.yaml").hydra.help.header
+    assert re.match(r"[A-Z][a-z]+s .*\. ?.*docs/", header, re.DOTALL) and "configs/ explain each key" in header

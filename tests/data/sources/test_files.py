@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data import CorpusError, Files, Hub
+from data import CorpusError, Files, Hub, prepare
+from data.tokenizers import Bytes
 from tests.data.sources.rows import STRICT, by_name
 
 BOOKS = Path(__file__).parents[4] / "shared" / "data" / "books.tar.xz"
@@ -175,3 +176,14 @@ def test_real_books_keep_their_splits(tmp_path):
     assert {"train", "validation", "test"} == set(files)
     splits = Files("text").load(str(tmp_path / "books"), tmp_path / "arrow", STRICT)
     assert min(len(text) for text in splits["train"]["text"][:2]) > 10_000
+
+
+def test_three_documents_can_be_divided_by_size(tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.txt").write_text(name * 9)
+    with pytest.raises(
+        CorpusError, match=r"none .*; data\.source\.split_by=folder divides three or more of them by size"
+    ):
+        prepare(Files("text", split_by="content"), str(tmp_path), Bytes(), 0, tmp_path / "cache", "error")
+    divided = Files("text", split_by="folder").load(str(tmp_path), tmp_path / "arrow", STRICT)
+    assert {split: len(rows) for split, rows in divided.items()} == {"train": 1, "validation": 1, "test": 1}
