@@ -64,6 +64,8 @@ def measure_recall(
         except (CorpusError, TypeError) as error:
             raise ConfigError(f"recall.tasks.{case.task} at recall.lengths={case.length}: {error}") from None
 
+    for case in {case.task: case for case in reversed(cases)}.values():  # the shortest of each task: one that does not
+        task(case, np.random.default_rng(config["seed"]))  # fit is refused before the others are asked
     rows = []
     total = settings["samples"] * sum(case.length for case in cases)
     with progress_bar(f"{run.label}, recall", total) as progress, autocast(run.model, run.precision):

@@ -179,3 +179,10 @@ def test_distances_of_retrieval_are_octaves(run):
     assert longest > 350 and nearer == [longest // 4, longest // 2]
     with pytest.raises(ConfigError, match=r"^recall\.lengths=40: must be long enough for recall\.tasks\.retrieval"):
         evaluate(compose(f"checkpoint={run}", *RETRIEVAL, "recall.lengths=[40]", config_name="evaluate"))
+
+
+def test_a_task_that_does_not_fit_is_refused_before_the_others_are_asked(run, caplog):
+    settings = (f"checkpoint={run}", "recall.lengths=[300]", "recall.tasks.needle_multivalue.values=40")
+    with caplog.at_level("INFO"), pytest.raises(ConfigError, match=r"needle_multivalue at recall\.lengths=300: .* at le"):
+        recall(*settings)
+    assert "answers" not in caplog.text
