@@ -183,6 +183,6 @@ def test_distances_of_retrieval_are_octaves(run):
 
 def test_a_task_that_does_not_fit_is_refused_before_the_others_are_asked(run, caplog):
     settings = (f"checkpoint={run}", "recall.lengths=[300]", "recall.tasks.needle_multivalue.values=40")
-    with caplog.at_level("INFO"), pytest.raises(ConfigError, match=r"needle_multivalue at recall\.lengths=300: .* at le"):
+    with caplog.at_level("INFO"), pytest.raises(ConfigError, match=r"needle_multivalue at recall\.lengths=300: "):
         recall(*settings)
     assert "answers" not in caplog.text
