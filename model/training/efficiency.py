@@ -243,7 +243,7 @@ class Efficiency(Callback):
             "tokens_per_second": sum(window["tokens"] for window in self.windows) / seconds if seconds else None,
             "step_seconds": statistics.median(w["step_seconds"] for w in self.windows) if self.windows else None,
             "peak_memory_bytes": self._peak_memory(),
-            "other_processes_bytes": self.other_bytes,
+            "memory_bytes_of_others": self.other_bytes,
             **{key: time_average(key) for key in SESSION_RATIOS},
             **self._mean_costs(),
             "train_tokens": self.train_tokens,

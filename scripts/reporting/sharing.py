@@ -22,7 +22,7 @@ OF_LIBRARIES = 3 << 30
 def used_by_others(summaries: Iterable[Mapping[str, Any]]) -> bool:
     """Returns whether another process used the GPU of any of the runs while it trained. Summaries of earlier versions
     do not record it."""
-    return any((summary.get("other_processes_bytes") or 0) > OF_LIBRARIES for summary in summaries)
+    return any((summary.get("memory_bytes_of_others") or 0) > OF_LIBRARIES for summary in summaries)
 
 
 def shared_a_device(jobs: Iterable[JobEntry]) -> bool:

@@ -48,12 +48,12 @@ def test_a_callback_that_saves_within_a_logged_step_stops_no_run(tmp_path):
 
 
 def test_the_most_memory_of_other_processes_is_recorded_over_all_sessions(tmp_path, monkeypatch):
-    assert train(tmp_path / "cpu", max_steps=1).summary["other_processes_bytes"] is None
+    assert train(tmp_path / "cpu", max_steps=1).summary["memory_bytes_of_others"] is None
     found = iter([5, 9])
     monkeypatch.setattr(efficiency, "bytes_of_others", lambda device: next(found, 7))
     for steps in (4, 6):
-        assert train(tmp_path, resume=steps > 4, max_steps=steps).summary["other_processes_bytes"] == 9
-    assert train(tmp_path / "other", max_steps=1).summary["other_processes_bytes"] == 7
+        assert train(tmp_path, resume=steps > 4, max_steps=steps).summary["memory_bytes_of_others"] == 9
+    assert train(tmp_path / "other", max_steps=1).summary["memory_bytes_of_others"] == 7
 
 
 def test_a_run_too_short_to_measure_says_so(tmp_path):

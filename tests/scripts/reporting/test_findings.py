@@ -333,7 +333,7 @@ def test_times_of_jobs_that_shared_a_gpu_with_another_process_are_left_out(tmp_p
     folder = make_sweep(tmp_path / "s", ["dense", "window"], [1])
     runs = sorted(file.parent for file in folder.glob("*/summary.json"))
     summary = json.loads((runs[1] / "summary.json").read_text())
-    (runs[1] / "summary.json").write_text(json.dumps(summary | {"other_processes_bytes": others}))
+    (runs[1] / "summary.json").write_text(json.dumps(summary | {"memory_bytes_of_others": others}))
     check_times(gather([folder] if launched == "together" else runs), compare)
 
 
