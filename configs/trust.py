@@ -118,7 +118,8 @@ def _import(key: str, target: object, base: type) -> object:
 
 
 def _load(key: str, target: str, accepted: str) -> object:
-    """Returns the object of an import path. Whatever its module raises becomes a ConfigError with the reason."""
+    """Imports the object at a dotted path. If importing its module fails, with an error of any type, raises ConfigError
+    with the reason."""
     module, _, name = target.rpartition(".")
     try:
         loaded = import_module(module)

@@ -172,8 +172,8 @@ def _batches(asked: Sequence[int], lengths: Sequence[int], tokens_at_once: int) 
 
 
 def _padded(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Returns a batch for model.evaluation.answer, of (context, continuation) rows. Padding follows each text, which
-    does not see it, and is not scored."""
+    """Returns a batch for model.evaluation.answer from the token ids of contexts and their continuations. Shorter rows
+    are padded at the end: attention is causal, so no token attends to the padding, and it is not scored."""
     length = max(len(context) + len(rest) for context, rest in rows) - 1
     tokens = torch.zeros(len(rows), length + 1, dtype=torch.int64)
     targets = torch.full((len(rows), length), IGNORE)
@@ -215,7 +215,7 @@ def register() -> type:
             from model.precision import autocast
 
             super().__init__()
-            # The harness passes device="cuda" by default, with or without a GPU.
+            # lm-evaluation-harness passes device="cuda" by default, also on a machine without a GPU.
             accelerator = accelerator or ("cpu" if device == "cpu" else "auto")
             check_device(accelerator, precision)
             trust_classes(trust.split("+") if trust else None)

@@ -146,7 +146,7 @@ def with_test_split(splits: dict, path: str) -> dict:
 
 @cache
 def _say_once(message: str) -> None:
-    """Logs a message once, since a command may list the files several times."""
+    """Logs a message the first time only: a command lists the files several times, and would repeat it."""
     log.info(message)
 
 

@@ -109,7 +109,7 @@ class Efficiency(Callback):
         self._look_for_others()
 
     def _look_for_others(self) -> None:
-        """While the clock stands: it takes time to ask the device."""
+        """Updates `other_bytes`. Called only while no speed is measured, since asking the device takes time."""
         found = [count for count in (self.other_bytes, bytes_of_others(self.device)) if count is not None]
         self.other_bytes = max(found, default=None)
 

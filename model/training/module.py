@@ -227,7 +227,7 @@ class LanguageModel(lightning.LightningModule):
         self.stepped = True
 
     def train_metrics(self) -> dict[str, float]:
-        """Returns the metrics of the step that has just ended. Waits for the device, so only logged steps call it."""
+        """Returns the metrics of the last step. It waits for the device, so it is called only for logged steps."""
         self.checks.check()
         sums = self._over_ranks(self.sums).tolist()
         return {

@@ -28,7 +28,8 @@ def surroundings() -> dict[str, Any]:
 
 
 def earlier_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the rows of the file `arguments.output` if `arguments.append` is set and it exists; otherwise none."""
+    """Returns the rows to which a run with `--append` adds its own: those of `arguments.output`, if it exists. Without
+    `--append`, an empty list."""
     if not arguments.append or not arguments.output.exists():
         return []
     return json.loads(arguments.output.read_text())["rows"]

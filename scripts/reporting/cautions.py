@@ -141,7 +141,7 @@ def _passes(job: Job) -> float | None:
 
 
 def _without_control(evaluated: Sequence[Row]) -> list[str]:
-    """Returns a warning if no model was trained at short context, to which long context could be compared."""
+    """Returns a caution if all models were trained at long context: nothing shows what short context reaches."""
     long = [row.sequence_length for row in evaluated if (row.sequence_length or 0) >= LONG]
     if len(evaluated) < 2 or not long or any(row.is_control or row.control for row in evaluated):
         return []

@@ -77,7 +77,7 @@ def test_a_mixture_of_token_files_alone_and_what_it_refuses(mixture, shards, tok
 
 
 class Generating(GeneratingSource):
-    """Keeps the documents in which it was asked to generate."""
+    """A source that records the documents from which it was asked to generate sequences."""
 
     def __init__(self):
         self.seen = []

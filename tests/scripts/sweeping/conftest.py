@@ -128,7 +128,7 @@ def run_by_another(folder: Path, hash: str, state: str) -> Iterator[Event]:
 
 
 def at_message(part: str, happens: Callable[[], None]) -> Callable[..., None]:
-    """Returns a log function that calls `happens` with each message that has `part`."""
+    """Returns a function to take the place of log.info. It calls `happens` when a message contains `part`."""
 
     def info(message: str, *values: object) -> None:
         if part in message % values:
